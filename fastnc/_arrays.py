@@ -1,0 +1,112 @@
+"""Where an array lives, and whether a call's arrays fit together: one sentence if not."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+FLOATS = ("float32", "float64")
+
+
+def is_torch(x: Any) -> bool:
+    """Whether `x` is a torch tensor; torch is not imported to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def home(x: Any) -> str:
+    """`"cpu"` or `"gpu"`: the kernels that run on `x`, decided by where it lives."""
+    if is_torch(x):
+        match x.device.type:
+            case "cpu":
+                return "cpu"
+            case "cuda":
+                return "gpu"
+            case other:
+                raise ValueError(
+                    f"tensors on the device {other!r} are not served; move them to 'cpu' or 'cuda'."
+                )
+    return "cpu"
+
+
+def dtype_name(x: Any) -> str:
+    """`"float32"` for an array or a tensor of that dtype, and so on."""
+    return str(x.dtype).removeprefix("torch.")
+
+
+def as_numpy(x: Any) -> np.ndarray:
+    """`x` as a NumPy array, without a copy where it shares memory (a CPU tensor does)."""
+    if is_torch(x):
+        return x.detach().cpu().numpy()
+    return np.asarray(x)
+
+
+def like(result: np.ndarray, x: Any) -> Any:
+    """`result` in the library and on the device of `x`."""
+    if is_torch(x):
+        import torch
+
+        return torch.from_numpy(result).to(x.device)
+    return result
+
+
+def check_matrix(name: str, x: Any, shape: tuple[int | None, int | None]) -> None:
+    """`x` must be a 2-d float array whose sizes are those of `shape` (None: any, at least 1)."""
+    if not hasattr(x, "dtype") or not hasattr(x, "shape"):
+        raise TypeError(f"`{name}` must be a NumPy array or a torch tensor; got {type(x).__name__}.")
+    if len(x.shape) != 2:
+        raise ValueError(f"`{name}` must have 2 dimensions; got shape {tuple(x.shape)}.")
+    for axis, want in enumerate(shape):
+        if want is not None and x.shape[axis] != want:
+            raise ValueError(
+                f"`{name}` must have {want} {('rows', 'columns')[axis]}; got shape {tuple(x.shape)}."
+            )
+        if x.shape[axis] == 0:
+            raise ValueError(f"`{name}` must not be empty; got shape {tuple(x.shape)}.")
+    if dtype_name(x) not in FLOATS:
+        raise TypeError(
+            f"`{name}` must be float32 or float64; got {dtype_name(x)}. Convert it first."
+        )
+
+
+def check_finite(name: str, x: np.ndarray) -> None:
+    """`x` must hold neither NaN nor infinity; the first bad row is named."""
+    # A sum is one pass without a temporary; it is not finite whenever an entry is not.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.sum(x, dtype=np.float64)
+    if not np.isfinite(total):
+        bad = np.argwhere(~np.isfinite(x))
+        if len(bad):
+            where = tuple(int(i) for i in bad[0])
+            raise ValueError(f"`{name}` must be finite; got {x[where]} at index {where}.")
+
+
+def check_labels(y: np.ndarray, n_samples: int, n_classes: int | None) -> None:
+    """`y` must be `n_samples` integers, in 0..n_classes-1 where that is given."""
+    if y.ndim != 1:
+        raise ValueError(f"`y` must have 1 dimension; got shape {y.shape}.")
+    if not np.issubdtype(y.dtype, np.integer):
+        raise TypeError(f"`y` must hold integers; got {y.dtype}.")
+    if len(y) != n_samples:
+        raise ValueError(f"`y` must have one label a sample ({n_samples}); got {len(y)}.")
+    if n_classes is not None and len(y) and not (y.min() >= 0 and y.max() < n_classes):
+        index = int(np.argmax((y < 0) | (y >= n_classes)))
+        raise ValueError(
+            f"`y` must lie in 0..{n_classes - 1} ({n_classes} classes were given); "
+            f"got {y[index]} at index {index}. Relabel, or give a `W` with more rows."
+        )
+
+
+def check_positive(name: str, value: float) -> None:
+    """`value` must be a finite number above zero."""
+    if not (np.isscalar(value) and np.isfinite(value) and value > 0):
+        raise ValueError(f"`{name}` must be a positive number; got {value!r}.")
+
+
+def check_count(name: str, value: Any, least: int) -> int:
+    """`value` must be an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"`{name}` must be an integer of at least {least}; got {value!r}.")
+    return int(value)
