@@ -1,0 +1,133 @@
+"""What a run leaves behind: one column a quantity, one row a snapshot, and where it ended."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastnc._files import atomic_write, read_npz, write_npz
+
+_COLUMN = "column/"
+
+
+class Trajectory:
+    """Snapshots of a run, its last W and H, and what was run.
+
+    `run["within_class"]` is a column; `run.columns` names them all, the time first: `"epoch"`
+    (0 is the start) or, of a flow, `"log10_time"` (-inf at t = 0).
+
+    Parameters
+    ----------
+    columns : mapping of str to (S,) array
+        One row a snapshot; the first column is the time.
+    W, H, y : (K, d), (N, d), (N,) arrays
+        Where the run ended, and its labels.
+    about : mapping of JSON values
+        What was run: model, lr, seed, ...
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, ArrayLike],
+        W: NDArray[Any],
+        H: NDArray[Any],
+        y: NDArray[Any],
+        about: Mapping[str, Any],
+    ) -> None:
+        self._columns = {name: np.asarray(values) for name, values in columns.items()}
+        lengths = {name: len(values) for name, values in self._columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"`columns` must have one length; got {lengths}.")
+        self.W, self.H, self.y = W, H, y
+        self.about = dict(about)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns, the time first."""
+        return tuple(self._columns)
+
+    @property
+    def time(self) -> str:
+        """Name of the first column: "epoch" or "log10_time"."""
+        return self.columns[0]
+
+    @property
+    def log10_time(self) -> NDArray[np.float64]:
+        """log10 of the time of every snapshot (S,), -inf at the start."""
+        if self.time == "log10_time":
+            return np.asarray(self["log10_time"], dtype=np.float64)
+        with np.errstate(divide="ignore"):
+            return np.log10(np.asarray(self[self.time], dtype=np.float64))
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        try:
+            return self._columns[name]
+        except KeyError:
+            raise KeyError(
+                f"no column {name!r}; this run has {', '.join(self.columns)}."
+            ) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._columns
+
+    def __len__(self) -> int:
+        return len(self._columns[self.time])
+
+    def __repr__(self) -> str:
+        K, d = self.W.shape
+        last = f"{self.time}={self[self.time][-1]:g}" if len(self) else "no snapshot"
+        return f"Trajectory(K={K}, d={d}, N={len(self.H)}, {len(self)} snapshots to {last})"
+
+    def at(self, name: str, log10_time: ArrayLike) -> NDArray[Any]:
+        """The column `name` at the last snapshots not after the given times."""
+        index = np.searchsorted(self.log10_time, np.asarray(log10_time) + 1e-12, side="right") - 1
+        return self[name][np.maximum(index, 0)]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write everything to one `.npz` (no pickle), atomically."""
+        arrays = {_COLUMN + name: values for name, values in self._columns.items()}
+        about = np.array(json.dumps(self.about))
+        return write_npz(path, {**arrays, "W": self.W, "H": self.H, "y": self.y, "about": about})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Trajectory:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        ValueError
+            The file is damaged or is not a trajectory.
+        """
+        arrays = read_npz(path, "the trajectory")
+        try:
+            columns = {
+                name.removeprefix(_COLUMN): values
+                for name, values in arrays.items()
+                if name.startswith(_COLUMN)
+            }
+            about = json.loads(str(arrays["about"]))
+            if not columns or not isinstance(about, dict):
+                raise ValueError
+            return cls(columns, arrays["W"], arrays["H"], arrays["y"], about)
+        except (KeyError, ValueError, TypeError):
+            raise ValueError(
+                f"{str(path)!r} is not a trajectory that `Trajectory.save` wrote."
+            ) from None
+
+    def to_csv(self, path: str | os.PathLike[str]) -> Path:
+        """Write the columns as CSV with every digit, atomically."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(self.columns)
+        writer.writerows(zip(*(c.tolist() for c in self._columns.values()), strict=True))
+        return atomic_write(path, lambda file: file.write(text.getvalue().encode()))

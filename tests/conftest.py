@@ -1,0 +1,21 @@
+"""One compile cache for the whole suite, renewed whenever a kernel's source changes.
+
+Numba's own cache does not notice that a function called from another file was edited, so the
+cache's folder carries a hash of every kernel's source and of what changes the compiled code.
+"""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+if "NUMBA_CACHE_DIR" not in os.environ:
+    kernels = Path(__file__).parent.parent / "kernels"
+    digest = hashlib.sha256(os.environ.get("NUMBA_BOUNDSCHECK", "").encode())
+    for source in sorted(kernels.glob("*_cpu.py")):
+        digest.update(source.read_bytes())
+    os.environ["NUMBA_CACHE_DIR"] = str(
+        Path(tempfile.gettempdir()) / f"fastnc-numba-{os.getuid()}-{digest.hexdigest()[:16]}"
+    )
+# Figures are only ever written to files here.
+os.environ.setdefault("MPLBACKEND", "Agg")
