@@ -48,7 +48,7 @@ _HOME = {
 }
 _MODULES = {"kernels", "models", "nn", "plots", "reference", "landscape", "training"}
 
-__all__ = ["__version__", *_HOME, *sorted(_MODULES)]  # noqa: PLE0604
+__all__ = ["__version__", *_HOME, *sorted(_MODULES)]
 
 
 def __getattr__(name: str) -> Any:

@@ -55,13 +55,16 @@ def like(result: np.ndarray, x: Any) -> Any:
 def check_matrix(name: str, x: Any, shape: tuple[int | None, int | None]) -> None:
     """`x` must be a 2-d float array whose sizes are those of `shape` (None: any, at least 1)."""
     if not hasattr(x, "dtype") or not hasattr(x, "shape"):
-        raise TypeError(f"`{name}` must be a NumPy array or a torch tensor; got {type(x).__name__}.")
+        raise TypeError(
+            f"`{name}` must be a NumPy array or a torch tensor; got {type(x).__name__}."
+        )
     if len(x.shape) != 2:
         raise ValueError(f"`{name}` must have 2 dimensions; got shape {tuple(x.shape)}.")
     for axis, want in enumerate(shape):
         if want is not None and x.shape[axis] != want:
             raise ValueError(
-                f"`{name}` must have {want} {('rows', 'columns')[axis]}; got shape {tuple(x.shape)}."
+                f"`{name}` must have {want} {('rows', 'columns')[axis]}; "
+                f"got shape {tuple(x.shape)}."
             )
         if x.shape[axis] == 0:
             raise ValueError(f"`{name}` must not be empty; got shape {tuple(x.shape)}.")
@@ -103,6 +106,12 @@ def check_positive(name: str, value: float) -> None:
     """`value` must be a finite number above zero."""
     if not (np.isscalar(value) and np.isfinite(value) and value > 0):
         raise ValueError(f"`{name}` must be a positive number; got {value!r}.")
+
+
+def check_at_least_zero(name: str, value: float) -> None:
+    """`value` must be a finite number of at least zero."""
+    if not (np.isscalar(value) and np.isfinite(value) and value >= 0):
+        raise ValueError(f"`{name}` must be a number of at least 0; got {value!r}.")
 
 
 def check_count(name: str, value: Any, least: int) -> int:

@@ -15,7 +15,9 @@ class Bar(Protocol):
 
 
 @contextmanager
-def progress(total: float, unit: str, label: str, done: float = 0) -> Iterator[Bar]:
+def progress_bar(
+    total: float, unit: str, label: str, done: float = 0, show: bool = True
+) -> Iterator[Bar]:
     """A bar on stderr that appears after a second, and only on a terminal."""
     from tqdm import tqdm
 
@@ -25,7 +27,7 @@ def progress(total: float, unit: str, label: str, done: float = 0) -> Iterator[B
         desc=label,
         unit=f" {unit}",
         unit_scale=True,
-        disable=None,
+        disable=None if show else True,
         delay=1.0,
         dynamic_ncols=True,
         smoothing=0.1,

@@ -1,0 +1,68 @@
+"""Where a run was, in one file: a stepper's state, the rows so far, and which problem it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastnc._files import describe, read_npz, write_npz
+
+_STATE, _COLUMN = "state/", "column/"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A moment of a run; `problem` holds JSON values that a resumed run must share."""
+
+    epoch: int
+    problem: dict[str, Any]
+    state: dict[str, NDArray[Any]]
+    columns: dict[str, NDArray[Any]]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one `.npz` atomically: a kill leaves the last one or this one, whole."""
+        arrays = {_STATE + name: values for name, values in self.state.items()}
+        arrays |= {_COLUMN + name: values for name, values in self.columns.items()}
+        arrays["epoch"] = np.array(self.epoch)
+        arrays["problem"] = np.array(json.dumps(self.problem))
+        return write_npz(path, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], problem: dict[str, Any]) -> Checkpoint:
+        """Read a checkpoint of `problem`.
+
+        Raises
+        ------
+        ValueError
+            The file is damaged, or belongs to another problem; the message says which value
+            differs. The file is left as it was.
+        """
+        arrays = read_npz(path, "the checkpoint")
+        try:
+            epoch, found = int(arrays["epoch"]), json.loads(str(arrays["problem"]))
+            state = _under(_STATE, arrays)
+            columns = _under(_COLUMN, arrays)
+            if not (isinstance(found, dict) and state and columns):
+                raise ValueError
+        except (KeyError, ValueError, TypeError):
+            raise ValueError(
+                f"the checkpoint {str(path)!r} is not one that fastnc wrote. Nothing was changed."
+            ) from None
+        for name in sorted(problem.keys() | found.keys()):
+            if problem.get(name) != found.get(name):
+                raise ValueError(
+                    f"the checkpoint {str(path)!r} is of another problem: its `{name}` is "
+                    f"{describe(found.get(name))}, this run's is {describe(problem.get(name))}. "
+                    "Give the same options, or another folder, or do not resume."
+                )
+        return cls(epoch, found, state, columns)
+
+
+def _under(prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}

@@ -1,0 +1,57 @@
+"""`fastnc ulpm`: the paper's Figure 2, from nothing to the picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def ulpm(
+    n_classes: Annotated[int, typer.Option(help="Classes K, at least 2.")] = 5,
+    n_per_class: Annotated[int, typer.Option(help="Samples a class, n.")] = 10,
+    dim: Annotated[int, typer.Option(help="Features d.")] = 20,
+    lr: Annotated[float, typer.Option(help="Step size on the mean loss.")] = 5.0,
+    epochs: Annotated[int, typer.Option(help="Epochs of gradient descent.")] = 100_000,
+    seed: Annotated[int, typer.Option(help="Seed of the Gaussian start.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float64, or float32 (compensated).")] = "float64",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    snapshots: Annotated[int, typer.Option(help="Snapshots a decade of epochs.")] = 40,
+    out: Annotated[Path, typer.Option(help="Folder for everything written.")] = Path("runs/ulpm"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    checkpoint_every: Annotated[
+        float, typer.Option(help="Seconds between checkpoints; 0: at every opportunity.")
+    ] = 60.0,
+) -> None:
+    """Gradient descent on the unconstrained layer-peeled model: the paper's Figure 2.
+
+    Writes figure2.png, figure2.pdf, run.npz, run.csv and checkpoint.npz to --out.
+    """
+    from fastnc._files import out_dir
+    from fastnc.descent import descend
+    from fastnc.models import ULPM
+    from fastnc.stopping import Diverged, Interrupted
+
+    model = ULPM(n_classes, n_per_class, dim)
+    folder = out_dir(out)
+    checkpoint = folder / "checkpoint.npz"
+    if resume and not checkpoint.exists():
+        print(f"No checkpoint in {folder}: starting afresh.")
+    try:
+        run = descend(
+            model, lr, epochs, seed, snapshots=snapshots, dtype=dtype, device=device,
+            checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume, progress=True,
+        )  # fmt: skip
+    except (Diverged, Interrupted) as stop:
+        stop.run.save(folder / "run.npz")
+        print(f"The snapshots so far are in {folder / 'run.npz'}.")
+        if isinstance(stop, Interrupted):
+            print("Go on with the same command and --resume.")
+        raise
+    written = [run.save(folder / "run.npz"), run.to_csv(folder / "run.csv")]
+    from fastnc.plots import figure2, save, summary
+
+    print(summary(run))
+    written += save(figure2(run), folder / "figure2")
+    print("\nWritten:", *written, sep="\n  ")

@@ -1,0 +1,186 @@
+"""Gradient descent for as many epochs as one likes: section 4 of the paper and beyond."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastnc import _arrays
+from fastnc._run import Callback, Run
+from fastnc.models import ULPM
+from fastnc.steppers import Stepper
+from fastnc.trajectory import Trajectory
+
+Schedule = Literal["constant", "loss-scaled"]
+
+
+def descend(
+    model: Any,
+    lr: float = 5.0,
+    epochs: int = 100_000,
+    seed: int = 0,
+    W: NDArray[Any] | None = None,
+    H: NDArray[Any] | None = None,
+    snapshots: int = 40,
+    *,
+    dtype: Literal["float32", "float64"] | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+    schedule: Schedule = "constant",
+    noise: float = 0.0,
+    callback: Callback | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: float = 60.0,
+    resume: bool = False,
+    progress: bool = False,
+) -> Trajectory:
+    """Gradient descent on the mean loss of a model, measured at log-spaced epochs.
+
+    `W <- W - lr dL/dW`, `H <- H - lr dL/dH` with L the objective (4) divided by N: the
+    experiment of Figure 2. Equivalent to the obvious NumPy loop, with the tail of the loss kept
+    exact and, in float32, compensated updates.
+
+    Parameters
+    ----------
+    model : ULPM or another model of `fastnc.models`
+    lr : float > 0
+        Step size on the *mean* loss.
+    epochs : int >= 1
+    seed : int >= 0
+        Of `model.init`, and of the noise.
+    W, H : (K, d), (N, d) arrays, optional
+        Where to start instead; they are copied.
+    snapshots : int >= 1
+        Snapshots a decade of epochs; the epochs 0, 1 and the last are always among them.
+    dtype : "float32" or "float64", optional
+        Of the run; by default that of `W` and `H`, else float64.
+    device : "cpu" or "cuda"
+        Where the epochs are made; snapshots are measured on the CPU.
+    schedule : "constant" or "loss-scaled"
+        "loss-scaled" ignores `lr` and takes the step of section 5.3's wish, which grows as the
+        loss falls.
+    noise : float >= 0
+        Standard deviation of Gaussian noise added to every entry of the gradient.
+    callback : callable, optional
+        Is called with each snapshot, a dict of the columns; a true result stops the run.
+    checkpoint : path, optional
+        File to which the state is written every `checkpoint_every` seconds (0: at every
+        opportunity) and at the end.
+    resume : bool
+        Go on from `checkpoint` if it exists; the end has the same bits as without a stop.
+    progress : bool
+        Show a progress bar on a terminal.
+
+    Returns
+    -------
+    Trajectory
+        One row a snapshot; the first column is `"epoch"`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Arguments that make no sense, or a checkpoint that is damaged or of another problem.
+    Diverged
+        W or H stopped being finite; `.run` holds what there was.
+    Interrupted
+        Ctrl-C; the checkpoint, if any, has been written, and `.run` holds what there was.
+
+    Examples
+    --------
+    >>> import fastnc
+    >>> run = fastnc.descend(fastnc.ULPM(5, 10, 20), epochs=1000)
+    >>> bool(run["margin"][-1] > 0)
+    True
+    """
+    _arrays.check_positive("lr", lr)
+    _arrays.check_count("epochs", epochs, 1)
+    _arrays.check_count("snapshots", snapshots, 1)
+    _arrays.check_at_least_zero("noise", noise)
+    _arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
+    W, H = start(model, seed, W, H, dtype)
+    about = {
+        "kind": "descent",
+        "model": repr(model),
+        "lr": float(lr),
+        "seed": int(seed),
+        "dtype": W.dtype.name,
+        "device": device,
+        "schedule": schedule,
+        "noise": float(noise),
+        "snapshots": int(snapshots),
+        "start": _fingerprint(W, H, model.y),
+    }
+    stepper = choose_stepper(model, W, H, lr, schedule, noise, seed, device)
+    run = Run(stepper, model.y, about, epochs, callback)
+    return run.go(checkpoint, checkpoint_every, resume, progress)
+
+
+def start(
+    model: Any, seed: int, W: Any, H: Any, dtype: str | None
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Copies of the given W and H, or the model's own Gaussian start, checked."""
+    given = W if W is not None else H
+    if given is None:
+        return model.init(seed, dtype or "float64")
+    own_W, own_H = model.init(seed, dtype or _arrays.dtype_name(given))
+    K, d = own_W.shape
+    for name, x, rows in (("W", W, K), ("H", H, len(own_H))):
+        if x is None:
+            continue
+        _arrays.check_matrix(name, x, (rows, d))
+        array = _arrays.as_numpy(x)
+        _arrays.check_finite(name, array)
+        np.copyto({"W": own_W, "H": own_H}[name], array)
+    return own_W, own_H
+
+
+def choose_stepper(
+    model: Any,
+    W: NDArray[Any],
+    H: NDArray[Any],
+    lr: float,
+    schedule: str,
+    noise: float,
+    seed: int,
+    device: str,
+) -> Stepper:
+    """The way to make an epoch of `model` that was asked for; imports only that one."""
+    plain = isinstance(model, ULPM)
+    match (plain, device, schedule, noise > 0):
+        case (True, "cpu", "constant", False):
+            from fastnc.steppers.plain import PlainDescent
+
+            return PlainDescent(W, H, model.y, lr)
+        case (True, "cpu", "constant", True):
+            from fastnc.steppers.noisy import NoisyDescent
+
+            return NoisyDescent(W, H, model.y, lr, noise, seed)
+        case (True, "cpu", "loss-scaled", False):
+            from fastnc.steppers.loss_scaled import LossScaledDescent
+
+            return LossScaledDescent(W, H, model.y)
+        case (True, "cuda", "constant", False):
+            from fastnc.steppers.cuda import CudaDescent
+
+            return CudaDescent(W, H, model.y, lr)
+        case (False, "cpu", "constant", False):
+            from fastnc.steppers.penalised import PenalisedDescent
+
+            return PenalisedDescent(model, W, H, lr)
+        case _:
+            raise ValueError(
+                f"no way to descend is known for device={device!r}, schedule={schedule!r}, "
+                f"noise={noise!r} on {type(model).__name__}: `device` must be 'cpu' or 'cuda', "
+                "`schedule` 'constant' or 'loss-scaled'; a schedule, noise and CUDA go neither "
+                "together nor with a model other than the ULPM."
+            )
+
+
+def _fingerprint(*arrays: NDArray[Any]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:32]

@@ -1,0 +1,16 @@
+"""Figures: each function takes a result and returns a matplotlib `Figure`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {"figure2": "figure2", "save": "_style", "summary": "figure2"}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fastnc.plots' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"fastnc.plots.{_HOME[name]}"), name)

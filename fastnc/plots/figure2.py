@@ -1,0 +1,87 @@
+"""Figure 2 of the paper: a run's way to neural collapse, in four panels."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fastnc.plots._style import CLASSIFIER, FEATURES, log_log_time
+from fastnc.trajectory import Trajectory
+
+# Title of each panel, and its columns with their colours and legends.
+PANELS = (
+    (
+        "(a) variation of the norms",
+        (
+            ("equinorm_features", FEATURES, "features"),
+            ("equinorm_classifier", CLASSIFIER, "classifier"),
+        ),
+    ),
+    ("(b) within-class variation", (("within_class", FEATURES, "features"),)),
+    (
+        "(c) cosines to the simplex ETF",
+        (
+            ("equiangular_features", FEATURES, "features"),
+            ("equiangular_classifier", CLASSIFIER, "classifier"),
+        ),
+    ),
+    ("(d) self-duality", (("self_duality", FEATURES, "features to classifier"),)),
+)
+
+
+def figure2(run: Trajectory, title: str | None = None) -> Figure:
+    """The paper's Figure 2 of a run or a flow: x is log log t, y is logarithmic.
+
+    Panels: (a) Std/Avg of the norms of centred class means and classifiers; (b) average
+    distance to the class mean over average distance to the global mean; (c) average
+    |cos + 1/(K-1)| over pairs; (d) average distance of the normalised class means to the
+    normalised classifiers. Times below 10 are left out.
+    """
+    figure = Figure(figsize=(13.0, 3.4), layout="constrained")
+    log10_time = run.log10_time
+    shown = log10_time >= 1.0
+    if not shown.any():
+        raise ValueError(
+            f"a figure on the log log t axis needs times of at least 10; the run ends at "
+            f"10^{log10_time[-1]:.3g}. Run for longer."
+        )
+    for axes, (heading, lines) in zip(figure.subplots(1, 4), PANELS, strict=True):
+        for name, colour, label in lines:
+            axes.plot(log10_time[shown], run[name][shown], color=colour, label=label, lw=1.8)
+        axes.set_yscale("log")
+        log_log_time(axes, 1.0, max(float(log10_time[-1]), 1.0 + 1e-3))
+        axes.set_title(heading, fontsize=11)
+        axes.set_xlabel(
+            "epoch t (log log scale)" if run.time == "epoch" else "time t (log log scale)"
+        )
+        axes.grid(True, which="both", color="0.9", lw=0.6)
+        axes.set_axisbelow(True)
+        if len(lines) > 1:
+            axes.legend(frameon=False, fontsize=9)
+    if title is not None:
+        figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def summary(run: Trajectory) -> str:
+    """A text table of Figure 2's quantities and the margin at t = 10, 100, ... and the end."""
+    names = [name for _, lines in PANELS for name, *_ in lines] + ["nc1", "margin", "margin_ratio"]
+    names = [name for name in names if name in run]
+    last = float(run.log10_time[-1])
+    times = (
+        [float(u) for u in range(1, int(np.floor(last)) + 1)]
+        if last <= 12
+        else [10.0**e for e in range(int(np.floor(np.log10(last))) + 1)]
+    )
+    if not times or times[-1] < last:
+        times.append(last)
+    width = max(map(len, names))
+    lines = [f"{'t':<{width}}" + "".join(f"{_time(u):>12}" for u in times)]
+    lines += [
+        f"{name:<{width}}" + "".join(f"{v:>12.4g}" for v in run.at(name, times)) for name in names
+    ]
+    return "\n".join(lines)
+
+
+def _time(log10_time: float) -> str:
+    return f"{10.0**log10_time:.3g}" if log10_time <= 12 else f"10^{log10_time:g}"
