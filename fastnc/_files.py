@@ -54,9 +54,10 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"{what} {str(path)!r} does not exist.")
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        with open(path, "rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("not a zip archive")
+                raise ValueError("not an archive of arrays")
             return {name: archive[name] for name in archive.files}
     except (
         ValueError, EOFError, KeyError, OSError, MemoryError, SyntaxError,

@@ -71,9 +71,7 @@ class Trajectory:
         try:
             return self._columns[name]
         except KeyError:
-            raise KeyError(
-                f"no column {name!r}; this run has {', '.join(self.columns)}."
-            ) from None
+            raise KeyError(f"no column {name!r}; this run has {', '.join(self.columns)}.") from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._columns

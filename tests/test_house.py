@@ -1,0 +1,54 @@
+"""The layout that makes `kernels/` importable without an installed package of that name."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_kernels_are_reached_through_the_link_only():
+    link = ROOT / "fastnc" / "kernels"
+    assert link.is_symlink() and link.resolve() == ROOT / "kernels"
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    offending = [
+        str(path)
+        for folder in ("fastnc", "kernels", "bench", "tests", "examples")
+        for path in (ROOT / folder).rglob("*.py")
+        if re.search(r"^\s*(import|from) kernels\b", path.read_text(), re.MULTILINE)
+    ]
+    assert offending == []
+
+
+def test_import_is_light():
+    code = (
+        "import sys, fastnc, fastnc.cli; fastnc.cli.build();"
+        "print([m for m in ('numba', 'torch', 'triton', 'matplotlib', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_resolves():
+    import fastnc
+
+    for name in fastnc.__all__:
+        assert getattr(fastnc, name) is not None
+        assert name in dir(fastnc)
+    with pytest.raises(AttributeError, match="no attribute 'lose'"):
+        _ = fastnc.lose
+
+
+def test_every_file_says_what_it_is_and_stays_readable():
+    import ast
+
+    for folder in ("fastnc", "kernels"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if (ROOT / "fastnc" / "kernels") in path.parents:
+                continue
+            text = path.read_text()
+            assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
+            assert len(text.splitlines()) <= 400, f"{path} has more than 400 lines"

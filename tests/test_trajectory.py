@@ -1,0 +1,51 @@
+"""What a run leaves behind: columns, files, and clear refusals."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from fastnc import Trajectory
+
+
+@pytest.fixture
+def run():
+    columns = {"epoch": [0, 1, 10, 100], "margin": [-1.0, 0.1, np.nan, 1 / 3]}
+    rng = np.random.default_rng(0)
+    return Trajectory(
+        columns, rng.normal(size=(2, 3)), rng.normal(size=(4, 3)), np.array([0, 1, 0, 1]), {"lr": 5}
+    )
+
+
+def test_columns_and_times(run):
+    assert run.columns == ("epoch", "margin") and run.time == "epoch" and len(run) == 4
+    assert run.log10_time.tolist() == [-np.inf, 0.0, 1.0, 2.0]
+    assert run.at("epoch", [0.0, 1.5, 2.0, 9.0]).tolist() == [1, 10, 100, 100]
+    assert "margin" in run and "loss" not in run
+    with pytest.raises(KeyError, match="no column 'loss'; this run has epoch, margin"):
+        run["loss"]
+    assert "4 snapshots to epoch=100" in repr(run)
+
+
+def test_save_and_load_keep_every_bit(run, tmp_path):
+    back = Trajectory.load(run.save(tmp_path / "run.npz"))
+    assert back.columns == run.columns and back.about == run.about
+    for name in run.columns:
+        assert back[name].tobytes() == run[name].tobytes()
+    for name in ("W", "H", "y"):
+        assert getattr(back, name).tobytes() == getattr(run, name).tobytes()
+
+
+def test_csv_keeps_every_digit(run, tmp_path):
+    with open(run.to_csv(tmp_path / "run.csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[3]["margin"]) == 1 / 3 and rows[2]["epoch"] == "10"
+    assert np.isnan(float(rows[2]["margin"]))
+
+
+def test_other_files_are_refused(run, tmp_path):
+    np.savez(tmp_path / "x.npz", W=np.ones(3))
+    with pytest.raises(ValueError, match="is not a trajectory"):
+        Trajectory.load(tmp_path / "x.npz")
+    with pytest.raises(ValueError, match="must have one length"):
+        Trajectory({"epoch": [1], "margin": [1, 2]}, run.W, run.H, run.y, {})

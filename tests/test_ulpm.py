@@ -1,0 +1,53 @@
+"""The model's sizes, labels and start."""
+
+import numpy as np
+import pytest
+
+from fastnc import ULPM
+
+
+def test_balanced_labels_and_sizes():
+    model = ULPM(n_classes=3, n_per_class=2, dim=4)
+    assert model.y.tolist() == [0, 0, 1, 1, 2, 2] and model.n_samples == 6
+    assert model.class_sizes.tolist() == [2, 2, 2]
+    assert ULPM(3, dim=4, labels=[2, 0, 2]).class_sizes.tolist() == [1, 0, 2]
+
+
+def test_the_start_has_variance_one_over_dim_and_is_the_seeds():
+    model = ULPM(n_classes=200, n_per_class=5, dim=50)
+    W, H = model.init(seed=3)
+    # 10,000 and 50,000 entries: the sample variance is within 5 standard errors of 1/d.
+    assert W.var() == pytest.approx(1 / 50, rel=5 * np.sqrt(2 / W.size))
+    assert H.var() == pytest.approx(1 / 50, rel=5 * np.sqrt(2 / H.size))
+    again_W, again_H = model.init(seed=3)
+    assert np.array_equal(W, again_W) and np.array_equal(H, again_H)
+    assert not np.array_equal(W, model.init(seed=4)[0])
+    assert np.array_equal(model.init(3, "float32")[0], W.astype("float32"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"n_classes": 1, "n_per_class": 2}, "`n_classes` must be an integer of at least 2; got 1"),
+        ({"n_per_class": 0}, "`n_per_class` must be an integer of at least 1; got 0"),
+        ({"n_per_class": 2, "dim": 0}, "`dim` must be an integer of at least 1; got 0"),
+        ({"n_per_class": 2, "dim": 2.5}, "`dim` must be an integer of at least 1; got 2.5"),
+        ({}, "exactly one of `n_per_class` and `labels`"),
+        ({"n_per_class": 2, "labels": [0]}, "exactly one of `n_per_class` and `labels`"),
+        ({"labels": []}, "`labels` must hold at least one label"),
+        ({"labels": [0, 5]}, r"must lie in 0..4 \(5 classes were given\); got 5 at index 1"),
+        ({"labels": [0.5]}, "must hold integers; got float64"),
+        ({"labels": [[0]]}, "must have 1 dimension"),
+    ],
+)
+def test_bad_sizes_and_labels(arguments, sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        ULPM(**arguments)
+
+
+def test_bad_starts():
+    model = ULPM(5, 2, 3)
+    with pytest.raises(ValueError, match="`seed` must be an integer of at least 0"):
+        model.init(seed=-1)
+    with pytest.raises(TypeError, match="`dtype` must be 'float32' or 'float64'; got 'float16'"):
+        model.init(dtype="float16")
