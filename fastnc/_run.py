@@ -24,6 +24,9 @@ Callback = Callable[[dict[str, float]], object]
 # Epochs are made in slices of about this long, so that Ctrl-C, the clock of the checkpoints
 # and the progress bar are looked at between them. Slices change no bit of the result.
 _SECONDS_A_SLICE = 0.2
+# A slice of one epoch over more features than this is not preceded by a copy of the state, which
+# would cost as much as the epoch: should it diverge, W and H are lost and the snapshots are not.
+_CHEAP_TO_COPY = 1_000_000
 
 
 def snapshot_epochs(epochs: int, a_decade: int) -> list[int]:
@@ -109,7 +112,8 @@ class Run:
         return True
 
     def _advance(self, made: int) -> None:
-        before = self.stepper.state() if made > 1 else None
+        cheap = made > 1 or self.stepper.H.size <= _CHEAP_TO_COPY
+        before = self.stepper.state() if cheap else None
         self.stepper.advance(made)
         if self._is_finite():
             self.epoch += made
