@@ -1,0 +1,200 @@
+"""The second pass over features whose class means are known: deviations and decisions.
+
+With `x_i = h_i - m_{y_i}`, `c_k = m_k - g` and `C = A Q` (rows c_k; Q (r, d) orthonormal, in
+the eigenvectors of Sigma_B, whose eigenvalues are `lam_j / P`), a sweep over the samples sums
+
+    |x_i|,   |h_i - g|,   sum_j (Q x_i)_j^2 / lam_j      = N tr(Sigma_W Sigma_B^+) / P
+    argmax_k <c_k, h_i - g> - |c_k|^2 / 2                the nearest class mean
+    argmax_k z_k and z_y - max_{j != y} z_j,  z = W (h_i - g) + (W g + bias)
+
+and the pseudo-inverse is never formed. Letters: N samples, d features, P classes that occur,
+K rows of W, r <= min(P - 1, d). Products run over blocks of rows on one BLAS thread each, in
+the dtype of Q; their operands are centred in float64 before any rounding. FLOP: 2 N d (r + K)
++ 2 N r P; bytes: H once. Bound by memory while r + K is below about 20, else by GEMM. Blocks
+are fixed and their sums added in order: any number of threads gives the same bits.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+_SUMS = {"contract", "nsz", "arcp", "reassoc"}
+_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
+RANK_CUT = 1e-12
+
+# What a sweep sums, in the order of `sums_out`; the last is a minimum.
+N_SUMS = 5
+DEVIATION, DISTANCE, PROJECTED, AGREEMENT, MARGIN = range(N_SUMS)
+
+
+@njit(**_OPTIONS)
+def basis(C):
+    """`Q (r, d)`, `lam (r,)` and `A (P, r)`: C = A Q from the smaller of C C^T and C^T C.
+
+    Eigenvalues below 1e-12 of the largest are taken for zero, and one of C C^T always is,
+    since the rows of C add up to nothing.
+    """
+    P, d = C.shape
+    if P <= d:
+        lam, V = np.linalg.eigh(np.dot(C, C.T))
+    else:
+        lam, V = np.linalg.eigh(np.dot(C.T, C))
+    lo = 1 if P <= d else 0
+    while lo < len(lam) and not lam[lo] > RANK_CUT * lam[-1]:
+        lo += 1
+    lam = lam[lo:].copy()
+    V = np.ascontiguousarray(V[:, lo:].T)
+    if P > d:
+        return V, lam, np.dot(C, V.T)
+    Q = np.dot(V, C)
+    A = np.empty((P, len(lam)))
+    for j in range(len(lam)):
+        root = np.sqrt(lam[j])
+        for k in range(d):
+            Q[j, k] /= root
+        for p in range(P):
+            A[p, j] = V[j, p] * root
+    return Q, lam, A
+
+
+@njit(**_OPTIONS)
+def matmul_nt(A, B, out):
+    """out = A B^T."""
+    np.dot(A, B.T, out)
+
+
+@njit(fastmath=_SUMS, **_OPTIONS)
+def _centre(H, order, lo, hi, owner, means, g, X, Y, sums):
+    """X = h - m_y and Y = h - g for a block, and the sums of their norms."""
+    d = H.shape[1]
+    for i in range(lo, hi):
+        a, p = order[i], owner[i]
+        deviation = 0.0
+        distance = 0.0
+        for j in range(d):
+            h = np.float64(H[a, j])
+            x = h - means[p, j]
+            c = h - g[j]
+            deviation += x * x
+            distance += c * c
+            X[i - lo, j] = x
+            Y[i - lo, j] = c
+        sums[DEVIATION] += np.sqrt(deviation)
+        sums[DISTANCE] += np.sqrt(distance)
+
+
+@njit(fastmath=_SUMS, **_OPTIONS)
+def _project(X, Q, A, lam, owner, lo, T, sums):
+    """T = X Q^T + A[y], the projections of h - g; those of x enter NC1 before that."""
+    matmul_nt(X, Q, T)
+    for i in range(len(X)):
+        p = owner[lo + i]
+        square = 0.0
+        for j in range(len(lam)):
+            square += T[i, j] * T[i, j] / lam[j]
+            T[i, j] += A[p, j]
+        sums[PROJECTED] += square
+
+
+@njit(**_OPTIONS)
+def _decide(S, Z, half, offset, owner, present, lo, sums):
+    """Nearest means from the scores S, decisions and margins from the logits Z of a block."""
+    for i in range(len(S)):
+        nearest = 0
+        best = S[i, 0] - half[0]
+        for p in range(1, S.shape[1]):
+            score = S[i, p] - half[p]
+            if score > best:
+                best = score
+                nearest = p
+        label = present[owner[lo + i]]
+        own = Z[i, label] + offset[label]
+        rival = -np.inf
+        chosen = label
+        for k in range(Z.shape[1]):
+            if k != label:
+                z = Z[i, k] + offset[k]
+                if z > rival:
+                    rival = z
+                    chosen = k
+        if own > rival or (own == rival and label < chosen):
+            chosen = label
+        sums[AGREEMENT] += chosen == present[nearest]
+        sums[MARGIN] = min(sums[MARGIN], own - rival)
+
+
+@njit(**_OPTIONS)
+def _block(H, order, owner, present, lo, hi, means, g, Q, A, lam, half, W, offset, sums):
+    """One block of rows; W with no rows asks for no decision."""
+    n, d = hi - lo, H.shape[1]
+    sums[:] = 0.0
+    sums[MARGIN] = np.inf
+    X = np.empty((n, d), Q.dtype)
+    Y = np.empty((n, d), Q.dtype)
+    _centre(H, order, lo, hi, owner, means, g, X, Y, sums)
+    T = np.empty((n, len(lam)), Q.dtype)
+    _project(X, Q, A, lam, owner, lo, T, sums)
+    if len(W) > 0:
+        S = np.empty((n, len(A)), Q.dtype)
+        Z = np.empty((n, len(W)), Q.dtype)
+        matmul_nt(T, A, S)
+        matmul_nt(Y, W, Z)
+        _decide(S, Z, half, offset, owner, present, lo, sums)
+
+
+@njit(**_OPTIONS)
+def block_rows(d, n_classes):
+    """Rows a block: its centred samples and logits fit in a level-2 cache."""
+    return min(max(32768 // (d + n_classes), 16), 256)
+
+
+@njit(**_OPTIONS)
+def add_sums(blocks, sums_out):
+    """Adds the blocks' sums in their order; the margin is the smallest."""
+    for b in range(len(blocks)):
+        for s in range(N_SUMS):
+            if s == MARGIN:
+                sums_out[s] = min(sums_out[s], blocks[b, s])
+            else:
+                sums_out[s] += blocks[b, s]
+
+
+@njit(**_OPTIONS)
+def owners(starts):
+    """For each place in the order by class, the number of its class (N,)."""
+    owner = np.empty(starts[-1], np.int64)
+    for p in range(len(starts) - 1):
+        owner[starts[p] : starts[p + 1]] = p
+    return owner
+
+
+@njit(**_OPTIONS)
+def deviations_serial(H, order, owner, present, means, g, Q, A, lam, half, W, offset, sums_out):
+    """`deviations` on the calling thread alone: the bits are the same."""
+    rows = block_rows(H.shape[1], len(W))
+    n_blocks = (len(order) + rows - 1) // rows
+    blocks = np.empty((n_blocks, N_SUMS))
+    for b in range(n_blocks):
+        hi = min((b + 1) * rows, len(order))
+        _block(
+            H, order, owner, present, b * rows, hi, means, g, Q, A, lam, half, W, offset, blocks[b]
+        )
+    add_sums(blocks, sums_out)
+
+
+@njit(parallel=True, **_OPTIONS)
+def deviations(H, order, owner, present, means, g, Q, A, lam, half, W, offset, sums_out):
+    """Adds the sums of these samples to `sums_out`.
+
+    `order` visits the samples by class, `owner` is the class of each place of that order (its
+    row in `means`), `present` the row of W of each class; means (P, d) and g are float64; Q,
+    A, W share the dtype of the products; `half = |c|^2 / 2`, `offset = W g + bias` are float64.
+    """
+    rows = block_rows(H.shape[1], len(W))
+    n_blocks = (len(order) + rows - 1) // rows
+    blocks = np.empty((n_blocks, N_SUMS))
+    for b in prange(n_blocks):
+        hi = min((b + 1) * rows, len(order))
+        _block(
+            H, order, owner, present, b * rows, hi, means, g, Q, A, lam, half, W, offset, blocks[b]
+        )
+    add_sums(blocks, sums_out)
