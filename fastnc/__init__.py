@@ -34,6 +34,8 @@ _HOME = {
     "sweep": "sweep",
     "flow": "flow",
     "Trajectory": "trajectory",
+    "Diverged": "stopping",
+    "Interrupted": "stopping",
     "collapse_metrics": "metrics",
     "CollapseMetrics": "metrics",
     "ClassStatistics": "statistics",

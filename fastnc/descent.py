@@ -122,19 +122,18 @@ def start(
     model: Any, seed: int, W: Any, H: Any, dtype: str | None
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Copies of the given W and H, or the model's own Gaussian start, checked."""
-    given = W if W is not None else H
-    if given is None:
-        return model.init(seed, dtype or "float64")
-    own_W, own_H = model.init(seed, dtype or _arrays.dtype_name(given))
-    K, d = own_W.shape
-    for name, x, rows in (("W", W, K), ("H", H, len(own_H))):
-        if x is None:
-            continue
-        _arrays.check_matrix(name, x, (rows, d))
-        array = _arrays.as_numpy(x)
-        _arrays.check_finite(name, array)
-        np.copyto({"W": own_W, "H": own_H}[name], array)
-    return own_W, own_H
+    given = {name: x for name, x in (("W", W), ("H", H)) if x is not None}
+    rows = {"W": model.n_classes, "H": model.n_samples}
+    for name, x in given.items():
+        _arrays.check_matrix(name, x, (rows[name], model.dim))
+        _arrays.check_finite(name, _arrays.as_numpy(x))
+    dtypes = {_arrays.dtype_name(x) for x in given.values()}
+    if len(dtypes) > 1:
+        raise TypeError(f"`W` and `H` must have one dtype; got {' and '.join(sorted(dtypes))}.")
+    own = dict(zip("WH", model.init(seed, dtype or next(iter(dtypes), "float64")), strict=True))
+    for name, x in given.items():
+        np.copyto(own[name], _arrays.as_numpy(x), casting="same_kind")
+    return own["W"], own["H"]
 
 
 def choose_stepper(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,8 +15,10 @@ def ulpm(
     lr: Annotated[float, typer.Option(help="Step size on the mean loss.")] = 5.0,
     epochs: Annotated[int, typer.Option(help="Epochs of gradient descent.")] = 100_000,
     seed: Annotated[int, typer.Option(help="Seed of the Gaussian start.")] = 0,
-    dtype: Annotated[str, typer.Option(help="float64, or float32 (compensated).")] = "float64",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[
+        Literal["float64", "float32"], typer.Option(help="float32 is compensated.")
+    ] = "float64",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it runs.")] = "cpu",
     snapshots: Annotated[int, typer.Option(help="Snapshots a decade of epochs.")] = 40,
     out: Annotated[Path, typer.Option(help="Folder for everything written.")] = Path("runs/ulpm"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,

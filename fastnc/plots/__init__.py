@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_HOME = {"figure2": "figure2", "save": "_style", "summary": "figure2"}
+_HOME = {"figure2": "collapse", "save": "_style", "summary": "collapse"}
 
 __all__ = list(_HOME)
 
