@@ -1,0 +1,652 @@
+"""Explicit LLVM vectors for Numba: values that live in registers, and arithmetic on them.
+
+A vector of `lanes` floats is a Numba value of type `Vector(dtype, lanes)`; `register_model`
+gives it an LLVM vector type, and every function below is an `@intrinsic` that emits one or
+a few LLVM instructions on it. `lanes` may be any power of two: LLVM splits a vector that is
+wider than a register. Wherever a vector may stand, a tuple of vectors may stand too, and
+the operation is applied to each member (a lone vector or scalar is paired with every one),
+written instruction by instruction across the members so that their chains overlap.
+
+`exp` and `log1p` evaluate minimax polynomials (found by Remez exchange in 60 digits):
+
+    exp    x = n log 2 + r, |r| <= log 2 / 2; degree 11 (float64, error 4e-18 before
+           rounding), degree 6 (float32, 3e-9); the result is within 1 ulp.
+           `exp` wants |x| <= EXP_LIMIT; `exp_wide` takes any x below it, subnormal results
+           and -inf included.
+    log1p  of x >= 0 through log(u) + (x - (u - 1)) / u, u = 1 + x: within 3 ulp.
+
+Multiplications and additions are never reassociated: what is written is what is computed.
+"""
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic, models, register_model
+
+
+def _register_bytes():
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 64
+    return 32 if features.get("avx") else 16
+
+
+REGISTER_BYTES = _register_bytes()
+# AVX-512 and NEON have 32 vector registers; SSE and AVX have 16.
+N_REGISTERS = 16 if REGISTER_BYTES == 32 or "sse2" in llvm.get_host_cpu_features() else 32
+if REGISTER_BYTES == 64:
+    N_REGISTERS = 32
+
+# Largest |x| for which `exp` is exact in the dtype, and thousands of such terms have a sum.
+EXP_LIMIT = {"float32": 80.0, "float64": 700.0}
+
+
+def native_lanes(dtype):
+    """Floats of `dtype` in one register of this machine."""
+    return REGISTER_BYTES // np.dtype(dtype).itemsize
+
+
+class Vector(types.Type):
+    """Numba's type of a vector of `lanes` floats."""
+
+    def __init__(self, dtype, lanes):
+        self.dtype = dtype
+        self.lanes = lanes
+        super().__init__(name=f"Vector({dtype}, {lanes})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        element = ir.DoubleType() if kind.dtype == types.float64 else ir.FloatType()
+        super().__init__(manager, kind, ir.VectorType(element, kind.lanes))
+
+
+# What follows works on `ir` values; `kind` is the Numba type of the vectors at hand.
+
+
+def _llvm_type(kind):
+    element = ir.DoubleType() if kind.dtype == types.float64 else ir.FloatType()
+    return ir.VectorType(element, kind.lanes)
+
+
+def _int_type(kind):
+    return ir.VectorType(ir.IntType(kind.dtype.bitwidth), kind.lanes)
+
+
+def _const(kind, value):
+    vector = _llvm_type(kind)
+    return ir.Constant(vector, [ir.Constant(vector.element, value)] * kind.lanes)
+
+
+def _int_const(kind, value):
+    vector = _int_type(kind)
+    return ir.Constant(vector, [ir.Constant(vector.element, value)] * kind.lanes)
+
+
+def _fma(builder, a, b, c):
+    vector = a.type
+    suffix = "f64" if isinstance(vector.element, ir.DoubleType) else "f32"
+    name = f"llvm.fma.v{vector.count}{suffix}"
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(vector, [vector] * 3), name
+    )
+    return builder.call(function, [a, b, c])
+
+
+def _splat(builder, kind, scalar):
+    vector = _llvm_type(kind)
+    one = builder.insert_element(
+        ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
+    )
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), kind.lanes), [0] * kind.lanes)
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), mask)
+
+
+def _max(builder, a, b):
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+def _unpack(builder, kind, value):
+    """The vectors of a value: itself, or a tuple's members."""
+    if isinstance(kind, types.UniTuple):
+        return [builder.extract_value(value, i) for i in range(kind.count)]
+    return [value]
+
+
+def _pack(context, builder, kind, values):
+    if isinstance(kind, types.UniTuple):
+        return context.make_tuple(builder, kind, values)
+    return values[0]
+
+
+def _vector_of(kind):
+    """The `Vector` type of a vector or of a tuple of vectors; None for anything else."""
+    member = kind.dtype if isinstance(kind, types.UniTuple) else kind
+    return member if isinstance(member, Vector) else None
+
+
+def _broadcast(context, builder, kinds, values):
+    """Lists of equal length: tuples unpacked, lone vectors and scalars repeated."""
+    vector = next(v for v in map(_vector_of, kinds) if v is not None)
+    count = max(k.count if isinstance(k, types.UniTuple) else 1 for k in kinds)
+    lists = []
+    for kind, value in zip(kinds, values):
+        if _vector_of(kind) is None:
+            scalar = context.cast(builder, value, kind, vector.dtype)
+            members = [_splat(builder, vector, scalar)]
+        else:
+            members = _unpack(builder, kind, value)
+        lists.append(members if len(members) == count else members * count)
+    return lists
+
+
+def _elementwise(name, doc, emit):
+    """An intrinsic that applies `emit(builder, kind, *lists)` to vectors and tuples alike."""
+    arity = emit.__code__.co_argcount - 2
+
+    def result_kind(kinds):
+        tuples = [k for k in kinds if isinstance(k, types.UniTuple)]
+        if tuples:
+            return tuples[0]
+        return next((k for k in kinds if isinstance(k, Vector)), None)
+
+    def build(kinds):
+        result = result_kind(kinds)
+        if result is None:
+            return None
+
+        def codegen(context, builder, signature, args):
+            lists = _broadcast(context, builder, signature.args, args)
+            out = emit(builder, _vector_of(result), *lists)
+            return _pack(context, builder, result, out)
+
+        return result(*kinds), codegen
+
+    if arity == 1:
+
+        def typing(typingctx, a):
+            return build((a,))
+    elif arity == 2:
+
+        def typing(typingctx, a, b):
+            return build((a, b))
+    else:
+
+        def typing(typingctx, a, b, c):
+            return build((a, b, c))
+
+    typing.__name__ = typing.__qualname__ = name
+    typing.__doc__ = doc
+    return intrinsic(typing)
+
+
+def _emit_exp(builder, kind, xs, wide):
+    double = kind.dtype == types.float64
+    magic = 1.5 * 2.0 ** (52 if double else 23)
+    mantissa, bias = (52, 1023) if double else (23, 127)
+    high, low = _LOG2[str(kind.dtype)]
+    if wide:
+        floor = _const(kind, -750.0 if double else -110.0)
+        xs = [_max_keep_nan(builder, x, floor) for x in xs]
+    ks = [_fma(builder, x, _const(kind, 1.0 / np.log(2.0)), _const(kind, magic)) for x in xs]
+    ns = [builder.fsub(k, _const(kind, magic)) for k in ks]
+    rs = [_fma(builder, n, _const(kind, -high), x) for n, x in zip(ns, xs)]
+    rs = [_fma(builder, n, _const(kind, -low), r) for n, r in zip(ns, rs)]
+    ps = _polynomial(builder, kind, rs, _EXP[str(kind.dtype)])
+    integer, shift = _int_type(kind), _int_const(kind, mantissa)
+    if not wide:
+        # The low bits of k hold n; added to the exponent they scale by 2^n, and a NaN stays.
+        out = []
+        for k, p in zip(ks, ps):
+            n = builder.shl(builder.bitcast(k, integer), shift)
+            bits = builder.add(builder.bitcast(p, integer), n)
+            out.append(builder.bitcast(bits, _llvm_type(kind)))
+        return out
+    # Two factors, neither of them subnormal, so that the product underflows gradually.
+    out = []
+    for n, p in zip(ns, ps):
+        whole = builder.fptosi(n, integer)
+        half = builder.ashr(whole, _int_const(kind, 1))
+        for part in (half, builder.sub(whole, half)):
+            bits = builder.shl(builder.add(part, _int_const(kind, bias)), shift)
+            p = builder.fmul(p, builder.bitcast(bits, _llvm_type(kind)))
+        out.append(p)
+    return out
+
+
+def _max_keep_nan(builder, x, floor):
+    return builder.select(builder.fcmp_ordered("<", x, floor), floor, x)
+
+
+def _polynomial(builder, kind, xs, coefficients):
+    """Horner's rule, lowest coefficient first, one coefficient at a time over all of xs."""
+    out = [_const(kind, coefficients[-1])] * len(xs)
+    for c in reversed(coefficients[:-1]):
+        out = [_fma(builder, p, x, _const(kind, c)) for p, x in zip(out, xs)]
+    return out
+
+
+def _emit_log1p(builder, kind, xs):
+    double = kind.dtype == types.float64
+    integer, mantissa = _int_type(kind), 52 if double else 23
+    bias = (1023 if double else 127) << mantissa
+    high, low = _LOG2[str(kind.dtype)]
+    one = _const(kind, 1.0)
+    out = []
+    for x in xs:
+        u = builder.fadd(one, x)
+        # What 1 + x has rounded away; exact, as one of the two operands is the larger.
+        big = builder.fcmp_ordered(">", x, one)
+        lost = builder.select(
+            big,
+            builder.fsub(one, builder.fsub(u, x)),
+            builder.fsub(x, builder.fsub(u, one)),
+        )
+        # u = 2^e m with m in [sqrt 1/2, sqrt 2).
+        root = int(np.float64(np.sqrt(0.5)).view(np.int64)) if double else int(
+            np.float32(np.sqrt(0.5)).view(np.int32)
+        )
+        bits = builder.sub(builder.bitcast(u, integer), _int_const(kind, root))
+        e = builder.ashr(bits, _int_const(kind, mantissa))
+        scaled = builder.sub(
+            builder.bitcast(u, integer), builder.shl(e, _int_const(kind, mantissa))
+        )
+        m = builder.bitcast(scaled, _llvm_type(kind))
+        e_bits = builder.shl(
+            builder.sub(_int_const(kind, bias >> mantissa), e), _int_const(kind, mantissa)
+        )
+        lost = builder.fmul(lost, builder.bitcast(e_bits, _llvm_type(kind)))
+        e = builder.sitofp(e, _llvm_type(kind))
+        # log m = 2 atanh(s), s = f / (2 + f), f = m - 1, corrected by lost / m.
+        f = builder.fadd(builder.fsub(m, one), lost)
+        s = builder.fdiv(f, builder.fadd(_const(kind, 2.0), f))
+        s2 = builder.fmul(s, s)
+        q = builder.fmul(_polynomial(builder, kind, [s2], _ATANH[str(kind.dtype)])[0], s2)
+        half = builder.fmul(builder.fmul(_const(kind, 0.5), f), f)
+        # f - (f^2/2 - s (f^2/2 + q)): the large part of the logarithm is f itself.
+        small = _fma(builder, s, builder.fadd(half, q), builder.fmul(e, _const(kind, low)))
+        log = builder.fsub(f, builder.fsub(half, small))
+        log = _fma(builder, e, _const(kind, high), log)
+        # 1 + x = inf has no mantissa to work on.
+        out.append(builder.select(builder.fcmp_ordered("<", x, _const(kind, np.inf)), log, x))
+    return out
+
+
+# log 2 in two parts, the first with enough zeros at its end that n times it is exact.
+_LOG2 = {
+    "float64": (0.693147180369123816490, 1.90821492927058770002e-10),
+    "float32": (0.693359375, -2.12194440e-4),
+}
+_EXP = {
+    "float64": [
+        1.0,
+        1.0,
+        0.5000000000000011,
+        0.16666666666666413,
+        0.04166666666653005,
+        0.00833333333349459,
+        0.0013888888943662573,
+        0.00019841269506377647,
+        2.4801493061586292e-05,
+        2.7557586481251375e-06,
+        2.763026285079372e-07,
+        2.500005093427801e-08,
+    ],
+    "float32": [
+        1.0,
+        1.0,
+        0.4999999403953552,
+        0.1666652113199234,
+        0.04166838899254799,
+        0.008368724025785923,
+        0.0013814583653584123,
+    ],
+}
+# 2 (atanh(s)/s - 1) / s^2 as a polynomial in s^2, |s| <= 0.1716.
+_ATANH = {
+    "float64": [2.0 / (2 * i + 3) for i in range(10)],
+    "float32": [2.0 / (2 * i + 3) for i in range(5)],
+}
+
+add = _elementwise(
+    "add",
+    "a + b.",
+    lambda builder, kind, a, b: [builder.fadd(p, q) for p, q in zip(a, b)],
+)
+sub = _elementwise(
+    "sub",
+    "a - b.",
+    lambda builder, kind, a, b: [builder.fsub(p, q) for p, q in zip(a, b)],
+)
+mul = _elementwise(
+    "mul",
+    "a * b.",
+    lambda builder, kind, a, b: [builder.fmul(p, q) for p, q in zip(a, b)],
+)
+div = _elementwise(
+    "div",
+    "a / b.",
+    lambda builder, kind, a, b: [builder.fdiv(p, q) for p, q in zip(a, b)],
+)
+fma = _elementwise(
+    "fma",
+    "a * b + c, rounded once.",
+    lambda builder, kind, a, b, c: [_fma(builder, p, q, r) for p, q, r in zip(a, b, c)],
+)
+maximum = _elementwise(
+    "maximum",
+    "The larger of a and b; b where either is NaN.",
+    lambda builder, kind, a, b: [_max(builder, p, q) for p, q in zip(a, b)],
+)
+exp = _elementwise(
+    "exp",
+    "e^x within 1 ulp for |x| <= EXP_LIMIT; NaN stays NaN.",
+    lambda builder, kind, xs: _emit_exp(builder, kind, xs, wide=False),
+)
+exp_wide = _elementwise(
+    "exp_wide",
+    "e^x for any x <= EXP_LIMIT: subnormal results and e^-inf = 0 too; NaN stays NaN.",
+    lambda builder, kind, xs: _emit_exp(builder, kind, xs, wide=True),
+)
+log1p = _elementwise(
+    "log1p",
+    "log(1 + x) for x >= 0, inf included; NaN stays NaN.",
+    lambda builder, kind, xs: _emit_log1p(builder, kind, xs),
+)
+
+
+# Memory. Indices count floats; nothing is assumed of alignment beyond that of one float.
+
+
+def _pointer(context, builder, array_type, array, index_type, index):
+    data = context.make_array(array_type)(context, builder, array).data
+    index = context.cast(builder, index, index_type, types.intp)
+    return builder.gep(data, [index])
+
+
+def _access_size(array_type):
+    return array_type.dtype.bitwidth // 8
+
+
+def _literal(kind):
+    return kind.literal_value if isinstance(kind, types.IntegerLiteral) else None
+
+
+@intrinsic
+def load(typingctx, array, index, lanes):
+    """`lanes` floats of a contiguous array from a flat index on."""
+    count = _literal(lanes)
+    if count is None:
+        return None
+    kind = Vector(array.dtype, count)
+
+    def codegen(context, builder, signature, args):
+        array_type, index_type, _ = signature.args
+        pointer = _pointer(context, builder, array_type, args[0], index_type, args[1])
+        pointer = builder.bitcast(pointer, _llvm_type(kind).as_pointer())
+        return builder.load(pointer, align=_access_size(array_type))
+
+    return kind(array, index, lanes), codegen
+
+
+@intrinsic
+def load_like(typingctx, array, index, like):
+    """As many floats as `like` has lanes, from a flat index on."""
+    kind = _vector_of(like)
+
+    def codegen(context, builder, signature, args):
+        array_type, index_type, _ = signature.args
+        pointer = _pointer(context, builder, array_type, args[0], index_type, args[1])
+        pointer = builder.bitcast(pointer, _llvm_type(kind).as_pointer())
+        return builder.load(pointer, align=_access_size(array_type))
+
+    return kind(array, index, like), codegen
+
+
+@intrinsic
+def store(typingctx, array, index, value):
+    """Write the lanes of a vector to a contiguous array from a flat index on."""
+    kind = value
+
+    def codegen(context, builder, signature, args):
+        array_type, index_type, _ = signature.args
+        pointer = _pointer(context, builder, array_type, args[0], index_type, args[1])
+        pointer = builder.bitcast(pointer, _llvm_type(kind).as_pointer())
+        builder.store(args[2], pointer, align=_access_size(array_type))
+        return context.get_dummy_value()
+
+    return types.none(array, index, value), codegen
+
+
+@intrinsic
+def zeros(typingctx, array, count, lanes):
+    """A tuple of `count` zero vectors of `array`'s dtype."""
+    if _literal(count) is None or _literal(lanes) is None:
+        return None
+    kind = Vector(array.dtype, _literal(lanes))
+    result = types.UniTuple(kind, _literal(count))
+
+    def codegen(context, builder, signature, args):
+        zero = _const(kind, 0.0)
+        return context.make_tuple(builder, result, [zero] * result.count)
+
+    return result(array, count, lanes), codegen
+
+
+@intrinsic
+def sum_members(typingctx, values):
+    """v[0] + v[1] + ... of a tuple, from left to right."""
+    kind = _vector_of(values)
+
+    def codegen(context, builder, signature, args):
+        members = _unpack(builder, values, args[0])
+        total = members[0]
+        for member in members[1:]:
+            total = builder.fadd(total, member)
+        return total
+
+    return kind(values), codegen
+
+
+@intrinsic
+def max_members(typingctx, values):
+    """The larger of v[0], v[1], ... of a tuple, lane by lane."""
+    kind = _vector_of(values)
+
+    def codegen(context, builder, signature, args):
+        members = _unpack(builder, values, args[0])
+        largest = members[0]
+        for member in members[1:]:
+            largest = _max(builder, member, largest)
+        return largest
+
+    return kind(values), codegen
+
+
+@intrinsic
+def all_within(typingctx, values, limit):
+    """Whether |v| <= limit in every lane of every member; one test, one branch.
+
+    A lane that is NaN may pass: `exp` keeps it NaN.
+    """
+
+    def codegen(context, builder, signature, args):
+        kind = _vector_of(values)
+        members = _unpack(builder, values, args[0])
+        integer = _int_type(kind)
+        mask = _int_const(kind, (1 << (kind.dtype.bitwidth - 1)) - 1)
+        magnitudes = [
+            builder.bitcast(builder.and_(builder.bitcast(v, integer), mask), v.type)
+            for v in members
+        ]
+        largest = magnitudes[0]
+        for magnitude in magnitudes[1:]:
+            largest = _max(builder, magnitude, largest)
+        bound = context.cast(builder, args[1], limit, kind.dtype)
+        above = builder.fcmp_ordered(">", largest, _splat(builder, kind, bound))
+        bits = builder.bitcast(above, ir.IntType(kind.lanes))
+        return builder.icmp_unsigned("==", bits, ir.Constant(bits.type, 0))
+
+    return types.boolean(values, limit), codegen
+
+
+# The label's own entry. `labels` holds each lane's label as a float.
+
+
+def _is_label(builder, kind, labels, k):
+    return builder.fcmp_ordered("==", labels, _const(kind, float(k)))
+
+
+@intrinsic
+def label_gaps(typingctx, logits, labels):
+    """From K logits the K - 1 gaps z_j - z_y, j != y: the last class stands in place y."""
+    kind = _vector_of(logits)
+    result = types.UniTuple(kind, logits.count - 1)
+
+    def codegen(context, builder, signature, args):
+        zs = _unpack(builder, logits, args[0])
+        last = zs[-1]
+        own = last
+        masks = [_is_label(builder, kind, args[1], k) for k in range(len(zs) - 1)]
+        for mask, z in zip(masks, zs):
+            own = builder.select(mask, z, own)
+        gaps = [
+            builder.fsub(builder.select(mask, last, z), own) for mask, z in zip(masks, zs)
+        ]
+        return context.make_tuple(builder, result, gaps)
+
+    return result(logits, labels), codegen
+
+
+@intrinsic
+def label_entries(typingctx, others, own, labels):
+    """The inverse arrangement: K entries from the K - 1 of j != y and the one of the label."""
+    kind = _vector_of(others)
+    result = types.UniTuple(kind, others.count + 1)
+
+    def codegen(context, builder, signature, args):
+        entries = _unpack(builder, others, args[0])
+        own = last = args[1]
+        out = []
+        for k, entry in enumerate(entries):
+            mask = _is_label(builder, kind, args[2], k)
+            out.append(builder.select(mask, own, entry))
+            last = builder.select(mask, entry, last)
+        return context.make_tuple(builder, result, [*out, last])
+
+    return result(others, own, labels), codegen
+
+
+# Products of a block of samples with a row of a matrix; one broadcast serves every lane.
+
+
+@intrinsic
+def add_outer(typingctx, sums, array, index, h):
+    """sums[k] + array[index + k] * h for every member of the tuple `sums`."""
+    kind = _vector_of(sums)
+
+    def codegen(context, builder, signature, args):
+        _, array_type, index_type, _ = signature.args
+        base = _pointer(context, builder, array_type, args[1], index_type, args[2])
+        out = []
+        for k, total in enumerate(_unpack(builder, sums, args[0])):
+            scalar = builder.load(builder.gep(base, [ir.Constant(ir.IntType(64), k)]))
+            out.append(_fma(builder, _splat(builder, kind, scalar), args[3], total))
+        return context.make_tuple(builder, sums, out)
+
+    return sums(sums, array, index, h), codegen
+
+
+@intrinsic
+def inner(typingctx, array, index, rs):
+    """sum_k array[index + k] * rs[k], from left to right."""
+    kind = _vector_of(rs)
+
+    def codegen(context, builder, signature, args):
+        array_type, index_type, _ = signature.args
+        base = _pointer(context, builder, array_type, args[0], index_type, args[1])
+        total = None
+        for k, r in enumerate(_unpack(builder, rs, args[2])):
+            scalar = builder.load(builder.gep(base, [ir.Constant(ir.IntType(64), k)]))
+            factor = _splat(builder, kind, scalar)
+            total = _fma(builder, factor, r, total) if k else builder.fmul(factor, r)
+        return total
+
+    return kind(array, index, rs), codegen
+
+
+def _parts(builder, value, lanes):
+    """A wide vector as vectors of `lanes`."""
+    count = value.type.count
+    if count <= lanes:
+        return [value]
+    undefined = ir.Constant(value.type, ir.Undefined)
+    index = ir.VectorType(ir.IntType(32), lanes)
+    return [
+        builder.shuffle_vector(value, undefined, ir.Constant(index, [*range(i, i + lanes)]))
+        for i in range(0, count, lanes)
+    ]
+
+
+@intrinsic
+def accumulate_products(typingctx, array, index, rs, h):
+    """array[(index + k) * w + l] += rs[k][l] * h[l], w the native lanes; wider ones fold."""
+    width = native_lanes(str(array.dtype))
+    kind = Vector(array.dtype, width)
+
+    def codegen(context, builder, signature, args):
+        array_type, index_type, *_ = signature.args
+        first = builder.mul(args[1], ir.Constant(args[1].type, width))
+        base = _pointer(context, builder, array_type, args[0], index_type, first)
+        h_parts = _parts(builder, args[3], width)
+        size = _access_size(array_type)
+        for k, r in enumerate(_unpack(builder, rs, args[2])):
+            place = builder.gep(base, [ir.Constant(ir.IntType(64), k * width)])
+            place = builder.bitcast(place, _llvm_type(kind).as_pointer())
+            total = builder.load(place, align=size)
+            for r_part, h_part in zip(_parts(builder, r, width), h_parts):
+                total = _fma(builder, r_part, h_part, total)
+            builder.store(total, place, align=size)
+        return context.get_dummy_value()
+
+    return types.none(array, index, rs, h), codegen
+
+
+@intrinsic
+def sum_rows(typingctx, array, index):
+    """The sums of the w vectors of w floats from array[index * w] on; w the native lanes."""
+    width = native_lanes(str(array.dtype))
+    kind = Vector(array.dtype, width)
+
+    def codegen(context, builder, signature, args):
+        array_type, index_type = signature.args
+        first = builder.mul(args[1], ir.Constant(args[1].type, width))
+        base = _pointer(context, builder, array_type, args[0], index_type, first)
+        rows = []
+        for k in range(width):
+            place = builder.gep(base, [ir.Constant(ir.IntType(64), k * width)])
+            place = builder.bitcast(place, _llvm_type(kind).as_pointer())
+            rows.append(builder.load(place, align=_access_size(array_type)))
+        return _sum_transposed(builder, rows)
+
+    return kind(array, index), codegen
+
+
+def _sum_transposed(builder, rows):
+    """Lane i of the result is the sum of rows[i]: a butterfly, halving the rows each time."""
+    width, step = len(rows), 1
+    index = ir.VectorType(ir.IntType(32), width)
+    while step < width:
+        low = [i if not i & step else width + i - step for i in range(width)]
+        high = [i + step if not i & step else width + i for i in range(width)]
+        rows = [
+            builder.fadd(
+                builder.shuffle_vector(x, y, ir.Constant(index, low)),
+                builder.shuffle_vector(x, y, ir.Constant(index, high)),
+            )
+            for x, y in zip(rows[::2], rows[1::2])
+        ]
+        step *= 2
+    return rows[0]
