@@ -27,6 +27,13 @@ DEVIATION, DISTANCE, PROJECTED, AGREEMENT, MARGIN = range(N_SUMS)
 
 
 @njit(**_OPTIONS)
+def clear_sums(sums):
+    """The sums of no sample."""
+    sums[:] = 0.0
+    sums[MARGIN] = np.inf
+
+
+@njit(**_OPTIONS)
 def basis(C):
     """`Q (r, d)`, `lam (r,)` and `A (P, r)`: C = A Q from the smaller of C C^T and C^T C.
 
@@ -41,18 +48,22 @@ def basis(C):
     lo = 1 if P <= d else 0
     while lo < len(lam) and not lam[lo] > RANK_CUT * lam[-1]:
         lo += 1
-    lam = lam[lo:].copy()
-    V = np.ascontiguousarray(V[:, lo:].T)
+    r = len(lam) - lo
+    U = np.empty((r, len(lam)))
+    for j in range(r):
+        for k in range(len(lam)):
+            U[j, k] = V[k, lo + j]
+    lam = lam[lo:]
     if P > d:
-        return V, lam, np.dot(C, V.T)
-    Q = np.dot(V, C)
-    A = np.empty((P, len(lam)))
-    for j in range(len(lam)):
+        return U, lam, np.dot(C, U.T)
+    Q = np.dot(U, C)
+    A = np.empty((P, r))
+    for j in range(r):
         root = np.sqrt(lam[j])
         for k in range(d):
             Q[j, k] /= root
         for p in range(P):
-            A[p, j] = V[j, p] * root
+            A[p, j] = U[j, p] * root
     return Q, lam, A
 
 
@@ -96,13 +107,13 @@ def _project(X, Q, A, lam, owner, lo, T, sums):
 
 
 @njit(**_OPTIONS)
-def _decide(S, Z, half, offset, owner, present, lo, sums):
+def _decide(S, Z, squares_C, offset, owner, present, lo, sums):
     """Nearest means from the scores S, decisions and margins from the logits Z of a block."""
     for i in range(len(S)):
         nearest = 0
-        best = S[i, 0] - half[0]
+        best = S[i, 0] - 0.5 * squares_C[0]
         for p in range(1, S.shape[1]):
-            score = S[i, p] - half[p]
+            score = S[i, p] - 0.5 * squares_C[p]
             if score > best:
                 best = score
                 nearest = p
@@ -123,11 +134,10 @@ def _decide(S, Z, half, offset, owner, present, lo, sums):
 
 
 @njit(**_OPTIONS)
-def _block(H, order, owner, present, lo, hi, means, g, Q, A, lam, half, W, offset, sums):
+def _block(H, order, owner, present, lo, hi, means, g, Q, A, lam, squares_C, W, offset, sums):
     """One block of rows; W with no rows asks for no decision."""
     n, d = hi - lo, H.shape[1]
-    sums[:] = 0.0
-    sums[MARGIN] = np.inf
+    clear_sums(sums)
     X = np.empty((n, d), Q.dtype)
     Y = np.empty((n, d), Q.dtype)
     _centre(H, order, lo, hi, owner, means, g, X, Y, sums)
@@ -138,7 +148,7 @@ def _block(H, order, owner, present, lo, hi, means, g, Q, A, lam, half, W, offse
         Z = np.empty((n, len(W)), Q.dtype)
         matmul_nt(T, A, S)
         matmul_nt(Y, W, Z)
-        _decide(S, Z, half, offset, owner, present, lo, sums)
+        _decide(S, Z, squares_C, offset, owner, present, lo, sums)
 
 
 @njit(**_OPTIONS)
@@ -168,7 +178,7 @@ def owners(starts):
 
 
 @njit(**_OPTIONS)
-def deviations_serial(H, order, owner, present, means, g, Q, A, lam, half, W, offset, sums_out):
+def deviations_serial(H, order, owner, present, means, g, Q, A, lam, squares_C, W, offset, sums_out):
     """`deviations` on the calling thread alone: the bits are the same."""
     rows = block_rows(H.shape[1], len(W))
     n_blocks = (len(order) + rows - 1) // rows
@@ -176,18 +186,18 @@ def deviations_serial(H, order, owner, present, means, g, Q, A, lam, half, W, of
     for b in range(n_blocks):
         hi = min((b + 1) * rows, len(order))
         _block(
-            H, order, owner, present, b * rows, hi, means, g, Q, A, lam, half, W, offset, blocks[b]
+            H, order, owner, present, b * rows, hi, means, g, Q, A, lam, squares_C, W, offset, blocks[b]
         )
     add_sums(blocks, sums_out)
 
 
 @njit(parallel=True, **_OPTIONS)
-def deviations(H, order, owner, present, means, g, Q, A, lam, half, W, offset, sums_out):
+def deviations(H, order, owner, present, means, g, Q, A, lam, squares_C, W, offset, sums_out):
     """Adds the sums of these samples to `sums_out`.
 
     `order` visits the samples by class, `owner` is the class of each place of that order (its
     row in `means`), `present` the row of W of each class; means (P, d) and g are float64; Q,
-    A, W share the dtype of the products; `half = |c|^2 / 2`, `offset = W g + bias` are float64.
+    A, W share the dtype of the products; `squares_C = |c|^2`, `offset = W g + bias` are float64.
     """
     rows = block_rows(H.shape[1], len(W))
     n_blocks = (len(order) + rows - 1) // rows
@@ -195,6 +205,6 @@ def deviations(H, order, owner, present, means, g, Q, A, lam, half, W, offset, s
     for b in prange(n_blocks):
         hi = min((b + 1) * rows, len(order))
         _block(
-            H, order, owner, present, b * rows, hi, means, g, Q, A, lam, half, W, offset, blocks[b]
+            H, order, owner, present, b * rows, hi, means, g, Q, A, lam, squares_C, W, offset, blocks[b]
         )
     add_sums(blocks, sums_out)

@@ -17,7 +17,6 @@ order are the same in both, and so are the bits.
 import numpy as np
 from numba import njit, prange
 
-from fastnc.kernels import deviations_cpu as dev
 from fastnc.kernels.deviations_cpu import (
     AGREEMENT,
     DEVIATION,
@@ -26,6 +25,7 @@ from fastnc.kernels.deviations_cpu import (
     N_SUMS,
     PROJECTED,
     basis,
+    clear_sums,
     deviations_serial,
     matmul_nt,
     owners,
@@ -52,6 +52,15 @@ def _squared_norm(v):
 
 
 @njit(fastmath=_SUMS, **_OPTIONS)
+def inner(u, v):
+    """`<u, v>`."""
+    total = 0.0
+    for j in range(len(u)):
+        total += u[j] * v[j]
+    return total
+
+
+@njit(fastmath=_SUMS, **_OPTIONS)
 def _squared_gap(u, v):
     total = 0.0
     for j in range(len(u)):
@@ -66,7 +75,28 @@ def centre_of(V):
     for k in range(len(V)):
         for j in range(V.shape[1]):
             g[j] += V[k, j]
-    return g / len(V)
+    for j in range(V.shape[1]):
+        g[j] /= len(V)
+    return g
+
+
+@njit(**_OPTIONS)
+def centred(V, g):
+    """`v_k - g` (K, d)."""
+    out = np.empty(V.shape)
+    for k in range(len(V)):
+        for j in range(V.shape[1]):
+            out[k, j] = V[k, j] - g[j]
+    return out
+
+
+@njit(fastmath=_SUMS, **_OPTIONS)
+def total_of(v):
+    """The sum of a vector's entries."""
+    total = 0.0
+    for k in range(len(v)):
+        total += v[k]
+    return total
 
 
 @njit(**_OPTIONS)
@@ -126,7 +156,8 @@ def _tile_row(A, B, same, row, squares, spreads, along, sums):
 def _ordered_sum(rows, sums_out):
     sums_out[:] = 0.0
     for row in range(len(rows)):
-        sums_out += rows[row]
+        for s in range(N_PAIR_SUMS):
+            sums_out[s] += rows[row, s]
 
 
 @njit(**_OPTIONS)
@@ -152,29 +183,50 @@ def pairs(A, B, same, squares, spreads, along, sums_out):
 
 
 @njit(**_OPTIONS)
+def _distinct(counts, values, times):
+    """The distinct counts in rising order and how often each occurs; returns how many."""
+    m = 0
+    for k in range(len(counts)):
+        n = counts[k]
+        lo, hi = 0, m
+        while lo < hi:
+            mid = (lo + hi) // 2
+            if values[mid] < n:
+                lo = mid + 1
+            else:
+                hi = mid
+        if lo == m or values[lo] != n:
+            for a in range(m, lo, -1):
+                values[a] = values[a - 1]
+                times[a] = times[a - 1]
+            values[lo] = n
+            times[lo] = 0
+            m += 1
+        times[lo] += 1
+    return m
+
+
+@njit(**_OPTIONS)
 def separation_constant(counts):
     """Nuclear norm of `(I - 11^T/K) diag(sqrt n_k)`: (K-1) sqrt n for equal class sizes.
 
     Its squared singular values are 0 and the critical points of the polynomial
-    `prod_k (x - n_k)`: n_k, one time less than it occurs, and between neighbouring counts the
-    root of `sum_k 1/(n_k - x)`, which bisection finds. O(K log K), and no K x K matrix.
+    `prod_k (x - n_k)`: each n_k, one time less than it occurs, and between neighbouring counts
+    the root of `sum_k 1/(n_k - x)`, which bisection finds. No K x K matrix.
     """
-    n = np.sort(counts)
+    values = np.empty(len(counts), np.int64)
+    times = np.empty(len(counts), np.int64)
+    m = _distinct(counts, values, times)
     total = 0.0
-    for k in range(len(n) - 1):
-        if n[k] == n[k + 1]:
-            total += np.sqrt(float(n[k]))
-    values = np.unique(n)
-    times = np.empty(len(values))
-    for a in range(len(values)):
-        times[a] = np.sum(n == values[a])
-    for a in range(len(values) - 1):
+    for a in range(m):
+        total += (times[a] - 1) * np.sqrt(float(values[a]))
+    for a in range(m - 1):
         # The root is sought as a distance from the lower count, so that none of it rounds away.
         lo, hi = 0.0, float(values[a + 1] - values[a])
         for _ in range(60):
             x = 0.5 * (lo + hi)
             slope = 0.0
-            for b in range(len(values)):
+            for b in range(m):
                 slope += times[b] / (float(values[b] - values[a]) - x)
             if slope < 0.0:
                 lo = x
@@ -187,9 +239,13 @@ def separation_constant(counts):
 @njit(**_OPTIONS)
 def spread_of(squares):
     """Std / Avg (ddof 0) of the norms, given their squares."""
-    norms = np.sqrt(squares)
-    mean = np.mean(norms)
-    return np.sqrt(np.mean((norms - mean) ** 2)) / mean
+    mean, variance = 0.0, 0.0
+    for k in range(len(squares)):
+        mean += np.sqrt(squares[k])
+    mean /= len(squares)
+    for k in range(len(squares)):
+        variance += (np.sqrt(squares[k]) - mean) ** 2
+    return np.sqrt(variance / len(squares)) / mean
 
 
 @njit(**_OPTIONS)
@@ -205,8 +261,8 @@ def simplex_distance(residual, along, K):
 @njit(fastmath=_SUMS, **_OPTIONS)
 def dual_distances(C, V, W):
     """self_duality of the centred C and V, and nc3_distance of C and the raw W."""
-    size_C = np.sqrt(_squared_norm(C.ravel()))
-    size_W = np.sqrt(_squared_norm(W.ravel()))
+    size_C = np.sqrt(total_of(squared_norms(C)))
+    size_W = np.sqrt(total_of(squared_norms(W)))
     duality, distance = 0.0, 0.0
     for k in range(len(C)):
         c, v = np.sqrt(_squared_norm(C[k])), np.sqrt(_squared_norm(V[k]))
@@ -223,30 +279,32 @@ def along_simplex(A, B):
     """`tr(A B^T) / (K - 1)`."""
     total = 0.0
     for k in range(len(A)):
-        for j in range(A.shape[1]):
-            total += A[k, j] * B[k, j]
+        total += inner(A[k], B[k])
     return total / (len(A) - 1)
 
 
 @njit(**_OPTIONS)
 def energy_of(means, sizes, squares):
     """`|H|^2 = sum_k s_k + n_k |m_k|^2`."""
-    return np.sum(squares + sizes * squared_norms(means))
+    total = total_of(squares)
+    for k in range(len(means)):
+        total += sizes[k] * _squared_norm(means[k])
+    return total
 
 
 @njit(**_OPTIONS)
 def features_values(C, squares_C, sizes, squares, sums, pair_sums, values_out):
     """What the features alone tell: values 0, 2, 3, 6, 7, 8, 9."""
     P = len(C)
-    N = np.sum(sizes)
+    N = total_of(sizes)
     n_pairs = P * (P - 1) / 2
     values_out[0] = spread_of(squares_C)
     values_out[2] = sums[DEVIATION] / sums[DISTANCE]
     values_out[3] = pair_sums[ANGLE] / n_pairs
     values_out[6] = sums[PROJECTED] / N
-    values_out[7] = (np.sum(squares) / N) / (np.sum(squares_C) / P)
+    values_out[7] = (total_of(squares) / N) / (total_of(squares_C) / P)
     values_out[8] = pair_sums[CDNV] / n_pairs
-    values_out[9] = simplex_distance(pair_sums[RESIDUAL], np.sum(squares_C) / (P - 1), P)
+    values_out[9] = simplex_distance(pair_sums[RESIDUAL], total_of(squares_C) / (P - 1), P)
 
 
 @njit(**_OPTIONS)
@@ -255,7 +313,7 @@ def classifier_values(squares_V, pair_sums, values_out):
     K = len(squares_V)
     values_out[1] = spread_of(squares_V)
     values_out[4] = pair_sums[ANGLE] / (K * (K - 1) / 2)
-    values_out[10] = simplex_distance(pair_sums[RESIDUAL], np.sum(squares_V) / (K - 1), K)
+    values_out[10] = simplex_distance(pair_sums[RESIDUAL], total_of(squares_V) / (K - 1), K)
 
 
 @njit(**_OPTIONS)
@@ -271,44 +329,53 @@ def joint_values(C, V, W, along, residual, sums, N, energy, separation, values_o
 @njit(**_OPTIONS)
 def _geometry_serial(W, H, y, values_out):
     values_out[:] = np.nan
-    order, present, starts = group(y, len(W))
+    K, d = W.shape
+    order, present, starts = group(y, K)
     P = len(present)
     if P < 2:
         return
-    sizes = np.diff(starts).astype(np.float64)
-    means = np.empty((P, H.shape[1]))
+    means = np.empty((P, d))
     squares = np.empty(P)
     class_moments_serial(H, order, starts, means, squares)
+    counts = np.zeros(K, np.int64)
+    sizes = np.empty(P)
+    spreads = np.empty(P)
+    rows = np.empty((P, d))
+    for p in range(P):
+        counts[present[p]] = starts[p + 1] - starts[p]
+        sizes[p] = starts[p + 1] - starts[p]
+        spreads[p] = squares[p] / sizes[p]
+        rows[p] = W[present[p]]
     g = centre_of(means)
-    C = means - g
+    C = centred(means, g)
     squares_C = squared_norms(C)
     Q, lam, A = basis(C)
-    sums = np.zeros(N_SUMS)
-    sums[MARGIN] = np.inf
+    offset = np.empty(K)
+    for k in range(K):
+        offset[k] = inner(W[k], g)
+    sums = np.empty(N_SUMS)
+    clear_sums(sums)
     deviations_serial(
-        H, order, owners(starts), present, means, g, Q, A, lam, 0.5 * squares_C, W, np.dot(W, g),
-        sums,
+        H, order, owners(starts), present, means, g, Q, A, lam, squares_C, W, offset, sums
     )
     pair_sums = np.empty(N_PAIR_SUMS)
-    along = np.sum(squares_C) / (P - 1)
-    pairs_serial(C, C, True, squares_C, squares / sizes, along, pair_sums)
+    along = total_of(squares_C) / (P - 1)
+    pairs_serial(C, C, True, squares_C, spreads, along, pair_sums)
     features_values(C, squares_C, sizes, squares, sums, pair_sums, values_out)
 
-    V = W - centre_of(W)
+    V = centred(W, centre_of(W))
     squares_V = squared_norms(V)
-    along = np.sum(squares_V) / (len(W) - 1)
+    along = total_of(squares_V) / (K - 1)
     pairs_serial(V, V, True, squares_V, squares_V, along, pair_sums)
     classifier_values(squares_V, pair_sums, values_out)
 
-    W = W[present]
-    V = W - centre_of(W)
+    V = centred(rows, centre_of(rows))
     along = along_simplex(V, C)
     pairs_serial(V, C, False, squares_C, squares_C, along, pair_sums)
-    counts = np.zeros(len(squares_V), np.int64)
-    counts[present] = np.diff(starts)
+    energy = energy_of(means, sizes, squares) + total_of(squared_norms(W))
     joint_values(
-        C, V, W, along, pair_sums[RESIDUAL], sums, len(y), energy_of(means, sizes, squares)
-        + np.sum(squared_norms(W)), separation_constant(counts), values_out,
+        C, V, rows, along, pair_sums[RESIDUAL], sums, len(y), energy,
+        separation_constant(counts), values_out,
     )
 
 

@@ -117,7 +117,13 @@ def _class_of_chunk(starts, rows):
 @njit(**_OPTIONS)
 def _chunk_bounds(starts, first, rows, chunk):
     """The range of `order` that a chunk covers."""
-    p = np.searchsorted(first, chunk, side="right") - 1
+    p, hi = 0, len(first) - 1
+    while hi - p > 1:
+        mid = (p + hi) // 2
+        if first[mid] <= chunk:
+            p = mid
+        else:
+            hi = mid
     lo = starts[p] + (chunk - first[p]) * rows
     return lo, min(lo + rows, starts[p + 1])
 
