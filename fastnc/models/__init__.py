@@ -1,5 +1,45 @@
-"""The models of Table 1 of the paper, one small frozen dataclass each."""
+"""The models of Table 1 of the paper and of its literature, one small frozen dataclass each.
 
+| model                      | paper                                       | its optimum                 |
+|----------------------------|---------------------------------------------|-----------------------------|
+| `ULPM`                     | this paper                                  | not attained                |
+| `sphere`                   | this paper, Theorem 3.3                     | simplex ETF                 |
+| `separation`               | this paper, (5)                             | simplex ETF                 |
+| `seli`                     | Thrampoulidis et al. (2022)                 | encoded simplex labels      |
+| `norm_constrained`         | Fang et al. [9]                             | simplex ETF                 |
+| `normalized`               | Lu & Steinerberger [24], Wojtowytsch & E [39] | simplex ETF               |
+| `weight_decay`             | Zhu et al. [43]; smoothing: Zhou et al.     | simplex ETF, or zero        |
+| `squared_error`            | Mixon et al. [26], Tirer & Bruna            | orthogonal frame, or ETF    |
+| `imbalanced_squared_error` | Dang et al. (2023)                          | orthogonal, unequal lengths |
+| `imbalanced`               | Fang et al. [9], Hong & Ling                | a certified convex program  |
+| `relu_features`            | Dang et al. (2024)                          | orthogonal, unequal lengths |
+"""
+
+from fastnc.models.constrained import Normalized as normalized
+from fastnc.models.constrained import NormConstrained as norm_constrained
+from fastnc.models.constrained import Sphere as sphere
+from fastnc.models.decayed import WeightDecay as weight_decay
+from fastnc.models.layer_peeled import Optimum, UnknownOptimum
+from fastnc.models.least_squares import ImbalancedSquaredError as imbalanced_squared_error
+from fastnc.models.least_squares import SquaredError as squared_error
+from fastnc.models.minimum_norm import SELI as seli
+from fastnc.models.minimum_norm import Separation as separation
 from fastnc.models.ulpm import ULPM
+from fastnc.models.unequal import Imbalanced as imbalanced
+from fastnc.models.unequal import ReLUFeatures as relu_features
 
-__all__ = ["ULPM"]
+__all__ = [
+    "ULPM",
+    "Optimum",
+    "UnknownOptimum",
+    "imbalanced",
+    "imbalanced_squared_error",
+    "norm_constrained",
+    "normalized",
+    "relu_features",
+    "seli",
+    "separation",
+    "sphere",
+    "squared_error",
+    "weight_decay",
+]

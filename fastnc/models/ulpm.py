@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastnc._arrays import FLOATS, as_numpy, check_count, check_labels
+from fastnc.models.layer_peeled import UnknownOptimum
 
 
 @dataclass(frozen=True, init=False, eq=False)
@@ -96,3 +97,11 @@ class ULPM:
         W = rng.standard_normal((self.n_classes, self.dim)) * scale
         H = rng.standard_normal((self.n_samples, self.dim)) * scale
         return W.astype(dtype), H.astype(dtype)
+
+    def optimum(self) -> NoReturn:
+        """Refuses: the infimum of (4) is 0, and no W and H attain it."""
+        raise UnknownOptimum(
+            "the infimum 0 of the unconstrained model is not attained: W and H go to infinity. "
+            "Their limiting direction is the optimum of `fastnc.models.separation`; on the sphere "
+            "of a given norm it is that of `fastnc.models.sphere` (Theorem 3.3)."
+        )

@@ -1,0 +1,209 @@
+"""Cross-entropy on a constraint: on a sphere, with bounded energies, with unit vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastnc._arrays import check_positive
+from fastnc.models import losses
+from fastnc.models.layer_peeled import Balanced, Gradients, Optimum, frame, require_etf
+
+Array = NDArray[Any]
+
+
+def _scaled(x: Array, norm: float, axis: int | None = None) -> Array:
+    """`x`, or each of its rows (axis 1), at the given norm."""
+    return x * (norm / np.linalg.norm(x, axis=axis, keepdims=True))  # type: ignore[no-any-return]
+
+
+def _pulled(x: Array, norm: float, grad: Array, axis: int | None = None) -> Array:
+    """The gradient at x of `F(_scaled(x))`, from that of F: its tangent part, rescaled."""
+    length = np.linalg.norm(x, axis=axis, keepdims=True)
+    unit = x / length
+    radial = (grad * unit).sum(axis=axis, keepdims=True)
+    return (norm / length) * (grad - radial * unit)  # type: ignore[no-any-return]
+
+
+class _Constrained(Balanced):
+    """The mean cross-entropy of `scale` times the logits; the constraint is the row's own."""
+
+    log_scale = True
+    scale = 1.0
+
+    def value_and_grads(self, W: Array, H: Array, bias: Array | None) -> Gradients:
+        g = losses.cross_entropy(self.scale * W, H, self.y)
+        return Gradients(g.value, self.scale * g.W, g.H, None)
+
+    def log_value_and_grads(self, W: Array, H: Array) -> Gradients:
+        """The logarithm of the objective and its gradients: relative accuracy at any margin."""
+        g = losses.log_cross_entropy(self.scale * W, H, self.y)
+        return Gradients(g.value, self.scale * g.W, g.H, None)
+
+    def _etf(self, norm_W: float, norm_H: float, source: str) -> Optimum:
+        """The ETF with these Frobenius norms of W and H."""
+        require_etf(self.n_classes, self.dim)
+        K, n = self.n_classes, self.n_per_class
+        E = frame(K, self.dim) / np.sqrt(K - 1)
+        gap = self.scale * norm_W * norm_H / np.sqrt(n) / (K - 1)
+        return Optimum(
+            value=float(np.log1p((K - 1) * np.exp(-gap))),
+            W=norm_W * E,
+            means=norm_H / np.sqrt(n) * E,
+            y=self.y,
+            source=source,
+        )
+
+
+@dataclass(frozen=True)
+class Sphere(_Constrained):
+    """The unconstrained layer-peeled model on a sphere, Theorem 3.3 of this paper.
+
+    `min (1/N) sum_i CE(W h_i, y_i)  subject to  |W|^2 + |H|^2 = radius^2`
+
+    For d >= K - 1 the optimum is `log(1 + (K-1) exp(-radius^2 / (2 (K-1) sqrt n)))`, at a
+    simplex ETF, for every radius.
+
+    Parameters
+    ----------
+    n_classes, n_per_class, dim : int
+    radius : float > 0
+    """
+
+    n_classes: int
+    n_per_class: int
+    dim: int
+    radius: float
+
+    paper = "this paper, Theorem 3.3"
+    landscape = "no spurious local minimum in the tangent space (Theorem 3.4)"
+
+    def __post_init__(self) -> None:
+        self._set_up_balanced()
+        check_positive("radius", self.radius)
+
+    def retract(self, W: Array, H: Array) -> tuple[Array, Array]:
+        scale = self.radius / np.hypot(np.linalg.norm(W), np.linalg.norm(H))
+        return W * scale, H * scale
+
+    def pullback(self, W: Array, H: Array, grad_W: Array, grad_H: Array) -> tuple[Array, Array]:
+        norm = np.hypot(np.linalg.norm(W), np.linalg.norm(H))
+        radial = (np.vdot(W, grad_W) + np.vdot(H, grad_H)) / norm**2
+        scale = self.radius / norm
+        return scale * (grad_W - radial * W), scale * (grad_H - radial * H)
+
+    def violation(self, W: Array, H: Array) -> float:
+        return float(abs(np.hypot(np.linalg.norm(W), np.linalg.norm(H)) / self.radius - 1.0))
+
+    def optimum(self) -> Optimum:
+        """Theorem 3.3's closed form; d >= K - 1."""
+        norm = self.radius / np.sqrt(2.0)
+        return self._etf(norm, norm, "closed form: Theorem 3.3")
+
+
+@dataclass(frozen=True)
+class NormConstrained(_Constrained):
+    """The norm-constrained layer-peeled model, Fang et al. (2021), [9] of Table 1.
+
+    `min (1/N) sum_i CE(W h_i, y_i)  subject to  (1/K) sum_k |w_k|^2 <= energy_W,
+    (1/N) sum_i |h_i|^2 <= energy_H`
+
+    For d >= K - 1 the optimum is `log(1 + (K-1) exp(-K/(K-1) sqrt(energy_W energy_H)))`, at a
+    simplex ETF. Both constraints are active there, so runs and solvers live on the boundary.
+
+    Parameters
+    ----------
+    n_classes, n_per_class, dim : int
+    energy_W, energy_H : float > 0
+    """
+
+    n_classes: int
+    n_per_class: int
+    dim: int
+    energy_W: float
+    energy_H: float
+
+    paper = "Fang et al. [9]"
+    landscape = "not convex"
+
+    def __post_init__(self) -> None:
+        self._set_up_balanced()
+        check_positive("energy_W", self.energy_W)
+        check_positive("energy_H", self.energy_H)
+
+    def _norms(self) -> tuple[float, float]:
+        return (
+            float(np.sqrt(self.n_classes * self.energy_W)),
+            float(np.sqrt(self.n_samples * self.energy_H)),
+        )
+
+    def retract(self, W: Array, H: Array) -> tuple[Array, Array]:
+        norm_W, norm_H = self._norms()
+        return _scaled(W, norm_W), _scaled(H, norm_H)
+
+    def pullback(self, W: Array, H: Array, grad_W: Array, grad_H: Array) -> tuple[Array, Array]:
+        norm_W, norm_H = self._norms()
+        return _pulled(W, norm_W, grad_W), _pulled(H, norm_H, grad_H)
+
+    def violation(self, W: Array, H: Array) -> float:
+        norm_W, norm_H = self._norms()
+        excess = max(np.linalg.norm(W) / norm_W, np.linalg.norm(H) / norm_H) - 1.0
+        return max(0.0, float(excess))
+
+    def optimum(self) -> Optimum:
+        """The simplex ETF above; d >= K - 1."""
+        return self._etf(*self._norms(), "closed form: simplex ETF")
+
+
+@dataclass(frozen=True)
+class Normalized(_Constrained):
+    """Unit classifiers and unit features, Lu & Steinerberger (2022), Wojtowytsch & E (2021).
+
+    `min (1/N) sum_i CE(temperature * W h_i, y_i)  subject to  |w_k| = |h_i| = 1`
+
+    The rows [24] and [39] of Table 1. For d >= K - 1 the optimum is
+    `log(1 + (K-1) exp(-temperature K/(K-1)))`, at a simplex ETF.
+
+    Parameters
+    ----------
+    n_classes, n_per_class, dim : int
+        dim >= 2: unit vectors in one dimension are only +1 and -1.
+    temperature : float > 0
+        What the cosines are multiplied by.
+    """
+
+    n_classes: int
+    n_per_class: int
+    dim: int
+    temperature: float
+
+    paper = "Lu & Steinerberger [24], Wojtowytsch & E [39]"
+    landscape = "local minima at high temperature, where classes block each other's way"
+    starts = 16
+
+    def __post_init__(self) -> None:
+        self._set_up_balanced()
+        check_positive("temperature", self.temperature)
+        if self.dim < 2:
+            raise ValueError(
+                f"`dim` must be at least 2; got {self.dim}. Unit vectors in one dimension are "
+                "only +1 and -1: there is nothing to optimise."
+            )
+        object.__setattr__(self, "scale", float(self.temperature))
+
+    def retract(self, W: Array, H: Array) -> tuple[Array, Array]:
+        return _scaled(W, 1.0, 1), _scaled(H, 1.0, 1)
+
+    def pullback(self, W: Array, H: Array, grad_W: Array, grad_H: Array) -> tuple[Array, Array]:
+        return _pulled(W, 1.0, grad_W, 1), _pulled(H, 1.0, grad_H, 1)
+
+    def violation(self, W: Array, H: Array) -> float:
+        return max(float(np.abs(np.linalg.norm(x, axis=1) - 1.0).max()) for x in (W, H))
+
+    def optimum(self) -> Optimum:
+        """The simplex ETF above; d >= K - 1."""
+        norm_W, norm_H = np.sqrt(self.n_classes), np.sqrt(self.n_samples)
+        return self._etf(norm_W, norm_H, "closed form: simplex ETF")

@@ -1,0 +1,253 @@
+"""What the rows of Table 1 share: sizes, labels, a start, and the form of a known optimum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastnc._arrays import FLOATS, as_numpy, check_count, check_matrix
+
+Floats = NDArray[np.float64]
+
+
+class UnknownOptimum(ValueError):
+    """No global optimum is known for these parameters; the message says why."""
+
+
+class Gradients(NamedTuple):
+    """The objective at one point, and its gradients (`bias` is None where there is none)."""
+
+    value: float
+    W: NDArray[Any]
+    H: NDArray[Any]
+    bias: NDArray[Any] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Optimum:
+    """A known global optimum: its value, one minimiser, and where it comes from.
+
+    Every rotation of the feature space turns a minimiser into another one; what they have
+    in common is in `gram_W` and `gram_H`.
+
+    Attributes
+    ----------
+    value : float
+    W : (K, d) float64
+    means : (K, d) float64, the features: every sample sits at its class's row
+    y : (N,) labels
+    bias : (K,) float64, or None for a model without one
+    source : str, the theorem or the certificate
+    certificate : float, relative duality gap of a computed optimum; 0 for a closed form
+    """
+
+    value: float
+    W: Floats = field(repr=False)
+    means: Floats = field(repr=False)
+    y: NDArray[np.int64] = field(repr=False)
+    bias: Floats | None = field(repr=False, default=None)
+    source: str = ""
+    certificate: float = 0.0
+
+    @property
+    def H(self) -> Floats:
+        """The features `(N, d)` of the minimiser: within-class collapse is exact."""
+        return self.means[self.y]
+
+    @property
+    def gram_W(self) -> Floats:
+        """`W W^T (K, K)`, the same for every minimiser."""
+        return self.W @ self.W.T
+
+    @property
+    def gram_means(self) -> Floats:
+        """`M M^T (K, K)` of the class means, the same for every minimiser."""
+        return self.means @ self.means.T
+
+    @property
+    def gram_H(self) -> Floats:
+        """`H H^T (N, N)`. Cost: N^2 numbers."""
+        return self.gram_means[np.ix_(self.y, self.y)]
+
+
+class LayerPeeled:
+    """A row of Table 1: W (K, d) and H (N, d) are free but for a penalty or a constraint.
+
+    A row says what its objective is (`value_and_grads`), how a point is put back on its
+    constraint (`retract`, `pullback`, `violation`), and what is known (`optimum`).
+    """
+
+    n_classes: int
+    dim: int
+    y: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    paper = ""
+    has_bias = False
+    non_negative = False
+    starts = 4
+    landscape = ""
+    balance = 1.0
+
+    def _set_up(self, counts: NDArray[np.int64]) -> None:
+        """Store what follows from the class sizes; called by a row once it has checked them."""
+        y = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+        y.flags.writeable = False
+        counts.flags.writeable = False
+        object.__setattr__(self, "dim", check_count("dim", self.dim, 1))
+        object.__setattr__(self, "n_classes", len(counts))
+        object.__setattr__(self, "counts", counts)
+        object.__setattr__(self, "y", y)
+
+    @property
+    def n_samples(self) -> int:
+        """N, the number of samples."""
+        return len(self.y)
+
+    def init(self, seed: int = 0, dtype: str = "float64") -> tuple[NDArray[Any], NDArray[Any]]:
+        """Gaussian W (K, d) and H (N, d) with entries of variance 1/d, put on the constraint.
+
+        Drawn as the ULPM's are: the same seed and sizes give the same start, so that runs
+        of different rows can be compared. A free bias starts at zero.
+        """
+        check_count("seed", seed, 0)
+        if np.dtype(dtype).name not in FLOATS:
+            raise TypeError(f"`dtype` must be 'float32' or 'float64'; got {dtype!r}.")
+        rng = np.random.default_rng(seed)
+        W = rng.standard_normal((self.n_classes, self.dim)) / np.sqrt(self.dim)
+        H = rng.standard_normal((self.n_samples, self.dim)) / np.sqrt(self.dim)
+        W, H = self.retract(W, np.abs(H) if self.non_negative else H)
+        return W.astype(dtype), H.astype(dtype)
+
+    def objective(self, W: Any, H: Any, bias: ArrayLike | None = None) -> float:
+        """The objective of this row at W (K, d), H (N, d) and, where it has one, bias (K,).
+
+        A constraint is not part of it: see `violation`.
+
+        Raises
+        ------
+        ValueError
+            Arrays of the wrong shape; a bias for a row that has none.
+        """
+        check_matrix("W", W, (self.n_classes, self.dim))
+        check_matrix("H", H, (self.n_samples, self.dim))
+        W, H = (np.ascontiguousarray(as_numpy(x)) for x in (W, H))
+        if W.dtype != H.dtype:
+            raise TypeError(f"`W` and `H` must have one dtype; got {W.dtype} and {H.dtype}.")
+        if bias is None:
+            b = np.zeros(self.n_classes, W.dtype) if self.has_bias else None
+        elif not self.has_bias:
+            raise ValueError("this model has no bias; leave out `bias`.")
+        else:
+            b = np.asarray(as_numpy(bias), dtype=W.dtype)
+            if b.shape != (self.n_classes,):
+                raise ValueError(f"`bias` must have shape ({self.n_classes},); got {b.shape}.")
+        return self.value_and_grads(W, H, b).value
+
+    def value_and_grads(
+        self, W: NDArray[Any], H: NDArray[Any], bias: NDArray[Any] | None
+    ) -> Gradients:
+        """The objective and its gradients; nothing is checked."""
+        raise NotImplementedError
+
+    def violation(self, W: NDArray[Any], H: NDArray[Any]) -> float:
+        """How far (W, H) is outside the constraint: 0 where it holds."""
+        return 0.0
+
+    def retract(self, W: NDArray[Any], H: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """A point of the constraint near (W, H)."""
+        return W, H
+
+    def pullback(
+        self, W: NDArray[Any], H: NDArray[Any], grad_W: NDArray[Any], grad_H: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Gradient at (W, H) of a function of `retract(W, H)` that has these gradients there.
+
+        On the constraint itself this is the Riemannian gradient.
+        """
+        return grad_W, grad_H
+
+    def optimum(self) -> Optimum:
+        """The global optimum, or `UnknownOptimum` with the reason."""
+        raise NotImplementedError
+
+
+class Balanced(LayerPeeled):
+    """A row of K classes with n samples each."""
+
+    n_per_class: int
+
+    def _set_up_balanced(self) -> None:
+        K = check_count("n_classes", self.n_classes, 2)
+        n = check_count("n_per_class", self.n_per_class, 1)
+        self._set_up(np.full(K, n, dtype=np.int64))
+
+    @property
+    def class_sizes(self) -> NDArray[np.int64]:
+        """Samples of each class (K,)."""
+        return self.counts
+
+
+class Unequal(LayerPeeled):
+    """A row whose classes may have any sizes."""
+
+    class_sizes: Sequence[int]
+
+    def _set_up_unequal(self) -> None:
+        given = self.class_sizes
+        if isinstance(given, str) or not hasattr(given, "__len__") or len(given) < 2:
+            raise ValueError(
+                f"`class_sizes` must list the samples of at least 2 classes; got {given!r}."
+            )
+        sizes = tuple(check_count(f"class_sizes[{k}]", size, 1) for k, size in enumerate(given))
+        object.__setattr__(self, "class_sizes", sizes)
+        self._set_up(np.array(sizes, dtype=np.int64))
+
+
+def frame(n_classes: int, dim: int) -> Floats:
+    """E (K, d) with `E E^T = I - 11^T/K`: a simplex ETF, for d >= K - 1; else its first columns."""
+    # Helmert's contrasts are an orthonormal basis of the complement of the ones.
+    K = n_classes
+    E = np.zeros((K, dim))
+    for j in range(1, min(K, dim + 1)):
+        E[:j, j - 1] = 1.0
+        E[j, j - 1] = -j
+        E[:, j - 1] /= np.sqrt(j * (j + 1.0))
+    return E
+
+
+def require_etf(n_classes: int, dim: int) -> None:
+    """Refuse where K vectors of equal angles do not fit: d < K - 1."""
+    if dim < n_classes - 1:
+        raise UnknownOptimum(
+            f"no closed form is known for dim={dim} < n_classes - 1 = {n_classes - 1}: a simplex "
+            f"ETF of {n_classes} classes does not fit. Use `dim` >= {n_classes - 1}, or "
+            "`fastnc.solve` for a minimum without a certificate."
+        )
+
+
+def factors(X: Floats, counts: ArrayLike, dim: int, ratio: float) -> tuple[Floats, Floats]:
+    """W (K, d) and class means (K, d) of least penalty whose logits are `X diag(n)^(-1/2)`.
+
+    X (K, K) holds the logits, a column a class, times sqrt(n_k). With the thin SVD
+    `X = A S B^T`: `W = ratio^(1/4) A S^(1/2)` and `m_k = ratio^(-1/4) (B S^(1/2))_k / sqrt(n_k)`,
+    `ratio = weight_decay_H / weight_decay_W`, attain the penalty
+    `sqrt(lW lH) |X|_*` (the variational form of the nuclear norm).
+    """
+    A, s, Bt = np.linalg.svd(X)
+    s[s < 1e-13 * max(s[0], 1e-300)] = 0.0
+    if np.count_nonzero(s) > dim:
+        raise UnknownOptimum(
+            f"the logits of the optimum over all dimensions have rank {np.count_nonzero(s)}, which "
+            f"`dim`={dim} cannot hold, and no optimum of lower rank is known."
+        )
+    r = min(len(s), dim)
+    W = np.zeros((len(X), dim))
+    means = np.zeros((len(X), dim))
+    W[:, :r] = ratio**0.25 * A[:, :r] * np.sqrt(s[:r])
+    means[:, :r] = ratio**-0.25 * Bt[:r].T * np.sqrt(s[:r])
+    return W, means / np.sqrt(np.asarray(counts, dtype=np.float64))[:, None]
