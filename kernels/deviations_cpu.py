@@ -41,11 +41,11 @@ def basis(C):
     since the rows of C add up to nothing.
     """
     P, d = C.shape
-    if P <= d:
+    if d >= P:
         lam, V = np.linalg.eigh(np.dot(C, C.T))
     else:
         lam, V = np.linalg.eigh(np.dot(C.T, C))
-    lo = 1 if P <= d else 0
+    lo = 1 if d >= P else 0
     while lo < len(lam) and not lam[lo] > RANK_CUT * lam[-1]:
         lo += 1
     r = len(lam) - lo
@@ -54,7 +54,7 @@ def basis(C):
         for k in range(len(lam)):
             U[j, k] = V[k, lo + j]
     lam = lam[lo:]
-    if P > d:
+    if d < P:
         return U, lam, np.dot(C, U.T)
     Q = np.dot(U, C)
     A = np.empty((P, r))
@@ -134,8 +134,9 @@ def _decide(S, Z, squares_C, offset, owner, present, lo, sums):
 
 
 @njit(**_OPTIONS)
-def _block(H, order, owner, present, lo, hi, means, g, Q, A, lam, squares_C, W, offset, sums):
+def _block(H, order, owner, present, lo, hi, frame, sums):
     """One block of rows; W with no rows asks for no decision."""
+    means, g, Q, A, lam, squares_C, W, offset = frame
     n, d = hi - lo, H.shape[1]
     clear_sums(sums)
     X = np.empty((n, d), Q.dtype)
@@ -178,33 +179,30 @@ def owners(starts):
 
 
 @njit(**_OPTIONS)
-def deviations_serial(H, order, owner, present, means, g, Q, A, lam, squares_C, W, offset, sums_out):
+def deviations_serial(H, order, owner, present, frame, sums_out):
     """`deviations` on the calling thread alone: the bits are the same."""
-    rows = block_rows(H.shape[1], len(W))
+    rows = block_rows(H.shape[1], len(frame[6]))
     n_blocks = (len(order) + rows - 1) // rows
     blocks = np.empty((n_blocks, N_SUMS))
     for b in range(n_blocks):
         hi = min((b + 1) * rows, len(order))
-        _block(
-            H, order, owner, present, b * rows, hi, means, g, Q, A, lam, squares_C, W, offset, blocks[b]
-        )
+        _block(H, order, owner, present, b * rows, hi, frame, blocks[b])
     add_sums(blocks, sums_out)
 
 
 @njit(parallel=True, **_OPTIONS)
-def deviations(H, order, owner, present, means, g, Q, A, lam, squares_C, W, offset, sums_out):
+def deviations(H, order, owner, present, frame, sums_out):
     """Adds the sums of these samples to `sums_out`.
 
     `order` visits the samples by class, `owner` is the class of each place of that order (its
-    row in `means`), `present` the row of W of each class; means (P, d) and g are float64; Q,
-    A, W share the dtype of the products; `squares_C = |c|^2`, `offset = W g + bias` are float64.
+    row in `means`), `present` the row of W of each class. `frame` is the tuple (means (P, d),
+    g (d,), Q (r, d), A (P, r), lam (r,), |c|^2 (P,), W (K, d) or no row for no decision,
+    W g + bias (K,)), of which Q, A and W have the dtype of the products and the others float64.
     """
-    rows = block_rows(H.shape[1], len(W))
+    rows = block_rows(H.shape[1], len(frame[6]))
     n_blocks = (len(order) + rows - 1) // rows
     blocks = np.empty((n_blocks, N_SUMS))
     for b in prange(n_blocks):
         hi = min((b + 1) * rows, len(order))
-        _block(
-            H, order, owner, present, b * rows, hi, means, g, Q, A, lam, squares_C, W, offset, blocks[b]
-        )
+        _block(H, order, owner, present, b * rows, hi, frame, blocks[b])
     add_sums(blocks, sums_out)

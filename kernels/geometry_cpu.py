@@ -1,21 +1,16 @@
-"""The geometry of class means and classifier: every neural-collapse metric, defined once.
+"""Every neural-collapse metric of class means, a classifier and the sums over the samples.
 
 Section 4 of the paper and the forms of NC1 to NC4 in circulation; what each number is stands
 in `fastnc/metrics.py`, whose `NAMES` give the order of `values_out`. Letters: K classes, P of
 them with samples, d features, N samples; `C (P, d)` the centred class means.
 
-A distance of a K x K matrix R from the simplex, `|R/|R| - E/|E||_F` with E = I - 11^T/K, needs
-neither |R| first nor R stored: with `a = tr R / (K-1)` the part along E, which is all of
-<R, E> because R's rows add up to nothing, only `|R - a E|^2` is summed, tile by tile. It loses
-no digit near collapse, where `2 - 2 cos` would lose half of them.
-
-`geometry` measures one (W, H, y) from beginning to end: at a snapshot of a small problem in a
-few microseconds on the calling thread, else by the row-parallel kernels. The arithmetic and its
-order are the same in both, and so are the bits.
+`geometry` measures one (W, H, y) from beginning to end: at a snapshot of a small problem in some
+twenty microseconds on the calling thread, else by the row-parallel kernels. The arithmetic and
+its order are the same in both, and so are the bits.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from fastnc.kernels.deviations_cpu import (
     AGREEMENT,
@@ -26,160 +21,33 @@ from fastnc.kernels.deviations_cpu import (
     PROJECTED,
     basis,
     clear_sums,
+    deviations,
     deviations_serial,
-    matmul_nt,
     owners,
+)
+from fastnc.kernels.pairs_cpu import (
+    ANGLE,
+    CDNV,
+    N_PAIR_SUMS,
+    RESIDUAL,
+    along_simplex,
+    centre_of,
+    centred,
+    inner,
+    pairs,
+    pairs_serial,
+    simplex_distance,
+    squared_norm,
+    squared_norms,
+    total_of,
 )
 from fastnc.kernels.scatter_cpu import class_moments, class_moments_serial, group
 
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
-TILE = 256
+N_VALUES = 16
 # Below this many multiplications a second thread costs more than it brings.
 SERIAL_WORK = 2_000_000
-
-# What a sweep over pairs of classes sums, in this order.
-N_PAIR_SUMS = 3
-ANGLE, CDNV, RESIDUAL = range(N_PAIR_SUMS)
-
-
-@njit(fastmath=_SUMS, **_OPTIONS)
-def _squared_norm(v):
-    total = 0.0
-    for j in range(len(v)):
-        total += v[j] * v[j]
-    return total
-
-
-@njit(fastmath=_SUMS, **_OPTIONS)
-def inner(u, v):
-    """`<u, v>`."""
-    total = 0.0
-    for j in range(len(u)):
-        total += u[j] * v[j]
-    return total
-
-
-@njit(fastmath=_SUMS, **_OPTIONS)
-def _squared_gap(u, v):
-    total = 0.0
-    for j in range(len(u)):
-        total += (u[j] - v[j]) ** 2
-    return total
-
-
-@njit(**_OPTIONS)
-def centre_of(V):
-    """The mean of the rows (d,)."""
-    g = np.zeros(V.shape[1])
-    for k in range(len(V)):
-        for j in range(V.shape[1]):
-            g[j] += V[k, j]
-    for j in range(V.shape[1]):
-        g[j] /= len(V)
-    return g
-
-
-@njit(**_OPTIONS)
-def centred(V, g):
-    """`v_k - g` (K, d)."""
-    out = np.empty(V.shape)
-    for k in range(len(V)):
-        for j in range(V.shape[1]):
-            out[k, j] = V[k, j] - g[j]
-    return out
-
-
-@njit(fastmath=_SUMS, **_OPTIONS)
-def total_of(v):
-    """The sum of a vector's entries."""
-    total = 0.0
-    for k in range(len(v)):
-        total += v[k]
-    return total
-
-
-@njit(**_OPTIONS)
-def squared_norms(V):
-    """`|v_k|^2` of each row (K,)."""
-    out = np.empty(len(V))
-    for k in range(len(V)):
-        out[k] = _squared_norm(V[k])
-    return out
-
-
-@njit(fastmath=_SUMS, **_OPTIONS)
-def _same_side(A, i0, i1, j0, j1, D, squares, spreads, along, sums):
-    """Adds a tile of the Gram matrix A A^T on or above the diagonal to a sweep's sums."""
-    K = len(A)
-    for i in range(i0, i1):
-        for j in range(max(i, j0), j1):
-            dot = D[i - i0, j - j0]
-            if i == j:
-                sums[RESIDUAL] += (dot - along * (1.0 - 1.0 / K)) ** 2
-                continue
-            sums[RESIDUAL] += 2.0 * (dot + along / K) ** 2
-            sums[ANGLE] += abs(dot / np.sqrt(squares[i] * squares[j]) + 1.0 / (K - 1))
-            gap = squares[i] + squares[j] - 2.0 * dot
-            # Where two means nearly meet the expansion has cancelled: take the difference.
-            if gap < 1e-3 * (squares[i] + squares[j]):
-                gap = _squared_gap(A[i], A[j])
-            sums[CDNV] += (spreads[i] + spreads[j]) / (2.0 * gap)
-
-
-@njit(fastmath=_SUMS, **_OPTIONS)
-def _two_sides(K, i0, i1, j0, j1, D, along, sums):
-    """Adds a tile of A B^T to the residual of a sweep."""
-    for i in range(i0, i1):
-        for j in range(j0, j1):
-            target = along * ((1.0 if i == j else 0.0) - 1.0 / K)
-            sums[RESIDUAL] += (D[i - i0, j - j0] - target) ** 2
-
-
-@njit(**_OPTIONS)
-def _tile_row(A, B, same, row, squares, spreads, along, sums):
-    """One row of tiles of A B^T; with `same`, of A A^T from the diagonal on."""
-    K = len(A)
-    i0, i1 = row * TILE, min((row + 1) * TILE, K)
-    sums[:] = 0.0
-    for j0 in range(i0 if same else 0, K, TILE):
-        j1 = min(j0 + TILE, K)
-        D = np.empty((i1 - i0, j1 - j0))
-        matmul_nt(A[i0:i1], B[j0:j1], D)
-        if same:
-            _same_side(A, i0, i1, j0, j1, D, squares, spreads, along, sums)
-        else:
-            _two_sides(K, i0, i1, j0, j1, D, along, sums)
-
-
-@njit(**_OPTIONS)
-def _ordered_sum(rows, sums_out):
-    sums_out[:] = 0.0
-    for row in range(len(rows)):
-        for s in range(N_PAIR_SUMS):
-            sums_out[s] += rows[row, s]
-
-
-@njit(**_OPTIONS)
-def pairs_serial(A, B, same, squares, spreads, along, sums_out):
-    """`pairs` on the calling thread alone: the bits are the same."""
-    rows = np.empty(((len(A) + TILE - 1) // TILE, N_PAIR_SUMS))
-    for row in range(len(rows)):
-        _tile_row(A, B, same, row, squares, spreads, along, rows[row])
-    _ordered_sum(rows, sums_out)
-
-
-@njit(parallel=True, **_OPTIONS)
-def pairs(A, B, same, squares, spreads, along, sums_out):
-    """Sums over pairs of rows of the centred A, B (K, d): ANGLE and CDNV if `same`, RESIDUAL.
-
-    `squares` and `spreads` (K,) are A's squared norms and the classes' mean squared deviations,
-    `along = tr(A B^T) / (K - 1)`. Cost: 2 K^2 d FLOP (half if `same`), no K x K memory.
-    """
-    rows = np.empty(((len(A) + TILE - 1) // TILE, N_PAIR_SUMS))
-    for row in prange(len(rows)):
-        _tile_row(A, B, same, row, squares, spreads, along, rows[row])
-    _ordered_sum(rows, sums_out)
 
 
 @njit(**_OPTIONS)
@@ -248,16 +116,6 @@ def spread_of(squares):
     return np.sqrt(variance / len(squares)) / mean
 
 
-@njit(**_OPTIONS)
-def simplex_distance(residual, along, K):
-    """`|R/|R| - E/|E||_F` from `residual = |R - along E|^2`, E = I - 11^T/K."""
-    inner = along * np.sqrt(K - 1.0)
-    size = np.sqrt(residual + inner * inner)
-    if inner > 0.0:
-        return np.sqrt(2.0 * residual / (size * (size + inner)))
-    return np.sqrt(2.0 * (size - inner) / size)
-
-
 @njit(fastmath=_SUMS, **_OPTIONS)
 def dual_distances(C, V, W):
     """self_duality of the centred C and V, and nc3_distance of C and the raw W."""
@@ -265,7 +123,7 @@ def dual_distances(C, V, W):
     size_W = np.sqrt(total_of(squared_norms(W)))
     duality, distance = 0.0, 0.0
     for k in range(len(C)):
-        c, v = np.sqrt(_squared_norm(C[k])), np.sqrt(_squared_norm(V[k]))
+        c, v = np.sqrt(squared_norm(C[k])), np.sqrt(squared_norm(V[k]))
         angle = 0.0
         for j in range(C.shape[1]):
             angle += (C[k, j] / c - V[k, j] / v) ** 2
@@ -275,27 +133,18 @@ def dual_distances(C, V, W):
 
 
 @njit(**_OPTIONS)
-def along_simplex(A, B):
-    """`tr(A B^T) / (K - 1)`."""
-    total = 0.0
-    for k in range(len(A)):
-        total += inner(A[k], B[k])
-    return total / (len(A) - 1)
-
-
-@njit(**_OPTIONS)
 def energy_of(means, sizes, squares):
     """`|H|^2 = sum_k s_k + n_k |m_k|^2`."""
     total = total_of(squares)
     for k in range(len(means)):
-        total += sizes[k] * _squared_norm(means[k])
+        total += sizes[k] * squared_norm(means[k])
     return total
 
 
 @njit(**_OPTIONS)
-def features_values(C, squares_C, sizes, squares, sums, pair_sums, values_out):
+def features_values(squares_C, sizes, squares, sums, pair_sums, values_out):
     """What the features alone tell: values 0, 2, 3, 6, 7, 8, 9."""
-    P = len(C)
+    P = len(squares_C)
     N = total_of(sizes)
     n_pairs = P * (P - 1) / 2
     values_out[0] = spread_of(squares_C)
@@ -355,13 +204,12 @@ def _geometry_serial(W, H, y, values_out):
         offset[k] = inner(W[k], g)
     sums = np.empty(N_SUMS)
     clear_sums(sums)
-    deviations_serial(
-        H, order, owners(starts), present, means, g, Q, A, lam, squares_C, W, offset, sums
-    )
+    frame = (means, g, Q, A, lam, squares_C, W, offset)
+    deviations_serial(H, order, owners(starts), present, frame, sums)
     pair_sums = np.empty(N_PAIR_SUMS)
     along = total_of(squares_C) / (P - 1)
     pairs_serial(C, C, True, squares_C, spreads, along, pair_sums)
-    features_values(C, squares_C, sizes, squares, sums, pair_sums, values_out)
+    features_values(squares_C, sizes, squares, sums, pair_sums, values_out)
 
     V = centred(W, centre_of(W))
     squares_V = squared_norms(V)
@@ -374,11 +222,92 @@ def _geometry_serial(W, H, y, values_out):
     pairs_serial(V, C, False, squares_C, squares_C, along, pair_sums)
     energy = energy_of(means, sizes, squares) + total_of(squared_norms(W))
     joint_values(
-        C, V, rows, along, pair_sums[RESIDUAL], sums, len(y), energy,
-        separation_constant(counts), values_out,
+        C,
+        V,
+        rows,
+        along,
+        pair_sums[RESIDUAL],
+        sums,
+        len(y),
+        energy,
+        separation_constant(counts),
+        values_out,
     )
+
+
+def any_pairs(A, B, same, squares, spreads, along, sums_out):
+    """`pairs` where a second thread pays, else `pairs_serial`."""
+    run = pairs if len(A) * A.size > SERIAL_WORK else pairs_serial
+    run(A, B, same, squares, spreads, along, sums_out)
+
+
+def features_geometry(C, sizes, squares, sums, values_out):
+    """The values of the features alone: centred means C (P, d), class sizes, squares (P,)."""
+    squares_C = squared_norms(C)
+    pair_sums = np.empty(N_PAIR_SUMS)
+    along = total_of(squares_C) / (len(C) - 1)
+    any_pairs(C, C, True, squares_C, squares / sizes, along, pair_sums)
+    features_values(squares_C, sizes, squares, sums, pair_sums, values_out)
+
+
+def classifier_geometry(W, values_out):
+    """The values of the classifier alone, all its K rows."""
+    V = centred(W, centre_of(W))
+    squares_V = squared_norms(V)
+    pair_sums = np.empty(N_PAIR_SUMS)
+    any_pairs(V, V, True, squares_V, squares_V, total_of(squares_V) / (len(V) - 1), pair_sums)
+    classifier_values(squares_V, pair_sums, values_out)
+
+
+def joint_geometry(C, W, means, present, counts, squares, sums, values_out):
+    """The values of both; `counts (K,)` of all classes, the others of the P present ones."""
+    rows = W[present]
+    V = centred(rows, centre_of(rows))
+    squares_C = squared_norms(C)
+    along = along_simplex(V, C)
+    pair_sums = np.empty(N_PAIR_SUMS)
+    any_pairs(V, C, False, squares_C, squares_C, along, pair_sums)
+    sizes = counts[present].astype(np.float64)
+    energy = energy_of(means, sizes, squares) + total_of(squared_norms(W))
+    joint_values(
+        C,
+        V,
+        rows,
+        along,
+        pair_sums[RESIDUAL],
+        sums,
+        total_of(sizes),
+        energy,
+        separation_constant(counts),
+        values_out,
+    )
+
+
+def _geometry_parallel(W, H, y, values_out):
+    values_out[:] = np.nan
+    order, present, starts = group(y, len(W))
+    if len(present) < 2:
+        return
+    means = np.empty((len(present), H.shape[1]))
+    squares = np.empty(len(present))
+    class_moments(H, order, starts, means, squares)
+    counts = np.zeros(len(W), np.int64)
+    counts[present] = np.diff(starts)
+    g = centre_of(means)
+    C = centred(means, g)
+    Q, lam, A = basis(C)
+    sums = np.empty(N_SUMS)
+    clear_sums(sums)
+    frame = (means, g, Q, A, lam, squared_norms(C), W, W @ g)
+    deviations(H, order, owners(starts), present, frame, sums)
+    features_geometry(C, counts[present].astype(np.float64), squares, sums, values_out)
+    classifier_geometry(W, values_out)
+    joint_geometry(C, W, means, present, counts, squares, sums, values_out)
 
 
 def geometry(W, H, y, values_out):
     """All metrics of one (W, H, y) into `values_out (16,)`, float64; NaN where undefined."""
-    _geometry_serial(W, H, y, values_out)
+    if H.size * len(W) < SERIAL_WORK:
+        _geometry_serial(W, H, y, values_out)
+    else:
+        _geometry_parallel(W, H, y, values_out)

@@ -183,7 +183,11 @@ def merge_moments(present, new_counts, new_means, new_squares, counts, means, sq
             squares[k] = new_squares[p]
         else:
             squares[k] = _merge(
-                float(counts[k]), means[k], squares[k],
-                float(new_counts[p]), new_means[p], new_squares[p],
+                float(counts[k]),
+                means[k],
+                squares[k],
+                float(new_counts[p]),
+                new_means[p],
+                new_squares[p],
             )
         counts[k] += new_counts[p]

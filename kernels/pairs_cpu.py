@@ -1,0 +1,184 @@
+"""Sums over all pairs of classes, by tiles of a K x K product that is never stored.
+
+Angles of the centred class means (section 4 of the paper), CDNV, and how far a K x K matrix
+`R = A B^T` is from the simplex, `|R/|R| - E/|E||_F` with E = I - 11^T/K. The latter needs
+neither |R| first nor R stored: with `a = tr R / (K-1)` the part along E, which is all of <R, E>
+because R's rows add up to nothing, only `|R - a E|^2` is summed. It loses no digit near
+collapse, where `2 - 2 cos` would lose half of them.
+
+Letters: K classes, d features; A, B (K, d) centred, float64. Cost: 2 K^2 d FLOP (half for A A^T),
+a tile of 256 x 256 a thread. Bound by GEMM. Rows of tiles are summed in order: any number of
+threads gives the same bits.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+from fastnc.kernels.deviations_cpu import matmul_nt
+
+_SUMS = {"contract", "nsz", "arcp", "reassoc"}
+_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
+TILE = 256
+
+# What a sweep over pairs of classes sums, in this order.
+N_PAIR_SUMS = 3
+ANGLE, CDNV, RESIDUAL = range(N_PAIR_SUMS)
+
+
+@njit(fastmath=_SUMS, **_OPTIONS)
+def squared_norm(v):
+    """`|v|^2`."""
+    total = 0.0
+    for j in range(len(v)):
+        total += v[j] * v[j]
+    return total
+
+
+@njit(fastmath=_SUMS, **_OPTIONS)
+def inner(u, v):
+    """`<u, v>`."""
+    total = 0.0
+    for j in range(len(u)):
+        total += u[j] * v[j]
+    return total
+
+
+@njit(fastmath=_SUMS, **_OPTIONS)
+def _squared_gap(u, v):
+    total = 0.0
+    for j in range(len(u)):
+        total += (u[j] - v[j]) ** 2
+    return total
+
+
+@njit(**_OPTIONS)
+def centre_of(V):
+    """The mean of the rows (d,)."""
+    g = np.zeros(V.shape[1])
+    for k in range(len(V)):
+        for j in range(V.shape[1]):
+            g[j] += V[k, j]
+    for j in range(V.shape[1]):
+        g[j] /= len(V)
+    return g
+
+
+@njit(**_OPTIONS)
+def centred(V, g):
+    """`v_k - g` (K, d)."""
+    out = np.empty(V.shape)
+    for k in range(len(V)):
+        for j in range(V.shape[1]):
+            out[k, j] = V[k, j] - g[j]
+    return out
+
+
+@njit(fastmath=_SUMS, **_OPTIONS)
+def total_of(v):
+    """The sum of a vector's entries."""
+    total = 0.0
+    for k in range(len(v)):
+        total += v[k]
+    return total
+
+
+@njit(**_OPTIONS)
+def squared_norms(V):
+    """`|v_k|^2` of each row (K,)."""
+    out = np.empty(len(V))
+    for k in range(len(V)):
+        out[k] = squared_norm(V[k])
+    return out
+
+
+@njit(fastmath=_SUMS, **_OPTIONS)
+def _same_side(A, i0, i1, j0, j1, D, squares, spreads, along, sums):
+    """Adds a tile of the Gram matrix A A^T on or above the diagonal to a sweep's sums."""
+    K = len(A)
+    for i in range(i0, i1):
+        for j in range(max(i, j0), j1):
+            dot = D[i - i0, j - j0]
+            if i == j:
+                sums[RESIDUAL] += (dot - along * (1.0 - 1.0 / K)) ** 2
+                continue
+            sums[RESIDUAL] += 2.0 * (dot + along / K) ** 2
+            sums[ANGLE] += abs(dot / np.sqrt(squares[i] * squares[j]) + 1.0 / (K - 1))
+            gap = squares[i] + squares[j] - 2.0 * dot
+            # Where two means nearly meet the expansion has cancelled: take the difference.
+            if gap < 1e-3 * (squares[i] + squares[j]):
+                gap = _squared_gap(A[i], A[j])
+            sums[CDNV] += (spreads[i] + spreads[j]) / (2.0 * gap)
+
+
+@njit(fastmath=_SUMS, **_OPTIONS)
+def _two_sides(K, i0, i1, j0, j1, D, along, sums):
+    """Adds a tile of A B^T to the residual of a sweep."""
+    for i in range(i0, i1):
+        for j in range(j0, j1):
+            target = along * ((1.0 if i == j else 0.0) - 1.0 / K)
+            sums[RESIDUAL] += (D[i - i0, j - j0] - target) ** 2
+
+
+@njit(**_OPTIONS)
+def _tile_row(A, B, same, row, squares, spreads, along, sums):
+    """One row of tiles of A B^T; with `same`, of A A^T from the diagonal on."""
+    K = len(A)
+    i0, i1 = row * TILE, min((row + 1) * TILE, K)
+    sums[:] = 0.0
+    for j0 in range(i0 if same else 0, K, TILE):
+        j1 = min(j0 + TILE, K)
+        D = np.empty((i1 - i0, j1 - j0))
+        matmul_nt(A[i0:i1], B[j0:j1], D)
+        if same:
+            _same_side(A, i0, i1, j0, j1, D, squares, spreads, along, sums)
+        else:
+            _two_sides(K, i0, i1, j0, j1, D, along, sums)
+
+
+@njit(**_OPTIONS)
+def _ordered_sum(rows, sums_out):
+    sums_out[:] = 0.0
+    for row in range(len(rows)):
+        for s in range(N_PAIR_SUMS):
+            sums_out[s] += rows[row, s]
+
+
+@njit(**_OPTIONS)
+def pairs_serial(A, B, same, squares, spreads, along, sums_out):
+    """`pairs` on the calling thread alone: the bits are the same."""
+    rows = np.empty(((len(A) + TILE - 1) // TILE, N_PAIR_SUMS))
+    for row in range(len(rows)):
+        _tile_row(A, B, same, row, squares, spreads, along, rows[row])
+    _ordered_sum(rows, sums_out)
+
+
+@njit(parallel=True, **_OPTIONS)
+def pairs(A, B, same, squares, spreads, along, sums_out):
+    """Sums over pairs of rows of the centred A, B (K, d): ANGLE and CDNV if `same`, RESIDUAL.
+
+    `squares` and `spreads` (K,) are A's squared norms and the classes' mean squared deviations,
+    `along = tr(A B^T) / (K - 1)`. Cost: 2 K^2 d FLOP (half if `same`), no K x K memory.
+    """
+    rows = np.empty(((len(A) + TILE - 1) // TILE, N_PAIR_SUMS))
+    for row in prange(len(rows)):
+        _tile_row(A, B, same, row, squares, spreads, along, rows[row])
+    _ordered_sum(rows, sums_out)
+
+
+@njit(**_OPTIONS)
+def along_simplex(A, B):
+    """`tr(A B^T) / (K - 1)`."""
+    total = 0.0
+    for k in range(len(A)):
+        total += inner(A[k], B[k])
+    return total / (len(A) - 1)
+
+
+@njit(**_OPTIONS)
+def simplex_distance(residual, along, K):
+    """`|R/|R| - E/|E||_F` from `residual = |R - along E|^2`, E = I - 11^T/K."""
+    inner = along * np.sqrt(K - 1.0)
+    size = np.sqrt(residual + inner * inner)
+    if inner > 0.0:
+        return np.sqrt(2.0 * residual / (size * (size + inner)))
+    return np.sqrt(2.0 * (size - inner) / size)
