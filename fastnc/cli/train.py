@@ -1,0 +1,132 @@
+"""`fastnc train`: VGG-13 on FashionMNIST without weight decay; the paper's Figure 3."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+
+
+def train(
+    data: Annotated[
+        Path, typer.Option(help="torchvision's root: the folder that holds FashionMNIST/raw.")
+    ] = Path("data"),
+    download: Annotated[
+        bool, typer.Option("--download", help="Let torchvision fetch missing files.")
+    ] = False,
+    subset: Annotated[
+        Optional[int],  # noqa: UP007, UP045
+        typer.Option(help="Train on this many images, evenly over the classes; default all."),
+    ] = None,
+    image_size: Annotated[int, typer.Option(help="Pixels a side, resized from 28.")] = 32,
+    feature_dim: Annotated[int, typer.Option(help="Width d of both hidden layers.")] = 4096,
+    batch_norm: Annotated[
+        bool, typer.Option("--batch-norm", help="torchvision's vgg13_bn.")
+    ] = False,
+    dropout: Annotated[float, typer.Option(help="After each hidden layer.")] = 0.0,
+    epochs: Annotated[int, typer.Option(help="Passes over the training set.")] = 600,
+    batch_size: Annotated[int, typer.Option(help="Images a step, of all workers together.")] = 128,
+    lr: Annotated[float, typer.Option(help="Learning rate of SGD.")] = 0.01,
+    momentum: Annotated[float, typer.Option(help="Of SGD; there is no weight decay.")] = 0.9,
+    schedule: Annotated[
+        str, typer.Option(help="'constant', or a class of torch.optim.lr_scheduler.")
+    ] = "constant",
+    schedule_args: Annotated[
+        str, typer.Option(help='Its arguments in JSON, as {"step_size": 100}.')
+    ] = "{}",
+    seed: Annotated[int, typer.Option(help="Of the weights and of the order.")] = 0,
+    precision: Annotated[
+        Literal["float32", "tf32", "bfloat16"], typer.Option(help="Of the training's products.")
+    ] = "float32",
+    snapshots: Annotated[int, typer.Option(help="Measurements a decade of epochs.")] = 20,
+    device: Annotated[
+        Optional[str],  # noqa: UP007, UP045
+        typer.Option(help="cpu or cuda; default cuda where there is one."),
+    ] = None,
+    deterministic: Annotated[
+        bool, typer.Option(help="Deterministic algorithms only: needed for the same bits.")
+    ] = True,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Let torch.compile have the training step.")
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write measurements for TensorBoard too.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for everything written.")] = Path("runs/train"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    checkpoint_every: Annotated[
+        float, typer.Option(help="Seconds between checkpoints; 0: after every batch.")
+    ] = 300.0,
+) -> None:
+    """Train VGG-13 on FashionMNIST far past zero error, and measure the collapse on the way.
+
+    Writes figure3.png, figure3.pdf, run.npz, run.csv and checkpoint.pt to --out. Under torchrun
+    all ranks train together.
+    """
+    import json
+
+    from fastnc._files import out_dir
+
+    try:
+        import torch
+    except ImportError:
+        raise ImportError(
+            "`fastnc train` needs torch, which is not installed; run `pip install 'fastnc[train]'`."
+        ) from None
+    from fastnc.data import fashion_mnist
+    from fastnc.stopping import Diverged, Interrupted
+    from fastnc.training import Experiment, Workers
+    from fastnc.training import train as run_training
+    from fastnc.training_state import CHECKPOINT, workers_of_torchrun
+
+    try:
+        options = json.loads(schedule_args)
+        if not isinstance(options, dict):
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f"`--schedule-args` must be a JSON object, as '{{\"step_size\": 100}}'; got "
+            f"{schedule_args!r}."
+        ) from None
+    experiment = Experiment(
+        feature_dim, batch_norm, dropout, batch_size, lr, momentum, schedule, options, seed,
+        precision, snapshots,
+    )  # fmt: skip
+    folder = out_dir(out)
+    with workers_of_torchrun(device):
+        leads = Workers().rank == 0
+        dataset = fashion_mnist(data, image_size=image_size, subset=subset, download=download)
+        checkpoint = folder / CHECKPOINT
+        if leads and resume and not checkpoint.exists():
+            print(f"No checkpoint in {folder}: starting afresh.")
+        if leads and not resume and checkpoint.exists():
+            checkpoint.replace(folder / f"previous-{CHECKPOINT}")
+            print(f"An earlier run's checkpoint is kept as {folder / f'previous-{CHECKPOINT}'}.")
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        try:
+            run = run_training(
+                dataset, epochs, experiment, out=folder, checkpoint_every=checkpoint_every,
+                resume=resume, device=device, deterministic=deterministic, compile=compile,
+                tensorboard=tensorboard, progress=leads,
+            )  # fmt: skip
+        except (Diverged, Interrupted) as stop:
+            if leads and len(stop.run):
+                print(f"The measurements so far are in {stop.run.to_csv(folder / 'run.csv')}.")
+            if leads and isinstance(stop, Interrupted):
+                print("Go on with the same command and --resume.")
+            raise
+    if not leads:
+        return
+    written = [checkpoint, run.save(folder / "run.npz"), run.to_csv(folder / "run.csv")]
+    from fastnc.plots import figure3, save
+
+    written += save(figure3(run), folder / "figure3")
+    last = {name: run[name][-1] for name in run.columns}
+    print(
+        f"epoch {last['epoch']:.0f}: training accuracy {last['train_accuracy']:.4f}, test "
+        f"{last['test_accuracy']:.4f}, log loss {last['log_loss']:.3f}, within-class "
+        f"{last['within_class']:.3e}, nc1 {last['nc1']:.3e}, margin {last['margin']:.3g}"
+    )
+    print("\nWritten:", *written, sep="\n  ")

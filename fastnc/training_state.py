@@ -1,0 +1,163 @@
+"""A training's checkpoint, its learning-rate schedule, and the switches of reproducible torch."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastnc._files import atomic_write, describe
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class State:
+    """A moment between two batches; `identity` holds JSON values that a resumed run must share.
+
+    No generator's state is among it: the order of an epoch and the dropout of a batch are drawn
+    afresh from the seed and their place in the run.
+    """
+
+    identity: dict[str, Any]
+    epoch: int
+    step: int
+    loss_sum: torch.Tensor
+    net: dict[str, Any]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any] | None
+    rows: list[dict[str, float]]
+
+    def save(self, path: Path) -> None:
+        """Write one file atomically: a kill leaves the last one or this one, whole.
+
+        Raises
+        ------
+        OSError
+            The disk is full, say; the sentence says that the last checkpoint is whole.
+        """
+        try:
+            atomic_write(path, lambda file: torch.save(vars(self), file))
+        except (OSError, RuntimeError) as error:
+            # torch's writer turns a full disk into a RuntimeError of its own.
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            kept = "the one before is whole" if path.exists() else "there is none before it"
+            raise OSError(
+                f"the checkpoint {str(path)!r} could not be written ({reason}); {kept}. Make room "
+                "and resume."
+            ) from None
+
+    @classmethod
+    def load(cls, path: Path, identity: dict[str, Any], device: torch.device) -> State:
+        """Read a checkpoint of the run that `identity` tells.
+
+        Raises
+        ------
+        ValueError
+            The file is damaged, or of another run; the message says which value differs.
+        """
+        try:
+            with open(path, "rb") as file:
+                found = cls(**torch.load(file, map_location=device, weights_only=True))
+        except (
+            RuntimeError, ValueError, TypeError, EOFError, KeyError, OSError,
+            pickle.UnpicklingError, zipfile.BadZipFile,
+        ) as error:  # fmt: skip
+            raise ValueError(
+                f"the checkpoint {str(path)!r} is not readable ({str(error).splitlines()[0]}); it "
+                "is damaged or of another kind. Nothing was changed."
+            ) from None
+        for name in identity:
+            if found.identity.get(name) != identity[name]:
+                was, now = describe(found.identity.get(name)), describe(identity[name])
+                way_out = "Give the same options, or another `--out`, or do not resume."
+                if name == "data":
+                    way_out = "The images or labels have changed since: restore them, or start anew."
+                raise ValueError(
+                    f"the checkpoint {str(path)!r} is of another run: its `{name}` is {was}, this "
+                    f"run's is {now}. {way_out}"
+                )
+        return found
+
+
+def schedule_of(
+    optimizer: torch.optim.Optimizer, name: str, args: dict[str, Any], epochs: int
+) -> tuple[Any, dict[str, Any]]:
+    """The learning-rate schedule of that name, None if constant, and its completed arguments."""
+    if name == "constant":
+        if args:
+            raise ValueError(f"`schedule_args` must be empty with a constant rate; got {args}.")
+        return None, {}
+    module = torch.optim.lr_scheduler
+    base = module.LRScheduler
+    known = sorted(
+        n for n, c in vars(module).items()
+        if isinstance(c, type) and issubclass(c, base) and c is not base and not n.startswith("_")
+    )  # fmt: skip
+    if name not in known:
+        raise ValueError(f"`schedule` must be 'constant' or one of {known}; got {name!r}.")
+    if name == "CosineAnnealingLR":
+        args = {"T_max": epochs, **args}
+    try:
+        return getattr(module, name)(optimizer, **args), args
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`schedule_args` {args} do not suit {name}: {error}.") from None
+
+
+@contextmanager
+def reproducible(
+    seed: int, device: torch.device, precision: str, deterministic: bool
+) -> Iterator[None]:
+    """Seeded, with the wanted products and algorithms; torch's switches are put back after."""
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.backends.cudnn.benchmark,
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.allow_tf32,
+    )
+    cuda = device.type == "cuda"
+    if deterministic and cuda:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        try:
+            # Poolings whose windows do not overlap are deterministic, though on CUDA torch does
+            # not say so: it may warn, and must not refuse.
+            torch.use_deterministic_algorithms(deterministic, warn_only=cuda)
+            torch.utils.deterministic.fill_uninitialized_memory = False
+            torch.backends.cudnn.benchmark = cuda and not deterministic
+            torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
+            torch.backends.cudnn.allow_tf32 = precision != "float32"
+            torch.manual_seed(seed)
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            torch.utils.deterministic.fill_uninitialized_memory = before[2]
+            torch.backends.cudnn.benchmark = before[3]
+            torch.set_float32_matmul_precision(before[4])
+            torch.backends.cudnn.allow_tf32 = before[5]
+
+
+@contextmanager
+def workers_of_torchrun(device: str | None) -> Iterator[None]:
+    """Join the other ranks where `torchrun` started this one: NCCL on CUDA, else gloo."""
+    dist = torch.distributed
+    if "LOCAL_RANK" not in os.environ or not dist.is_available() or dist.is_initialized():
+        yield
+        return
+    cuda = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
