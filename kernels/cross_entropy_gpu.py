@@ -1,0 +1,113 @@
+"""The objective (4), its gradients and steps on CUDA tensors, in Triton.
+
+The same names and arguments as cross_entropy_cpu, at the exact tier; cross_entropy_fast_gpu
+holds the same launchers at the tf32 tier. Nothing here waits for the device: `loss_out` is a
+float64 tensor of one element there. Scratch: partials of dW (narrow) or a chunk of logits and
+partials (wide), from torch's caching allocator, so that a CUDA graph can capture a call.
+
+Formulas: softmax_gpu. Floors: narrow_gpu and wide_gpu. Choice between them: plan_gpu.
+"""
+
+import torch
+
+from fastnc.kernels import narrow_gpu, wide_gpu
+from fastnc.kernels.plan_gpu import EXACT, Narrow, options, plan
+from fastnc.kernels.reduce_gpu import sum_extents, sum_losses, sum_parts
+
+_BLOCK = 512
+
+
+def loss(W, H, y, scale, loss_out):
+    """`loss_out[0] = scale * sum of the losses`."""
+    run_loss(EXACT, W, H, y, scale, loss_out)
+
+
+def loss_and_grads(W, H, y, scale, loss_out, grad_W_out, grad_H_out):
+    """The loss and both gradients, all times `scale`."""
+    run_grads(EXACT, W, H, y, scale, loss_out, grad_W_out, grad_H_out)
+
+
+def log_loss_and_grads(W, H, y, log_loss_out, grad_W_out, grad_H_out):
+    """The logarithm of the sum of the losses, and the gradients of that logarithm."""
+    run_log_grads(EXACT, W, H, y, log_loss_out, grad_W_out, grad_H_out)
+
+
+def gradient_step(W, H, y, scale, lr, loss_out):
+    """`W, H -= lr * scale * gradient` in place, both gradients from before; the loss before."""
+    run_step(EXACT, W, H, None, None, y, scale, lr, loss_out)
+
+
+def run_loss(tier, W, H, y, scale, loss_out):
+    parts, shape = _begin(tier, W, H)
+    if isinstance(shape, Narrow):
+        narrow_gpu.narrow_loss[(shape.programs,)](
+            W, H, y, parts, parts, len(H), *W.shape, shape.blocks,
+            LOG=False, **shape.tiles, **shape.options,
+        )  # fmt: skip
+    else:
+        parts = wide_gpu.losses(shape, W, H, y)
+    sum_losses[(1,)](parts, loss_out, len(parts), scale, BLOCK=_BLOCK, **options(4, 1))
+
+
+def run_grads(tier, W, H, y, scale, loss_out, grad_W_out, grad_H_out):
+    loss_parts, W_parts = _sweep(tier, W, H, None, y, scale, 1.0, grad_H_out, None, False)
+    sum_losses[(1,)](loss_parts, loss_out, len(loss_parts), scale, BLOCK=_BLOCK, **options(4, 1))
+    reduce_W(W_parts, W, None, grad_W_out, scale, 1.0, False)
+
+
+def run_log_grads(tier, W, H, y, log_loss_out, grad_W_out, grad_H_out):
+    """Two sweeps: the shift and the loss in its units, then the gradients over both."""
+    loss_parts, shape = _begin(tier, W, H)
+    shift_parts = torch.empty_like(loss_parts)
+    extent = torch.empty(2, dtype=torch.float64, device=W.device)
+    if isinstance(shape, Narrow):
+        narrow_gpu.narrow_loss[(shape.programs,)](
+            W, H, y, loss_parts, shift_parts, len(H), *W.shape, shape.blocks,
+            LOG=True, **shape.tiles, **shape.options,
+        )  # fmt: skip
+    else:
+        loss_parts, shift_parts = wide_gpu.extents(shape, W, H, y)
+    sum_extents[(1,)](
+        loss_parts, shift_parts, extent, log_loss_out, len(loss_parts),
+        BLOCK=_BLOCK, **options(4, 1),
+    )  # fmt: skip
+    _, W_parts = _sweep(tier, W, H, None, y, 1.0, 1.0, grad_H_out, extent, False)
+    reduce_W(W_parts, W, None, grad_W_out, 1.0, 1.0, False)
+
+
+def run_step(tier, W, H, W_low, H_low, y, scale, lr, loss_out):
+    """A step; with W_low and H_low, what it rounds away is carried there (see trajectory_gpu)."""
+    loss_parts, W_parts = _sweep(tier, W, H, H_low, y, scale, lr, H, None, True)
+    sum_losses[(1,)](loss_parts, loss_out, len(loss_parts), scale, BLOCK=_BLOCK, **options(4, 1))
+    reduce_W(W_parts, W, W_low, W, scale, lr, True)
+
+
+def reduce_W(W_parts, W, W_low, out, scale, lr, step):
+    """The second stage for dW: `out = scale * sum of the parts`, or W stepped by it."""
+    sum_parts[(-(-W.numel() // 256),)](
+        W_parts, W, W if W_low is None else W_low, out, len(W_parts), W.numel(), scale, lr,
+        STEP=step, COMPENSATED=W_low is not None, BLOCK=256, **options(4, 1),
+    )  # fmt: skip
+
+
+def _begin(tier, W, H):
+    """Room for the programs' losses, and the plan."""
+    K, d = W.shape
+    shape = plan(K, d, len(H), str(W.dtype).removeprefix("torch."), tier)
+    n = shape.programs if isinstance(shape, Narrow) else 0
+    return torch.empty(n, dtype=torch.float64, device=W.device), shape
+
+
+def _sweep(tier, W, H, H_low, y, scale, lr, H_out, extent, step):
+    """Partials of the loss and of dW; `H_out` written. `extent` asks for the log-domain form."""
+    loss_parts, shape = _begin(tier, W, H)
+    if not isinstance(shape, Narrow):
+        return wide_gpu.sweep(shape, W, H, H_low, y, scale, lr, H_out, extent, step)
+    W_parts = W.new_empty((shape.programs, *W.shape))
+    narrow_gpu.narrow_grads[(shape.programs,)](
+        W, H, y, H if H_low is None else H_low, H_out, loss_parts, W_parts,
+        loss_parts if extent is None else extent, scale, lr, len(H), *W.shape, shape.blocks,
+        **shape.tiles, PRODUCTS=shape.PRODUCTS, LOG=extent is not None, STEP=step,
+        COMPENSATED=H_low is not None, **shape.options,
+    )  # fmt: skip
+    return loss_parts, W_parts

@@ -1,0 +1,167 @@
+"""The Hessian of the objective (4) times a direction, on CUDA tensors, in Triton.
+
+With `D'_j` the derivative of the gap along (dW, dH), `Z' = dH W^T + H dW^T`, and
+`s = sum_{j != y} p_j D'_j`, the residual moves by `p_j (D'_j - s)`, and by `-p_y s` at the
+label: nothing cancels. Then `HW = dr^T H + r^T dH` and `HH = dr W + r dW`.
+
+Flops `14 K N d`, bytes `12 N d` in float32 (H and dH read, HH written). The same two regimes
+and the same second stage as cross_entropy_gpu; r and dr never leave the chip when narrow.
+"""
+
+import triton
+import triton.language as tl
+
+from fastnc.kernels.cross_entropy_gpu import reduce_W
+from fastnc.kernels.narrow_gpu import block_logits
+from fastnc.kernels.plan_gpu import EXACT, Narrow, cdiv, options, plan
+from fastnc.kernels.softmax_gpu import dot, exp, gaps, losses_and_weights
+from fastnc.kernels.wide_gpu import Chunks, _largest_gaps, _sums
+
+
+@triton.jit
+def narrow_hessian(
+    W, H, y, dW, dH, W_parts, HH, scale: "fp64", n_samples: "i64", n_classes, dim, blocks,
+    BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, LOGITS: tl.constexpr,
+    PRODUCTS: tl.constexpr,
+):  # fmt: skip
+    """Partials of HW, and HH times scale, of one range of row blocks."""
+    program = tl.program_id(0)
+    rows = tl.arange(0, BN)
+    cols = tl.arange(0, BK)
+    lanes = tl.arange(0, BD)
+    class_real = cols < n_classes
+    dtype = H.dtype.element_ty
+    factor = (tl.zeros((), tl.float64) + scale).to(dtype)
+    W_part = W_parts + program.to(tl.int64) * n_classes * dim
+    for i in tl.range(blocks, disable_licm=True):
+        first = (program.to(tl.int64) * blocks + i) * BN
+        left = tl.minimum(tl.maximum(n_samples - first, 0), BN).to(tl.int32)
+        real = rows < left
+        base = first * dim
+        zero = tl.zeros((BN, BK), dtype)
+        Z = block_logits(W, H + base, rows, cols, left, n_classes, dim, zero, BD, LOGITS)
+        dZ = block_logits(W, dH + base, rows, cols, left, n_classes, dim, zero, BD, PRODUCTS)
+        dZ = block_logits(dW, H + base, rows, cols, left, n_classes, dim, dZ, BD, PRODUCTS)
+        labels = tl.load(y + first + rows, mask=real, other=0).to(tl.int32)
+        label = cols[None, :] == labels[:, None]
+        D, m = gaps(Z, label, class_real[None, :])
+        s = tl.where(m > 0.0, m, m * 0.0)
+        t = exp(D - s[:, None])
+        S = tl.sum(t, axis=1)
+        _loss, weight = losses_and_weights(S, s)
+        p = t * weight[:, None]
+        moves = dZ - tl.sum(tl.where(label, dZ, 0.0), axis=1)[:, None]
+        mean = tl.sum(p * moves, axis=1)
+        own = exp(-tl.abs(s)) * weight * mean
+        dr = tl.where(label, -own[:, None], p * (moves - mean[:, None]))
+        r = tl.where(label, -(S * weight)[:, None], p)
+        inside = real[:, None] & class_real[None, :]
+        r = tl.where(inside, r, 0.0)
+        dr = tl.where(inside, dr, 0.0)
+        for start in tl.range(0, dim, BD, disable_licm=True):
+            features = start + lanes
+            feature_real = features < dim
+            at = rows[:, None] * dim + features[None, :]
+            h_real = real[:, None] & feature_real[None, :]
+            w_at = cols[:, None] * dim + features[None, :]
+            w_real = class_real[:, None] & feature_real[None, :]
+            part = tl.load(W_part + w_at, mask=w_real & (i > 0), other=0.0)
+            h = tl.load(H + base + at, mask=h_real, other=0.0)
+            part = dot(tl.trans(dr), h, part, PRODUCTS)
+            h = tl.load(dH + base + at, mask=h_real, other=0.0)
+            part = dot(tl.trans(r), h, part, PRODUCTS)
+            tl.store(W_part + w_at, part, mask=w_real)
+        for start in tl.range(0, dim, BD, disable_licm=True):
+            features = start + lanes
+            feature_real = features < dim
+            w_at = cols[:, None] * dim + features[None, :]
+            w_real = class_real[:, None] & feature_real[None, :]
+            out = tl.zeros((BN, BD), dtype)
+            out = dot(dr, tl.load(W + w_at, mask=w_real, other=0.0), out, PRODUCTS)
+            out = dot(r, tl.load(dW + w_at, mask=w_real, other=0.0), out, PRODUCTS)
+            tl.store(
+                HH + base + rows[:, None] * dim + features[None, :],
+                factor * out,
+                mask=real[:, None] & feature_real[None, :],
+            )
+        # The next block's threads read partials that other threads may have written.
+        tl.debug_barrier()
+
+
+@triton.jit
+def hessian_rows(
+    Z, dZ, y, tile_max, tile_sum, label_logit, n_rows, n_classes, n_tiles,
+    BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Z becomes r and dZ becomes dr, in place, BM rows a program."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    real = rows < n_rows
+    lanes = tl.arange(0, BN)
+    base = rows.to(tl.int64) * n_classes
+    m, z_y = _largest_gaps(tile_max, label_logit, rows, real, n_tiles)
+    s = tl.where(m > 0.0, m, m * 0.0)
+    S = _sums(tile_max, tile_sum, z_y, s, rows, real, n_tiles)
+    _loss, weight = losses_and_weights(S, s)
+    labels = tl.load(y + rows, mask=real, other=0)
+    move_y = tl.load(dZ + base + labels, mask=real, other=0.0)
+    mean = S * 0.0
+    for start in range(0, n_classes, BN):
+        cols = start + lanes
+        at = base[:, None] + cols[None, :]
+        inside = real[:, None] & (cols < n_classes)[None, :] & (cols[None, :] != labels[:, None])
+        gap = tl.load(Z + at, mask=inside, other=0.0) - z_y[:, None]
+        p = exp(tl.where(inside, gap - s[:, None], float("-inf"))) * weight[:, None]
+        move = tl.load(dZ + at, mask=inside, other=0.0) - move_y[:, None]
+        mean += tl.sum(p * move, axis=1)
+    own = exp(-tl.abs(s)) * weight * mean
+    # Every thread must have read the label's entry before any of them overwrites it.
+    tl.debug_barrier()
+    for start in range(0, n_classes, BN):
+        cols = start + lanes
+        at = base[:, None] + cols[None, :]
+        inside = real[:, None] & (cols < n_classes)[None, :]
+        label = cols[None, :] == labels[:, None]
+        gap = tl.load(Z + at, mask=inside, other=0.0) - z_y[:, None]
+        p = exp(tl.where(inside, gap - s[:, None], float("-inf"))) * weight[:, None]
+        move = tl.load(dZ + at, mask=inside, other=0.0) - move_y[:, None]
+        tl.store(Z + at, tl.where(label, -(S * weight)[:, None], p), mask=inside)
+        dr = tl.where(label, -own[:, None], p * (move - mean[:, None]))
+        tl.store(dZ + at, dr, mask=inside)
+
+
+def hessian_vector_product(W, H, y, dW, dH, scale, HW_out, HH_out):
+    """`HW_out, HH_out`: scale times the derivative of both gradients along (dW, dH)."""
+    run_hessian(EXACT, W, H, y, dW, dH, scale, HW_out, HH_out)
+
+
+def run_hessian(tier, W, H, y, dW, dH, scale, HW_out, HH_out):
+    shape = plan(*W.shape, len(H), str(W.dtype).removeprefix("torch."), tier)
+    if isinstance(shape, Narrow):
+        W_parts = W.new_empty((shape.programs, *W.shape))
+        narrow_hessian[(shape.programs,)](
+            W, H, y, dW, dH, W_parts, HH_out, scale, len(H), *W.shape, shape.blocks,
+            **shape.tiles, PRODUCTS=shape.PRODUCTS, **shape.options,
+        )  # fmt: skip
+    else:
+        W_parts = _wide(shape, W, H, y, dW, dH, scale, HH_out)
+    reduce_W(W_parts, W, None, HW_out, scale, 1.0, False)
+
+
+def _wide(shape, W, H, y, dW, dH, scale, HH_out):
+    """Partials of HW; HH written, chunk by chunk."""
+    chunks = Chunks(shape, W, H, y)
+    Z, dZ = chunks.room(), chunks.room()
+    W_parts = W.new_empty((shape.splits, *W.shape))
+    for i, (lo, hi) in enumerate(chunks.chunks):
+        chunks.form(lo, hi, dH, W, dZ, True, False, False)
+        chunks.form(lo, hi, H, dW, dZ, True, True, False)
+        chunks.form(lo, hi, H, W, Z, True, False, True)
+        hessian_rows[(cdiv(hi - lo, chunks.rows),)](
+            Z, dZ, y[lo:hi], *chunks.tiles, chunks.label_logit, hi - lo, len(W), chunks.n_tiles,
+            BM=chunks.rows, BN=64, **options(4, 1),
+        )  # fmt: skip
+        chunks.add_class_products(lo, hi, dZ, H, W_parts, i > 0)
+        chunks.add_class_products(lo, hi, Z, dH, W_parts, True)
+        chunks.sample_products(lo, hi, dZ, W, None, HH_out, scale, 1.0, False, False)
+        chunks.sample_products(lo, hi, Z, dW, None, HH_out, scale, 1.0, False, True)
+    return W_parts

@@ -1,0 +1,131 @@
+"""Which Triton kernels run on a problem of K classes, d features and N samples, and in what tiles.
+
+Three regimes, chosen by shape alone:
+
+- narrow: a row of K <= 128 logits is one tile. One pass over the samples; H is read from
+  memory once. K <= 32 is bound by memory, larger K by the tensor cores.
+- wide: everything else. Chunks of rows whose logits stay in L2; three matrix products.
+- small (trajectory_gpu only): W and H fit the registers of one program, epochs run inside.
+
+Tiers, for float32: "exact" forms the logits, whose error is exponentiated, from three bf16
+parts of each number (bf16x6), and the products with the residual, which only need relative
+accuracy, from two (bf16x3). "fast" is tf32 throughout. float64 is float64 in both.
+"""
+
+from typing import NamedTuple
+
+EXACT, FAST = "exact", "fast"
+# Two programs a multiprocessor of the H200: a constant, so that the bits do not depend on the GPU.
+PROGRAMS = 264
+SCRATCH_BYTES = 256 * 2**20
+CHUNK_BYTES = 16 * 2**20
+
+
+class Narrow(NamedTuple):
+    """Tiles, products and grid of the kernels of narrow_gpu."""
+
+    BN: int
+    BK: int
+    BD: int
+    LOGITS: str
+    PRODUCTS: str
+    num_warps: int
+    num_stages: int
+    programs: int
+    blocks: int
+
+    @property
+    def tiles(self) -> dict:
+        """The compile-time arguments that all narrow kernels take."""
+        return {"BN": self.BN, "BK": self.BK, "BD": self.BD, "LOGITS": self.LOGITS}
+
+    @property
+    def options(self) -> dict:
+        return options(self.num_warps, self.num_stages)
+
+
+class Wide(NamedTuple):
+    """Rows a chunk, tile, products and the number of partials of dW of wide_gpu."""
+
+    chunk: int
+    BM: int
+    BN: int
+    BR: int
+    LOGITS: str
+    PRODUCTS: str
+    num_warps: int
+    num_stages: int
+    splits: int
+
+    @property
+    def options(self) -> dict:
+        return options(self.num_warps, self.num_stages)
+
+
+# (BN, BD, warps, stages) by the padded number of classes; chosen so that nothing spills.
+_NARROW = {
+    ("float32", EXACT): {
+        16: (64, 64, 4, 1), 32: (64, 64, 4, 1), 64: (128, 32, 8, 1), 128: (64, 32, 8, 1)
+    },
+    ("float32", FAST): {
+        16: (64, 64, 4, 1), 32: (64, 64, 4, 1), 64: (128, 32, 8, 1), 128: (64, 32, 8, 1)
+    },
+    ("float64", EXACT): {
+        16: (32, 32, 4, 1), 32: (32, 32, 4, 1), 64: (32, 16, 4, 1), 128: (16, 16, 4, 1)
+    },
+}  # fmt: skip
+# (BM, BN, BR, warps, stages): an output tile is BM x BN, its reduction goes in steps of BR.
+_WIDE = {
+    ("float32", EXACT): (128, 128, 32, 8, 2),
+    ("float32", FAST): (128, 128, 32, 8, 3),
+    ("float64", EXACT): (64, 64, 16, 4, 2),
+}
+PRODUCTS = {
+    ("float32", EXACT): ("bf16x6", "bf16x3"),
+    ("float32", FAST): ("tf32", "tf32"),
+    ("float64", EXACT): ("ieee", "ieee"),
+}
+
+
+def options(num_warps: int, num_stages: int) -> dict:
+    """What every launch says; `enable_fp_fusion` because its default differs between versions."""
+    return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+
+
+def plan(n_classes: int, dim: int, n_samples: int, dtype: str, tier: str) -> "Narrow | Wide":
+    """The regime and the tiles of one problem; `dtype` is "float32" or "float64"."""
+    key = (dtype, EXACT if dtype == "float64" else tier)
+    word = 8 if dtype == "float64" else 4
+    if n_classes <= 128:
+        padded = max(16, 1 << (n_classes - 1).bit_length())
+        BN, BD, num_warps, num_stages = _NARROW[key][padded]
+        n_blocks = cdiv(n_samples, BN)
+        most = PROGRAMS if num_warps == 4 else PROGRAMS // 2
+        if most * n_classes * dim * word <= SCRATCH_BYTES:
+            blocks = cdiv(n_blocks, most)
+            programs = cdiv(n_blocks, blocks)
+            return Narrow(
+                BN, padded, BD, *PRODUCTS[key], num_warps, num_stages, programs, blocks
+            )
+    BM, BN, BR, num_warps, num_stages = _WIDE[key]
+    # A chunk's logits stay in L2, but W is read again for every chunk: at least 1024 rows.
+    chunk = max(1024, CHUNK_BYTES // (word * n_classes))
+    chunk = min(cdiv(n_samples, BM), cdiv(chunk, BM)) * BM
+    tiles = cdiv(n_classes, BM) * cdiv(dim, BN)
+    splits = max(1, min(PROGRAMS // 2 // tiles, cdiv(chunk, 4 * BR)))
+    return Wide(chunk, BM, BN, BR, *PRODUCTS[key], num_warps, num_stages, splits)
+
+
+def shipped():
+    """Every (dtype, tier, K padded, plan) there is: what the tests compile ahead of time."""
+    for key, table in _NARROW.items():
+        for padded, (BN, BD, num_warps, num_stages) in table.items():
+            products = PRODUCTS[key]
+            yield *key, Narrow(BN, padded, BD, *products, num_warps, num_stages, 1, 1)
+    for key, (BM, BN, BR, num_warps, num_stages) in _WIDE.items():
+        yield *key, Wide(BM, BM, BN, BR, *PRODUCTS[key], num_warps, num_stages, 1)
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b rounded up."""
+    return -(-a // b)

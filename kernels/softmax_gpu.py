@@ -1,0 +1,92 @@
+"""Softmax of one block of logits without a late subtraction: what every Triton kernel shares.
+
+For one sample, with `D_j = z_j - z_y` over the wrong classes j (equation (4)):
+
+    s    = max_j D_j if that is positive, else the common shift M <= 0   (M = 0: the plain form)
+    t_j  = exp(D_j - s),  S = sum_{j != y} t_j
+    loss = s + log(e^-s + S)              if s > 0
+         = S log1p(x) / x,  x = e^s S     otherwise, in units of e^s: log1p(S) when s = 0
+    r_j  = t_j / den,  r_y = -S / den     den = e^-s + S, or 1 + x in units of e^s
+
+Every term is positive: nothing cancels, at any margin. The functions below are inlined.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def exp(x):
+    """`e^x` for x <= 0, to 2 units in the last place at any x.
+
+    The hardware's float32 exponential is of base 2: the rounding of `x log2(e)` would cost
+    |x| units, so the part it drops is carried along. Below -200 the result is zero anyway;
+    the bound keeps an infinite x from becoming infinity minus infinity. NaN passes through.
+    """
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    else:
+        x = tl.where(x < -200.0, -200.0, x)
+        high = x * 1.4426950216293335
+        low = tl.fma(x, 1.4426950216293335, -high) + x * 1.925963033500e-08
+        e = tl.exp2(high)
+        return tl.fma(e, low * 0.6931471805599453, e)
+
+
+@triton.jit
+def log1p(x):
+    """`log(1 + x)` for x >= 0 with a relative error of a few units at every x.
+
+    Triton has no log1p without libdevice. For x < 1, `2 atanh(x / (2 + x))` by its series;
+    the argument is at most 1/3, so 17 terms serve float64 and 8 float32.
+    """
+    terms: tl.constexpr = 17 if x.dtype == tl.float64 else 8
+    s = x / (x + 2.0)
+    q = s * s
+    p = q * 0.0 + 1.0 / (2 * terms + 1)
+    for i in tl.static_range(terms):
+        p = p * q + 1.0 / (2 * (terms - i) - 1)
+    return tl.where(x < 1.0, 2.0 * s * p, tl.log(x + 1.0))
+
+
+@triton.jit
+def gaps(Z, label, real):
+    """`D_j` (-inf at the label and at padded classes) and its maximum of each row."""
+    z_y = tl.sum(tl.where(label, Z, 0.0), axis=1)
+    D = tl.where(real & (label == 0), Z - z_y[:, None], float("-inf"))
+    return D, tl.max(D, axis=1)
+
+
+@triton.jit
+def losses_and_weights(S, s):
+    """Loss, in units of `e^min(s, 0)`, and `1 / den` of samples with sum S at the shift s."""
+    up = s > 0.0
+    e = exp(-tl.abs(s))
+    x = e * S
+    den = tl.where(up, e + S, 1.0 + x)
+    # Below 1e-30 the quotient is 1 to the last bit, and 0 / 0 is avoided.
+    ratio = tl.where(x < 1e-30, 1.0, log1p(x) / tl.where(x < 1e-30, 1.0, x))
+    return tl.where(up, s + tl.log(den), S * ratio), 1.0 / den
+
+
+@triton.jit
+def residuals(D, m, label, M):
+    """Losses and residuals `p - onehot` at the common shift M <= 0, in units of `e^M`."""
+    s = tl.where(m > 0.0, m, M)
+    t = exp(D - s[:, None])
+    S = tl.sum(t, axis=1)
+    loss, weight = losses_and_weights(S, s)
+    r = tl.where(label, -S[:, None], t) * weight[:, None]
+    return loss, r
+
+
+@triton.jit
+def block_shift(m, rows_real):
+    """The common shift of a block: its largest gap, at most 0; padded rows do not count."""
+    return tl.minimum(tl.max(tl.where(rows_real, m, float("-inf")), axis=0), 0.0)
+
+
+@triton.jit
+def dot(a, b, c, precision: tl.constexpr):
+    """`c + a b`, accumulated in the type of c."""
+    return tl.dot(a, b, c, input_precision=precision, out_dtype=c.dtype)
