@@ -13,6 +13,9 @@ from fastnc.metrics import NAMES
 OBJECTIVE = ("log_loss", "log_grad_norm", "grad_norm", "norm_W", "norm_H", "beta", "epsilon")
 COLUMNS = (*OBJECTIVE, *NAMES)
 
+# Beyond it squares overflow, and no geometry is left to measure.
+_LARGEST_NORM = 1e150
+
 
 def measure(W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64]) -> dict[str, float]:
     """The columns of a run at W (K, d), H (N, d), with the mean loss; NaN where undefined.
@@ -30,12 +33,14 @@ def measure(W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64]) -> dict[str,
     H = np.ascontiguousarray(H, dtype=np.float64)
     log_loss, values = np.empty(1), np.empty(len(NAMES))
     grad_W, grad_H = np.empty_like(W), np.empty_like(H)
-    geometry(W, H, y, values)
     log_loss_and_grads(W, H, y, log_loss, grad_W, grad_H)
-    row = dict(zip(NAMES, values.tolist(), strict=True))
-
     norm_W, norm_H = float(np.linalg.norm(W)), float(np.linalg.norm(H))
     norm = math.hypot(norm_W, norm_H)
+    if not (math.isfinite(log_loss[0]) and norm < _LARGEST_NORM):
+        return dict.fromkeys(COLUMNS, math.nan)
+    geometry(W, H, y, values)
+    row = dict(zip(NAMES, values.tolist(), strict=True))
+
     slope = math.hypot(float(np.linalg.norm(grad_W)), float(np.linalg.norm(grad_H)))
     mean_log_loss = float(log_loss[0]) - math.log(len(y))
     log_grad_norm = mean_log_loss + math.log(slope) if slope > 0.0 else -math.inf

@@ -55,5 +55,8 @@ def ulpm(
     from fastnc.plots import figure2, save, summary
 
     print(summary(run))
-    written += save(figure2(run), folder / "figure2")
+    if run.log10_time[-1] >= 1.0:
+        written += save(figure2(run), folder / "figure2")
+    else:
+        print("No figure: the log log t axis needs at least 10 epochs.")
     print("\nWritten:", *written, sep="\n  ")
