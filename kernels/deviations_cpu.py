@@ -17,6 +17,8 @@ are fixed and their sums added in order: any number of threads gives the same bi
 import numpy as np
 from numba import njit, prange
 
+from fastnc.kernels.blas_cpu import _gemm
+
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 RANK_CUT = 1e-12
@@ -68,9 +70,16 @@ def basis(C):
 
 
 @njit(**_OPTIONS)
-def matmul_nt(A, B, out):
-    """out = A B^T."""
-    np.dot(A, B.T, out)
+def matmul_nt(gemm, A, B, out):
+    """out = A B^T by the gemm of their dtype, whose address `gemm` is."""
+    m, k = A.shape
+    n = len(B)
+    if m == 0 or n == 0 or k == 0:
+        out[:] = 0.0
+        return
+    one = A.dtype.type(1.0)
+    zero = A.dtype.type(0.0)
+    _gemm(gemm, True, False, n, m, k, one, B, 0, k, A, 0, k, zero, out, 0, n)
 
 
 @njit(fastmath=_SUMS, **_OPTIONS)
@@ -88,15 +97,17 @@ def _centre(H, order, lo, hi, owner, means, g, X, Y, sums):
             deviation += x * x
             distance += c * c
             X[i - lo, j] = x
-            Y[i - lo, j] = c
+        if len(Y) > 0:
+            for j in range(d):
+                Y[i - lo, j] = np.float64(H[a, j]) - g[j]
         sums[DEVIATION] += np.sqrt(deviation)
         sums[DISTANCE] += np.sqrt(distance)
 
 
 @njit(fastmath=_SUMS, **_OPTIONS)
-def _project(X, Q, A, lam, owner, lo, T, sums):
+def _project(gemm, X, Q, A, lam, owner, lo, T, sums):
     """T = X Q^T + A[y], the projections of h - g; those of x enter NC1 before that."""
-    matmul_nt(X, Q, T)
+    matmul_nt(gemm, X, Q, T)
     for i in range(len(X)):
         p = owner[lo + i]
         square = 0.0
@@ -104,6 +115,8 @@ def _project(X, Q, A, lam, owner, lo, T, sums):
             square += T[i, j] * T[i, j] / lam[j]
             T[i, j] += A[p, j]
         sums[PROJECTED] += square
+    if len(lam) == 0:
+        sums[PROJECTED] = np.nan
 
 
 @njit(**_OPTIONS)
@@ -134,21 +147,21 @@ def _decide(S, Z, squares_C, offset, owner, present, lo, sums):
 
 
 @njit(**_OPTIONS)
-def _block(H, order, owner, present, lo, hi, frame, sums):
+def _block(gemm, H, order, owner, present, lo, hi, frame, sums):
     """One block of rows; W with no rows asks for no decision."""
     means, g, Q, A, lam, squares_C, W, offset = frame
     n, d = hi - lo, H.shape[1]
     clear_sums(sums)
     X = np.empty((n, d), Q.dtype)
-    Y = np.empty((n, d), Q.dtype)
+    Y = np.empty((n if len(W) > 0 else 0, d), Q.dtype)
     _centre(H, order, lo, hi, owner, means, g, X, Y, sums)
     T = np.empty((n, len(lam)), Q.dtype)
-    _project(X, Q, A, lam, owner, lo, T, sums)
+    _project(gemm, X, Q, A, lam, owner, lo, T, sums)
     if len(W) > 0:
         S = np.empty((n, len(A)), Q.dtype)
         Z = np.empty((n, len(W)), Q.dtype)
-        matmul_nt(T, A, S)
-        matmul_nt(Y, W, Z)
+        matmul_nt(gemm, T, A, S)
+        matmul_nt(gemm, Y, W, Z)
         _decide(S, Z, squares_C, offset, owner, present, lo, sums)
 
 
@@ -179,19 +192,19 @@ def owners(starts):
 
 
 @njit(**_OPTIONS)
-def deviations_serial(H, order, owner, present, frame, sums_out):
+def deviations_serial(gemm, H, order, owner, present, frame, sums_out):
     """`deviations` on the calling thread alone: the bits are the same."""
     rows = block_rows(H.shape[1], len(frame[6]))
     n_blocks = (len(order) + rows - 1) // rows
     blocks = np.empty((n_blocks, N_SUMS))
     for b in range(n_blocks):
         hi = min((b + 1) * rows, len(order))
-        _block(H, order, owner, present, b * rows, hi, frame, blocks[b])
+        _block(gemm, H, order, owner, present, b * rows, hi, frame, blocks[b])
     add_sums(blocks, sums_out)
 
 
 @njit(parallel=True, **_OPTIONS)
-def deviations(H, order, owner, present, frame, sums_out):
+def deviations(gemm, H, order, owner, present, frame, sums_out):
     """Adds the sums of these samples to `sums_out`.
 
     `order` visits the samples by class, `owner` is the class of each place of that order (its
@@ -204,5 +217,5 @@ def deviations(H, order, owner, present, frame, sums_out):
     blocks = np.empty((n_blocks, N_SUMS))
     for b in prange(n_blocks):
         hi = min((b + 1) * rows, len(order))
-        _block(H, order, owner, present, b * rows, hi, frame, blocks[b])
+        _block(gemm, H, order, owner, present, b * rows, hi, frame, blocks[b])
     add_sums(blocks, sums_out)

@@ -12,6 +12,7 @@ its order are the same in both, and so are the bits.
 import numpy as np
 from numba import njit
 
+from fastnc.kernels.blas_cpu import gemm_address, one_thread
 from fastnc.kernels.deviations_cpu import (
     AGREEMENT,
     DEVIATION,
@@ -48,6 +49,9 @@ _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 N_VALUES = 16
 # Below this many multiplications a second thread costs more than it brings.
 SERIAL_WORK = 2_000_000
+# Below this many, BLAS itself stays on one thread, and need not be told.
+ONE_THREAD_WORK = 50_000
+DGEMM = gemm_address(np.dtype(np.float64))
 
 
 @njit(**_OPTIONS)
@@ -176,7 +180,7 @@ def joint_values(C, V, W, along, residual, sums, N, energy, separation, values_o
 
 
 @njit(**_OPTIONS)
-def _geometry_serial(W, H, y, values_out):
+def _geometry_serial(gemm, W, H, y, values_out):
     values_out[:] = np.nan
     K, d = W.shape
     order, present, starts = group(y, K)
@@ -205,21 +209,21 @@ def _geometry_serial(W, H, y, values_out):
     sums = np.empty(N_SUMS)
     clear_sums(sums)
     frame = (means, g, Q, A, lam, squares_C, W, offset)
-    deviations_serial(H, order, owners(starts), present, frame, sums)
+    deviations_serial(gemm, H, order, owners(starts), present, frame, sums)
     pair_sums = np.empty(N_PAIR_SUMS)
     along = total_of(squares_C) / (P - 1)
-    pairs_serial(C, C, True, squares_C, spreads, along, pair_sums)
+    pairs_serial(gemm, C, C, True, squares_C, spreads, along, pair_sums)
     features_values(squares_C, sizes, squares, sums, pair_sums, values_out)
 
     V = centred(W, centre_of(W))
     squares_V = squared_norms(V)
     along = total_of(squares_V) / (K - 1)
-    pairs_serial(V, V, True, squares_V, squares_V, along, pair_sums)
+    pairs_serial(gemm, V, V, True, squares_V, squares_V, along, pair_sums)
     classifier_values(squares_V, pair_sums, values_out)
 
     V = centred(rows, centre_of(rows))
     along = along_simplex(V, C)
-    pairs_serial(V, C, False, squares_C, squares_C, along, pair_sums)
+    pairs_serial(gemm, V, C, False, squares_C, squares_C, along, pair_sums)
     energy = energy_of(means, sizes, squares) + total_of(squared_norms(W))
     joint_values(
         C,
@@ -238,7 +242,8 @@ def _geometry_serial(W, H, y, values_out):
 def any_pairs(A, B, same, squares, spreads, along, sums_out):
     """`pairs` where a second thread pays, else `pairs_serial`."""
     run = pairs if len(A) * A.size > SERIAL_WORK else pairs_serial
-    run(A, B, same, squares, spreads, along, sums_out)
+    with one_thread():
+        run(DGEMM, A, B, same, squares, spreads, along, sums_out)
 
 
 def features_geometry(C, sizes, squares, sums, values_out):
@@ -299,7 +304,8 @@ def _geometry_parallel(W, H, y, values_out):
     sums = np.empty(N_SUMS)
     clear_sums(sums)
     frame = (means, g, Q, A, lam, squared_norms(C), W, W @ g)
-    deviations(H, order, owners(starts), present, frame, sums)
+    with one_thread():
+        deviations(DGEMM, H, order, owners(starts), present, frame, sums)
     features_geometry(C, counts[present].astype(np.float64), squares, sums, values_out)
     classifier_geometry(W, values_out)
     joint_geometry(C, W, means, present, counts, squares, sums, values_out)
@@ -307,7 +313,11 @@ def _geometry_parallel(W, H, y, values_out):
 
 def geometry(W, H, y, values_out):
     """All metrics of one (W, H, y) into `values_out (16,)`, float64; NaN where undefined."""
-    if H.size * len(W) < SERIAL_WORK:
-        _geometry_serial(W, H, y, values_out)
+    work = H.size * len(W)
+    if work < ONE_THREAD_WORK:
+        _geometry_serial(DGEMM, W, H, y, values_out)
+    elif work < SERIAL_WORK:
+        with one_thread():
+            _geometry_serial(DGEMM, W, H, y, values_out)
     else:
         _geometry_parallel(W, H, y, values_out)

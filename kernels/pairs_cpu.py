@@ -120,7 +120,7 @@ def _two_sides(K, i0, i1, j0, j1, D, along, sums):
 
 
 @njit(**_OPTIONS)
-def _tile_row(A, B, same, row, squares, spreads, along, sums):
+def _tile_row(gemm, A, B, same, row, squares, spreads, along, sums):
     """One row of tiles of A B^T; with `same`, of A A^T from the diagonal on."""
     K = len(A)
     i0, i1 = row * TILE, min((row + 1) * TILE, K)
@@ -128,7 +128,7 @@ def _tile_row(A, B, same, row, squares, spreads, along, sums):
     for j0 in range(i0 if same else 0, K, TILE):
         j1 = min(j0 + TILE, K)
         D = np.empty((i1 - i0, j1 - j0))
-        matmul_nt(A[i0:i1], B[j0:j1], D)
+        matmul_nt(gemm, A[i0:i1], B[j0:j1], D)
         if same:
             _same_side(A, i0, i1, j0, j1, D, squares, spreads, along, sums)
         else:
@@ -144,16 +144,16 @@ def _ordered_sum(rows, sums_out):
 
 
 @njit(**_OPTIONS)
-def pairs_serial(A, B, same, squares, spreads, along, sums_out):
+def pairs_serial(gemm, A, B, same, squares, spreads, along, sums_out):
     """`pairs` on the calling thread alone: the bits are the same."""
     rows = np.empty(((len(A) + TILE - 1) // TILE, N_PAIR_SUMS))
     for row in range(len(rows)):
-        _tile_row(A, B, same, row, squares, spreads, along, rows[row])
+        _tile_row(gemm, A, B, same, row, squares, spreads, along, rows[row])
     _ordered_sum(rows, sums_out)
 
 
 @njit(parallel=True, **_OPTIONS)
-def pairs(A, B, same, squares, spreads, along, sums_out):
+def pairs(gemm, A, B, same, squares, spreads, along, sums_out):
     """Sums over pairs of rows of the centred A, B (K, d): ANGLE and CDNV if `same`, RESIDUAL.
 
     `squares` and `spreads` (K,) are A's squared norms and the classes' mean squared deviations,
@@ -161,7 +161,7 @@ def pairs(A, B, same, squares, spreads, along, sums_out):
     """
     rows = np.empty(((len(A) + TILE - 1) // TILE, N_PAIR_SUMS))
     for row in prange(len(rows)):
-        _tile_row(A, B, same, row, squares, spreads, along, rows[row])
+        _tile_row(gemm, A, B, same, row, squares, spreads, along, rows[row])
     _ordered_sum(rows, sums_out)
 
 

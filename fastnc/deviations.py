@@ -1,0 +1,261 @@
+"""Norms, projections and decisions about known class means: the second sweep over features."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastnc._arrays import as_numpy, check_finite, check_matrix, dtype_name, is_torch
+from fastnc._batches import check_batch, refuse_not_finite, sum_over_ranks
+
+if TYPE_CHECKING:
+    from fastnc.metrics import CollapseMetrics
+    from fastnc.statistics import ClassStatistics
+
+Floats = NDArray[np.float64]
+# From this many directions on, single-precision features are multiplied in single precision
+# (their deviations are formed in double): below it, memory is what limits, and double is free.
+WIDE = 48
+
+
+class ClassDeviations:
+    """The second pass over features whose class statistics are known: it tells every metric.
+
+    With `x_i = h_i - m_{y_i}` it sums `|x_i|`, `|h_i - g|` and `|Sigma_B^{-1/2} x_i|^2` (NC1, by
+    projection on the at most K-1 directions of Sigma_B; the eigenvectors come from the smaller of
+    the K x K Gram matrix and the d x d Sigma_B, and no pseudo-inverse is formed), and with a
+    classifier counts how often its decision is the nearest class mean, and keeps the smallest
+    margin.
+
+    Parameters
+    ----------
+    statistics : ClassStatistics
+        Of the same samples, complete. It is read once, here.
+    W : (K, d), optional
+        The classifier's rows; NumPy or torch.
+    bias : (K,), optional
+
+    Raises
+    ------
+    ValueError, TypeError
+        Fewer than two classes with samples; W or bias that do not fit; from `update`, a batch that
+        does not fit, a label whose class the statistics have never seen, features that are not
+        finite (which sample): what was gathered before is kept whole. From `metrics`, if not all
+        samples of the statistics have been seen.
+
+    Cost
+    ----
+    Memory K d + min(K, d)^2. Time 2 N d (r + K) + 2 N r K FLOP, r <= min(K - 1, d); without a
+    classifier 2 N d r. Products are in float64, except for half and single precision features
+    where r >= 48: their centred rows are multiplied in float32.
+    """
+
+    def __init__(
+        self,
+        statistics: ClassStatistics,
+        W: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+    ) -> None:
+        from fastnc.kernels.deviations_cpu import basis, clear_sums
+        from fastnc.kernels.pairs_cpu import centre_of, centred, squared_norms
+        from fastnc.statistics import ClassStatistics
+
+        if not isinstance(statistics, ClassStatistics):
+            raise TypeError(
+                f"`statistics` must be ClassStatistics; got {type(statistics).__name__}."
+            )
+        self.n_classes = statistics.n_classes
+        self.dim = statistics.dim
+        self.counts = statistics.counts.copy()
+        self.present = present_classes(self.counts)
+        self.means = np.ascontiguousarray(statistics.means[self.present])
+        self.squares = statistics.squares[self.present]
+        self.W, self.bias = check_classifier(W, bias, self.n_classes, self.dim)
+        self._row = np.full(self.n_classes, -1)
+        self._row[self.present] = np.arange(len(self.present))
+        self._g = centre_of(self.means)
+        C = centred(self.means, self._g)
+        self._basis = basis(C)
+        self._squares_C = squared_norms(C)
+        self._frames: dict[Any, tuple[Any, ...]] = {}
+        self._sums = np.empty(5)
+        clear_sums(self._sums)
+        self.n_samples = 0
+
+    def __repr__(self) -> str:
+        return f"ClassDeviations: {self.n_samples} of {self.counts.sum()} samples"
+
+    def update(self, H: Any, y: Any) -> None:
+        """Adds a batch of the samples that the statistics were gathered from."""
+        H, y = check_batch(H, y, self.n_classes, self.dim)
+        labels = as_numpy(y)
+        unseen = self._row[labels] < 0
+        if unseen.any():
+            i = int(np.argmax(unseen))
+            raise ValueError(
+                f"`y` must name classes that the statistics have seen; got {labels[i]} at index "
+                f"{i}, of which they have no sample. Gather them from the same samples."
+            )
+        if len(labels) == 0:
+            return
+        sums = self._torch_sums(H, y) if is_torch(H) else self._numpy_sums(H, y)
+        if not np.isfinite(sums[:2].sum()):
+            refuse_not_finite(as_numpy(H))
+        self._add(sums, len(labels))
+
+    def merge(self, other: ClassDeviations) -> None:
+        """Adds what `other`, made from the same statistics and classifier, has gathered."""
+        if not isinstance(other, ClassDeviations):
+            raise TypeError(f"`other` must be ClassDeviations; got {type(other).__name__}.")
+        same = (
+            np.array_equal(self.counts, other.counts)
+            and np.array_equal(self.means, other.means)
+            and np.array_equal(self.W, other.W)
+            and np.array_equal(self.bias, other.bias)
+        )
+        if not same:
+            raise ValueError(
+                "`other` must come from the same statistics and classifier; these differ. "
+                "Merge or reduce the statistics first, then make both from the result."
+            )
+        self._add(other._sums, other.n_samples)
+
+    def all_reduce(self, group: Any = None) -> None:
+        """Merges what all ranks of `torch.distributed` have gathered; each rank then has it all."""
+        (total,) = sum_over_ranks([np.append(self._sums[:4], self.n_samples)], group)
+        (margin,) = sum_over_ranks([self._sums[4:]], group, smallest=True)
+        self._sums = np.append(total[:4], margin)
+        self.n_samples = int(total[4])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was gathered; the statistics have a state of their own."""
+        return {"n_samples": self.n_samples, "sums": self._sums.copy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replaces what was gathered by what `state_dict` gave."""
+        sums = np.asarray(state["sums"], dtype=np.float64)
+        if sums.shape != self._sums.shape:
+            raise ValueError(
+                f"`state['sums']` must have shape {self._sums.shape}; got {sums.shape}."
+            )
+        self._sums, self.n_samples = sums.copy(), int(state["n_samples"])
+
+    def metrics(self) -> CollapseMetrics:
+        """Every metric; those that need a classifier are None where none was given."""
+        from fastnc.metrics import metrics_of_means
+
+        if self.n_samples != self.counts.sum():
+            raise ValueError(
+                f"the second pass must see the statistics' {self.counts.sum()} samples; "
+                f"got {self.n_samples}. Call `update` with each batch once."
+            )
+        return metrics_of_means(
+            self.means, self.present, self.counts, self.squares, self.W, self._sums
+        )
+
+    def _add(self, sums: Floats, n_samples: int) -> None:
+        self._sums[:4] += sums[:4]
+        self._sums[4] = min(self._sums[4], sums[4])
+        self.n_samples += n_samples
+
+    def _frame(self, dtype: Any) -> tuple[Any, ...]:
+        """The operands of the kernel, with products in `dtype`."""
+        if dtype not in self._frames:
+            Q, lam, A = self._basis
+            offset = self.W @ self._g + self.bias
+            self._frames[dtype] = (
+                self.means,
+                self._g,
+                Q.astype(dtype),
+                A.astype(dtype),
+                lam,
+                self._squares_C,
+                self.W.astype(dtype),
+                offset,
+            )
+        return self._frames[dtype]
+
+    def _product_dtype(self, H: Any) -> Any:
+        wide = len(self._basis[1]) >= WIDE and dtype_name(H) == "float32"
+        return np.dtype(np.float32 if wide else np.float64)
+
+    def _numpy_sums(self, H: NDArray[Any], y: NDArray[np.int64]) -> Floats:
+        from fastnc.kernels.blas_cpu import gemm_address, one_thread
+        from fastnc.kernels.deviations_cpu import clear_sums, deviations, owners
+        from fastnc.kernels.scatter_cpu import group
+
+        order, present, starts = group(y, self.n_classes)
+        owner = self._row[present][owners(starts)]
+        dtype = self._product_dtype(H)
+        sums = np.empty_like(self._sums)
+        clear_sums(sums)
+        with one_thread():
+            deviations(gemm_address(dtype), H, order, owner, self.present, self._frame(dtype), sums)
+        return sums
+
+    def _torch_sums(self, H: Any, y: Any) -> Floats:
+        """The same sums by torch operations, in float64 on the device of H."""
+        import torch
+
+        frame = [torch.from_numpy(a).to(H.device) for a in self._frame(np.dtype(np.float64))]
+        means, g, Q, A, lam, squares_C, W, offset = frame
+        row = torch.from_numpy(self._row).to(H.device)
+        present = torch.from_numpy(self.present).to(H.device)
+        zero = torch.zeros((), dtype=torch.float64, device=H.device)
+        sums = [zero, zero, zero, zero, zero + torch.inf]
+        rows = max((1 << 24) // (H.shape[1] + len(A) + len(W)), 1)
+        for lo in range(0, len(H), rows):
+            labels = y[lo : lo + rows]
+            owner = row[labels]
+            h = H[lo : lo + rows].double()
+            X, Y = h - means[owner], h - g
+            T = X @ Q.T
+            sums[0] = sums[0] + X.norm(dim=1).sum()
+            sums[1] = sums[1] + Y.norm(dim=1).sum()
+            sums[2] = sums[2] + (T * T / lam).sum()
+            if len(W) == 0:
+                continue
+            nearest = ((T + A[owner]) @ A.T - 0.5 * squares_C).argmax(dim=1)
+            Z = Y @ W.T + offset
+            sums[3] = sums[3] + (Z.argmax(dim=1) == present[nearest]).sum()
+            own = Z.gather(1, labels[:, None])
+            rivals = Z.scatter(1, labels[:, None], -torch.inf)
+            sums[4] = torch.minimum(sums[4], (own[:, 0] - rivals.max(dim=1).values).min())
+        return as_numpy(torch.stack(sums))
+
+
+def present_classes(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The classes that have samples, of which there must be two."""
+    present = np.flatnonzero(counts)
+    if len(present) < 2:
+        got = "none" if len(present) == 0 else f"only class {present[0]}"
+        raise ValueError(
+            f"neural collapse compares class means: at least 2 classes must have samples; got {got}."
+        )
+    return present
+
+
+def check_classifier(
+    W: ArrayLike | None, bias: ArrayLike | None, n_classes: int, dim: int
+) -> tuple[Floats, Floats]:
+    """W (K, d) and bias (K,) in float64; no row at all if there is no classifier."""
+    if W is None:
+        if bias is not None:
+            raise ValueError("`bias` belongs to a classifier; pass its `W` too.")
+        return np.empty((0, dim)), np.empty(0)
+    if is_torch(W) and dtype_name(W) in ("float16", "bfloat16"):
+        W = W.float()  # type: ignore[union-attr]
+    check_matrix("W", W, (n_classes, dim))
+    rows = np.ascontiguousarray(as_numpy(W), dtype=np.float64)
+    check_finite("W", rows)
+    if bias is None:
+        return rows, np.zeros(n_classes)
+    if is_torch(bias):
+        bias = bias.detach().cpu().double()  # type: ignore[union-attr]
+    offsets = np.asarray(bias, dtype=np.float64)
+    if offsets.shape != (n_classes,):
+        raise ValueError(f"`bias` must have shape ({n_classes},); got {offsets.shape}.")
+    check_finite("bias", offsets)
+    return rows, offsets
