@@ -1,173 +1,193 @@
 """Cross-entropy of linear logits on the CPU: equation (4), its gradients, and a fused step.
 
 Letters: K classes, d features, N samples, `W (K, d)`, `H (N, d)`, `y (N,)` int64. Per sample,
-with `D_j = <w_j - w_y, h>`:
+with `D_j = <w_j - w_y, h>` and the residual `r = p - onehot` of `residual_cpu`:
 
-    m = max(0, max_{j != y} D_j)     e_j = exp(D_j - m), j != y     S = sum e_j
-    den = exp(-m) + S                r_j = e_j / den                r_y = -S / den
-    loss = log1p(S) if m == 0 else m + log(den)
+    loss = log(1 + sum_{j != y} exp(D_j))       grad_W = r^T H       grad_H = r W
 
-and `grad_W = r^T H`, `grad_H = r W`. Rows are taken in a fixed number of chunks, each with
-partial sums of its own that are added in order: the bits do not depend on the threads.
+The samples are divided into parts, one at a time to a thread, and a part into chunks of rows.
+A chunk's logits, class by class, stay in cache: three products and one softmax in place, and
+for `gradient_step` the rows of H are overwritten while they are still there, after the sums
+for grad_W have read them. Each part sums its own grad_W; parts are added in order. Parts and
+chunks depend on the shape alone, and so do the bits, not on the threads.
+
+`6KNd` operations and N K exponentials; H is read once (`4Nd` bytes in float32) and a step
+writes it once. Bound by the multiply-add rate, by memory only where K is below about 8.
 """
 
 import math
 
 import numpy as np
+from fastnc.kernels import blas_cpu, tile_cpu
+from fastnc.kernels.plan_cpu import plan
+from fastnc.kernels.residual_cpu import N_WORK, exponentials, residuals
 from numba import njit, prange
 
-N_CHUNKS = 16
-FLAGS = {"contract", "nsz", "arcp"}
-LOSS, GRADS, STEP = 0, 1, 2
+LOSS, GRADS, STEP, LOG_GRADS = 0, 1, 2, 3
+OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
-@njit(parallel=True, cache=True, nogil=True, error_model="numpy", fastmath=FLAGS)
-def _sweep(mode, W, H, y, scale, lr, losses, dW, grad_H):
-    """Chunk sums of the losses and of grad_W; grad_H, or H updated in place."""
+@njit(**OPTIONS)
+def _part(
+    mode, gemm, part, n_parts, chunk, W, H, y, alpha, out, sums, losses, shifts, chunk_shifts
+):
+    """One part: `sums[part]` += r^T H, `losses[part]`, and `out` += or = alpha r W.
+
+    `gemm` is 0 for register tiles, or the address of a BLAS routine. In the log domain all of
+    it is divided by e^shifts[part], rows of `out` by e^chunk_shifts of their chunk.
+    """
     N, d = H.shape
-    K = W.shape[0]
-    for c in prange(N_CHUNKS):
-        r = np.empty(K, W.dtype)
-        g = np.empty(d, W.dtype)
-        total = 0.0
-        for i in range(N * c // N_CHUNKS, N * (c + 1) // N_CHUNKS):
-            label = y[i]
-            for j in range(K):
-                z = W.dtype.type(0.0)
-                for f in range(d):
-                    z += W[j, f] * H[i, f]
-                r[j] = z
-            z_y = r[label]
-            m = W.dtype.type(0.0)
-            for j in range(K):
-                r[j] -= z_y
-                if j != label:
-                    m = max(m, r[j])
-            S = W.dtype.type(0.0)
-            for j in range(K):
-                if j != label:
-                    r[j] = math.exp(r[j] - m)
-                    S += r[j]
-            den = math.exp(-m) + S
-            # A label logit that is not finite must show in the loss, whatever the others are.
-            total += (math.log1p(S) if m == 0.0 else m + math.log(den)) + 0.0 * z_y
-            if mode == LOSS:
-                continue
-            for j in range(K):
-                r[j] /= den
-            r[label] = -S / den
-            for f in range(d):
-                g[f] = 0.0
-            for j in range(K):
-                for f in range(d):
-                    dW[c, j, f] += r[j] * H[i, f]
-                    g[f] += r[j] * W[j, f]
-            if mode == GRADS:
-                for f in range(d):
-                    grad_H[i, f] = scale * g[f]
-            else:
-                for f in range(d):
-                    H[i, f] -= lr * (scale * g[f])
-        losses[c] = total
+    K, D = W.shape
+    low, high = N * part // n_parts, N * (part + 1) // n_parts
+    Z = np.empty((K, chunk + 16), W.dtype)
+    work = np.empty((N_WORK, chunk), W.dtype)
+    padded = np.zeros((chunk if D != d else 0, D), W.dtype)
+    one = W.dtype.type(1.0)
+    total, running = 0.0, -np.inf
+    for first in range(low, high, chunk):
+        rows = min(chunk, high - first)
+        source, target, start = H, out, first
+        if D != d:
+            padded[:rows, :d] = H[first : first + rows]
+            source, target, start = padded, padded, 0
+        if gemm == 0:
+            tile_cpu.logits(W, source, start, rows, Z, False)
+        else:
+            blas_cpu.logits(gemm, W, source, start, rows, Z, False)
+        shift, loss = exponentials(Z, rows, y, first, mode == LOG_GRADS, work)
+        if mode == LOSS:
+            total += loss
+            continue
+        factor = one
+        if mode == LOG_GRADS:
+            if shift > running:
+                scale = math.exp(running - shift)
+                total *= scale
+                sums[part] *= W.dtype.type(scale)
+                running = shift
+            chunk_shifts[part, (first - low) // chunk] = running
+            loss *= math.exp(shift - running)
+            factor = W.dtype.type(math.exp(shift - running))
+        total += loss
+        if not math.isfinite(loss):
+            # The caller will refuse the step; these rows are still what was given.
+            continue
+        residuals(Z, rows, y, first, factor, work)
+        keep = mode == STEP
+        if gemm == 0:
+            tile_cpu.class_sums(Z, source, start, rows, sums[part])
+            tile_cpu.sample_sums(Z, W, alpha, keep, target, start, rows)
+        else:
+            blas_cpu.class_sums(gemm, Z, source, start, rows, sums[part])
+            blas_cpu.sample_sums(gemm, Z, W, alpha, keep, target, start, rows)
+        if D != d:
+            out[first : first + rows] = padded[:rows, :d]
+    losses[part] = total
+    shifts[part] = running
 
 
-@njit(parallel=True, cache=True, nogil=True, error_model="numpy", fastmath=FLAGS)
-def _log_sweep(W, H, y, M, losses, dW, grad_H):
-    """As `_sweep`, all of it times exp(-M), M <= 0 the largest gap (see `_largest_gap`)."""
-    N, d = H.shape
-    K = W.shape[0]
-    unit = math.exp(M)
-    for c in prange(N_CHUNKS):
-        r = np.empty(K, W.dtype)
-        total = 0.0
-        for i in range(N * c // N_CHUNKS, N * (c + 1) // N_CHUNKS):
-            label = y[i]
-            for j in range(K):
-                z = W.dtype.type(0.0)
-                for f in range(d):
-                    z += W[j, f] * H[i, f]
-                r[j] = z
-            z_y = r[label]
-            m = W.dtype.type(M)
-            for j in range(K):
-                r[j] -= z_y
-                if j != label:
-                    m = max(m, r[j])
-            shift = max(m, W.dtype.type(0.0)) if M >= 0.0 else W.dtype.type(M)
-            S = W.dtype.type(0.0)
-            for j in range(K):
-                if j != label:
-                    r[j] = math.exp(r[j] - shift)
-                    S += r[j]
-            if M >= 0.0:
-                den = math.exp(-shift) + S
-                total += math.log1p(S) if shift == 0.0 else shift + math.log(den)
-            else:
-                x = unit * S
-                den = W.dtype.type(1.0 + x)
-                total += S * (math.log1p(x) / x) if x > 0.0 else S
-            total += 0.0 * z_y
-            for j in range(K):
-                r[j] /= den
-            r[label] = -S / den
-            for f in range(d):
-                grad_H[i, f] = 0.0
-            for j in range(K):
-                for f in range(d):
-                    dW[c, j, f] += r[j] * H[i, f]
-                    grad_H[i, f] += r[j] * W[j, f]
-        losses[c] = total
+@njit(parallel=True, **OPTIONS)
+def _parts(mode, gemm, n_parts, chunk, W, H, y, alpha, out, sums, losses, shifts, chunk_shifts):
+    for part in prange(n_parts):
+        _part(
+            mode,
+            gemm,
+            part,
+            n_parts,
+            chunk,
+            W,
+            H,
+            y,
+            alpha,
+            out,
+            sums,
+            losses,
+            shifts,
+            chunk_shifts,
+        )
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=FLAGS)
-def _largest_gap(W, H, y):
-    """The largest `D_j` of all samples and all j != y."""
-    largest = -np.inf
-    for i in range(H.shape[0]):
-        z_y = W.dtype.type(0.0)
-        for f in range(H.shape[1]):
-            z_y += W[y[i], f] * H[i, f]
-        for j in range(W.shape[0]):
-            if j != y[i]:
-                z = W.dtype.type(0.0)
+@njit(parallel=True, **OPTIONS)
+def _rescale(chunk, H, chunk_shifts, shift, factor):
+    """Rows of H times `factor e^(their chunk's shift - shift)`."""
+    N, n_parts = H.shape[0], chunk_shifts.shape[0]
+    for part in prange(n_parts):
+        low, high = N * part // n_parts, N * (part + 1) // n_parts
+        for c in range((high - low + chunk - 1) // chunk):
+            scale = H.dtype.type(factor * math.exp(chunk_shifts[part, c] - shift))
+            for i in range(low + c * chunk, min(low + (c + 1) * chunk, high)):
                 for f in range(H.shape[1]):
-                    z += W[j, f] * H[i, f]
-                largest = max(largest, z - z_y)
-    return largest
+                    H[i, f] *= scale
+
+
+def _run(mode, W, H, y, alpha, out):
+    """All parts; returns their losses, sums of r^T H, shifts, and what `_rescale` needs."""
+    K, d = W.shape
+    N = len(H)
+    how = plan(K, d, N, W.itemsize)
+    padded = W
+    if not how.blas and d % tile_cpu.lanes(W.dtype):
+        padded = np.zeros((K, -(-d // tile_cpu.lanes(W.dtype)) * tile_cpu.lanes(W.dtype)), W.dtype)
+        padded[:, :d] = W
+    gemm = blas_cpu.gemm_address(W.dtype) if how.blas else 0
+    sums = np.zeros((how.parts if mode != LOSS else 0, *padded.shape), W.dtype)
+    losses, shifts = np.empty(how.parts), np.empty(how.parts)
+    per_part = -(-(-(-N // how.parts)) // how.chunk) if mode == LOG_GRADS else 0
+    chunk_shifts = np.empty((how.parts, per_part))
+    arguments = (
+        how.chunk,
+        padded,
+        H,
+        y,
+        W.dtype.type(alpha),
+        out,
+        sums,
+        losses,
+        shifts,
+        chunk_shifts,
+    )
+    with blas_cpu.one_thread():
+        if how.parts == 1:
+            _part(mode, gemm, 0, 1, *arguments)
+        else:
+            _parts(mode, gemm, how.parts, *arguments)
+    return losses, sums[:, :, :d], shifts, (how.chunk, chunk_shifts)
 
 
 def loss(W, H, y, scale, loss_out):
     """`loss_out[0] = scale * sum of the losses`."""
-    losses = np.empty(N_CHUNKS)
-    _sweep(LOSS, W, H, y, scale, 0.0, losses, np.empty((0, 0, 0), W.dtype), H[:0])
+    losses, *_ = _run(LOSS, W, H, y, 0.0, H)
     loss_out[0] = scale * losses.sum()
 
 
 def loss_and_grads(W, H, y, scale, loss_out, grad_W_out, grad_H_out):
     """The loss and both gradients, times `scale`."""
-    losses = np.empty(N_CHUNKS)
-    dW = np.zeros((N_CHUNKS, *W.shape), W.dtype)
-    _sweep(GRADS, W, H, y, scale, 0.0, losses, dW, grad_H_out)
+    losses, sums, *_ = _run(GRADS, W, H, y, scale, grad_H_out)
     loss_out[0] = scale * losses.sum()
-    np.multiply(dW.sum(axis=0), scale, out=grad_W_out)
+    np.sum(sums, axis=0, out=grad_W_out)
+    grad_W_out *= W.dtype.type(scale)
 
 
 def log_loss_and_grads(W, H, y, log_loss_out, grad_W_out, grad_H_out):
     """log of the summed loss, and the gradients divided by the loss."""
-    M = min(float(_largest_gap(W, H, y)), 0.0)
-    losses = np.empty(N_CHUNKS)
-    dW = np.zeros((N_CHUNKS, *W.shape), W.dtype)
-    _log_sweep(W, H, y, M, losses, dW, grad_H_out)
-    total = losses.sum()
-    log_loss_out[0] = M + math.log(total)
-    np.divide(dW.sum(axis=0), total, out=grad_W_out)
-    np.divide(grad_H_out, total, out=grad_H_out)
+    losses, sums, shifts, (chunk, chunk_shifts) = _run(LOG_GRADS, W, H, y, 1.0, grad_H_out)
+    shift = shifts.max()
+    weights = np.exp(shifts - shift)
+    total = (weights * losses).sum()
+    log_loss_out[0] = shift + math.log(total) if total > 0.0 else math.nan
+    factors = (weights / total).astype(W.dtype)
+    np.sum(sums * factors[:, None, None], axis=0, out=grad_W_out)
+    _rescale(chunk, grad_H_out, chunk_shifts, shift, 1.0 / total)
 
 
 def gradient_step(W, H, y, scale, lr, loss_out):
-    """`W -= lr * grad_W`, `H -= lr * grad_H` in place; the loss is that before the step."""
-    losses = np.empty(N_CHUNKS)
-    dW = np.zeros((N_CHUNKS, *W.shape), W.dtype)
-    _sweep(STEP, W, H, y, scale, lr, losses, dW, H[:0])
+    """`W -= lr * grad_W`, `H -= lr * grad_H` in place; the loss is that before the step.
+
+    If the loss is not finite, W keeps its values, and so do the chunks of H that made it so.
+    """
+    losses, sums, *_ = _run(STEP, W, H, y, -lr * scale, H)
     loss_out[0] = scale * losses.sum()
-    W -= lr * (scale * dW.sum(axis=0))
+    if math.isfinite(loss_out[0]):
+        total = sums.sum(axis=0)
+        total *= W.dtype.type(lr * scale)
+        W -= total
