@@ -560,21 +560,34 @@ def add_outer(typingctx, sums, array, index, h):
 
 
 @intrinsic
-def inner(typingctx, array, index, rs):
-    """sum_k array[index + k] * rs[k], from left to right."""
-    kind = _vector_of(rs)
+def inner(typingctx, factors, values):
+    """sum_k factors[k] * values[k] of two tuples of vectors, from left to right."""
+    kind = _vector_of(values)
+
+    def codegen(context, builder, signature, args):
+        total = None
+        for a, b in zip(*(_unpack(builder, k, v) for k, v in zip(signature.args, args))):
+            total = builder.fmul(a, b) if total is None else _fma(builder, a, b, total)
+        return total
+
+    return kind(factors, values), codegen
+
+
+@intrinsic
+def splats(typingctx, array, index, like):
+    """array[index + k] in every lane, for each k of the tuple `like`."""
+    kind = _vector_of(like)
 
     def codegen(context, builder, signature, args):
         array_type, index_type, _ = signature.args
         base = _pointer(context, builder, array_type, args[0], index_type, args[1])
-        total = None
-        for k, r in enumerate(_unpack(builder, rs, args[2])):
+        out = []
+        for k in range(like.count):
             scalar = builder.load(builder.gep(base, [ir.Constant(ir.IntType(64), k)]))
-            factor = _splat(builder, kind, scalar)
-            total = _fma(builder, factor, r, total) if k else builder.fmul(factor, r)
-        return total
+            out.append(_splat(builder, kind, scalar))
+        return context.make_tuple(builder, like, out)
 
-    return kind(array, index, rs), codegen
+    return like(array, index, like), codegen
 
 
 def _parts(builder, value, lanes):
@@ -591,27 +604,56 @@ def _parts(builder, value, lanes):
 
 
 @intrinsic
-def accumulate_products(typingctx, array, index, rs, h):
-    """array[(index + k) * w + l] += rs[k][l] * h[l], w the native lanes; wider ones fold."""
-    width = native_lanes(str(array.dtype))
-    kind = Vector(array.dtype, width)
+def add_products(typingctx, sums, rs, h):
+    """sums[k] + rs[k] * h; where rs and h are wider than the sums, their parts are folded."""
+    kind = _vector_of(sums)
 
     def codegen(context, builder, signature, args):
-        array_type, index_type, *_ = signature.args
-        first = builder.mul(args[1], ir.Constant(args[1].type, width))
-        base = _pointer(context, builder, array_type, args[0], index_type, first)
-        h_parts = _parts(builder, args[3], width)
-        size = _access_size(array_type)
-        for k, r in enumerate(_unpack(builder, rs, args[2])):
-            place = builder.gep(base, [ir.Constant(ir.IntType(64), k * width)])
-            place = builder.bitcast(place, _llvm_type(kind).as_pointer())
-            total = builder.load(place, align=size)
-            for r_part, h_part in zip(_parts(builder, r, width), h_parts):
+        h_parts = _parts(builder, args[2], kind.lanes)
+        out = []
+        pairs = zip(*(_unpack(builder, k, v) for k, v in zip(signature.args[:2], args[:2])))
+        for total, r in pairs:
+            for r_part, h_part in zip(_parts(builder, r, kind.lanes), h_parts):
                 total = _fma(builder, r_part, h_part, total)
-            builder.store(total, place, align=size)
+            out.append(total)
+        return context.make_tuple(builder, sums, out)
+
+    return sums(sums, rs, h), codegen
+
+
+@intrinsic
+def load_members(typingctx, array, index, like):
+    """The vectors of a tuple like `like`, stored one after the other from a flat index on."""
+    kind = _vector_of(like)
+
+    def codegen(context, builder, signature, args):
+        array_type, index_type, _ = signature.args
+        base = _pointer(context, builder, array_type, args[0], index_type, args[1])
+        out = []
+        for k in range(like.count):
+            place = builder.gep(base, [ir.Constant(ir.IntType(64), k * kind.lanes)])
+            place = builder.bitcast(place, _llvm_type(kind).as_pointer())
+            out.append(builder.load(place, align=_access_size(array_type)))
+        return context.make_tuple(builder, like, out)
+
+    return like(array, index, like), codegen
+
+
+@intrinsic
+def store_members(typingctx, array, index, values):
+    """Write the vectors of a tuple one after the other from a flat index on."""
+    kind = _vector_of(values)
+
+    def codegen(context, builder, signature, args):
+        array_type, index_type, _ = signature.args
+        base = _pointer(context, builder, array_type, args[0], index_type, args[1])
+        for k, value in enumerate(_unpack(builder, values, args[2])):
+            place = builder.gep(base, [ir.Constant(ir.IntType(64), k * kind.lanes)])
+            place = builder.bitcast(place, _llvm_type(kind).as_pointer())
+            builder.store(value, place, align=_access_size(array_type))
         return context.get_dummy_value()
 
-    return types.none(array, index, rs, h), codegen
+    return types.none(array, index, values), codegen
 
 
 @intrinsic

@@ -10,9 +10,9 @@ from fastnc.kernels import cross_entropy_cpu
 from fastnc.kernels.simd_cpu import (
     EXP_LIMIT,
     N_REGISTERS,
-    accumulate_products,
     add,
     add_outer,
+    add_products,
     all_within,
     div,
     exp,
@@ -21,11 +21,14 @@ from fastnc.kernels.simd_cpu import (
     label_entries,
     label_gaps,
     load_like,
+    load_members,
     max_members,
     maximum,
     mul,
     native_lanes,
+    splats,
     store,
+    store_members,
     sub,
     sum_members,
     sum_rows,
@@ -69,41 +72,32 @@ def _add(array, low, index, change, compensated):
 
 
 @njit(forceinline=True, **_OPTIONS)
-def _block(W, H, H_low, dW, labels, steps, first, d, logits, lanes, limit, compensated):
-    """One block of samples: logits, residuals, then dW and the new H in one sweep over d."""
+def _residual_block(W, H, R, labels, steps, first, row, n_rows, logits, limit):
+    """Logits and residuals of a block of samples; the K residuals go to R, block by block.
+
+    H holds n_rows features of the block `row` floats apart, from H[first] on.
+    """
     K = len(logits)
-    base = first * d
     z = logits
-    for f in range(d):
-        z = add_outer(z, W, f * K, load_like(H, base + f * lanes, logits))
-    label = load_like(labels, first, logits)
-    r = _residuals(z, label, load_like(steps, first, logits), limit)
-    for f in range(d):
-        place = base + f * lanes
-        accumulate_products(dW, f * K, r, load_like(H, place, logits))
-        _add(H, H_low, place, inner(W, f * K, r), compensated)
+    for f in range(n_rows):
+        z = add_outer(z, W, f * K, load_like(H, first + f * row, z))
+    r = _residuals(z, load_like(labels, first, z), load_like(steps, first, z), limit)
+    store_members(R, first * K, r)
 
 
-@njit(**_OPTIONS)
-def _copy_blocks(H, blocks, wide, native, padded, back):
-    """H (N, d) to or from blocks of samples, feature-major within a block."""
-    N, d = H.shape
-    n_wide = padded // wide * wide
-    for i in range(N):
-        lanes = wide if i < n_wide else native
-        first = i // lanes * lanes if i < n_wide else n_wide + (i - n_wide) // lanes * lanes
-        place = first * d + i - first
-        for f in range(d):
-            if back:
-                H[i, f] = blocks[place + f * lanes]
-            else:
-                blocks[place + f * lanes] = H[i, f]
+@njit(forceinline=True, **_OPTIONS)
+def _sweep_block(sums, w, H, H_low, R, place, first, compensated):
+    """One feature of a block: the sums of r h with the old h, then the new h."""
+    r = load_members(R, first * len(w), w)
+    new_sums = add_products(sums, r, load_like(H, place, w))
+    _add(H, H_low, place, inner(w, r), compensated)
+    return new_sums
 
 
 def _wide_lanes(dtype, K):
-    """Samples a block: registers for K residuals, an H, its gradient, and two to spare."""
+    """Samples a block: registers for K logits, or K classifiers and K sums beside H's."""
     vectors = 4
-    while vectors > 1 and vectors * (K + 2) + 2 > N_REGISTERS:
+    while vectors > 1 and max(vectors * (K + 1) + 1, 2 * K + 2 * vectors + 1) > N_REGISTERS:
         vectors //= 2
     return vectors * native_lanes(dtype)
 
@@ -113,17 +107,24 @@ def _fused_epochs(K, wide, native, limit, compensated):
     """The epoch loop for K classes: the logits and residuals of a block live in registers."""
 
     @njit(**_OPTIONS)
-    def epochs_of(W, H, W_low, H_low, dW, labels, steps, d, epochs):
-        padded = labels.size
-        n_wide = padded // wide * wide
+    def epochs_of(W, H, W_low, H_low, dW, R, labels, steps, d, epochs):
+        N = labels.size
+        row = H.size // d
+        n_wide = N // wide * wide
         for _ in range(epochs):
-            dW[:] = 0
             for i in range(0, n_wide, wide):
-                block = zeros(H, K, wide)
-                _block(W, H, H_low, dW, labels, steps, i, d, block, wide, limit, compensated)
-            for i in range(n_wide, padded, native):
-                block = zeros(H, K, native)
-                _block(W, H, H_low, dW, labels, steps, i, d, block, native, limit, compensated)
+                _residual_block(W, H, R, labels, steps, i, row, d, zeros(H, K, wide), limit)
+            for i in range(n_wide, N, native):
+                _residual_block(W, H, R, labels, steps, i, row, d, zeros(H, K, native), limit)
+            for f in range(d):
+                sums = zeros(H, K, native)
+                w = splats(W, f * K, zeros(H, K, wide))
+                for i in range(0, n_wide, wide):
+                    sums = _sweep_block(sums, w, H, H_low, R, f * row + i, i, compensated)
+                w = splats(W, f * K, zeros(H, K, native))
+                for i in range(n_wide, N, native):
+                    sums = _sweep_block(sums, w, H, H_low, R, f * row + i, i, compensated)
+                store_members(dW, f * K * native, sums)
             for j in range(0, W.size, native):
                 _add(W, W_low, j, sum_rows(dW, j), compensated)
 
@@ -134,37 +135,48 @@ def _round_up(n, multiple):
     return -(-n // multiple) * multiple
 
 
+def _aligned_zeros(size, dtype):
+    """Zeros that start on a cache line: a vector that straddles two costs a second access."""
+    itemsize = np.dtype(dtype).itemsize
+    spare = np.zeros(size + 64 // itemsize, dtype)
+    first = -spare.ctypes.data % 64 // itemsize
+    return spare[first : first + size]
+
+
 def _descend_fused(W, H, W_low, H_low, y, step, epochs):
     (K, d), N, dtype = W.shape, len(H), W.dtype
     native, wide = native_lanes(dtype), _wide_lanes(dtype, K)
     compensated = W_low.size > 0
     padded = _round_up(N, native)
+    # An odd number of cache lines a row: no two rows of H then fall into the same few sets.
+    line = 64 // dtype.itemsize
+    row = (_round_up(N, line) // line | 1) * line
 
-    def transposed(matrix):
-        flat = np.zeros(_round_up(K * d, native), dtype)
-        flat[: K * d] = matrix.T.ravel()
-        return flat
+    def flat(matrix):
+        out = _aligned_zeros(_round_up(K * d, native), dtype)
+        out[: K * d] = matrix.T.ravel()
+        return out
 
-    def blocked(matrix):
-        blocks = np.zeros(padded * d, dtype)
-        _copy_blocks(matrix, blocks, wide, native, padded, False)
-        return blocks
+    def rows(matrix):
+        out = _aligned_zeros(row * d, dtype)
+        out.reshape(d, row)[:, :N] = matrix.T
+        return out
 
-    labels, steps = np.zeros(padded, dtype), np.zeros(padded, dtype)
+    labels, steps = _aligned_zeros(padded, dtype), _aligned_zeros(padded, dtype)
     labels[:N], steps[:N] = y, step
-    W_flat, H_blocks = transposed(W), blocked(H)
+    W_flat, H_rows = flat(W), rows(H)
     nothing = np.zeros(0, dtype)
-    W_rest = transposed(W_low) if compensated else nothing
-    H_rest = blocked(H_low) if compensated else nothing
-    dW = np.zeros(W_flat.size * native, dtype)
+    W_rest, H_rest = (flat(W_low), rows(H_low)) if compensated else (nothing, nothing)
+    dW, R = _aligned_zeros(W_flat.size * native, dtype), _aligned_zeros(padded * K, dtype)
     run = _fused_epochs(K, wide, native, EXP_LIMIT[dtype.name], compensated)
-    run(W_flat, H_blocks, W_rest, H_rest, dW, labels, steps, d, epochs)
+    run(W_flat, H_rows, W_rest, H_rest, dW, R, labels, steps, d, epochs)
 
-    W[:] = W_flat[: K * d].reshape(d, K).T
-    _copy_blocks(H, H_blocks, wide, native, padded, True)
-    if compensated:
-        W_low[:] = W_rest[: K * d].reshape(d, K).T
-        _copy_blocks(H_low, H_rest, wide, native, padded, True)
+    pairs = [(W, W_flat), (W_low, W_rest)] if compensated else [(W, W_flat)]
+    for matrix, values in pairs:
+        matrix[:] = values[: K * d].reshape(d, K).T
+    pairs = [(H, H_rows), (H_low, H_rest)] if compensated else [(H, H_rows)]
+    for matrix, values in pairs:
+        matrix[:] = values.reshape(d, row)[:, :N].T
 
 
 @njit(**_OPTIONS)
