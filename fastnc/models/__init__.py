@@ -1,18 +1,18 @@
 """The models of Table 1 of the paper and of its literature, one small frozen dataclass each.
 
-| model                      | paper                                       | its optimum                 |
-|----------------------------|---------------------------------------------|-----------------------------|
-| `ULPM`                     | this paper                                  | not attained                |
-| `sphere`                   | this paper, Theorem 3.3                     | simplex ETF                 |
-| `separation`               | this paper, (5)                             | simplex ETF                 |
-| `seli`                     | Thrampoulidis et al. (2022)                 | encoded simplex labels      |
-| `norm_constrained`         | Fang et al. [9]                             | simplex ETF                 |
-| `normalized`               | Lu & Steinerberger [24], Wojtowytsch & E [39] | simplex ETF               |
-| `weight_decay`             | Zhu et al. [43]; smoothing: Zhou et al.     | simplex ETF, or zero        |
-| `squared_error`            | Mixon et al. [26], Tirer & Bruna            | orthogonal frame, or ETF    |
-| `imbalanced_squared_error` | Dang et al. (2023)                          | orthogonal, unequal lengths |
-| `imbalanced`               | Fang et al. [9], Hong & Ling                | a certified convex program  |
-| `relu_features`            | Dang et al. (2024)                          | orthogonal, unequal lengths |
+| model                      | paper                                     | optimum            |
+|----------------------------|-------------------------------------------|--------------------|
+| `ULPM`                     | this paper                                | not attained       |
+| `sphere`                   | this paper, Theorem 3.3                   | simplex ETF        |
+| `separation`               | this paper, (5)                           | simplex ETF        |
+| `seli`                     | Thrampoulidis et al.                      | encoded labels     |
+| `norm_constrained`         | Fang et al. [9]                           | simplex ETF        |
+| `normalized`               | Lu & Steinerberger [24], Wojtowytsch [39] | simplex ETF        |
+| `weight_decay`             | Zhu et al. [43]; Zhou et al. (smoothing)  | simplex ETF, or 0  |
+| `squared_error`            | Mixon et al. [26], Tirer & Bruna          | orthogonal, or ETF |
+| `imbalanced_squared_error` | Dang et al. (2023)                        | orthogonal         |
+| `imbalanced`               | Fang et al. [9], Hong & Ling              | convex program     |
+| `relu_features`            | Dang et al. (2024)                        | orthogonal         |
 """
 
 from fastnc.models.constrained import Normalized as normalized

@@ -28,10 +28,9 @@ def _pulled(x: Array, norm: float, grad: Array, axis: int | None = None) -> Arra
     return (norm / length) * (grad - radial * unit)  # type: ignore[no-any-return]
 
 
-class _Constrained(Balanced):
+class Constrained(Balanced):
     """The mean cross-entropy of `scale` times the logits; the constraint is the row's own."""
 
-    log_scale = True
     scale = 1.0
 
     def value_and_grads(self, W: Array, H: Array, bias: Array | None) -> Gradients:
@@ -59,7 +58,7 @@ class _Constrained(Balanced):
 
 
 @dataclass(frozen=True)
-class Sphere(_Constrained):
+class Sphere(Constrained):
     """The unconstrained layer-peeled model on a sphere, Theorem 3.3 of this paper.
 
     `min (1/N) sum_i CE(W h_i, y_i)  subject to  |W|^2 + |H|^2 = radius^2`
@@ -79,7 +78,7 @@ class Sphere(_Constrained):
     radius: float
 
     paper = "this paper, Theorem 3.3"
-    landscape = "no spurious local minimum in the tangent space (Theorem 3.4)"
+    landscape = "no spurious local minimum on the sphere, Theorem 3.4"
 
     def __post_init__(self) -> None:
         self._set_up_balanced()
@@ -105,7 +104,7 @@ class Sphere(_Constrained):
 
 
 @dataclass(frozen=True)
-class NormConstrained(_Constrained):
+class NormConstrained(Constrained):
     """The norm-constrained layer-peeled model, Fang et al. (2021), [9] of Table 1.
 
     `min (1/N) sum_i CE(W h_i, y_i)  subject to  (1/K) sum_k |w_k|^2 <= energy_W,
@@ -127,7 +126,7 @@ class NormConstrained(_Constrained):
     energy_H: float
 
     paper = "Fang et al. [9]"
-    landscape = "not convex"
+    landscape = "not convex, but few starts are needed"
 
     def __post_init__(self) -> None:
         self._set_up_balanced()
@@ -159,7 +158,7 @@ class NormConstrained(_Constrained):
 
 
 @dataclass(frozen=True)
-class Normalized(_Constrained):
+class Normalized(Constrained):
     """Unit classifiers and unit features, Lu & Steinerberger (2022), Wojtowytsch & E (2021).
 
     `min (1/N) sum_i CE(temperature * W h_i, y_i)  subject to  |w_k| = |h_i| = 1`

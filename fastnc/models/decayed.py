@@ -50,17 +50,15 @@ class WeightDecay(Balanced):
     label_smoothing: float = 0.0
 
     paper = "Zhu et al. [43]"
-    landscape = "no spurious local minimum for d > K"
+    landscape = "no spurious local minimum for d >= K"
 
     def __post_init__(self) -> None:
         self._set_up_balanced()
-        losses.check_weight_decay(self.weight_decay_W, self.weight_decay_H)
-        losses.check_flag("bias", self.bias)
+        self._set_weight_decay(self.weight_decay_W, self.weight_decay_H)
+        self._set_bias(self.bias)
         alpha = self.label_smoothing
-        if not (np.isscalar(alpha) and 0.0 <= alpha < 1.0):
+        if not (isinstance(alpha, (int, float, np.number)) and 0.0 <= float(alpha) < 1.0):
             raise ValueError(f"`label_smoothing` must lie in [0, 1); got {alpha!r}.")
-        object.__setattr__(self, "has_bias", bool(self.bias))
-        object.__setattr__(self, "balance", (self.weight_decay_H / self.weight_decay_W) ** 0.25)
 
     def value_and_grads(
         self, W: NDArray[Any], H: NDArray[Any], bias: NDArray[Any] | None

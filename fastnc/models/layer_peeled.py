@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastnc._arrays import FLOATS, as_numpy, check_count, check_matrix
+from fastnc._arrays import FLOATS, as_numpy, check_count, check_matrix, check_positive
 
 Floats = NDArray[np.float64]
 
@@ -92,6 +92,7 @@ class LayerPeeled:
     starts = 4
     landscape = ""
     balance = 1.0
+    modulus = 1.0
 
     def _set_up(self, counts: NDArray[np.int64]) -> None:
         """Store what follows from the class sizes; called by a row once it has checked them."""
@@ -102,6 +103,24 @@ class LayerPeeled:
         object.__setattr__(self, "n_classes", len(counts))
         object.__setattr__(self, "counts", counts)
         object.__setattr__(self, "y", y)
+
+    def _set_weight_decay(self, weight_decay_W: float, weight_decay_H: float) -> None:
+        """Check both penalties and store the scales in which they are alike, and their size."""
+        for name, value in (("weight_decay_W", weight_decay_W), ("weight_decay_H", weight_decay_H)):
+            if np.isscalar(value) and value == 0:
+                raise ValueError(
+                    f"`{name}` must be positive; got 0. Without a penalty this is the "
+                    "unconstrained layer-peeled model: use `fastnc.ULPM`."
+                )
+            check_positive(name, value)
+        object.__setattr__(self, "balance", float(weight_decay_H / weight_decay_W) ** 0.25)
+        object.__setattr__(self, "modulus", float(np.sqrt(weight_decay_W * weight_decay_H)))
+
+    def _set_bias(self, bias: bool) -> None:
+        """Check and store whether there is a free bias."""
+        if not isinstance(bias, (bool, np.bool_)):
+            raise TypeError(f"`bias` must be True or False; got {bias!r}.")
+        object.__setattr__(self, "has_bias", bool(bias))
 
     @property
     def n_samples(self) -> int:

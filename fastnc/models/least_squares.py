@@ -27,10 +27,8 @@ class _LeastSquares(LayerPeeled):
     landscape = "no spurious local minimum: a penalised matrix factorisation"
 
     def _check(self) -> None:
-        losses.check_weight_decay(self.weight_decay_W, self.weight_decay_H)
-        losses.check_flag("bias", self.bias)
-        object.__setattr__(self, "has_bias", bool(self.bias))
-        object.__setattr__(self, "balance", (self.weight_decay_H / self.weight_decay_W) ** 0.25)
+        self._set_weight_decay(self.weight_decay_W, self.weight_decay_H)
+        self._set_bias(self.bias)
 
     def value_and_grads(
         self, W: NDArray[Any], H: NDArray[Any], bias: NDArray[Any] | None
@@ -46,7 +44,7 @@ class _LeastSquares(LayerPeeled):
         inequality the optimum keeps the target's singular vectors, at most d of them.
         """
         N, d = self.n_samples, self.dim
-        mu = np.sqrt(self.weight_decay_W * self.weight_decay_H)
+        mu = self.modulus
         root = np.sqrt(self.counts)
         T = np.diag(root)
         if self.bias:

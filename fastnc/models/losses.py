@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._arrays import check_positive
-from fastnc.models.layer_peeled import Gradients
-from fastnc.objective import log_loss_and_grads, loss_and_grads
+from fastnc.models.layer_peeled import Gradients, LayerPeeled
 
 Array = NDArray[Any]
+
+# Below this many multiplications an evaluation takes less time than it takes to wake, or on a
+# busy machine to wait for, a second thread: seen 0.2 ms against 16 ms.
+_SMALL = 1_000_000
+
+
+@contextmanager
+def few_threads(model: LayerPeeled) -> Iterator[None]:
+    """One thread for the kernels while a small model is solved; the bits do not depend on it."""
+    import numba
+
+    before = numba.get_num_threads()
+    if model.n_classes * model.n_samples * model.dim < _SMALL:
+        numba.set_num_threads(1)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
 
 
 def cross_entropy(W: Array, H: Array, y: Array, bias: Array | None = None) -> Gradients:
@@ -19,20 +37,26 @@ def cross_entropy(W: Array, H: Array, y: Array, bias: Array | None = None) -> Gr
 
     The kernel knows no bias: it becomes one more column of W beside a column of ones of H.
     """
-    if bias is None:
-        value, grad_W, grad_H = loss_and_grads(W, H, y)
-        return Gradients(float(value), grad_W, grad_H, None)
+    from fastnc.kernels.cross_entropy_cpu import loss_and_grads
+
     d = W.shape[1]
-    W1 = np.concatenate([W, bias[:, None]], axis=1)
-    H1 = np.concatenate([H, np.ones((len(H), 1), H.dtype)], axis=1)
-    value, grad_W, grad_H = loss_and_grads(W1, H1, y)
-    return Gradients(float(value), grad_W[:, :d], grad_H[:, :d], grad_W[:, d])
+    if bias is not None:
+        W = np.concatenate([W, bias[:, None]], axis=1)
+        H = np.concatenate([H, np.ones((len(H), 1), H.dtype)], axis=1)
+    value, grad_W, grad_H = np.empty(1), np.empty_like(W), np.empty_like(H)
+    loss_and_grads(W, H, y, 1.0 / len(H), value, grad_W, grad_H)
+    if bias is None:
+        return Gradients(float(value[0]), grad_W, grad_H, None)
+    return Gradients(float(value[0]), grad_W[:, :d], grad_H[:, :d], grad_W[:, d])
 
 
 def log_cross_entropy(W: Array, H: Array, y: Array) -> Gradients:
     """The logarithm of the mean cross-entropy and its gradients."""
-    value, grad_W, grad_H = log_loss_and_grads(W, H, y)
-    return Gradients(float(value), grad_W, grad_H, None)
+    from fastnc.kernels.cross_entropy_cpu import log_loss_and_grads
+
+    value, grad_W, grad_H = np.empty(1), np.empty_like(W), np.empty_like(H)
+    log_loss_and_grads(W, H, y, value, grad_W, grad_H)
+    return Gradients(float(value[0]) - np.log(len(H)), grad_W, grad_H, None)
 
 
 def smoothed(g: Gradients, W: Array, H: Array, y: Array, n: int, alpha: float) -> Gradients:
@@ -69,20 +93,3 @@ def penalised(g: Gradients, W: Array, H: Array, lW: float, lH: float) -> Gradien
     lW, lH = float(lW), float(lH)
     value = g.value + 0.5 * lW * energy_W + 0.5 * lH * energy_H
     return Gradients(value, g.W + lW * W, g.H + lH * H, g.bias)
-
-
-def check_flag(name: str, value: object) -> None:
-    """`value` must be True or False."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"`{name}` must be True or False; got {value!r}.")
-
-
-def check_weight_decay(lW: float, lH: float) -> None:
-    """Both penalties must be there: without one the infimum escapes to infinity."""
-    for name, value in (("weight_decay_W", lW), ("weight_decay_H", lH)):
-        if value == 0:
-            raise ValueError(
-                f"`{name}` must be positive; got 0. Without a penalty this is the unconstrained "
-                "layer-peeled model: use `fastnc.ULPM`."
-            )
-        check_positive(name, value)

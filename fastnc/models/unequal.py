@@ -20,8 +20,7 @@ class _Decayed(Unequal):
 
     def _check(self) -> None:
         self._set_up_unequal()
-        losses.check_weight_decay(self.weight_decay_W, self.weight_decay_H)
-        object.__setattr__(self, "balance", (self.weight_decay_H / self.weight_decay_W) ** 0.25)
+        self._set_weight_decay(self.weight_decay_W, self.weight_decay_H)
 
     def value_and_grads(self, W: Array, H: Array, bias: Array | None) -> Gradients:
         g = losses.cross_entropy(W, H, self.y)
@@ -66,8 +65,8 @@ class Imbalanced(_Decayed):
         the directions that tell them apart has the singular value sqrt(n_k)/N, and the nuclear
         norm keeps those directions at zero while that is at most sqrt(lW lH).
         """
-        mu = np.sqrt(self.weight_decay_W * self.weight_decay_H)
-        return np.sqrt(self.counts) <= self.n_samples * mu
+        mu = self.modulus
+        return np.asarray(np.sqrt(self.counts) <= self.n_samples * mu)
 
     def optimum(self) -> Optimum:
         """The certified optimum of the convex program.
@@ -77,7 +76,7 @@ class Imbalanced(_Decayed):
         """
         from fastnc.models.convex import imbalanced_cross_entropy
 
-        mu = float(np.sqrt(self.weight_decay_W * self.weight_decay_H))
+        mu = self.modulus
         X, value, gap = imbalanced_cross_entropy(self.counts, mu)
         W, means = factors(X, self.counts, self.dim, self.weight_decay_H / self.weight_decay_W)
         return Optimum(
@@ -127,7 +126,7 @@ class ReLUFeatures(_Decayed):
     def optimum(self) -> Optimum:
         """The closed form above, if `dim` has room for every class that is not given up."""
         K, N, n = self.n_classes, self.n_samples, self.counts
-        mu = np.sqrt(self.weight_decay_W * self.weight_decay_H)
+        mu = self.modulus
         room = np.maximum(np.sqrt(n) / (N * mu * np.sqrt((K - 1) / K)) - 1.0, 0.0)
         M = np.log(np.maximum((K - 1) * room, 1.0))
         kept = np.flatnonzero(M)
