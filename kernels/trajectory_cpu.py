@@ -35,6 +35,9 @@ from fastnc.kernels.simd_cpu import (
     zeros,
 )
 
+# Residuals of a chunk of samples: they stay in the first-level cache beside a row of H.
+CHUNK_BYTES = 12 * 1024
+
 _OPTIONS = {"nogil": True, "error_model": "numpy", "cache": True}
 
 
@@ -72,16 +75,17 @@ def _add(array, low, index, change, compensated):
 
 
 @njit(forceinline=True, **_OPTIONS)
-def _residual_block(W, H, R, labels, steps, first, row, n_rows, logits, limit):
-    """Logits and residuals of a block of samples; the K residuals go to R, block by block.
+def _residual_block(W, H, R, labels, steps, place, sample, first, row, d, logits, limit):
+    """Logits and residuals of a block of samples; its K residuals go to R.
 
-    H holds n_rows features of the block `row` floats apart, from H[first] on.
+    The block's features are `row` floats apart, from H[place] on; `sample` counts from the
+    start of the data and `first` from that of the chunk.
     """
     K = len(logits)
     z = logits
-    for f in range(n_rows):
-        z = add_outer(z, W, f * K, load_like(H, first + f * row, z))
-    r = _residuals(z, load_like(labels, first, z), load_like(steps, first, z), limit)
+    for f in range(d):
+        z = add_outer(z, W, f * K, load_like(H, place + f * row, z))
+    r = _residuals(z, load_like(labels, sample, z), load_like(steps, sample, z), limit)
     store_members(R, first * K, r)
 
 
@@ -107,24 +111,31 @@ def _fused_epochs(K, wide, native, limit, compensated):
     """The epoch loop for K classes: the logits and residuals of a block live in registers."""
 
     @njit(**_OPTIONS)
-    def epochs_of(W, H, W_low, H_low, dW, R, labels, steps, d, epochs):
+    def epochs_of(W, H, W_low, H_low, dW, R, labels, steps, d, chunk, row, epochs):
         N = labels.size
-        row = H.size // d
-        n_wide = N // wide * wide
         for _ in range(epochs):
-            for i in range(0, n_wide, wide):
-                _residual_block(W, H, R, labels, steps, i, row, d, zeros(H, K, wide), limit)
-            for i in range(n_wide, N, native):
-                _residual_block(W, H, R, labels, steps, i, row, d, zeros(H, K, native), limit)
-            for f in range(d):
-                sums = zeros(H, K, native)
-                w = splats(W, f * K, zeros(H, K, wide))
+            for c in range(0, N, chunk):
+                end = min(chunk, N - c)
+                n_wide = end // wide * wide
+                h = c // chunk * d * row
                 for i in range(0, n_wide, wide):
-                    sums = _sweep_block(sums, w, H, H_low, R, f * row + i, i, compensated)
-                w = splats(W, f * K, zeros(H, K, native))
-                for i in range(n_wide, N, native):
-                    sums = _sweep_block(sums, w, H, H_low, R, f * row + i, i, compensated)
-                store_members(dW, f * K * native, sums)
+                    z = zeros(H, K, wide)
+                    _residual_block(W, H, R, labels, steps, h + i, c + i, i, row, d, z, limit)
+                for i in range(n_wide, end, native):
+                    z = zeros(H, K, native)
+                    _residual_block(W, H, R, labels, steps, h + i, c + i, i, row, d, z, limit)
+                for f in range(d):
+                    sums = zeros(H, K, native)
+                    if c > 0:
+                        sums = load_members(dW, f * K * native, sums)
+                    w = splats(W, f * K, zeros(H, K, wide))
+                    for i in range(0, n_wide, wide):
+                        sums = _sweep_block(sums, w, H, H_low, R, h + i, i, compensated)
+                    w = splats(W, f * K, zeros(H, K, native))
+                    for i in range(n_wide, end, native):
+                        sums = _sweep_block(sums, w, H, H_low, R, h + i, i, compensated)
+                    store_members(dW, f * K * native, sums)
+                    h += row
             for j in range(0, W.size, native):
                 _add(W, W_low, j, sum_rows(dW, j), compensated)
 
@@ -147,10 +158,13 @@ def _descend_fused(W, H, W_low, H_low, y, step, epochs):
     (K, d), N, dtype = W.shape, len(H), W.dtype
     native, wide = native_lanes(dtype), _wide_lanes(dtype, K)
     compensated = W_low.size > 0
-    padded = _round_up(N, native)
-    # An odd number of cache lines a row: no two rows of H then fall into the same few sets.
     line = 64 // dtype.itemsize
-    row = (_round_up(N, line) // line | 1) * line
+    padded = _round_up(N, native)
+    n_chunks = -(-padded * K * dtype.itemsize // CHUNK_BYTES)
+    chunk = _round_up(-(-padded // n_chunks), line)
+    n_chunks = -(-padded // chunk)
+    # An odd number of cache lines a row: no two rows of H then fall into the same few sets.
+    row = (chunk // line | 1) * line
 
     def flat(matrix):
         out = _aligned_zeros(_round_up(K * d, native), dtype)
@@ -158,25 +172,29 @@ def _descend_fused(W, H, W_low, H_low, y, step, epochs):
         return out
 
     def rows(matrix):
-        out = _aligned_zeros(row * d, dtype)
-        out.reshape(d, row)[:, :N] = matrix.T
+        out = _aligned_zeros(n_chunks * d * row, dtype)
+        samples = np.zeros((n_chunks * chunk, d), dtype)
+        samples[:N] = matrix
+        samples = samples.reshape(n_chunks, chunk, d).transpose(0, 2, 1)
+        out.reshape(n_chunks, d, row)[:, :, :chunk] = samples
         return out
+
+    def unrows(values):
+        samples = values.reshape(n_chunks, d, row)[:, :, :chunk].transpose(0, 2, 1)
+        return samples.reshape(n_chunks * chunk, d)[:N]
 
     labels, steps = _aligned_zeros(padded, dtype), _aligned_zeros(padded, dtype)
     labels[:N], steps[:N] = y, step
     W_flat, H_rows = flat(W), rows(H)
     nothing = np.zeros(0, dtype)
     W_rest, H_rest = (flat(W_low), rows(H_low)) if compensated else (nothing, nothing)
-    dW, R = _aligned_zeros(W_flat.size * native, dtype), _aligned_zeros(padded * K, dtype)
+    dW, R = _aligned_zeros(W_flat.size * native, dtype), _aligned_zeros(chunk * K, dtype)
     run = _fused_epochs(K, wide, native, EXP_LIMIT[dtype.name], compensated)
-    run(W_flat, H_rows, W_rest, H_rest, dW, R, labels, steps, d, epochs)
+    run(W_flat, H_rows, W_rest, H_rest, dW, R, labels, steps, d, chunk, row, epochs)
 
-    pairs = [(W, W_flat), (W_low, W_rest)] if compensated else [(W, W_flat)]
-    for matrix, values in pairs:
-        matrix[:] = values[: K * d].reshape(d, K).T
-    pairs = [(H, H_rows), (H_low, H_rest)] if compensated else [(H, H_rows)]
-    for matrix, values in pairs:
-        matrix[:] = values.reshape(d, row)[:, :N].T
+    W[:], H[:] = W_flat[: K * d].reshape(d, K).T, unrows(H_rows)
+    if compensated:
+        W_low[:], H_low[:] = W_rest[: K * d].reshape(d, K).T, unrows(H_rest)
 
 
 @njit(**_OPTIONS)
@@ -204,7 +222,7 @@ def _descend_in_chunks(W, H, W_low, H_low, y, scale, lr, epochs):
 
 
 # Most classes whose logits are held in registers.
-FUSED_CLASSES = 8
+FUSED_CLASSES = 16
 
 
 def descend(W, H, W_low, H_low, y, scale, lr, epochs):
