@@ -1,0 +1,243 @@
+"""The loss on a sphere, its curvature and its optimum: section 3.2 of the paper."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+from fastnc import _arrays
+from fastnc._progress import progress_bar
+from fastnc.example31 import Example31
+from fastnc.margin import checked
+from fastnc.objective import Reduction
+from fastnc.reference import simplex_etf
+
+__all__ = [
+    "Example31",
+    "SphereHessian",
+    "along_sphere",
+    "collapsed",
+    "optimal_loss",
+    "tangent_curvature",
+]
+
+Floats = NDArray[np.float64]
+
+# Up to this many unknowns all eigenvalues are computed, from the products with a basis.
+_DENSE = 300
+
+
+class SphereHessian:
+    """The Riemannian Hessian of (4) on the sphere |W|^2 + |H|^2 = const, by products only.
+
+    `P (Hess L - <theta, grad L> / |theta|^2 I) P` with theta = (W, H) and P the projector on
+    Definition 3.2's tangent space. The second term is the sphere's own curvature, which (13)
+    leaves out: without it the Hessian is negative even at the optimum. At a point that is not
+    stationary on the sphere its sign says how the loss bends along the great circles.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Shapes or dtypes that do not fit, NaN or infinity, a point at the origin, or a loss
+        below 1e-290, whose Hessian leaves the range of float64.
+    """
+
+    def __init__(self, W: Any, H: Any, y: Any, reduction: Reduction = "mean") -> None:
+        from fastnc.kernels.cross_entropy_cpu import log_loss_and_grads
+
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"`reduction` must be 'mean' or 'sum'; got {reduction!r}.")
+        self.W, self.H, self.y = checked(W, H, y)
+        self.theta = _flat(self.W, self.H)
+        radius = float(np.linalg.norm(self.theta))
+        if radius == 0.0:
+            raise ValueError("`W` and `H` must not both be 0: there is no sphere through 0.")
+        log_loss, grad_W, grad_H = np.empty(1), np.empty_like(self.W), np.empty_like(self.H)
+        log_loss_and_grads(self.W, self.H, self.y, log_loss, grad_W, grad_H)
+        if not -667.0 < log_loss[0] < 709.0:
+            raise ValueError(
+                f"the loss must be a normal number of float64; its logarithm is {log_loss[0]:.4g}. "
+                "Scale `W` and `H` down: a direction keeps its landscape."
+            )
+        self.loss = math.exp(log_loss[0]) / (len(self.H) if reduction == "mean" else 1)
+        self.unit = self.theta / radius
+        # Everything is divided by the loss, so that a deep tail is as easy as any other point.
+        self.gradient = _flat(grad_W, grad_H)
+        self.shift = -float(self.theta @ self.gradient) / radius**2
+        self._scale = math.exp(-log_loss[0])
+        self.products = 0
+
+    def __call__(self, x: Floats) -> Floats:
+        """The product with a tangent direction (K d + N d,), over the loss."""
+        from fastnc.kernels.hessian_cpu import hessian_vector_product
+
+        self.products += 1
+        x = np.ascontiguousarray(x - self.unit * (self.unit @ x))
+        out = np.empty_like(x)
+        hessian_vector_product(
+            self.W, self.H, self.y, *self.split(x), self._scale, *self.split(out)
+        )
+        out += self.shift * x
+        out -= self.unit * (self.unit @ out)
+        return out
+
+    def split(self, x: Floats) -> tuple[Floats, Floats]:
+        """A vector's parts for W (K, d) and for H (N, d)."""
+        return x[: self.W.size].reshape(self.W.shape), x[self.W.size :].reshape(self.H.shape)
+
+
+def tangent_curvature(
+    W: Any,
+    H: Any,
+    y: Any,
+    reduction: Reduction = "mean",
+    *,
+    tol: float | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> tuple[float, tuple[Any, Any]]:
+    """The smallest eigenvalue of the loss's Hessian on the sphere, and its direction.
+
+    Theorem 3.4: at a direction that is stationary on the sphere but not optimal it is negative,
+    and moving along the eigenvector (`along_sphere`) lowers the loss at an unchanged norm.
+
+    Parameters
+    ----------
+    W : (K, d), H : (N, d) float32 or float64
+    y : (N,) integers in 0..K-1
+    reduction : "mean" or "sum"
+    tol : float, optional
+        Relative accuracy of the eigenvalue that is asked for; by default 1e-12 with up to
+        20,000 unknowns and 1e-4 above.
+    seed : int
+        Of the vector that the iteration starts from.
+    progress : bool
+        Show the count of Hessian products on a terminal.
+
+    Returns
+    -------
+    eigenvalue : float
+    (dW, dH) : (K, d), (N, d)
+        Tangent, of norm 1 together, and pointing where the loss does not rise at first order;
+        in the library, on the device and in the dtype of `W`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `SphereHessian`.
+    ArithmeticError
+        The iteration did not converge; the message says how near it came.
+
+    Notes
+    -----
+    Lanczos with restarts (scipy's `eigsh`) on Hessian products; no dense Hessian is formed but
+    for up to 300 unknowns. Cost: some tens to hundreds of products, each `12KNd` operations, and
+    20 vectors of (K + N) d numbers.
+    """
+    hessian = SphereHessian(W, H, y, reduction)
+    size = len(hessian.theta)
+    if size <= _DENSE:
+        matrix = np.array([hessian(row) for row in np.eye(size)])
+        # The point itself is an eigenvector outside the tangent space: out of the way with it.
+        matrix += _bound(matrix) * np.outer(hessian.unit, hessian.unit)
+        values, vectors = eigh(0.5 * (matrix + matrix.T), subset_by_index=(0, 0))
+        value, vector = float(values[0]), vectors[:, 0]
+    else:
+        if tol is None:
+            tol = 1e-12 if size <= 20_000 else 1e-4
+        value, vector = _lanczos(hessian, size, tol, seed, progress)
+    vector = vector - hessian.unit * (hessian.unit @ vector)
+    vector /= np.linalg.norm(vector)
+    if vector @ hessian.gradient > 0.0:
+        vector = -vector
+    dW, dH = (x.astype(_arrays.dtype_name(W)) for x in hessian.split(vector))
+    return value * hessian.loss, (_arrays.like(dW, W), _arrays.like(dH, W))
+
+
+def _bound(matrix: Floats) -> float:
+    return 1.0 + float(np.abs(matrix).sum(axis=1).max())
+
+
+def _lanczos(
+    hessian: SphereHessian, size: int, tol: float, seed: int, progress: bool
+) -> tuple[float, Floats]:
+    rng = np.random.default_rng(seed)
+    start = rng.standard_normal(size)
+    start -= hessian.unit * (hessian.unit @ start)
+    # The largest eigenvalue, roughly, by a few power steps: what the point's own direction, an
+    # eigenvector of value 0 outside the tangent space, is lifted by.
+    probe = start / np.linalg.norm(start)
+    lift = 0.0
+    for _ in range(5):
+        image = hessian(probe)
+        lift = float(np.linalg.norm(image))
+        if lift == 0.0:
+            return 0.0, start
+        probe = image / lift
+    with progress_bar(math.inf, "products", "curvature", show=progress) as bar:
+
+        def product(x: Floats) -> Floats:
+            bar.update(1)
+            x = x.ravel()
+            return hessian(x) + (lift * (hessian.unit @ x)) * hessian.unit
+
+        operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
+        try:
+            values, vectors = eigsh(
+                operator, k=1, which="SA", v0=start, tol=tol, ncv=20, maxiter=1000
+            )
+        except ArpackNoConvergence as error:
+            raise ArithmeticError(
+                f"no eigenvalue converged within {hessian.products} Hessian products at "
+                f"`tol`={tol:g}; take a larger one."
+            ) from error
+    return float(values[0]), vectors[:, 0]
+
+
+def along_sphere(W: Any, H: Any, dW: Any, dH: Any, angle: float) -> tuple[Any, Any]:
+    """The point at `angle` (radians) from (W, H) on the great circle in the direction (dW, dH).
+
+    `theta cos(angle) + |theta| sin(angle) d` with d of norm 1 and tangent, as from
+    `tangent_curvature`: the norm is kept, which a straight tangent step (13) does not do.
+    """
+    radius = math.sqrt(float((W**2).sum() + (H**2).sum()))
+    c, s = math.cos(angle), radius * math.sin(angle)
+    return c * W + s * dW, c * H + s * dH
+
+
+def optimal_loss(
+    radius: float, n_classes: int, n_per_class: int, reduction: Reduction = "mean"
+) -> float:
+    """Theorem 3.3 in closed form: the least loss (4) with `|W|^2 + |H|^2 = radius^2`.
+
+    `N log(1 + (K-1) exp(-radius^2 / (2 (K-1) sqrt n)))` for the sum; needs `d >= K-1`.
+    """
+    _arrays.check_at_least_zero("radius", radius)
+    K = _arrays.check_count("n_classes", n_classes, 2)
+    n = _arrays.check_count("n_per_class", n_per_class, 1)
+    one = math.log1p((K - 1) * math.exp(-(radius**2) / (2.0 * (K - 1) * math.sqrt(n))))
+    return one if reduction == "mean" else n * K * one
+
+
+def collapsed(
+    radius: float, n_classes: int, n_per_class: int, dim: int
+) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """A minimiser of Theorem 3.3: W, H, y at neural collapse, |W| = |H|, `d >= K-1`."""
+    K = _arrays.check_count("n_classes", n_classes, 2)
+    n = _arrays.check_count("n_per_class", n_per_class, 1)
+    if dim < K - 1:
+        raise ValueError(f"`dim` must be at least n_classes - 1 = {K - 1}; got {dim}.")
+    left, values, _ = np.linalg.svd(simplex_etf(K))
+    etf = np.zeros((K, dim))
+    etf[:, : K - 1] = left[:, : K - 1] * values[: K - 1]
+    W = radius / math.sqrt(2.0 * K) * etf
+    return W, np.repeat(W / math.sqrt(n), n, axis=0), np.repeat(np.arange(K), n)
+
+
+def _flat(dW: Floats, dH: Floats) -> Floats:
+    return np.concatenate([dW.ravel(), dH.ravel()])
