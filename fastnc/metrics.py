@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json as _json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastnc._arrays import as_numpy
 from fastnc._batches import batches, check_features, check_integers
 from fastnc.deviations import ClassDeviations, check_classifier, present_classes
 from fastnc.statistics import ClassStatistics

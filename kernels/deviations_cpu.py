@@ -22,6 +22,7 @@ from fastnc.kernels.blas_cpu import _gemm
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 RANK_CUT = 1e-12
+NARROW = 32
 
 # What a sweep sums, in the order of `sums_out`; the last is a minimum.
 N_SUMS = 5
@@ -69,13 +70,46 @@ def basis(C):
     return Q, lam, A
 
 
+@njit(fastmath=_SUMS, **_OPTIONS)
+def _narrow_nt(A, B, out):
+    """out = A B^T for a B of few rows, by dot products of 4 x 2 rows at a time.
+
+    BLAS packs both operands first, which costs as much as such a product itself.
+    """
+    m, d = A.shape
+    n = len(B)
+    for i in range(0, m - 3, 4):
+        for c in range(0, n - 1, 2):
+            a0, a1, a2, a3 = 0.0, 0.0, 0.0, 0.0
+            b0, b1, b2, b3 = 0.0, 0.0, 0.0, 0.0
+            for j in range(d):
+                u, v = B[c, j], B[c + 1, j]
+                a0 += A[i, j] * u
+                a1 += A[i + 1, j] * u
+                a2 += A[i + 2, j] * u
+                a3 += A[i + 3, j] * u
+                b0 += A[i, j] * v
+                b1 += A[i + 1, j] * v
+                b2 += A[i + 2, j] * v
+                b3 += A[i + 3, j] * v
+            out[i, c], out[i + 1, c], out[i + 2, c], out[i + 3, c] = a0, a1, a2, a3
+            out[i, c + 1], out[i + 1, c + 1], out[i + 2, c + 1], out[i + 3, c + 1] = b0, b1, b2, b3
+    whole, even = m - m % 4, n - n % 2
+    for i in range(m):
+        for c in range(even if i < whole else 0, n):
+            total = 0.0
+            for j in range(d):
+                total += A[i, j] * B[c, j]
+            out[i, c] = total
+
+
 @njit(**_OPTIONS)
 def matmul_nt(gemm, A, B, out):
-    """out = A B^T by the gemm of their dtype, whose address `gemm` is."""
+    """out = A B^T, by the gemm of their dtype (whose address `gemm` is) where B is wide."""
     m, k = A.shape
     n = len(B)
-    if m == 0 or n == 0 or k == 0:
-        out[:] = 0.0
+    if n <= NARROW or k == 0:
+        _narrow_nt(A, B, out)
         return
     one = A.dtype.type(1.0)
     zero = A.dtype.type(0.0)
@@ -167,8 +201,8 @@ def _block(gemm, H, order, owner, present, lo, hi, frame, sums):
 
 @njit(**_OPTIONS)
 def block_rows(d, n_classes):
-    """Rows a block: its centred samples and logits fit in a level-2 cache."""
-    return min(max(32768 // (d + n_classes), 16), 256)
+    """Rows a block: they fit in the level-2 cache, but a wide GEMM wants at least half its width."""
+    return min(max(32768 // (d + n_classes), 16, n_classes // 2), 512)
 
 
 @njit(**_OPTIONS)

@@ -18,7 +18,7 @@ bits. Bytes: H once (4 N d in float32). Bound by memory from d of about 64 on.
 import numpy as np
 from numba import njit, prange
 
-CHUNK_BYTES = 128 * 1024
+CHUNK_BYTES = 256 * 1024
 # Plain sums only: the order of additions is free here, infinities and NaN keep their meaning.
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
