@@ -18,10 +18,11 @@ writes it once. Bound by the multiply-add rate, by memory only where K is below 
 import math
 
 import numpy as np
+from numba import njit, prange
+
 from fastnc.kernels import blas_cpu, tile_cpu
 from fastnc.kernels.plan_cpu import plan
-from fastnc.kernels.residual_cpu import N_WORK, exponentials, residuals
-from numba import njit, prange
+from fastnc.kernels.residual_cpu import GROUP, N_WORK, exponentials, residuals
 
 LOSS, GRADS, STEP, LOG_GRADS = 0, 1, 2, 3
 OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
@@ -39,15 +40,15 @@ def _part(
     N, d = H.shape
     K, D = W.shape
     low, high = N * part // n_parts, N * (part + 1) // n_parts
-    Z = np.empty((K, chunk + 16), W.dtype)
-    work = np.empty((N_WORK, chunk), W.dtype)
-    padded = np.zeros((chunk if D != d else 0, D), W.dtype)
+    Z = np.empty((K, chunk + GROUP), W.dtype)
+    work = np.empty((N_WORK, chunk + GROUP), W.dtype)
+    padded = np.zeros((chunk if d != D else 0, D), W.dtype)
     one = W.dtype.type(1.0)
     total, running = 0.0, -np.inf
     for first in range(low, high, chunk):
         rows = min(chunk, high - first)
         source, target, start = H, out, first
-        if D != d:
+        if d != D:
             padded[:rows, :d] = H[first : first + rows]
             source, target, start = padded, padded, 0
         if gemm == 0:
@@ -80,7 +81,7 @@ def _part(
         else:
             blas_cpu.class_sums(gemm, Z, source, start, rows, sums[part])
             blas_cpu.sample_sums(gemm, Z, W, alpha, keep, target, start, rows)
-        if D != d:
+        if d != D:
             out[first : first + rows] = padded[:rows, :d]
     losses[part] = total
     shifts[part] = running

@@ -1,7 +1,7 @@
 """From logits to losses and residuals `r = p - onehot`, in place, for a chunk of samples.
 
-`Z (K, >= rows)` holds the logits class by class, so that samples lie side by side and every
-loop below is one vector operation after another. With `D_j = z_j - z_y`:
+`Z (K, ld)` holds the logits class by class, so that samples lie side by side, a vector of them
+at a time. With `D_j = z_j - z_y`:
 
     shift_i   one number for the chunk, <= 0: 0, or in the log domain the largest gap of all
               (rounded up to a multiple of 16); a sample whose own largest gap m is above
@@ -21,13 +21,19 @@ Cost: K exponentials and about 25 operations in all a logit and sample; bound by
 import math
 
 import numpy as np
-from fastnc.kernels.elementary_cpu import exp, log1p
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from fastnc.kernels.elementary_cpu import Elementary, log1p
+from fastnc.kernels.tile_cpu import REGISTER_BYTES, Emitter, data_of
 
 # e^LIMIT times 10^12 classes is finite in float32.
 LIMIT = 60.0
 # Shifts are multiples of this, so that a shift seldom changes from chunk to chunk.
 STEP = 16.0
+# Samples that are worked on side by side: rows of Z and `work` have room for a multiple of it.
+GROUP = 4 * REGISTER_BYTES // 8
 FLAGS = {"contract", "nsz", "arcp"}
 N_WORK = 4
 
@@ -41,40 +47,99 @@ def _total(values, n):
     return total
 
 
+@intrinsic
+def _largest(typingctx, Z, z, ld, K, out, o):
+    """out[o + l] = max_j Z[z + j ld + l] over `GROUP` samples l."""
+
+    def codegen(context, builder, signature, args):
+        Z_, z_, ld_, K_, out_, o_ = args
+        emit = Emitter(builder, Z.dtype)
+        Z_ = builder.gep(data_of(context, builder, Z, Z_), [z_])
+        out_ = builder.gep(data_of(context, builder, out, out_), [o_])
+        n = GROUP // emit.lanes
+
+        def body(j, tops):
+            row = emit.offset(Z_, (j, ld_))
+            new = []
+            for i, top in enumerate(tops):
+                z = emit.load(emit.skip(row, i * emit.lanes))
+                new.append(builder.select(builder.fcmp_ordered(">", z, top), z, top))
+            return new
+
+        least = ir.Constant(emit.vector, [ir.Constant(emit.element, -math.inf)] * emit.lanes)
+        for i, top in enumerate(emit.accumulate(K_, n, body, least)):
+            emit.store(top, emit.skip(out_, i * emit.lanes))
+        return context.get_dummy_value()
+
+    return types.none(Z, z, ld, K, out, o), codegen
+
+
+@intrinsic
+def _exponentiate(typingctx, Z, z, ld, K, work, own, shift, total):
+    """Z[z + j ld + l] becomes exp((Z - work[own + l]) - work[shift + l]), summed over j."""
+
+    def codegen(context, builder, signature, args):
+        Z_, z_, ld_, K_, work_, own_, shift_, total_ = args
+        emit = Emitter(builder, Z.dtype)
+        elementary = Elementary(builder, emit.vector)
+        Z_ = builder.gep(data_of(context, builder, Z, Z_), [z_])
+        work_ = data_of(context, builder, work, work_)
+        n = GROUP // emit.lanes
+
+        def vectors(first):
+            pointer = builder.gep(work_, [first])
+            return [emit.load(emit.skip(pointer, i * emit.lanes)) for i in range(n)]
+
+        labels, shifts = vectors(own_), vectors(shift_)
+
+        def body(j, sums):
+            row = emit.offset(Z_, (j, ld_))
+            new = []
+            for i, value in enumerate(sums):
+                place = emit.skip(row, i * emit.lanes)
+                gap = builder.fsub(emit.load(place), labels[i])
+                e = elementary.exp(builder.fsub(gap, shifts[i]))
+                emit.store(e, place)
+                new.append(builder.fadd(value, e))
+            return new
+
+        pointer = builder.gep(work_, [total_])
+        for i, value in enumerate(emit.accumulate(K_, n, body, emit.zero)):
+            emit.store(value, emit.skip(pointer, i * emit.lanes))
+        return context.get_dummy_value()
+
+    return types.none(Z, z, ld, K, work, own, shift, total), codegen
+
+
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=FLAGS)
 def exponentials(Z, rows, y, first, in_log_domain, work):
     """Z becomes e (0 in the label's place); returns the chunk's shift and its summed loss.
 
-    `work (4, >= rows)` receives z_y, the samples' shifts, S, and 1 / den.
+    `work (4, m)`, m as the rows of Z, receives z_y, the samples' shifts, S, and 1 / den.
     """
-    K = Z.shape[0]
+    K, ld = Z.shape
+    m = work.shape[1]
     real = Z.dtype.type
     own, shifts, S, inverse = work[0], work[1], work[2], work[3]
     for i in range(rows):
         own[i] = Z[y[first + i], i]
-        inverse[i] = real(0.0) * own[i]
         Z[y[first + i], i] = -np.inf
-        S[i] = real(0.0)
-        shifts[i] = -np.inf
-    poison = _total(inverse, rows)
-    for j in range(K):
-        for i in range(rows):
-            shifts[i] = Z[j, i] if Z[j, i] > shifts[i] else shifts[i]
+    for i in range(0, rows, GROUP):
+        _largest(Z, i, ld, K, work, m + i)
+    poison = 0.0
     top = real(-np.inf)
     for i in range(rows):
+        poison += 0.0 * np.float64(own[i])
         shifts[i] -= own[i]
-        top = max(top, shifts[i])
+        top = shifts[i] if shifts[i] > top else top
     shift = 0.0
     if in_log_domain:
         shift = min(0.0, STEP * np.ceil(np.float64(top) / STEP))
     unit = real(math.exp(shift))
     for i in range(rows):
         shifts[i] = shifts[i] if shifts[i] > real(LIMIT) else real(shift)
-    for j in range(K):
-        for i in range(rows):
-            e = exp((Z[j, i] - own[i]) - shifts[i])
-            Z[j, i] = e
-            S[i] += e
+    for i in range(0, rows, GROUP):
+        _exponentiate(Z, i, ld, K, work, i, m + i, 2 * m + i)
     # Below `tiny`, log1p(x) / x rounds to 1.
     tiny = real(1e-30)
     for i in range(rows):

@@ -30,7 +30,7 @@ def lanes(dtype):
     return REGISTER_BYTES // dtype.itemsize
 
 
-class _Emitter:
+class Emitter:
     """Vectors of one element type, written into one block of LLVM code."""
 
     def __init__(self, builder, real):
@@ -76,8 +76,8 @@ class _Emitter:
         )
         return self.builder.call(function, [a, b, c])
 
-    def accumulate(self, count, n_sums, body):
-        """`count >= 1` rounds of `sums = body(round, sums)` from zero, sums in registers."""
+    def accumulate(self, count, n_sums, body, start):
+        """`count >= 1` rounds of `sums = body(round, sums)` from `start`, in registers."""
         builder, integer = self.builder, ir.IntType(64)
         before = builder.block
         loop = builder.append_basic_block("tile.loop")
@@ -90,7 +90,7 @@ class _Emitter:
         following = builder.add(index, ir.Constant(integer, 1))
         for phi, first, value in (
             (index, ir.Constant(integer, 0), following),
-            *((p, self.zero, v) for p, v in zip(sums, new, strict=True)),
+            *((p, start, v) for p, v in zip(sums, new, strict=True)),
         ):
             phi.add_incoming(first, before)
             phi.add_incoming(value, builder.block)
@@ -116,7 +116,7 @@ class _Emitter:
         return vectors[0]
 
 
-def _data(context, builder, kind, array):
+def data_of(context, builder, kind, array):
     return context.make_array(kind)(context, builder, array).data
 
 
@@ -133,10 +133,10 @@ def _outer_tile(typingctx, m, v, C, c, ldc, A, a, step_k, step_m, B, b, ldb, cou
 
     def codegen(context, builder, signature, args):
         _, _, C_, c_, ldc_, A_, a_, step_k_, step_m_, B_, b_, ldb_, count_, alpha_, keep_ = args
-        emit = _Emitter(builder, B.dtype)
-        A_ = builder.gep(_data(context, builder, A, A_), [a_])
-        B_ = builder.gep(_data(context, builder, B, B_), [b_])
-        C_ = builder.gep(_data(context, builder, C, C_), [c_])
+        emit = Emitter(builder, B.dtype)
+        A_ = builder.gep(data_of(context, builder, A, A_), [a_])
+        B_ = builder.gep(data_of(context, builder, B, B_), [b_])
+        C_ = builder.gep(data_of(context, builder, C, C_), [c_])
 
         def body(k, sums):
             row = emit.offset(B_, (k, ldb_))
@@ -149,7 +149,7 @@ def _outer_tile(typingctx, m, v, C, c, ldc, A, a, step_k, step_m, B, b, ldb, cou
                     new.append(emit.multiply_add(factor, other, sums[i * n_vectors + f]))
             return new
 
-        sums = emit.accumulate(count_, n_rows * n_vectors, body)
+        sums = emit.accumulate(count_, n_rows * n_vectors, body, emit.zero)
         scale = emit.splat(alpha_)
         for i in range(n_rows):
             for f in range(n_vectors):
@@ -171,10 +171,10 @@ def _dot_tile(typingctx, m, n, Z, z, ldz, W, w, H, h, ld, count, keep):
 
     def codegen(context, builder, signature, args):
         _, _, Z_, z_, ldz_, W_, w_, H_, h_, ld_, count_, keep_ = args
-        emit = _Emitter(builder, W.dtype)
-        W_ = builder.gep(_data(context, builder, W, W_), [w_])
-        H_ = builder.gep(_data(context, builder, H, H_), [h_])
-        Z_ = builder.gep(_data(context, builder, Z, Z_), [z_])
+        emit = Emitter(builder, W.dtype)
+        W_ = builder.gep(data_of(context, builder, W, W_), [w_])
+        H_ = builder.gep(data_of(context, builder, H, H_), [h_])
+        Z_ = builder.gep(data_of(context, builder, Z, Z_), [z_])
         stride = ir.Constant(ir.IntType(64), emit.lanes)
 
         def body(k, sums):
@@ -187,7 +187,7 @@ def _dot_tile(typingctx, m, n, Z, z, ldz, W, w, H, h, ld, count, keep):
                     new.append(emit.multiply_add(row, sample, sums[j * n_samples + i]))
             return new
 
-        sums = emit.accumulate(count_, n_samples * n_classes, body)
+        sums = emit.accumulate(count_, n_samples * n_classes, body, emit.zero)
         sums += [emit.zero] * (-len(sums) % emit.lanes)
         n_sums = n_samples * n_classes
         for start in range(0, n_sums, emit.lanes):
