@@ -110,11 +110,11 @@ class DirectSolver:
         W, H, r = at.W, at.H, at.residuals
         (K, d), N = W.shape, len(H)
         self.sigma = system.sigma
-        self.c = c = system.b / system.sigma
+        c = system.b / system.sigma
         S = at.curvatures()
         self.T = T = np.linalg.solve(np.eye(K) + c * (S @ (W @ W.T)), S + 0.0 * c)
-        # Converted once: a product of a complex and a real array converts at every call.
         self.W, self.H, self.r = (x.astype(T.dtype) for x in (W, H, r))
+        self.c = T.dtype.type(c)
         schur = np.zeros((K, d, K, d), T.dtype)
         rows = max(1, 2_000_000 // (d * d + K * d))
         for i in range(0, N, rows):
@@ -135,26 +135,24 @@ class DirectSolver:
         diagonal = np.eye(K) - (c * c) * (r.T @ r)
         schur[:, np.arange(d), :, np.arange(d)] += diagonal
         matrix = schur.reshape(K * d, K * d)
-        factor, self._solve = get_lapack_funcs(("getrf", "getrs"), (matrix,))
+        (factor,) = get_lapack_funcs(("getrf",), (matrix,))
         # Symmetric: its transpose is itself, and is in the order of columns that LAPACK wants.
         self._lu, self._pivots, singular = factor(matrix.T, overwrite_a=True)
         if singular:
             raise np.linalg.LinAlgError("the Schur complement of a step is singular")
 
     def solve(self, right: Array) -> Array:
-        """The unknowns, in the order of `right`: W by rows, then H by rows."""
-        W, H, r, T, c = self.W, self.H, self.r, self.T, self.c
-        K, d = W.shape
-        b = right / self.sigma
-        b_W, b_H = b[: K * d].reshape(K, d), b[K * d :].reshape(-1, d)
-        # S_i W P_i^-1 = T_i W, so that neither way through the elimination needs S again.
-        T_b = np.einsum("ikl,il->ik", T, b_H @ W.T)
-        eliminated = b_H - c * (T_b @ W)
-        b_W = b_W - c * (T_b.T @ H + r.T @ eliminated)
-        dW = self._solve(self._lu, self._pivots, b_W.ravel())[0].reshape(K, d)
-        moved = H @ dW.T - r @ (c * (dW @ W.T))
-        dH = eliminated - c * (r @ dW + np.einsum("ikl,il->ik", T, moved) @ W)
-        return np.concatenate([dW.ravel(), dH.ravel()])
+        """The unknowns, in the order of `right`: W by rows, then H by rows.
+
+        As `S_i W P_i^-1 = T_i W`, neither way through the elimination needs S again:
+        the right-hand side of the Schur complement is `b_W - c (T_b^T H + r^T P^-1 b_H)`.
+        """
+        from fastnc.kernels.flow_cpu import solve
+
+        out = np.empty(len(right), self.T.dtype)
+        b = (right / self.sigma).astype(self.T.dtype, copy=False)
+        solve(self.W, self.H, self.r, self.T, self.c, self._lu, self._pivots, b, out)
+        return out
 
 
 class KrylovSolver:

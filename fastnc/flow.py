@@ -38,6 +38,8 @@ Solver = Literal["auto", "direct", "krylov"]
 # Above this many multiplications, one factorisation takes longer than a few hundred Hessian
 # products: about a second.
 _DIRECT_WORK = 2e10
+# Up to this K N d the gradient is a matter of microseconds on one thread.
+_SMALL = 200_000
 
 
 def flow(
@@ -171,6 +173,7 @@ class _Flow:
             self.basis = basis.T
             W, H = np.split(np.ascontiguousarray(coordinates.T), [len(W)])
         self.shape = W.shape
+        self.small = H.size * len(W) <= _SMALL
         self.theta = np.concatenate([W.ravel(), H.ravel()])
         self.gram, self.mean = W.T @ W - H.T @ H, W.mean(axis=0)
         self.work = {"steps": 0, "evaluations": 0, "jacobians": 0, "factorisations": 0}
@@ -253,12 +256,17 @@ class _Flow:
         return float(math.cosh(x) * np.exp(math.sinh(x) + log_loss - math.log(self.N)))
 
     def _derivative(self, x: float, theta: NDArray[Any]) -> NDArray[Any]:
-        from fastnc.kernels.cross_entropy_cpu import log_loss_and_grads
+        from fastnc.kernels import cross_entropy_cpu, flow_cpu
 
         self.work["evaluations"] += 1
-        W, H = self._split(theta)
-        log_loss, out = np.empty(1), np.empty_like(theta)
-        log_loss_and_grads(W, H, self.y, log_loss, *self._split(out))
+        out = np.empty_like(theta)
+        if self.small:
+            log_factor = math.log(math.cosh(x)) + math.sinh(x) - math.log(self.N)
+            flow_cpu.derivative(theta, *self.shape, self.y, log_factor, out)
+            return out
+        log_loss = np.empty(1)
+        arrays = *self._split(theta), self.y, log_loss, *self._split(out)
+        cross_entropy_cpu.log_loss_and_grads(*arrays)
         out *= -self._speed(x, float(log_loss[0]))
         return out
 
