@@ -74,46 +74,57 @@ def basis(C):
 def _narrow_nt(A, B, out):
     """out = A B^T for a B of few rows, by dot products of 4 x 2 rows at a time.
 
-    BLAS packs both operands first, which costs as much as such a product itself.
+    BLAS packs both operands first, which costs as much as such a product itself. Features are
+    taken 1024 at a time, so that B stays in the level-2 cache beside A.
     """
-    m, d = A.shape
-    n = len(B)
-    for i in range(0, m - 3, 4):
-        for c in range(0, n - 1, 2):
-            a0, a1, a2, a3 = 0.0, 0.0, 0.0, 0.0
-            b0, b1, b2, b3 = 0.0, 0.0, 0.0, 0.0
-            for j in range(d):
-                u, v = B[c, j], B[c + 1, j]
-                a0 += A[i, j] * u
-                a1 += A[i + 1, j] * u
-                a2 += A[i + 2, j] * u
-                a3 += A[i + 3, j] * u
-                b0 += A[i, j] * v
-                b1 += A[i + 1, j] * v
-                b2 += A[i + 2, j] * v
-                b3 += A[i + 3, j] * v
-            out[i, c], out[i + 1, c], out[i + 2, c], out[i + 3, c] = a0, a1, a2, a3
-            out[i, c + 1], out[i + 1, c + 1], out[i + 2, c + 1], out[i + 3, c + 1] = b0, b1, b2, b3
+    m, n, d = len(A), len(B), B.shape[1]
     whole, even = m - m % 4, n - n % 2
-    for i in range(m):
-        for c in range(even if i < whole else 0, n):
-            total = 0.0
-            for j in range(d):
-                total += A[i, j] * B[c, j]
-            out[i, c] = total
+    out[:] = 0.0
+    for lo in range(0, d, 1024):
+        hi = min(lo + 1024, d)
+        for i in range(0, whole, 4):
+            for c in range(0, even, 2):
+                a0, a1, a2, a3 = 0.0, 0.0, 0.0, 0.0
+                b0, b1, b2, b3 = 0.0, 0.0, 0.0, 0.0
+                for j in range(lo, hi):
+                    u, v = B[c, j], B[c + 1, j]
+                    a0 += A[i, j] * u
+                    a1 += A[i + 1, j] * u
+                    a2 += A[i + 2, j] * u
+                    a3 += A[i + 3, j] * u
+                    b0 += A[i, j] * v
+                    b1 += A[i + 1, j] * v
+                    b2 += A[i + 2, j] * v
+                    b3 += A[i + 3, j] * v
+                out[i, c] += a0
+                out[i + 1, c] += a1
+                out[i + 2, c] += a2
+                out[i + 3, c] += a3
+                out[i, c + 1] += b0
+                out[i + 1, c + 1] += b1
+                out[i + 2, c + 1] += b2
+                out[i + 3, c + 1] += b3
+        for i in range(m):
+            for c in range(even if i < whole else 0, n):
+                total = 0.0
+                for j in range(lo, hi):
+                    total += A[i, j] * B[c, j]
+                out[i, c] += total
 
 
 @njit(**_OPTIONS)
 def matmul_nt(gemm, A, B, out):
-    """out = A B^T, by the gemm of their dtype (whose address `gemm` is) where B is wide."""
-    m, k = A.shape
-    n = len(B)
+    """out = A B^T, by the gemm of their dtype (whose address `gemm` is) where B is wide.
+
+    A may have more columns than B; they are padding.
+    """
+    m, n, k = len(A), len(B), B.shape[1]
     if n <= NARROW or k == 0:
         _narrow_nt(A, B, out)
         return
     one = A.dtype.type(1.0)
     zero = A.dtype.type(0.0)
-    _gemm(gemm, True, False, n, m, k, one, B, 0, k, A, 0, k, zero, out, 0, n)
+    _gemm(gemm, True, False, n, m, k, one, B, 0, k, A, 0, A.shape[1], zero, out, 0, n)
 
 
 @njit(fastmath=_SUMS, **_OPTIONS)
@@ -186,8 +197,10 @@ def _block(gemm, H, order, owner, present, lo, hi, frame, sums):
     means, g, Q, A, lam, squares_C, W, offset = frame
     n, d = hi - lo, H.shape[1]
     clear_sums(sums)
-    X = np.empty((n, d), Q.dtype)
-    Y = np.empty((n if len(W) > 0 else 0, d), Q.dtype)
+    # Rows a power of two apart would all fall into the same few sets of a cache.
+    stride = d + 8 if d % 256 == 0 else d
+    X = np.empty((n, stride), Q.dtype)
+    Y = np.empty((n if len(W) > 0 else 0, stride), Q.dtype)
     _centre(H, order, lo, hi, owner, means, g, X, Y, sums)
     T = np.empty((n, len(lam)), Q.dtype)
     _project(gemm, X, Q, A, lam, owner, lo, T, sums)

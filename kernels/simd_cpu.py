@@ -436,6 +436,17 @@ def zeros(typingctx, array, count, lanes):
 
 
 @intrinsic
+def n_lanes(typingctx, values):
+    """Lanes of a vector, or of each member of a tuple."""
+    count = _vector_of(values).lanes
+
+    def codegen(context, builder, signature, args):
+        return ir.Constant(ir.IntType(64), count)
+
+    return types.int64(values), codegen
+
+
+@intrinsic
 def sum_members(typingctx, values):
     """v[0] + v[1] + ... of a tuple, from left to right."""
     kind = _vector_of(values)
@@ -622,38 +633,38 @@ def add_products(typingctx, sums, rs, h):
 
 
 @intrinsic
-def load_members(typingctx, array, index, like):
-    """The vectors of a tuple like `like`, stored one after the other from a flat index on."""
+def load_members(typingctx, array, index, stride, like):
+    """The vectors at array[index + k * stride], as a tuple like `like`."""
     kind = _vector_of(like)
 
     def codegen(context, builder, signature, args):
-        array_type, index_type, _ = signature.args
+        array_type, index_type, *_ = signature.args
         base = _pointer(context, builder, array_type, args[0], index_type, args[1])
         out = []
         for k in range(like.count):
-            place = builder.gep(base, [ir.Constant(ir.IntType(64), k * kind.lanes)])
+            place = builder.gep(base, [builder.mul(args[2], ir.Constant(args[2].type, k))])
             place = builder.bitcast(place, _llvm_type(kind).as_pointer())
             out.append(builder.load(place, align=_access_size(array_type)))
         return context.make_tuple(builder, like, out)
 
-    return like(array, index, like), codegen
+    return like(array, index, stride, like), codegen
 
 
 @intrinsic
-def store_members(typingctx, array, index, values):
-    """Write the vectors of a tuple one after the other from a flat index on."""
+def store_members(typingctx, array, index, stride, values):
+    """Write the vectors of a tuple to array[index + k * stride]."""
     kind = _vector_of(values)
 
     def codegen(context, builder, signature, args):
-        array_type, index_type, _ = signature.args
+        array_type, index_type, *_ = signature.args
         base = _pointer(context, builder, array_type, args[0], index_type, args[1])
-        for k, value in enumerate(_unpack(builder, values, args[2])):
-            place = builder.gep(base, [ir.Constant(ir.IntType(64), k * kind.lanes)])
+        for k, value in enumerate(_unpack(builder, values, args[3])):
+            place = builder.gep(base, [builder.mul(args[2], ir.Constant(args[2].type, k))])
             place = builder.bitcast(place, _llvm_type(kind).as_pointer())
             builder.store(value, place, align=_access_size(array_type))
         return context.get_dummy_value()
 
-    return types.none(array, index, values), codegen
+    return types.none(array, index, stride, values), codegen
 
 
 @intrinsic

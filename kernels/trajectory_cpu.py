@@ -25,6 +25,7 @@ from fastnc.kernels.simd_cpu import (
     max_members,
     maximum,
     mul,
+    n_lanes,
     native_lanes,
     splats,
     store,
@@ -75,66 +76,117 @@ def _add(array, low, index, change, compensated):
 
 
 @njit(forceinline=True, **_OPTIONS)
-def _residual_block(W, H, R, labels, steps, place, sample, first, row, d, logits, limit):
-    """Logits and residuals of a block of samples; its K residuals go to R.
-
-    The block's features are `row` floats apart, from H[place] on; `sample` counts from the
-    start of the data and `first` from that of the chunk.
-    """
-    K = len(logits)
-    z = logits
+def _logits(W, H, first_class, n_classes, place, row, d, zero):
+    """Logits of one group of classes: W feature-major, H's features `row` floats apart."""
+    z = zero
     for f in range(d):
-        z = add_outer(z, W, f * K, load_like(H, place + f * row, z))
-    r = _residuals(z, load_like(labels, sample, z), load_like(steps, sample, z), limit)
-    store_members(R, first * K, r)
+        z = add_outer(z, W, f * n_classes + first_class, load_like(H, place + f * row, z))
+    return z
 
 
 @njit(forceinline=True, **_OPTIONS)
-def _sweep_block(sums, w, H, H_low, R, place, first, compensated):
-    """One feature of a block: the sums of r h with the old h, then the new h."""
-    r = load_members(R, first * len(w), w)
+def _residual_block(W, H, R, labels, steps, place, sample, to, row, d, group, all_classes, limit):
+    """Residuals of a block of samples, to R[to:]: class by class, a block's lanes each.
+
+    `group` holds zeros for the classes of one pass, `all_classes` for the K of a softmax: of
+    as many lanes if one pass makes them all, else of one register.
+    """
+    lanes, narrow = n_lanes(group), n_lanes(all_classes)
+    if len(group) == len(all_classes):
+        z = _logits(W, H, 0, len(group), place, row, d, group)
+        label = load_like(labels, sample, z)
+        r = _residuals(z, label, load_like(steps, sample, z), limit)
+        store_members(R, to, lanes, r)
+        return
+    n_groups = -(-len(all_classes) // len(group))
+    for g in range(n_groups):
+        first = g * len(group)
+        z = _logits(W, H, first, n_groups * len(group), place, row, d, group)
+        store_members(R, to + first * lanes, lanes, z)
+    for j in range(0, lanes, narrow):
+        z = load_members(R, to + j, lanes, all_classes)
+        label = load_like(labels, sample + j, z)
+        r = _residuals(z, label, load_like(steps, sample + j, z), limit)
+        store_members(R, to + j, lanes, r)
+
+
+@njit(forceinline=True, **_OPTIONS)
+def _sweep_block(sums, w, H, H_low, R, G, place, first, r_place, lanes, begin, end, compensated):
+    """One feature of a block and a group of classes: the sums of r h, and a step of h.
+
+    The step is gathered in G over the groups, from `begin` to `end`; then h moves.
+    """
+    r = load_members(R, r_place, lanes, w)
     new_sums = add_products(sums, r, load_like(H, place, w))
-    _add(H, H_low, place, inner(w, r), compensated)
+    change = inner(w, r)
+    if not begin:
+        change = add(change, load_like(G, first, w))
+    if end:
+        _add(H, H_low, place, change, compensated)
+    else:
+        store(G, first, change)
     return new_sums
 
 
-def _wide_lanes(dtype, K):
-    """Samples a block: registers for K logits, or K classifiers and K sums beside H's."""
+def _group_of_classes(K):
+    """Classes that share a pass over H, as even as the registers allow."""
+    most = 6 if N_REGISTERS == 16 else 12
+    return -(-K // -(-K // most))
+
+
+def _lanes_of_block(dtype, group):
+    """Samples a block: registers for the logits, or for a classifier and its sums, and H."""
     vectors = 4
-    while vectors > 1 and max(vectors * (K + 1) + 1, 2 * K + 2 * vectors + 1) > N_REGISTERS:
+    while vectors > 1 and max(vectors * (group + 1), 2 * (group + vectors)) > N_REGISTERS:
         vectors //= 2
     return vectors * native_lanes(dtype)
 
 
 @functools.lru_cache(maxsize=None)
-def _fused_epochs(K, wide, native, limit, compensated):
-    """The epoch loop for K classes: the logits and residuals of a block live in registers."""
+def _fused_epochs(K, group, wide, native, limit, compensated):
+    """The epoch loop for K classes, `group` of them a pass, `wide` samples a block."""
+    n_groups = -(-K // group)
+    padded_K = n_groups * group
+    softmax = wide if n_groups == 1 else native
 
     @njit(**_OPTIONS)
-    def epochs_of(W, H, W_low, H_low, dW, R, labels, steps, d, chunk, row, epochs):
+    def epochs_of(W, H, W_low, H_low, dW, R, G, labels, steps, d, chunk, row, epochs):
         N = labels.size
         for _ in range(epochs):
             for c in range(0, N, chunk):
-                end = min(chunk, N - c)
-                n_wide = end // wide * wide
+                size = min(chunk, N - c)
+                n_wide = size // wide * wide
                 h = c // chunk * d * row
                 for i in range(0, n_wide, wide):
-                    z = zeros(H, K, wide)
-                    _residual_block(W, H, R, labels, steps, h + i, c + i, i, row, d, z, limit)
-                for i in range(n_wide, end, native):
-                    z = zeros(H, K, native)
-                    _residual_block(W, H, R, labels, steps, h + i, c + i, i, row, d, z, limit)
+                    part, whole = zeros(H, group, wide), zeros(H, K, softmax)
+                    _residual_block(
+                        W, H, R, labels, steps, h + i, c + i, i * padded_K, row, d, part, whole, limit
+                    )
+                for i in range(n_wide, size, native):
+                    part, whole = zeros(H, group, native), zeros(H, K, native)
+                    _residual_block(
+                        W, H, R, labels, steps, h + i, c + i, i * padded_K, row, d, part, whole, limit
+                    )
                 for f in range(d):
-                    sums = zeros(H, K, native)
-                    if c > 0:
-                        sums = load_members(dW, f * K * native, sums)
-                    w = splats(W, f * K, zeros(H, K, wide))
-                    for i in range(0, n_wide, wide):
-                        sums = _sweep_block(sums, w, H, H_low, R, h + i, i, compensated)
-                    w = splats(W, f * K, zeros(H, K, native))
-                    for i in range(n_wide, end, native):
-                        sums = _sweep_block(sums, w, H, H_low, R, h + i, i, compensated)
-                    store_members(dW, f * K * native, sums)
+                    for g in range(n_groups):
+                        k = f * padded_K + g * group
+                        begin, end = g == 0, g == n_groups - 1
+                        sums = zeros(H, group, native)
+                        if c > 0:
+                            sums = load_members(dW, k * native, native, sums)
+                        w = splats(W, k, zeros(H, group, wide))
+                        for i in range(0, n_wide, wide):
+                            r = i * padded_K + g * group * wide
+                            sums = _sweep_block(
+                                sums, w, H, H_low, R, G, h + i, i, r, wide, begin, end, compensated
+                            )
+                        w = splats(W, k, zeros(H, group, native))
+                        for i in range(n_wide, size, native):
+                            r = i * padded_K + g * group * native
+                            sums = _sweep_block(
+                                sums, w, H, H_low, R, G, h + i, i, r, native, begin, end, compensated
+                            )
+                        store_members(dW, k * native, native, sums)
                     h += row
             for j in range(0, W.size, native):
                 _add(W, W_low, j, sum_rows(dW, j), compensated)
@@ -156,20 +208,24 @@ def _aligned_zeros(size, dtype):
 
 def _descend_fused(W, H, W_low, H_low, y, step, epochs):
     (K, d), N, dtype = W.shape, len(H), W.dtype
-    native, wide = native_lanes(dtype), _wide_lanes(dtype, K)
+    native, group = native_lanes(dtype), _group_of_classes(K)
+    wide, padded_K = _lanes_of_block(dtype, group), _round_up(K, group)
     compensated = W_low.size > 0
     line = 64 // dtype.itemsize
     padded = _round_up(N, native)
-    n_chunks = -(-padded * K * dtype.itemsize // CHUNK_BYTES)
+    n_chunks = -(-padded * padded_K * dtype.itemsize // CHUNK_BYTES)
     chunk = _round_up(-(-padded // n_chunks), line)
     n_chunks = -(-padded // chunk)
     # An odd number of cache lines a row: no two rows of H then fall into the same few sets.
     row = (chunk // line | 1) * line
 
     def flat(matrix):
-        out = _aligned_zeros(_round_up(K * d, native), dtype)
-        out[: K * d] = matrix.T.ravel()
+        out = _aligned_zeros(_round_up(padded_K * d, native), dtype)
+        out[: padded_K * d].reshape(d, padded_K)[:, :K] = matrix.T
         return out
+
+    def unflat(values):
+        return values[: padded_K * d].reshape(d, padded_K)[:, :K].T
 
     def rows(matrix):
         out = _aligned_zeros(n_chunks * d * row, dtype)
@@ -188,13 +244,14 @@ def _descend_fused(W, H, W_low, H_low, y, step, epochs):
     W_flat, H_rows = flat(W), rows(H)
     nothing = np.zeros(0, dtype)
     W_rest, H_rest = (flat(W_low), rows(H_low)) if compensated else (nothing, nothing)
-    dW, R = _aligned_zeros(W_flat.size * native, dtype), _aligned_zeros(chunk * K, dtype)
-    run = _fused_epochs(K, wide, native, EXP_LIMIT[dtype.name], compensated)
-    run(W_flat, H_rows, W_rest, H_rest, dW, R, labels, steps, d, chunk, row, epochs)
+    dW, G = _aligned_zeros(W_flat.size * native, dtype), _aligned_zeros(chunk, dtype)
+    R = _aligned_zeros(chunk * padded_K, dtype)
+    run = _fused_epochs(K, group, wide, native, EXP_LIMIT[dtype.name], compensated)
+    run(W_flat, H_rows, W_rest, H_rest, dW, R, G, labels, steps, d, chunk, row, epochs)
 
-    W[:], H[:] = W_flat[: K * d].reshape(d, K).T, unrows(H_rows)
+    W[:], H[:] = unflat(W_flat), unrows(H_rows)
     if compensated:
-        W_low[:], H_low[:] = W_rest[: K * d].reshape(d, K).T, unrows(H_rest)
+        W_low[:], H_low[:] = unflat(W_rest), unrows(H_rest)
 
 
 @njit(**_OPTIONS)
