@@ -139,10 +139,15 @@ def small_tile(n_classes, dim, n_samples, word):
     return None
 
 
+def is_small(W, H, W_low):
+    """Whether the epochs of one problem run inside one kernel."""
+    return small_tile(*W.shape, len(H), _word(W, W_low.numel() > 0)) is not None
+
+
 def descend(W, H, W_low, H_low, y, scale, lr, epochs):
     """`epochs` steps in place: W (K, d), H (N, d); W_low, H_low of their shapes, or (0, 0)."""
     compensated = W_low.numel() > 0
-    if small_tile(*W.shape, len(H), _word(W, compensated)) is not None:
+    if is_small(W, H, W_low):
         rate = torch.full((1,), lr, dtype=torch.float64, device=W.device)
         descend_many(W[None], H[None], W_low[None], H_low[None], y, scale, rate, epochs)
         return

@@ -1,0 +1,57 @@
+"""What a CUDA call needs beyond fitting shapes: a GPU that can, the current device, memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+CAPABILITY = (8, 0)
+
+
+def check_gpu(x: Any) -> None:
+    """The GPU of the tensor `x` must run the kernels and be the current device.
+
+    Raises
+    ------
+    ValueError
+        No such GPU, one below compute capability 8.0, or one that is not current.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError("`device` 'cuda' must have a GPU that torch sees; it sees none. Use 'cpu'.")
+    major, minor = torch.cuda.get_device_capability(x.device)
+    if (major, minor) < CAPABILITY:
+        raise ValueError(
+            f"the GPU must have compute capability {CAPABILITY[0]}.{CAPABILITY[1]} or more; "
+            f"{x.device} has {major}.{minor}. Move the tensors to the CPU."
+        )
+    current = torch.cuda.current_device()
+    if x.device.index != current:
+        raise ValueError(
+            f"tensors must live on the current CUDA device, cuda:{current}; got {x.device}. "
+            f"Call inside `with torch.cuda.device({x.device.index})`."
+        )
+
+
+def check_memory(x: Any, n_samples: int) -> None:
+    """The scratch of one call on W = `x` and `n_samples` samples must fit the free memory.
+
+    Raises
+    ------
+    MemoryError
+        It does not fit.
+    """
+    import torch
+
+    from fastnc._arrays import dtype_name
+    from fastnc.kernels.plan_gpu import EXACT, plan, scratch_bytes
+
+    K, d = x.shape
+    need = scratch_bytes(plan(K, d, n_samples, dtype_name(x), EXACT), K, d, x.element_size())
+    free, _ = torch.cuda.mem_get_info(x.device)
+    free += torch.cuda.memory_reserved(x.device) - torch.cuda.memory_allocated(x.device)
+    if need > free:
+        raise MemoryError(
+            f"this call needs {need / 2**20:.0f} MiB of scratch on {x.device}, where "
+            f"{free / 2**20:.0f} MiB are free. Free some, or pass fewer samples or classes at once."
+        )
