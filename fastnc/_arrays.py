@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -102,15 +104,19 @@ def check_labels(y: np.ndarray, n_samples: int, n_classes: int | None) -> None:
         )
 
 
-def check_positive(name: str, value: float) -> None:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def check_positive(name: str, value: Any) -> None:
     """`value` must be a finite number above zero."""
-    if not (np.isscalar(value) and np.isfinite(value) and value > 0):
+    if not (_is_number(value) and value > 0):
         raise ValueError(f"`{name}` must be a positive number; got {value!r}.")
 
 
-def check_at_least_zero(name: str, value: float) -> None:
+def check_at_least_zero(name: str, value: Any) -> None:
     """`value` must be a finite number of at least zero."""
-    if not (np.isscalar(value) and np.isfinite(value) and value >= 0):
+    if not (_is_number(value) and value >= 0):
         raise ValueError(f"`{name}` must be a number of at least 0; got {value!r}.")
 
 
