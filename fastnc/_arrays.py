@@ -125,3 +125,22 @@ def check_count(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise ValueError(f"`{name}` must be an integer of at least {least}; got {value!r}.")
     return int(value)
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """`value` must be one of a few words."""
+    if not (isinstance(value, str) and value in choices):
+        words = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
+        raise ValueError(f"`{name}` must be {words}; got {value!r}.")
+    return value
+
+
+def float_dtype(dtype: Any) -> np.dtype[Any]:
+    """What NumPy understands by `dtype`, which must be float32 or float64."""
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found.name not in FLOATS:
+        raise TypeError(f"`dtype` must be 'float32' or 'float64'; got {dtype!r}.")
+    return found

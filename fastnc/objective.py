@@ -16,6 +16,7 @@ import numpy as np
 from fastnc import reference
 from fastnc._arrays import (
     as_numpy,
+    check_choice,
     check_finite,
     check_labels,
     check_matrix,
@@ -282,10 +283,9 @@ class _Call:
     ) -> None:
         given = {"W": W, "H": H} | ({} if dW is None and dH is None else {"dW": dW, "dH": dH})
         _check_together(given)
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"`reduction` must be 'mean' or 'sum'; got {reduction!r}.")
-        if impl not in (None, "reference", "cpu", "gpu"):
-            _unknown(impl)
+        check_choice("reduction", reduction, ("mean", "sum"))
+        if impl is not None:
+            check_choice("impl", impl, ("reference", "cpu", "gpu"))
         if overwrites:
             _check_overwritable(W, H)
         self.given = given

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastnc._arrays import FLOATS, as_numpy, check_count, check_matrix, check_positive
+from fastnc._arrays import as_numpy, check_count, check_matrix, check_positive, float_dtype
 
 Floats = NDArray[np.float64]
 
@@ -134,13 +134,12 @@ class LayerPeeled:
         of different rows can be compared. A free bias starts at zero.
         """
         check_count("seed", seed, 0)
-        if np.dtype(dtype).name not in FLOATS:
-            raise TypeError(f"`dtype` must be 'float32' or 'float64'; got {dtype!r}.")
+        precision = float_dtype(dtype)
         rng = np.random.default_rng(seed)
         W = rng.standard_normal((self.n_classes, self.dim)) / np.sqrt(self.dim)
         H = rng.standard_normal((self.n_samples, self.dim)) / np.sqrt(self.dim)
         W, H = self.retract(W, np.abs(H) if self.non_negative else H)
-        return W.astype(dtype), H.astype(dtype)
+        return W.astype(precision), H.astype(precision)
 
     def objective(self, W: Any, H: Any, bias: ArrayLike | None = None) -> float:
         """The objective of this row at W (K, d), H (N, d) and, where it has one, bias (K,).

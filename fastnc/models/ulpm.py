@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastnc._arrays import FLOATS, as_numpy, check_count, check_labels
+from fastnc._arrays import as_numpy, check_count, check_labels, float_dtype
 from fastnc.models.layer_peeled import UnknownOptimum
 
 
@@ -90,13 +90,12 @@ class ULPM:
         The draw is made in float64 and then rounded, so that both dtypes start alike.
         """
         check_count("seed", seed, 0)
-        if np.dtype(dtype).name not in FLOATS:
-            raise TypeError(f"`dtype` must be 'float32' or 'float64'; got {dtype!r}.")
+        precision = float_dtype(dtype)
         rng = np.random.default_rng(seed)
         scale = 1.0 / np.sqrt(self.dim)
         W = rng.standard_normal((self.n_classes, self.dim)) * scale
         H = rng.standard_normal((self.n_samples, self.dim)) * scale
-        return W.astype(dtype), H.astype(dtype)
+        return W.astype(precision), H.astype(precision)
 
     def optimum(self) -> NoReturn:
         """Refuses: the infimum of (4) is 0, and no W and H attain it."""
