@@ -45,6 +45,26 @@ def as_numpy(x: Any) -> np.ndarray:
     return np.asarray(x)
 
 
+def row_major(x: Any, dtype: Any = None) -> np.ndarray:
+    """`x` in row order, as compiled code takes it: copied only where order or dtype differ.
+
+    A kernel is compiled for each type of array, and a read-only array is a type of its own:
+    what is read-only is seen through a view that does not say so. Kernels write to nothing
+    that they were given to read.
+    """
+    array = np.ascontiguousarray(as_numpy(x), dtype=dtype)
+    return array if array.flags.writeable else np.asarray(_Unlocked(array))
+
+
+class _Unlocked:
+    """Hands out the memory of a read-only array, and keeps it alive."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        interface = array.__array_interface__
+        self.array = array
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+
+
 def like(result: np.ndarray, x: Any) -> Any:
     """`result` in the library and on the device of `x`."""
     if is_torch(x):

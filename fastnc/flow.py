@@ -164,7 +164,7 @@ class _Flow:
     def __init__(
         self, model: ULPM, W: NDArray[Any], H: NDArray[Any], about: dict[str, Any]
     ) -> None:
-        self.y, self.about, self.N = model.y, about, model.n_samples
+        self.y, self.about, self.N = _arrays.row_major(model.y), about, model.n_samples
         # The flow never leaves the span of the rows it starts from, and nothing measured depends
         # on a rotation: with d > K + N, coordinates in that span are an exact reduction.
         self.basis: NDArray[Any] | None = None

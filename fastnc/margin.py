@@ -197,10 +197,10 @@ def checked(W: Any, H: Any, y: Any) -> tuple[Floats, Floats, NDArray[np.int64]]:
     _arrays.check_labels(labels, len(H), len(W))
     out = []
     for name, x in (("W", W), ("H", H)):
-        array = np.ascontiguousarray(_arrays.as_numpy(x), dtype=np.float64)
+        array = _arrays.row_major(x, np.float64)
         _arrays.check_finite(name, array)
         out.append(array)
-    return out[0], out[1], np.ascontiguousarray(labels, dtype=np.int64)
+    return out[0], out[1], _arrays.row_major(labels, np.int64)
 
 
 def _blocks(W: Floats, H: Floats, y: NDArray[np.int64]) -> Any:

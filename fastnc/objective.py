@@ -24,6 +24,7 @@ from fastnc._arrays import (
     dtype_name,
     home,
     is_torch,
+    row_major,
 )
 
 Reduction = Literal["mean", "sum"]
@@ -291,7 +292,7 @@ class _Call:
         self.given = given
         self.impl = home(W) if impl is None else impl
         self.scale = 1.0 / len(H) if reduction == "mean" else 1.0
-        place = _on_gpu if self.impl == "gpu" else _contiguous
+        place = _on_gpu if self.impl == "gpu" else row_major
         placed = {name: place(x) for name, x in given.items()}
         if self.impl != "gpu":
             for name in placed.keys() - {"H", "dH"}:
@@ -413,11 +414,7 @@ def _labels(y: Any, n_samples: int, n_classes: int, beside: Any) -> Any:
         return tensor.to(device=beside.device, dtype=torch.int64).contiguous()
     labels = as_numpy(y)
     check_labels(labels, n_samples, n_classes)
-    return np.ascontiguousarray(labels, dtype=np.int64)
-
-
-def _contiguous(x: Any) -> np.ndarray:
-    return np.ascontiguousarray(as_numpy(x))
+    return row_major(labels, np.int64)
 
 
 def _on_gpu(x: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastnc._arrays import row_major
 from fastnc.metrics import NAMES
 
 OBJECTIVE = ("log_loss", "log_grad_norm", "grad_norm", "norm_W", "norm_H", "beta", "epsilon")
@@ -29,8 +30,7 @@ def measure(W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64]) -> dict[str,
     from fastnc.kernels.cross_entropy_cpu import log_loss_and_grads
     from fastnc.kernels.geometry_cpu import geometry
 
-    W = np.ascontiguousarray(W, dtype=np.float64)
-    H = np.ascontiguousarray(H, dtype=np.float64)
+    W, H, y = row_major(W, np.float64), row_major(H, np.float64), row_major(y, np.int64)
     log_loss, values = np.empty(1), np.empty(len(NAMES))
     grad_W, grad_H = np.empty_like(W), np.empty_like(H)
     log_loss_and_grads(W, H, y, log_loss, grad_W, grad_H)

@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastnc._arrays import as_numpy, check_count, check_matrix, check_positive, float_dtype
+from fastnc._arrays import (
+    as_numpy,
+    check_count,
+    check_matrix,
+    check_positive,
+    float_dtype,
+    row_major,
+)
 
 Floats = NDArray[np.float64]
 
@@ -153,7 +160,7 @@ class LayerPeeled:
         """
         check_matrix("W", W, (self.n_classes, self.dim))
         check_matrix("H", H, (self.n_samples, self.dim))
-        W, H = (np.ascontiguousarray(as_numpy(x)) for x in (W, H))
+        W, H = (row_major(x) for x in (W, H))
         if W.dtype != H.dtype:
             raise TypeError(f"`W` and `H` must have one dtype; got {W.dtype} and {H.dtype}.")
         if bias is None:

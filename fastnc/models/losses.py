@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastnc._arrays import row_major
 from fastnc.models.layer_peeled import Gradients, LayerPeeled
 
 Array = NDArray[Any]
@@ -44,7 +45,7 @@ def cross_entropy(W: Array, H: Array, y: Array, bias: Array | None = None) -> Gr
         W = np.concatenate([W, bias[:, None]], axis=1)
         H = np.concatenate([H, np.ones((len(H), 1), H.dtype)], axis=1)
     value, grad_W, grad_H = np.empty(1), np.empty_like(W), np.empty_like(H)
-    loss_and_grads(W, H, y, 1.0 / len(H), value, grad_W, grad_H)
+    loss_and_grads(W, H, row_major(y), 1.0 / len(H), value, grad_W, grad_H)
     if bias is None:
         return Gradients(float(value[0]), grad_W, grad_H, None)
     return Gradients(float(value[0]), grad_W[:, :d], grad_H[:, :d], grad_W[:, d])
@@ -55,7 +56,7 @@ def log_cross_entropy(W: Array, H: Array, y: Array) -> Gradients:
     from fastnc.kernels.cross_entropy_cpu import log_loss_and_grads
 
     value, grad_W, grad_H = np.empty(1), np.empty_like(W), np.empty_like(H)
-    log_loss_and_grads(W, H, y, value, grad_W, grad_H)
+    log_loss_and_grads(W, H, row_major(y), value, grad_W, grad_H)
     return Gradients(float(value[0]) - np.log(len(H)), grad_W, grad_H, None)
 
 

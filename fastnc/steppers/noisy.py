@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastnc._arrays import row_major
 from fastnc.snapshot import measure
 
 
@@ -27,7 +28,8 @@ class NoisyDescent:
         noise: float,
         seed: int,
     ) -> None:
-        self.W, self.H, self.y, self.lr, self.noise = W, H, y, lr, noise
+        self.W, self.H, self.y = W, H, row_major(y)
+        self.lr, self.noise = lr, noise
         # A stream of its own, apart from the one that the start was drawn from.
         self._bits = np.random.PCG64(np.random.SeedSequence([seed, 1]))
         self._random = np.random.Generator(self._bits)

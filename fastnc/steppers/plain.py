@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastnc._arrays import row_major
 from fastnc.snapshot import measure
 
 
@@ -18,7 +19,7 @@ class PlainDescent:
     """
 
     def __init__(self, W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64], lr: float) -> None:
-        self.W, self.H, self.y, self.lr = W, H, y, lr
+        self.W, self.H, self.y, self.lr = W, H, row_major(y), lr
         compensated = W.dtype == np.float32
         self.W_low = np.zeros_like(W) if compensated else np.zeros((0, 0), W.dtype)
         self.H_low = np.zeros_like(H) if compensated else np.zeros((0, 0), H.dtype)
