@@ -13,7 +13,7 @@ import typer
 from fastnc.stopping import Diverged
 
 # Each is the function of that name in the file of that name.
-COMMANDS = ("ulpm",)
+COMMANDS = ("ulpm", "train")
 
 
 def build() -> typer.Typer:

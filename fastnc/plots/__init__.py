@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_HOME = {"figure2": "collapse", "save": "_style", "summary": "collapse"}
+_HOME = {"figure2": "collapse", "figure3": "training", "save": "_style", "summary": "collapse"}
 
 __all__ = list(_HOME)
 

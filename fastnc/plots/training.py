@@ -1,0 +1,112 @@
+"""Figure 3 of the paper: a network's way to neural collapse, past zero training error."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL
+from fastnc.plots.collapse import PANELS
+from fastnc.trajectory import Trajectory
+
+# log log t exists beyond t = 1.
+_FIRST = 2.0
+
+
+def figure3(run: Trajectory, title: str | None = None) -> Figure:
+    """The paper's Figure 3 of a training: x is log log of the epoch, y is logarithmic.
+
+    Panels (a) to (d) are those of `figure2`; (e) shows the errors of classification, the training
+    error until it reaches zero, and (f) `nc1` and `1 - margin_ratio`, what is left to collapse.
+    A dotted line marks the first measured epoch without a training error; epochs below 2 are left
+    out. A run of the layer-peeled model has no accuracies, and (e) stays empty.
+
+    Parameters
+    ----------
+    run : Trajectory
+        Of `fastnc.training.train`, or any that has epochs.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        The run has no epochs, or ends before epoch 2.
+
+    Examples
+    --------
+    >>> import fastnc
+    >>> run = fastnc.descend(fastnc.ULPM(5, 10, 20), epochs=100)
+    >>> len(fastnc.plots.figure3(run).axes)
+    6
+    """
+    if run.time != "epoch":
+        raise ValueError(
+            f"`run` must have epochs; its time is {run.time!r}. Draw it with `figure2`."
+        )
+    epoch = np.asarray(run["epoch"], dtype=np.float64)
+    shown = epoch >= _FIRST
+    if not shown.any():
+        last = f"ends at epoch {epoch[-1]:g}" if len(epoch) else "has no measurement"
+        raise ValueError(
+            f"`run` must reach epoch {_FIRST:g} for an axis of log log t; it {last}. Train longer."
+        )
+    figure = Figure(figsize=(13.0, 6.8), layout="constrained")
+    panels = [*PANELS, ("(e) error of classification", ()), ("(f) left to collapse", ())]
+    places = figure.subplots(2, 3).ravel()
+    for axes, (heading, lines) in zip(places, panels, strict=True):
+        for name, colour, label in lines:
+            _line(axes, epoch[shown], run[name][shown], colour, label)
+        axes.set_title(heading, fontsize=11)
+    if "train_accuracy" in run:
+        for name, colour in (("train", FEATURES), ("test", NEUTRAL)):
+            _line(places[4], epoch[shown], 1.0 - run[f"{name}_accuracy"][shown], colour, name)
+    _line(places[5], epoch[shown], run["nc1"][shown], FEATURES, "nc1")
+    _line(places[5], epoch[shown], 1.0 - run["margin_ratio"][shown], CLASSIFIER, "1 - margin ratio")
+    separated = _first_separated(run)
+    for axes in places:
+        if separated is not None and separated >= _FIRST:
+            axes.axvline(math.log10(separated), color=NEUTRAL, ls=":", lw=1.0)
+        axes.set_yscale("log")
+        _log_log_epochs(axes, float(epoch[-1]))
+        axes.set_xlabel("epoch t (log log scale)")
+        axes.grid(True, which="both", color="0.9", lw=0.6)
+        axes.set_axisbelow(True)
+        if len(axes.get_legend_handles_labels()[0]) > 1:
+            axes.legend(frameon=False, fontsize=9)
+    if title is not None:
+        figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def _line(axes: Axes, epoch: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
+    # A logarithm shows no zero: the training error ends where the dotted line stands.
+    seen = values > 0.0
+    axes.plot(
+        np.log10(epoch[seen]), values[seen], color=colour, label=label, lw=1.8, marker=".", ms=4
+    )
+
+
+def _first_separated(run: Trajectory) -> float | None:
+    """The first measured epoch at which no training sample is on the wrong side."""
+    right = run["train_accuracy"] >= 1.0 if "train_accuracy" in run else run["margin"] > 0.0
+    return float(run["epoch"][np.argmax(right)]) if right.any() else None
+
+
+def _log_log_epochs(axes: Axes, last: float) -> None:
+    """Make the x axis, which holds log10 t, one of log log t with ticks at 2, 5, 10, 20, ..."""
+    axes.set_xscale("log")
+    axes.set_xlim(math.log10(_FIRST), math.log10(max(last, _FIRST * 1.01)))
+    decades = range(math.ceil(math.log10(last)) + 1)
+    steps = (1, 2, 5) if last < 1e4 else (1,)
+    ticks = [step * 10**k for k in decades for step in steps if _FIRST <= step * 10**k <= last]
+    axes.xaxis.set_major_locator(FixedLocator([math.log10(t) for t in ticks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{10.0**x:.0f}"))
