@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tokenize
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -61,7 +62,7 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
             return {name: archive[name] for name in archive.files}
     except (
         ValueError, EOFError, KeyError, OSError, MemoryError, SyntaxError,
-        NotImplementedError, zipfile.BadZipFile, zipfile.LargeZipFile,
+        NotImplementedError, tokenize.TokenError, zipfile.BadZipFile, zipfile.LargeZipFile,
     ) as error:  # fmt: skip
         raise ValueError(
             f"{what} {str(path)!r} is not readable ({error or type(error).__name__}); "
