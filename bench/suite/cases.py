@@ -1,0 +1,75 @@
+"""The regimes, once, for benchmarks and tests: shapes, what is run on them, and what is wanted.
+
+Letters: K classes, d features, N samples. `fraction` is the wanted share of the floor that
+`roofline` measures on the same machine, `ratio` how many times faster than the fastest peer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Case:
+    """One regime."""
+
+    name: str
+    n_classes: int
+    dim: int
+    n_samples: int
+    operation: str  # "trajectory": epochs of descent; "step": one of them; "grads": loss, both gradients
+    fraction: float
+    ratio: float
+
+    @property
+    def flops(self) -> float:
+        """Three products of K x d and N: the logits and both gradients."""
+        return 6.0 * self.n_classes * self.n_samples * self.dim
+
+    @property
+    def exponentials(self) -> float:
+        """One a logit."""
+        return float(self.n_classes * self.n_samples)
+
+    def bytes(self, itemsize: int) -> float:
+        """H read once, and H or its gradient written once."""
+        return 2.0 * itemsize * self.n_samples * self.dim
+
+    def arrays(self, dtype="float32", labels="unsorted", seed=0):
+        """W, H, y of the model's start; `labels` "sorted", "unsorted" or "unbalanced"."""
+        rng = np.random.default_rng(seed)
+        K, d, N = self.n_classes, self.dim, self.n_samples
+        W = (rng.standard_normal((K, d), dtype=np.float32) / np.sqrt(d)).astype(dtype)
+        H = (rng.standard_normal((N, d), dtype=np.float32) / np.sqrt(d)).astype(dtype)
+        match labels:
+            case "sorted":
+                y = np.sort(np.arange(N) % K)
+            case "unsorted":
+                y = rng.permutation(np.arange(N) % K)
+            case "unbalanced":
+                # Nine samples in ten are of one class; most of a long tail may be absent.
+                y = np.where(rng.random(N) < 0.9, 0, rng.integers(0, K, N))
+            case other:
+                raise ValueError(f"`labels` must be one of the three; got {other!r}.")
+        return W, H, y
+
+
+TRAJECTORIES = (
+    Case("tiny", 5, 20, 50, "trajectory", 0.85, 5.0),
+    Case("middle", 10, 64, 1000, "trajectory", 0.95, 2.4),
+    Case("middle_wide", 100, 128, 1000, "trajectory", 0.85, 1.0),
+)
+OBJECTIVES = (
+    Case("few_classes", 10, 64, 200_000, "step", 0.6, 6.0),
+    Case("few_classes_deep", 10, 512, 100_000, "step", 0.7, 5.5),
+    Case("hundred_classes", 100, 128, 100_000, "grads", 0.8, 1.7),
+    Case("thousand_classes", 1000, 64, 20_000, "grads", 0.85, 1.3),
+    Case("thousand_classes_deep", 1000, 512, 20_000, "grads", 0.88, 1.1),
+    Case("ten_thousand_classes", 10_000, 128, 4_000, "grads", 0.75, 1.2),
+    Case("fifty_thousand_classes", 50_000, 256, 1_000, "grads", 0.75, 1.1),
+)
+CASES = {case.name: case for case in (*TRAJECTORIES, *OBJECTIVES)}
+# What a benchmark runs three sizes of, in a second or two.
+SCALING = (1_000, 10_000, 100_000)
