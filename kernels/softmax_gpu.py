@@ -24,7 +24,8 @@ def _exp_double(x):
     magic: tl.constexpr = 6755399441055744.0
     shifted = x * 1.4426950408889634 + magic
     n = shifted - magic
-    f = tl.fma(n, -1.90821492927058770002e-10, tl.fma(n, -6.93147180369123816490e-01, x))
+    # Not tl.fma, which would round these constants to float32; the first product is exact.
+    f = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10
     p = f * 1.6059043836821613e-10 + 2.08767569878681e-09
     p = p * f + 2.505210838544172e-08
     p = p * f + 2.755731922398589e-07

@@ -17,5 +17,8 @@ if "NUMBA_CACHE_DIR" not in os.environ:
     os.environ["NUMBA_CACHE_DIR"] = str(
         Path(tempfile.gettempdir()) / f"fastnc-numba-{os.getuid()}-{digest.hexdigest()[:16]}"
     )
+# Those run under Triton's interpreter, in a process that `test_gpu_kernels` starts, or on a GPU.
+if "TRITON_INTERPRET" not in os.environ and "FASTNC_TEST_DEVICE" not in os.environ:
+    collect_ignore_glob = ["test_*_gpu.py"]
 # Figures are only ever written to files here.
 os.environ.setdefault("MPLBACKEND", "Agg")

@@ -1,0 +1,108 @@
+"""Triton kernels without a GPU: its interpreter, with a GPU's arithmetic put into it.
+
+The interpreter runs a kernel on the CPU in NumPy. It knows neither the fused multiply-add nor
+the reduced products, and digits hang on both; so they are made here as the hardware makes them:
+"bf16x6" is the sum of six products of bf16 parts, "tf32" keeps eleven bits of each factor.
+
+Whoever imports this has set TRITON_INTERPRET=1 before triton was imported: `test_gpu_kernels`
+starts such a process. With FASTNC_TEST_DEVICE=cuda the same tests run on a GPU instead.
+"""
+
+import os
+
+import numpy as np
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = os.environ.get("FASTNC_TEST_DEVICE", "cpu")
+# The parts that are multiplied, smallest first, and the bits of a part.
+PRODUCTS = {
+    "tf32": (((0, 0),), 11),
+    "bf16x3": (((1, 0), (0, 1), (0, 0)), 8),
+    "bf16x6": (((2, 0), (0, 2), (1, 1), (1, 0), (0, 1), (0, 0)), 8),
+}
+
+
+def keep_bits(x, bits):
+    """float32 `x` rounded to `bits` bits of significand."""
+    drop = 24 - bits
+    words = x.view(np.uint32) + np.uint32(1 << (drop - 1))
+    return (words >> drop << drop).view(np.float32)
+
+
+def parts(x, bits, count):
+    """`x` as a sum of `count` numbers of `bits` bits, up to the last one's rounding."""
+    found = []
+    for _ in range(count):
+        found.append(keep_bits(np.ascontiguousarray(x), bits))
+        x = x - found[-1]
+    return found
+
+
+def product(a, b, precision):
+    """`a b` in the manner of the tensor cores."""
+    if precision == "ieee":
+        return a @ b
+    pairs, bits = PRODUCTS[precision]
+    count = 1 + max(i for i, _ in pairs)
+    A, B = parts(a, bits, count), parts(b, bits, count)
+    return sum(A[i] @ B[j] for i, j in pairs)
+
+
+def install():
+    """Puts the GPU's arithmetic into the interpreter."""
+    from triton._C.libtriton import ir
+    from triton.runtime import interpreter
+
+    enum = {name.lower(): value for name, value in ir.INPUT_PRECISION.__members__.items()}
+    names = {int(enum[name]): name for name in ("ieee", *PRODUCTS)}
+    options = interpreter.interpreter_builder.options
+    object.__setattr__(options, "allowed_dot_input_precisions", ("ieee", *PRODUCTS))
+
+    def create_dot(self, a, b, c, input_precision, max_num_imprecise_acc):
+        made = product(a.data, b.data, names[int(input_precision)])
+        return interpreter.TensorHandle(made + c.data, c.dtype.scalar)
+
+    def create_fma(self, x, y, z):
+        # The product of two float32 is exact in float64; ours of two float64 are exact anyway.
+        wide = x.data.astype(np.float64) * y.data + z.data
+        return interpreter.TensorHandle(wide.astype(z.data.dtype), z.dtype.scalar)
+
+    patching_call = interpreter.InterpretedFunction.__call__
+
+    def call(self, *arguments, **named):
+        if self.fn.__module__.startswith("triton."):
+            return patching_call(self, *arguments, **named)
+        # The kernel that calls has patched the language for us, which takes a millisecond.
+        return self.rewrite()(*arguments, **named)
+
+    interpreter.InterpretedFunction.__call__ = call
+    interpreter.InterpreterBuilder.create_dot = create_dot
+    interpreter.InterpreterBuilder.create_fma = create_fma
+
+
+def relative(result, exact):
+    """The largest error of a result in units of the largest entry of the exact one."""
+    got = result.double().cpu().numpy()
+    return float(np.abs(got - exact).max() / np.abs(exact).max())
+
+
+def tensors(*arrays):
+    """NumPy arrays as tensors of their own on the device."""
+    return [torch.from_numpy(np.array(a)).to(DEVICE) for a in arrays]
+
+
+def poison(*like):
+    """Tensors of these shapes and dtypes full of NaN, so that an unwritten entry shows."""
+    return [torch.full_like(x, float("nan")) for x in like]
+
+
+def scalar():
+    """Where a launcher leaves a loss."""
+    return torch.full((1,), float("nan"), dtype=torch.float64, device=DEVICE)
+
+
+if INTERPRETED:
+    install()
+    # As on a GPU: both sides of a `where` are computed, and infinity is a number.
+    np.seterr(all="ignore")
