@@ -192,7 +192,7 @@ def test_a_failed_write_keeps_the_old_file(written, moment, monkeypatch):
 
 
 def test_a_disk_that_fills_up_during_a_run_keeps_the_snapshots(tmp_path, monkeypatch):
-    model = fastnc.ULPM(n_classes=3, n_per_class=2, dim=3)
+    model = fastnc.ULPM(n_classes=5, n_per_class=2, dim=3)
     path = tmp_path / "checkpoint.npz"
     fastnc.descend(model, lr=1.0, epochs=10, checkpoint=path)
     before = path.read_bytes()
