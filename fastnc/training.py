@@ -6,7 +6,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,69 +16,19 @@ from fastnc import _arrays
 from fastnc._progress import Bar, progress_bar
 from fastnc._run import snapshot_epochs
 from fastnc.data import Dataset, fashion_mnist
-from fastnc.evaluation import Workers, measure
-from fastnc.network import PRECISIONS, PeeledLoss, Pixels, Precision, vgg13
+from fastnc.evaluation import measure
+from fastnc.experiment import Experiment as Experiment
+from fastnc.experiment import schedule_of
+from fastnc.network import PeeledLoss, Pixels, vgg13
 from fastnc.stopping import Diverged, Interrupted, deferred_interrupt
-from fastnc.training_state import CHECKPOINT, State, reproducible, schedule_of
+from fastnc.training_state import CHECKPOINT, State, reproducible
 from fastnc.trajectory import Trajectory
+from fastnc.workers import Workers
 
 Callback = Callable[[dict[str, float]], object]
 
 # How often several workers agree on whether Ctrl-C fell: every so many batches.
 _BATCHES_BETWEEN_TALKS = 20
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What is trained, and how: all that the final weights depend on, beside the data.
-
-    Parameters
-    ----------
-    feature_dim : int
-        d: the width of both hidden layers; the second one's output is h.
-    batch_norm : bool
-        torchvision's `vgg13_bn` instead of `vgg13`.
-    dropout : float in [0, 1)
-    batch_size : int
-        Of all workers together. An epoch is cut into batches of nearly equal size, none larger.
-    lr, momentum : float
-        Of SGD. There is no weight decay.
-    schedule : str
-        "constant", or a class of `torch.optim.lr_scheduler`, stepped once an epoch (with the
-        epoch's mean loss where it asks for a metric).
-    schedule_args : dict of JSON values
-        Its arguments; `CosineAnnealingLR` gets `T_max=epochs` unless told otherwise.
-    seed : int
-    precision : "float32", "tf32" or "bfloat16"
-        Of the training's matrix products. Weights, loss and measurements are in float32.
-    snapshots : int
-        Measurements a decade of epochs; epochs 0, 1 and the last are always among them.
-    """
-
-    feature_dim: int = 4096
-    batch_norm: bool = False
-    dropout: float = 0.0
-    batch_size: int = 128
-    lr: float = 0.01
-    momentum: float = 0.9
-    schedule: str = "constant"
-    schedule_args: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    precision: Precision = "float32"
-    snapshots: int = 20
-
-    def __post_init__(self) -> None:
-        _arrays.check_count("feature_dim", self.feature_dim, 1)
-        _arrays.check_count("batch_size", self.batch_size, 1)
-        _arrays.check_count("seed", self.seed, 0)
-        _arrays.check_count("snapshots", self.snapshots, 1)
-        _arrays.check_positive("lr", self.lr)
-        if not 0.0 <= self.momentum < 1.0:
-            raise ValueError(f"`momentum` must lie in [0, 1); got {self.momentum!r}.")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"`precision` must be one of {PRECISIONS}; got {self.precision!r}.")
-        if self.batch_norm and self.batch_size < 2:
-            raise ValueError("`batch_size` must be at least 2 with batch normalisation; got 1.")
 
 
 def train(
@@ -148,8 +97,7 @@ def train(
         Ctrl-C; the checkpoint has been written, and `.run` holds the measurements until then.
     """
     _arrays.check_count("epochs", epochs, 1)
-    if not checkpoint_every >= 0.0:
-        raise ValueError(f"`checkpoint_every` must be at least 0; got {checkpoint_every!r}.")
+    _arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
     experiment = experiment or Experiment()
     dataset = data if isinstance(data, Dataset) else fashion_mnist(data)
     place = _device(device)
@@ -188,11 +136,7 @@ class _Training:
                 f"got {experiment.batch_size}."
             )
         fingerprint = data.fingerprint()
-        self.data = Dataset(
-            *(getattr(data, f"{split}_{what}").to(device)
-              for split in ("train", "test") for what in ("images", "labels")),
-            data.mean, data.std, data.n_classes,
-        )  # fmt: skip
+        self.data = data.to(device)
         self.net = vgg13(
             data.n_classes, experiment.feature_dim, batch_norm=experiment.batch_norm,
             dropout=experiment.dropout, device=device,
@@ -219,6 +163,7 @@ class _Training:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.rows: list[dict[str, float]] = []
         self.features: torch.Tensor | None = None
+        self.order: torch.Tensor | None = None
 
     @property
     def images_seen(self) -> int:
@@ -246,9 +191,10 @@ class _Training:
 
     def _batch(self) -> int:
         """One step of SGD; the epoch ends with its last one. Nothing waits for the device."""
-        if self.step == 0:
-            order = np.random.default_rng((self.experiment.seed, self.epoch))
-            self.order = torch.from_numpy(order.permutation(self.n_samples)).to(self.device)
+        if self.order is None:
+            # Drawn from the seed and the epoch, so that a resumed run finds the same.
+            rng = np.random.default_rng((self.experiment.seed, self.epoch))
+            self.order = torch.from_numpy(rng.permutation(self.n_samples)).to(self.device)
         low, high = self._edge(self.step), self._edge(self.step + 1)
         share = self.workers.mine(high - low)
         rows = self.order[low + share.start : low + share.stop]
@@ -278,7 +224,7 @@ class _Training:
 
     def _end_epoch(self) -> None:
         mean = float(self.workers.sum(self.loss_sum)) / self.n_samples
-        self.epoch, self.step = self.epoch + 1, 0
+        self.epoch, self.step, self.order = self.epoch + 1, 0, None
         self.loss_sum.zero_()
         if not math.isfinite(mean):
             raise self._diverged()
@@ -291,6 +237,9 @@ class _Training:
         if self.epoch not in self.due or (self.rows and self.rows[-1]["epoch"] == self.epoch):
             return False
         self._check_finite()
+        for buffer in self.net.buffers():
+            # Each rank's batch normalisation has seen other images since the last step began.
+            self.workers.first(buffer)
         columns, features = measure(self.net, self.pixels, self.data, self.workers)
         lr = float(self.optimizer.param_groups[0]["lr"])
         self.rows.append({"epoch": self.epoch, **columns, "lr": lr})
@@ -312,8 +261,9 @@ class _Training:
         if self.out is not None and (self.out / CHECKPOINT).exists():
             kept = f" The last checkpoint in {str(self.out)!r} was left as it is."
         return Diverged(
-            f"the loss or a weight is not finite in epoch {self.epoch}: `lr`={self.experiment.lr:g} "
-            f"is too large for this network. Take a smaller one, or batch normalisation.{kept}",
+            f"the loss or a weight is not finite in epoch {self.epoch}: "
+            f"`lr`={self.experiment.lr:g} is too large for this network. Take a smaller one, or "
+            f"batch normalisation.{kept}",
             self.trajectory(),
         )
 
@@ -360,9 +310,6 @@ class _Training:
             self.schedule.load_state_dict(state.schedule)
         # The last row of a run that was shorter may lie off this one's grid.
         self.rows = [row for row in state.rows if row["epoch"] in self.due]
-        if self.step:
-            order = np.random.default_rng((self.experiment.seed, self.epoch))
-            self.order = torch.from_numpy(order.permutation(self.n_samples)).to(self.device)
 
     def trajectory(self, final: bool = False) -> Trajectory:
         """The measurements so far; with W, and if `final` with the features H, of the network."""

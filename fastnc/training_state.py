@@ -1,4 +1,4 @@
-"""A training's checkpoint, its learning-rate schedule, and the switches of reproducible torch."""
+"""A training's checkpoint, and the switches of reproducible torch."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 from fastnc._files import atomic_write, describe
 
 CHECKPOINT = "checkpoint.pt"
+_FILLING: Any = torch.utils.deterministic
 
 
 @dataclass(frozen=True)
@@ -79,36 +80,14 @@ class State:
                 was, now = describe(found.identity.get(name)), describe(identity[name])
                 way_out = "Give the same options, or another `--out`, or do not resume."
                 if name == "data":
-                    way_out = "The images or labels have changed since: restore them, or start anew."
+                    way_out = (
+                        "The images or labels have changed since: restore them, or start anew."
+                    )
                 raise ValueError(
                     f"the checkpoint {str(path)!r} is of another run: its `{name}` is {was}, this "
                     f"run's is {now}. {way_out}"
                 )
         return found
-
-
-def schedule_of(
-    optimizer: torch.optim.Optimizer, name: str, args: dict[str, Any], epochs: int
-) -> tuple[Any, dict[str, Any]]:
-    """The learning-rate schedule of that name, None if constant, and its completed arguments."""
-    if name == "constant":
-        if args:
-            raise ValueError(f"`schedule_args` must be empty with a constant rate; got {args}.")
-        return None, {}
-    module = torch.optim.lr_scheduler
-    base = module.LRScheduler
-    known = sorted(
-        n for n, c in vars(module).items()
-        if isinstance(c, type) and issubclass(c, base) and c is not base and not n.startswith("_")
-    )  # fmt: skip
-    if name not in known:
-        raise ValueError(f"`schedule` must be 'constant' or one of {known}; got {name!r}.")
-    if name == "CosineAnnealingLR":
-        args = {"T_max": epochs, **args}
-    try:
-        return getattr(module, name)(optimizer, **args), args
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"`schedule_args` {args} do not suit {name}: {error}.") from None
 
 
 @contextmanager
@@ -119,7 +98,7 @@ def reproducible(
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
+        _FILLING.fill_uninitialized_memory,
         torch.backends.cudnn.benchmark,
         torch.get_float32_matmul_precision(),
         torch.backends.cudnn.allow_tf32,
@@ -132,7 +111,7 @@ def reproducible(
             # Poolings whose windows do not overlap are deterministic, though on CUDA torch does
             # not say so: it may warn, and must not refuse.
             torch.use_deterministic_algorithms(deterministic, warn_only=cuda)
-            torch.utils.deterministic.fill_uninitialized_memory = False
+            _FILLING.fill_uninitialized_memory = False
             torch.backends.cudnn.benchmark = cuda and not deterministic
             torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
             torch.backends.cudnn.allow_tf32 = precision != "float32"
@@ -140,24 +119,7 @@ def reproducible(
             yield
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-            torch.utils.deterministic.fill_uninitialized_memory = before[2]
+            _FILLING.fill_uninitialized_memory = before[2]
             torch.backends.cudnn.benchmark = before[3]
             torch.set_float32_matmul_precision(before[4])
             torch.backends.cudnn.allow_tf32 = before[5]
-
-
-@contextmanager
-def workers_of_torchrun(device: str | None) -> Iterator[None]:
-    """Join the other ranks where `torchrun` started this one: NCCL on CUDA, else gloo."""
-    dist = torch.distributed
-    if "LOCAL_RANK" not in os.environ or not dist.is_available() or dist.is_initialized():
-        yield
-        return
-    cuda = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if cuda else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()

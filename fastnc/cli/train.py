@@ -16,7 +16,7 @@ def train(
         bool, typer.Option("--download", help="Let torchvision fetch missing files.")
     ] = False,
     subset: Annotated[
-        Optional[int],  # noqa: UP007, UP045
+        Optional[int],  # noqa: UP045
         typer.Option(help="Train on this many images, evenly over the classes; default all."),
     ] = None,
     image_size: Annotated[int, typer.Option(help="Pixels a side, resized from 28.")] = 32,
@@ -41,7 +41,7 @@ def train(
     ] = "float32",
     snapshots: Annotated[int, typer.Option(help="Measurements a decade of epochs.")] = 20,
     device: Annotated[
-        Optional[str],  # noqa: UP007, UP045
+        Optional[str],  # noqa: UP045
         typer.Option(help="cpu or cuda; default cuda where there is one."),
     ] = None,
     deterministic: Annotated[
@@ -75,10 +75,11 @@ def train(
             "`fastnc train` needs torch, which is not installed; run `pip install 'fastnc[train]'`."
         ) from None
     from fastnc.data import fashion_mnist
+    from fastnc.experiment import Experiment
     from fastnc.stopping import Diverged, Interrupted
-    from fastnc.training import Experiment, Workers
     from fastnc.training import train as run_training
-    from fastnc.training_state import CHECKPOINT, workers_of_torchrun
+    from fastnc.training_state import CHECKPOINT
+    from fastnc.workers import workers_of_torchrun
 
     try:
         options = json.loads(schedule_args)
@@ -94,8 +95,8 @@ def train(
         precision, snapshots,
     )  # fmt: skip
     folder = out_dir(out)
-    with workers_of_torchrun(device):
-        leads = Workers().rank == 0
+    with workers_of_torchrun(device) as workers:
+        leads = workers.rank == 0
         dataset = fashion_mnist(data, image_size=image_size, subset=subset, download=download)
         checkpoint = folder / CHECKPOINT
         if leads and resume and not checkpoint.exists():
@@ -103,7 +104,7 @@ def train(
         if leads and not resume and checkpoint.exists():
             checkpoint.replace(folder / f"previous-{CHECKPOINT}")
             print(f"An earlier run's checkpoint is kept as {folder / f'previous-{CHECKPOINT}'}.")
-        if torch.distributed.is_initialized():
+        if workers.several:
             torch.distributed.barrier()
         try:
             run = run_training(
