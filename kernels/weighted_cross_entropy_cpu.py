@@ -1,148 +1,201 @@
-"""Cross-entropy with a bias, class weights, label smoothing and a scale for every sample, on the CPU.
+"""Cross-entropy with a bias, class weights, label smoothing and a scale for every sample
 
 Equation (4) as networks use it. Letters: K classes, d features, N samples, `W (K, d)`,
-`H (N, d)`, `y (N,)` int64, b the bias. With `D_j = <w_j - w_y, h> + b_j - b_y`, S and den as in
-cross_entropy_cpu, A the weight of a sample and B_j what smoothing puts on class j:
+`H (N, d)`, `y (N,)` int64, b the bias, v the classes' weights, t the smoothing. With
+`D_j = <w_j - w_y, h> + b_j - b_y`, S and den as in residual_cpu, `B_j = t v_j / K`, and the
+sample's weight `A = (1 - t) v_y + sum_j B_j`:
 
     loss = A log(1 + sum_{j != y} e^{D_j}) - sum_{j != y} B_j D_j
     dloss / dz_j = A e_j / den - B_j,  j != y          the label's entry is minus their sum
 
-so nothing cancels, at any margin. `grad_W = r^T H`, `grad_H = r W`, `grad_b = sum r`, with each
-sample's r multiplied by its scale.
+so nothing cancels but what the smoothing itself balances, at any margin. `grad_W = r^T H`,
+`grad_H = r W`, `grad_b = sum r`, with each sample's r multiplied by its scale.
 
-Work: `2KNd` multiply-adds for the logits and as many for each of the two large gradients, in
-one-thread BLAS calls on chunks of samples; bound by the GEMM rate, at small K by `8Nd` bytes in
-float32. Samples are cut into parts, and those into chunks, by the shape alone; each part has sums
-of its own that are added in order: the bits do not depend on the threads.
+Work: as cross_entropy_cpu, whose arrangement (parts, chunks, register tiles or one-thread BLAS)
+this is, with one more pass over a chunk's logits for a bias and two for smoothing; many_classes_cpu
+takes over where W is so large that a sum for each part costs more than it saves. The bits do not
+depend on the threads.
 """
 
 import numpy as np
 from numba import njit, prange
 
-from fastnc.kernels.blas_cpu import class_sums, gemm_address, logits, one_thread, sample_sums
-from fastnc.kernels.elementary_cpu import exp, log1p
+from fastnc.kernels import blas_cpu, many_classes_cpu, tile_cpu
+from fastnc.kernels.plan_cpu import plan
+from fastnc.kernels.residual_cpu import GROUP, N_WORK, exponentials, residuals
 
+OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 FLAGS = {"contract", "nsz", "arcp"}
-MOST_PARTS = 16
-# Sums over samples of all parts together, in numbers, unless two parts need more.
-PARTIAL_SUMS = 1 << 24
-# A logit that no other reaches: its exponential is exactly 0.
-NEVER = -1e30
+# Bytes of W from which on classes are divided among the threads, and not samples.
+MANY = 4 << 20
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=FLAGS)
-def _residuals(Z, y, first, rows, bias, own, uniform, scale, losses, m, S, inverse, moved, z_y):
-    """Logits Z (K, rows) become residuals; the losses of samples first, first + 1, ..."""
-    K = Z.shape[0]
-    one = Z.dtype.type(1.0)
-    zero = Z.dtype.type(0.0)
-    spread = len(uniform) > 0
-    if len(bias):
-        for j in range(K):
-            for i in range(rows):
-                Z[j, i] += bias[j]
+@njit(**OPTIONS)
+def examine(y, n_classes, ignore_index):
+    """How many labels are `ignore_index`, and the place of the first that fits nothing, or -1."""
+    ignored, bad = 0, -1
+    for i in range(len(y)):
+        if y[i] == ignore_index:
+            ignored += 1
+        elif (y[i] < 0 or y[i] >= n_classes) and bad < 0:
+            bad = i
+    return ignored, bad
+
+
+@njit(fastmath=FLAGS, **OPTIONS)
+def _softmax(Z, rows, y, first, weight, uniform, keep, scale, with_grads, losses, work):
+    """Logits Z (K, >= rows) become residuals times their scale; returns the summed loss.
+
+    `work` has two rows more than residual_cpu needs, for z_y and the part that smoothing moves.
+    """
+    real = Z.dtype.type
+    zero = real(0.0)
+    z_y, moved = work[N_WORK], work[N_WORK + 1]
     for i in range(rows):
         z_y[i] = Z[y[first + i], i]
-        m[i] = zero
-        S[i] = zero
         moved[i] = zero
-    for j in range(K):
+    all_uniform = zero
+    for j in range(len(uniform)):
+        all_uniform += uniform[j]
         for i in range(rows):
-            Z[j, i] -= z_y[i]
-            m[i] = max(m[i], Z[j, i])
-    if spread:
-        for j in range(K):
-            for i in range(rows):
-                moved[i] += uniform[j] * Z[j, i]
+            moved[i] += uniform[j] * (Z[j, i] - z_y[i])
+    exponentials(Z, rows, y, first, False, work)
+    total = 0.0
     for i in range(rows):
-        Z[y[first + i], i] = NEVER
-    for j in range(K):
-        for i in range(rows):
-            Z[j, i] = exp(Z[j, i] - m[i])
-            S[i] += Z[j, i]
-    for i in range(rows):
-        # log(den) is log1p(den - 1), and m is above 0 only where den is at least 1.
-        rest = exp(-m[i])
-        tail = S[i] if m[i] == zero else rest + S[i] - one
-        weight = own[first + i] if len(own) else one
+        own = all_uniform + keep * (weight[y[first + i]] if len(weight) else real(1.0))
         # A label logit that is not finite must show in the loss, whatever the others are.
-        losses[first + i] = weight * (m[i] + log1p(tail)) - moved[i] + zero * z_y[i]
-        inverse[i] = weight * (scale[first + i] if len(scale) > 1 else scale[0]) / (rest + S[i])
-    for j in range(K):
-        for i in range(rows):
-            Z[j, i] *= inverse[i]
-    for i in range(rows):
-        Z[y[first + i], i] = -S[i] * inverse[i]
-    if spread:
-        total = zero
-        for j in range(K):
-            total += uniform[j]
-        for i in range(rows):
-            factor = scale[first + i] if len(scale) > 1 else scale[0]
-            for j in range(K):
-                Z[j, i] -= factor * uniform[j]
-            Z[y[first + i], i] += factor * total
+        loss = own * work[0, i] - moved[i] + zero * z_y[i]
+        total += loss
+        if len(losses):
+            losses[first + i] = loss
+        z_y[i] = scale[first + i] if len(scale) > 1 else scale[0]
+        work[3, i] *= own * z_y[i]
+    if with_grads:
+        residuals(Z, rows, y, first, real(1.0), work)
+        for j in range(len(uniform)):
+            for i in range(rows):
+                Z[j, i] -= uniform[j] * z_y[i]
+        if len(uniform):
+            for i in range(rows):
+                Z[y[first + i], i] += all_uniform * z_y[i]
+    return total
 
 
-@njit(parallel=True, cache=True, nogil=True, error_model="numpy", fastmath=FLAGS)
-def _sweep(gemm, W, H, y, bias, own, uniform, scale, chunk, losses, sums, bias_sums, grad_H):
+@njit(**OPTIONS)
+def _part(
+    gemm, part, chunk, W, H, y, bias, weight, uniform, keep, scale, losses, totals, sums,
+    bias_sums, grad_H,
+):  # fmt: skip
+    """One part: its summed loss, `sums[part] += r^T H`, `bias_sums[part] += sum r`, rows of r W.
+
+    `gemm` is 0 for register tiles, which need `sums` with whole vectors of features.
+    """
     N, d = H.shape
-    K = W.shape[0]
-    parts = sums.shape[0]
-    for p in prange(parts):
-        Z = np.empty((K, chunk), W.dtype)
-        m, S = np.empty(chunk, W.dtype), np.empty(chunk, W.dtype)
-        inverse, moved = np.empty(chunk, W.dtype), np.empty(chunk, W.dtype)
-        z_y = np.empty(chunk, W.dtype)
-        first, last = N * p // parts, N * (p + 1) // parts
-        while first < last:
-            rows = min(chunk, last - first)
-            logits(gemm, W, H, first, rows, Z, False)
-            _residuals(
-                Z, y, first, rows, bias, own, uniform, scale, losses, m, S, inverse, moved, z_y
-            )
-            if sums.shape[1]:
-                class_sums(gemm, Z, H, first, rows, sums[p])
-            for j in range(bias_sums.shape[1]):
-                for i in range(rows):
-                    bias_sums[p, j] += Z[j, i]
-            if len(grad_H):
-                sample_sums(gemm, Z, W, W.dtype.type(1.0), False, grad_H, first, rows)
-            first += rows
+    K, n_parts = W.shape[0], len(totals)
+    D = sums.shape[2]
+    low, high = N * part // n_parts, N * (part + 1) // n_parts
+    Z = np.empty((K, chunk + GROUP), W.dtype)
+    work = np.empty((N_WORK + 2, chunk + GROUP), W.dtype)
+    padded = np.zeros((chunk if d != D else 0, D), W.dtype)
+    if d != D:
+        wide = np.zeros((K, D), W.dtype)
+        wide[:, :d] = W
+        W = wide
+    one = W.dtype.type(1.0)
+    with_bias = len(bias) > 0
+    with_grads = sums.shape[1] + bias_sums.shape[1] + len(grad_H) > 0
+    total = 0.0
+    for first in range(low, high, chunk):
+        rows = min(chunk, high - first)
+        source, target, start = H, grad_H, first
+        if d != D:
+            padded[:rows, :d] = H[first : first + rows]
+            source, target, start = padded, padded, 0
+        for j in range(len(bias)):
+            Z[j, :rows] = bias[j]
+        if gemm == 0:
+            tile_cpu.logits(W, source, start, rows, Z, with_bias)
+        else:
+            blas_cpu.logits(gemm, W, source, start, rows, Z, with_bias)
+        total += _softmax(Z, rows, y, first, weight, uniform, keep, scale, with_grads, losses, work)
+        for j in range(bias_sums.shape[1]):
+            bias_sums[part, j] += many_classes_cpu.row_sum(Z[j], rows)
+        if sums.shape[1] and gemm == 0:
+            tile_cpu.class_sums(Z, source, start, rows, sums[part])
+        elif sums.shape[1]:
+            blas_cpu.class_sums(gemm, Z, source, start, rows, sums[part])
+        if len(grad_H) and gemm == 0:
+            tile_cpu.sample_sums(Z, W, one, False, target, start, rows)
+        elif len(grad_H):
+            blas_cpu.sample_sums(gemm, Z, W, one, False, target, start, rows)
+        if len(grad_H) and d != D:
+            grad_H[first : first + rows] = padded[:rows, :d]
+    totals[part] = total
 
 
-@njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+@njit(parallel=True, **OPTIONS)
+def _parts(
+    gemm, chunk, W, H, y, bias, weight, uniform, keep, scale, losses, totals, sums, bias_sums,
+    grad_H,
+):  # fmt: skip
+    for part in prange(len(totals)):
+        _part(
+            gemm, part, chunk, W, H, y, bias, weight, uniform, keep, scale, losses, totals, sums,
+            bias_sums, grad_H,
+        )  # fmt: skip
+
+
+@njit(parallel=True, **OPTIONS)
 def _add_parts(sums, out):
-    """`out = sum_p sums[p]`, in the order of p."""
-    parts, K, d = sums.shape
-    for j in prange(K):
-        for f in range(d):
+    """`out[j, f] = sum_p sums[p, j, f]`, in the order of p."""
+    for j in prange(out.shape[0]):
+        for f in range(out.shape[1]):
             total = sums[0, j, f]
-            for p in range(1, parts):
+            for p in range(1, sums.shape[0]):
                 total += sums[p, j, f]
             out[j, f] = total
 
 
 def loss_and_grads(
-    W, H, y, bias, own, uniform, scale, losses_out, grad_W_out, grad_H_out, grad_bias_out
-):
-    """Losses of all samples, and gradients of `sum_i scale_i loss_i`.
+    W, H, y, bias, weight, smoothing, scale, total_out, losses_out, grad_W_out, grad_H_out,
+    grad_bias_out,
+):  # fmt: skip
+    """The sum of all losses (float64), the losses, and gradients of `sum_i scale_i loss_i`.
 
-    Of length 0 where there is none: `bias (K,)`, `own (N,)` (A of each sample), `uniform (K,)`
-    (B), and each gradient that is not wanted (its first dimension). `scale` is (N,) or (1,).
+    Of length 0 where there is none: `bias (K,)`, `weight (K,)`, and each output but the first
+    that is not wanted. `scale` is (N,) or (1,).
     """
-    N, d = H.shape
-    K = len(W)
-    parts = max(2, min(MOST_PARTS, PARTIAL_SUMS // (K * d), -(-N // 32)))
-    chunk = min(256 if K <= 512 else 128, max(N, 1))
-    sums = np.zeros((parts, len(grad_W_out), d), W.dtype)
-    bias_sums = np.zeros((parts, len(grad_bias_out)), W.dtype)
-    with one_thread():
-        _sweep(
-            gemm_address(W.dtype), W, H, y, bias, own, uniform, scale, chunk, losses_out, sums,
-            bias_sums, grad_H_out,
-        )  # fmt: skip
-    if len(grad_W_out):
+    K, d = W.shape
+    real = W.dtype.type
+    uniform = weight[:0]
+    if smoothing > 0.0:
+        uniform = np.full(K, smoothing / K, W.dtype)
+        if len(weight):
+            uniform *= weight
+    options = bias, weight, uniform, real(1.0 - smoothing), scale
+    if W.nbytes > MANY:
+        many_classes_cpu.loss_and_grads(
+            W, H, y, *options, total_out, losses_out, grad_W_out, grad_H_out, grad_bias_out
+        )
+        return
+    how = plan(K, d, len(H), W.itemsize)
+    D = d if how.blas else -(-d // tile_cpu.lanes(W.dtype)) * tile_cpu.lanes(W.dtype)
+    direct = how.parts == 1 and d == D
+    if direct:
+        grad_W_out.fill(0.0)
+        sums = grad_W_out.reshape(1, len(grad_W_out), d)
+    else:
+        sums = np.zeros((how.parts, len(grad_W_out), D), W.dtype)
+    bias_sums = np.zeros((how.parts, len(grad_bias_out)), W.dtype)
+    totals = np.empty(how.parts)
+    arguments = (how.chunk, W, H, y, *options, losses_out, totals, sums, bias_sums, grad_H_out)
+    if how.parts == 1 and not how.blas:
+        _part(0, 0, *arguments)
+    else:
+        with blas_cpu.one_thread():
+            _parts(blas_cpu.gemm_address(W.dtype) if how.blas else 0, *arguments)
+    total_out[0] = totals.sum()
+    if len(grad_W_out) and not direct:
         _add_parts(sums, grad_W_out)
     if len(grad_bias_out):
         bias_sums.sum(axis=0, out=grad_bias_out)

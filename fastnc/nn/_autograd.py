@@ -1,16 +1,18 @@
-"""How the loss enters autograd: eagerly as a `Function`, under `torch.compile` as an operator."""
+"""How the loss enters autograd: eagerly as a `Function`, elsewhere as an operator.
+
+Gradients of a reduced loss are made together with it; those of "none" when they are asked for.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastnc.nn._dispatch import evaluate, rows_backward
+from fastnc.nn._dispatch import Grads, evaluate, loss_dtype, working_dtype
 
-# What an operator may take: the loss is fully told by these, whoever calls it.
-Arguments = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None, str, int, float]
+_PLAIN = (Tensor, nn.Parameter)
 
 
 def apply(
@@ -27,56 +29,86 @@ def apply(
     wanted = 0
     if torch.is_grad_enabled():
         wanted = input.requires_grad + 2 * linear_weight.requires_grad
-        wanted += 4 * (linear_bias is not None and linear_bias.requires_grad)
+        if linear_bias is not None:
+            wanted += 4 * linear_bias.requires_grad
     arguments = (
         input, linear_weight, linear_bias, target, weight, reduction, ignore_index,
         label_smoothing, wanted,
     )  # fmt: skip
-    if torch.compiler.is_compiling():
-        return _operator(*arguments)[0]  # type: ignore[no-any-return]
-    return _Eager.apply(*arguments)[0]  # type: ignore[no-any-return, no-untyped-call]
+    if (
+        torch.compiler.is_compiling()
+        or type(input) not in _PLAIN
+        or type(linear_weight) not in _PLAIN
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return _operator(*arguments)[0]
+    if not wanted:
+        return evaluate(*arguments)[0]
+    return _Eager.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Eager(torch.autograd.Function):
-    """Gradients of a reduced loss are made with the loss; those of "none" when asked for."""
-
+    # A `setup_context` would have every call look up its own signature.
     @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return evaluate(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _setup_context(ctx, inputs, output)
-        ctx.mark_non_differentiable(*output[1:])
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        ctx.options = arguments[5:]
+        ctx.grads = None
+        ctx.save_for_backward(*arguments[:5])
+        if arguments[5] == "none":
+            return evaluate(*arguments[:8], 0)[0]
+        loss, *ctx.grads = evaluate(*arguments)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
-        if ctx.reduction == "none":
-            grads = rows_backward(grad_outputs[0], *ctx.saved_tensors[:5], *ctx.options)
-        else:
-            grads = _scaled(ctx, grad_outputs[0])
+        (upstream,) = grad_outputs
+        # Handed over, not shared, so that a leaf need not copy what it receives; a second pass
+        # through a retained graph makes them again.
+        made, ctx.grads = ctx.grads, None
+        if ctx.options[0] == "none":
+            made = evaluate(*ctx.saved_tensors, *ctx.options, upstream)[1:]
+        elif made is None:
+            made = evaluate(*ctx.saved_tensors, *ctx.options)[1:]
+        kinds = ctx.saved_tensors[:3]
+        grads = _finished(made, kinds, None if ctx.options[0] == "none" else upstream)
         if torch.is_grad_enabled():
-            grads = _Once.apply(grad_outputs[0], *ctx.saved_tensors[:2], *grads)  # type: ignore[no-untyped-call]
-        return _returned(ctx, grads)
+            grads = _Once.apply(upstream, *kinds, *grads)  # type: ignore[no-untyped-call]
+        return (*grads, None, None, None, None, None, None)
 
 
 class _Once(torch.autograd.Function):
     """Hands gradients through, and refuses when somebody differentiates them again."""
 
     @staticmethod
-    def forward(upstream: Tensor, input: Tensor, linear_weight: Tensor, *grads: Any) -> Any:
-        return tuple(g.clone() for g in grads)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Nothing is kept: there is no way back from here."""
+    def forward(
+        ctx: Any,
+        upstream: Tensor,
+        input: Tensor,
+        linear_weight: Tensor,
+        linear_bias: Tensor | None,
+        *grads: Any,
+    ) -> Any:
+        return tuple(None if g is None else g.clone() for g in grads)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        raise NotImplementedError(
-            "`fastnc.nn.linear_cross_entropy` cannot be differentiated twice; for Hessian-vector "
-            "products call `fastnc.hessian_vector_product`, or use torch's own cross-entropy."
-        )
+        _refuse()
+
+
+def _refuse() -> None:
+    raise NotImplementedError(
+        "`fastnc.nn.linear_cross_entropy` cannot be differentiated twice; for Hessian-vector "
+        "products call `fastnc.hessian_vector_product`, or use torch's own cross-entropy."
+    )
+
+
+def _finished(made: Any, kinds: Any, upstream: Tensor | None) -> Grads:
+    """Gradients times the upstream one, in the dtypes of what they are gradients of."""
+    # On the CPU a look at the scalar is free, and saves a pass over N x d in the usual case.
+    if upstream is not None and not (upstream.is_cpu and upstream.item() == 1.0):
+        made = [g if g is None else g.mul_(upstream.to(g.dtype)) for g in made]
+    grads = [g if g is None else g.to(kind.dtype) for g, kind in zip(made, kinds, strict=True)]
+    return grads[0], grads[1], grads[2]
 
 
 @torch.library.custom_op("fastnc::linear_cross_entropy", mutates_args=())
@@ -91,14 +123,15 @@ def _operator(
     label_smoothing: float,
     wanted: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return evaluate(
+    loss, *grads = evaluate(
         input, linear_weight, linear_bias, target, weight, reduction, ignore_index,
-        label_smoothing, wanted,
+        label_smoothing, 0 if reduction == "none" else wanted,
     )  # fmt: skip
+    return loss, *_filled(input, grads)
 
 
 @torch.library.custom_op("fastnc::linear_cross_entropy_rows_backward", mutates_args=())
-def _rows_backward_operator(
+def _rows_backward(
     upstream: Tensor,
     input: Tensor,
     linear_weight: Tensor,
@@ -109,18 +142,11 @@ def _rows_backward_operator(
     label_smoothing: float,
     wanted: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return rows_backward(
-        upstream, input, linear_weight, linear_bias, target, weight, ignore_index,
-        label_smoothing, wanted,
+    _, *grads = evaluate(
+        input, linear_weight, linear_bias, target, weight, "none", ignore_index, label_smoothing,
+        wanted, upstream,
     )  # fmt: skip
-
-
-def _empty(input: Tensor, linear_weight: Tensor, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(input, memory_format=torch.contiguous_format) if wanted & 1 else input.new_empty(0),
-        torch.empty_like(linear_weight, memory_format=torch.contiguous_format) if wanted & 2 else input.new_empty(0),
-        linear_weight.new_empty(len(linear_weight)) if wanted & 4 else input.new_empty(0),
-    )
+    return _filled(input, grads)
 
 
 @_operator.register_fake
@@ -128,51 +154,62 @@ def _(
     input: Tensor, linear_weight: Tensor, linear_bias: Any, target: Tensor, weight: Any,
     reduction: str, ignore_index: int, label_smoothing: float, wanted: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    from fastnc.nn._dispatch import loss_dtype
-
     shape = (len(input),) if reduction == "none" else ()
     loss = input.new_empty(shape, dtype=loss_dtype(input, linear_weight))
-    kept = 0 if reduction == "none" else wanted
-    return loss, *_empty(input, linear_weight, kept)
+    return loss, *_like(input, linear_weight, 0 if reduction == "none" else wanted)
 
 
-@_rows_backward_operator.register_fake
+@_rows_backward.register_fake
 def _(
     upstream: Tensor, input: Tensor, linear_weight: Tensor, linear_bias: Any, target: Tensor,
     weight: Any, ignore_index: int, label_smoothing: float, wanted: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    return _empty(input, linear_weight, wanted)
+    return _like(input, linear_weight, wanted)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, reduction, ignore_index, label_smoothing, wanted = inputs
-    ctx.reduction, ctx.wanted = reduction, wanted
+def _filled(input: Tensor, grads: list[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
+    """An operator returns tensors: empty ones where nothing was wanted."""
+    made = [input.new_empty(0) if g is None else g for g in grads]
+    return made[0], made[1], made[2]
+
+
+def _like(input: Tensor, linear_weight: Tensor, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = working_dtype(input, linear_weight)
+    shapes = (input.shape, linear_weight.shape, linear_weight.shape[:1])
+    grads = [
+        input.new_empty(shape, dtype=dtype) if wanted & bit else input.new_empty(0)
+        for shape, bit in zip(shapes, (1, 2, 4), strict=True)
+    ]
+    return grads[0], grads[1], grads[2]
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.reduction, ignore_index, label_smoothing, wanted = inputs
     ctx.options = (ignore_index, label_smoothing, wanted)
-    kept = () if reduction == "none" else output[1:]
-    ctx.save_for_backward(*tensors, *kept)
-    ctx.set_materialize_grads(True)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, *(() if ctx.reduction == "none" else output[1:]))
 
 
-def _operator_backward(ctx: Any, upstream: Tensor, *unused: Tensor) -> tuple[Any, ...]:
+def _operator_backward(ctx: Any, upstream: Tensor | None, *second: Tensor | None) -> Any:
+    if any(g is not None for g in second):
+        _refuse()
+    if upstream is None:
+        return (None,) * 9
+    tensors, made = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
     if ctx.reduction == "none":
-        grads = _rows_backward_operator(upstream, *ctx.saved_tensors[:5], *ctx.options)
+        made = _rows_backward(upstream, *tensors, *ctx.options)
     else:
-        grads = tuple(g * upstream.to(g.dtype) for g in ctx.saved_tensors[5:])
-    return _returned(ctx, grads)
+        made = [g * upstream.to(g.dtype) for g in made]
+    grads = [
+        g.to(kind.dtype) if ctx.options[2] & bit else None
+        for g, kind, bit in zip(made, tensors, (1, 2, 4), strict=False)
+    ]
+    return (*grads, None, None, None, None, None, None)
 
 
-_operator.register_autograd(_operator_backward, setup_context=_setup_context)
+def _no_second_backward(ctx: Any, *grads: Tensor) -> Any:
+    _refuse()
 
 
-def _scaled(ctx: Any, upstream: Tensor) -> tuple[Tensor, ...]:
-    grads: tuple[Tensor, ...] = ctx.saved_tensors[5:]
-    # On the CPU a look at the scalar is free, and saves a pass over N x d in the usual case.
-    if upstream.device.type == "cpu" and upstream.item() == 1.0:
-        return grads
-    return tuple(g * upstream.to(g.dtype) for g in grads)
-
-
-def _returned(ctx: Any, grads: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """One entry for each of the nine arguments."""
-    given = tuple(g if ctx.wanted & bit else None for g, bit in zip(grads, (1, 2, 4), strict=True))
-    return (*given, None, None, None, None, None, None)
+_operator.register_autograd(_operator_backward, setup_context=_remember)
+_rows_backward.register_autograd(_no_second_backward)

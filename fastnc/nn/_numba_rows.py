@@ -1,81 +1,110 @@
-"""The loss by the Numba kernels, for CPU tensors whose target is not a probability a class."""
+"""The loss by the Numba kernels: CPU tensors, a class for each sample."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+import threading
+from typing import Any
 
 import numba
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fastnc.kernels import cross_entropy_cpu, weighted_cross_entropy_cpu
-from fastnc.nn._torch_rows import Result, Spread, Wanted
+from fastnc.kernels.weighted_cross_entropy_cpu import examine, loss_and_grads
+
+Array = NDArray[Any]
+Result = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+# Numba's simplest threading layer ends the process when two threads start kernels at once.
+_one_at_a_time = threading.Lock()
 
 
-def losses_and_grads(
-    H: Tensor,
-    W: Tensor,
-    bias: Tensor | None,
-    y: Tensor,
-    spread: Spread,
-    scale: Tensor,
-    wanted: Wanted,
+def evaluate(
+    dtype: torch.dtype,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    wanted: int,
+    upstream: Tensor | None = None,
 ) -> Result:
-    """As `fastnc.nn._torch_rows.losses_and_grads`, of contiguous CPU tensors."""
-    none = W.new_empty(0).numpy()
-    losses = torch.empty(len(H), dtype=H.dtype)
-    grad_H = torch.empty_like(H) if wanted.H else H[:0]
-    grad_W = torch.empty_like(W) if wanted.W else W[:0]
-    grad_bias = W.new_empty(len(W) if wanted.bias else 0)
-    with _threads_of_torch():
-        weighted_cross_entropy_cpu.loss_and_grads(
-            W.numpy(),
-            H.numpy(),
-            y.numpy(),
-            none if bias is None else bias.contiguous().numpy(),
-            none if spread.own is None else spread.own.contiguous().numpy(),
-            none if spread.uniform is None else spread.uniform.contiguous().numpy(),
-            scale.reshape(-1).contiguous().numpy(),
-            losses.numpy(),
-            grad_W.numpy(),
-            grad_H.numpy(),
-            grad_bias.numpy(),
+    """The loss, in float64 where it is reduced, and the gradients of the bits in `wanted`.
+
+    With `upstream (N,)` the gradients are those of `sum_i upstream_i loss_i`.
+    """
+    H, W, y = _array(input, dtype), _array(linear_weight, dtype), _array(target, torch.int64)
+    empty = np.empty(0, W.dtype)
+    bias = empty if linear_bias is None else _array(linear_bias, dtype)
+    weights = empty if weight is None else _array(weight, dtype)
+    N, K = len(H), len(W)
+    ignored, bad = examine(y, K, ignore_index)
+    if bad >= 0:
+        raise ValueError(
+            f"`target` must lie in 0..{K - 1} (`linear_weight` has {K} rows) or be "
+            f"`ignore_index`, {ignore_index}; got {y[bad]} at index {bad}."
         )
-    return Result(
-        losses,
-        grad_H if wanted.H else None,
-        grad_W if wanted.W else None,
-        grad_bias if wanted.bias else None,
+    scale = np.ones(1, H.dtype) if upstream is None else _array(upstream, dtype)
+    kept = None
+    if ignored:
+        kept = np.flatnonzero(y != ignore_index)
+        H, y = H[kept], y[kept]
+        scale = scale if upstream is None else scale[kept]
+    inverse = 1.0
+    if reduction == "mean":
+        divisor = len(y) if weight is None else float(weights[y].sum(dtype=np.float64))
+        inverse = 1.0 / divisor if divisor else math.inf
+        scale[0] = inverse
+    # NumPy asks for large pages, torch does not: fresh memory is most of a small K's cost.
+    total = np.zeros(1)
+    losses = np.empty(len(y) if reduction == "none" else 0, H.dtype)
+    grad_H = np.empty(H.shape if wanted & 1 else (0, H.shape[1]), H.dtype)
+    grad_W = np.empty(W.shape if wanted & 2 else (0, W.shape[1]), W.dtype)
+    grad_bias = np.empty(K if wanted & 4 else 0, W.dtype)
+    if len(y):
+        with _one_at_a_time:
+            before = numba.get_num_threads()
+            threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+            if threads != before:
+                numba.set_num_threads(threads)
+            try:
+                loss_and_grads(
+                    W, H, y, bias, weights, label_smoothing, scale, total, losses, grad_W, grad_H,
+                    grad_bias,
+                )  # fmt: skip
+            finally:
+                if threads != before:
+                    numba.set_num_threads(before)
+    else:
+        grad_W[:], grad_bias[:] = 0.0, 0.0
+    if kept is not None and wanted & 1:
+        grad_H = _among(grad_H, kept, N)
+    if reduction == "none":
+        loss = torch.from_numpy(losses if kept is None else _among(losses, kept, N))
+    else:
+        loss = torch.scalar_tensor(total[0] * inverse, dtype=torch.float64)
+    return (
+        loss,
+        torch.from_numpy(grad_H) if wanted & 1 else None,
+        torch.from_numpy(grad_W) if wanted & 2 else None,
+        torch.from_numpy(grad_bias) if wanted & 4 else None,
     )
 
 
-def plain_loss_and_grads(
-    H: Tensor, W: Tensor, y: Tensor, scale: float, wanted: Wanted
-) -> tuple[float, Tensor | None, Tensor | None]:
-    """`scale` times the sum of plain losses, and its gradients: neither bias nor weights."""
-    total = np.empty(1)
-    arrays = W.numpy(), H.numpy(), y.numpy()
-    with _threads_of_torch():
-        if not any(wanted):
-            cross_entropy_cpu.loss(*arrays, scale, total)
-            return float(total[0]), None, None
-        grad_W, grad_H = torch.empty_like(W), torch.empty_like(H)
-        cross_entropy_cpu.loss_and_grads(*arrays, scale, total, grad_W.numpy(), grad_H.numpy())
-    return float(total[0]), grad_H, grad_W
+def _array(x: Tensor, dtype: torch.dtype) -> Array:
+    x = x.detach()
+    if x.dtype != dtype or not x.is_contiguous():
+        x = x.to(dtype).contiguous()
+    return x.numpy()  # type: ignore[no-any-return]
 
 
-@contextmanager
-def _threads_of_torch() -> Iterator[None]:
-    """No more threads than torch was told to use; the results do not depend on them."""
-    before = numba.get_num_threads()
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    if threads == before:
-        yield
-        return
-    numba.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
+def _among(rows: Array, kept: Array, n_rows: int) -> Array:
+    """Values of the rows that count, among zeros for those that do not."""
+    all_rows = np.zeros((n_rows, *rows.shape[1:]), rows.dtype)
+    all_rows[kept] = rows
+    return all_rows

@@ -1,4 +1,4 @@
-"""The loss in plain torch operations, a block of rows at a time: any device, any option.
+"""The loss in plain torch operations, a block of rows at a time: any device, any target.
 
 The formula of `fastnc.reference.softmax`, row by row scaled by A_i, and, where the target is
 spread over the classes (label smoothing, probabilities), moved by B:
@@ -10,7 +10,7 @@ with B zero at the label except for the sum that makes each row of the gradient 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,101 +19,113 @@ from torch import Tensor
 _ENTRIES_A_BLOCK = 1 << 20
 
 
-class Spread(NamedTuple):
-    """How much of each row's target lies on each class, beside what lies on its label.
-
-    `own (N,)` is A of the module's formula, `uniform` the same B for every row (K,), `rows`
-    a B for each row (N, K); at most one of these two is given.
-    """
-
-    own: Tensor | None
-    uniform: Tensor | None
-    rows: Tensor | None
-
-
-class Wanted(NamedTuple):
-    """Which gradients are to be computed."""
-
-    H: bool
-    W: bool
-    bias: bool
-
-
-class Result(NamedTuple):
-    """Losses (N,) in float64 or the dtype of H; gradients of `sum scale_i loss_i`, or None."""
-
-    losses: Tensor
-    grad_H: Tensor | None
-    grad_W: Tensor | None
-    grad_bias: Tensor | None
-
-
-def losses_and_grads(
-    H: Tensor,
-    W: Tensor,
-    bias: Tensor | None,
-    y: Tensor,
-    spread: Spread,
-    scale: Tensor,
-    wanted: Wanted,
-) -> Result:
-    """Losses of all rows, and the wanted gradients of `sum_i scale_i loss_i`.
-
-    `H (N, d)`, `W (K, d)`, `bias (K,)` in float32 or float64, `y (N,)` in 0..K-1, `scale` a
-    scalar or (N,).
+def evaluate(
+    dtype: torch.dtype,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    wanted: int,
+    upstream: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The loss, in float64 where it is reduced, and the gradients of the bits in `wanted`.
 
     Cost: `2 K N d` FLOP, and as many again for each of the two large gradients; memory for
-    one block of logits.
+    one block of logits. A device is not waited for: a label that does not fit raises there.
     """
+    H, W = input.detach().to(dtype), linear_weight.detach().to(dtype)
+    bias = None if linear_bias is None else linear_bias.detach().to(dtype)
     N, K = len(H), len(W)
+    target = target.detach()
+    weight = H.new_ones(K) if weight is None else weight.detach().to(dtype)
+    counted = None
+    if target.is_floating_point():
+        divisor = H.new_full((), N, dtype=torch.float64)
+    else:
+        target = target.to(torch.int64)
+        counted = target != ignore_index
+        torch._assert_async((~counted | ((target >= 0) & (target < K))).all())
+        target = target.masked_fill(~counted, 0)
+        divisor = (weight[target] * counted).sum(dtype=torch.float64)
+    spread = _Spread(target, weight, label_smoothing, counted)
+    scale = H.new_ones(()) if upstream is None else upstream.detach().to(dtype)
+    if reduction == "mean":
+        scale = divisor.reciprocal().to(dtype)
     losses = H.new_empty(N)
-    grad_H = torch.empty_like(H) if wanted.H else None
-    grad_W = torch.zeros_like(W) if wanted.W else None
-    grad_bias = W.new_zeros(K) if wanted.bias else None
-    rows = max(1, min(N, _ENTRIES_A_BLOCK // max(K, 1)))
+    grad_H = torch.empty(H.shape, dtype=dtype, device=H.device) if wanted & 1 else None
+    grad_W = torch.zeros(W.shape, dtype=dtype, device=H.device) if wanted & 2 else None
+    grad_bias = W.new_zeros(K) if wanted & 4 else None
+    rows = max(1, min(N, _ENTRIES_A_BLOCK // K))
     for start in range(0, N, rows):
         part = slice(start, start + rows)
-        h, label = H[part], y[part].unsqueeze(1)
-        z = h @ W.T if bias is None else torch.addmm(bias, h, W.T)
-        gaps = z - z.gather(1, label)
-        losses[part], r = _softmax(gaps, label, _part(spread, part))
-        if not any(wanted):
-            continue
+        z = H[part] @ W.T if bias is None else torch.addmm(bias, H[part], W.T)
+        losses[part], r = _softmax(z, *spread.of(part))
         r *= scale if scale.dim() == 0 else scale[part].unsqueeze(1)
         if grad_H is not None:
-            torch.mm(r, W, out=grad_H[part])
+            grad_H[part] = r @ W
         if grad_W is not None:
-            grad_W.addmm_(r.T, h)
+            grad_W.addmm_(r.T, H[part])
         if grad_bias is not None:
             grad_bias += r.sum(0)
-    return Result(losses, grad_H, grad_W, grad_bias)
+    if reduction == "none":
+        return losses, grad_H, grad_W, grad_bias
+    total = losses.sum(dtype=torch.float64)
+    return (total / divisor if reduction == "mean" else total), grad_H, grad_W, grad_bias
 
 
-def _part(spread: Spread, part: slice) -> Spread:
-    return Spread(
-        None if spread.own is None else spread.own[part],
-        spread.uniform,
-        None if spread.rows is None else spread.rows[part],
-    )
+@dataclass(frozen=True)
+class _Spread:
+    """How each row's target lies on the classes."""
+
+    target: Tensor  # (N,) classes, or (N, K) probabilities
+    weight: Tensor  # (K,)
+    smoothing: float
+    counted: Tensor | None  # (N,) bool
+
+    def of(self, part: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of some rows: the class that gaps are taken from (n, 1), A (n, 1), and B (n, K)."""
+        target, K = self.target[part], len(self.weight)
+        if target.is_floating_point():
+            B = target.to(self.weight.dtype)
+            if self.smoothing > 0.0:
+                B = B * (1.0 - self.smoothing) + self.smoothing / K
+            B = B * self.weight
+            # Near its optimum the class with most of the target wins: few digits cancel.
+            return B.argmax(1, keepdim=True), B.sum(1, keepdim=True), B
+        label = target.unsqueeze(1)
+        A = self.weight[label]
+        if self.smoothing > 0.0:
+            uniform = self.weight * (self.smoothing / K)
+            A = A * (1.0 - self.smoothing) + uniform.sum()
+        if self.counted is not None:
+            A = A * self.counted[part].unsqueeze(1)
+        if self.smoothing == 0.0:
+            return label, A, None
+        B = uniform.expand(len(label), K)
+        if self.counted is not None:
+            B = B * self.counted[part].unsqueeze(1)
+        return label, A, B
 
 
-def _softmax(gaps: Tensor, label: Tensor, spread: Spread) -> tuple[Tensor, Tensor]:
-    """Losses and their derivatives by the logits; `gaps` is overwritten."""
-    B = spread.rows if spread.uniform is None else spread.uniform.expand_as(gaps)
+def _softmax(gaps: Tensor, label: Tensor, A: Tensor, B: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Losses, and their derivatives by the logits, which are overwritten."""
+    gaps -= gaps.gather(1, label)
     if B is not None:
         B = B.scatter(1, label, 0.0)
         moved = (B * gaps).sum(1)
+    poison = 0.0 * gaps.gather(1, label).squeeze(1)
     gaps.scatter_(1, label, -torch.inf)
     m = gaps.amax(1, keepdim=True).clamp_(min=0.0)
     e = torch.exp(gaps - m)
     S = e.sum(1, keepdim=True)
     den = torch.exp(-m) + S
-    losses = torch.where(m == 0.0, torch.log1p(S), m + torch.log(den)).squeeze(1)
-    r = e / den
-    r.scatter_(1, label, -S / den)
-    if spread.own is not None:
-        losses = spread.own * losses
-        r *= spread.own.unsqueeze(1)
+    losses = (A * torch.where(m == 0.0, torch.log1p(S), m + torch.log(den))).squeeze(1) + poison
+    r = e * (A / den)
+    r.scatter_(1, label, -A * S / den)
     if B is not None:
         losses = losses - moved
         r -= B

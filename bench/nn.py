@@ -1,0 +1,111 @@
+"""`fastnc.nn.linear_cross_entropy` beside every way torch has: forward and backward, one table.
+
+    python bench/nn.py [CASE ...] [--seconds S] [--compile] [--bias]
+
+Each round runs every path once, in a new order; medians, and the ratio of the fastest torch path
+to ours. The cases are those of `suite/cases.py`. Before it is timed, each path's gradients are
+compared with ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+from suite.cases import CASES
+
+from fastnc.nn import linear_cross_entropy
+
+ROWS = (256, 2048)
+
+
+def by_hand(H, W, y, b, rows):
+    """The usual remedy: one backward for each part of the batch, so that its logits can go."""
+    total = 0.0
+    for start in range(0, len(H), rows):
+        part = slice(start, start + rows)
+        loss = F.cross_entropy(F.linear(H[part], W, b), y[part], reduction="sum") / len(H)
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def paths(H, W, y, b, with_compile):
+    """Callables of no argument that leave gradients in H, W (and b)."""
+    found = {
+        "fastnc": lambda: linear_cross_entropy(H, W, y, linear_bias=b).backward(),
+        "eager": lambda: F.cross_entropy(F.linear(H, W, b), y).backward(),
+    }
+    for rows in ROWS:
+        if rows < len(H):
+            found[f"by hand, {rows} rows"] = lambda rows=rows: by_hand(H, W, y, b, rows)
+    if hasattr(F, "linear_cross_entropy"):
+        chunked = torch.nn.LinearCrossEntropyOptions()
+        found["torch's own"] = lambda: F.linear_cross_entropy(H, W, y, linear_bias=b).backward()
+        found["torch's own, chunked"] = lambda: F.linear_cross_entropy(
+            H, W, y, linear_bias=b, options=chunked
+        ).backward()
+    if with_compile:
+        compiled = torch.compile(lambda H, W, b: F.cross_entropy(F.linear(H, W, b), y))
+        found["torch.compile"] = lambda: compiled(H, W, b).backward()
+    return found
+
+
+def measure(case, seconds, with_compile, with_bias):
+    """Median seconds of each path."""
+    W, H, y = map(torch.from_numpy, case.arrays())
+    leaves = [H.requires_grad_(), W.requires_grad_()]
+    b = torch.zeros(len(W), requires_grad=True) if with_bias else None
+    leaves += [b] if with_bias else []
+    found = paths(H, W, y, b, with_compile)
+    expected = None
+    for name, run in found.items():
+        for leaf in leaves:
+            leaf.grad = None
+        run()
+        grads = [leaf.grad for leaf in leaves]
+        expected = expected or grads
+        for a, e in zip(grads, expected, strict=True):
+            # float32 sums of up to 2e5 terms in different orders, beside the largest entry.
+            error = (a - e).abs().max() / e.abs().max()
+            if error > 1e-3:
+                raise ArithmeticError(f"{name}: gradients differ by {error:.1e}")
+    times = {name: [] for name in found}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times["fastnc"]) < 3:
+        for name in random.sample(list(found), len(found)):
+            for leaf in leaves:
+                leaf.grad = None
+            start = time.perf_counter()
+            found[name]()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", default=list(CASES), metavar="CASE")
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each case")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too")
+    parser.add_argument("--bias", action="store_true", help="with a bias")
+    arguments = parser.parse_args()
+    for name in arguments.cases:
+        case = CASES[name]
+        medians = measure(case, arguments.seconds, arguments.compile, arguments.bias)
+        ours = medians.pop("fastnc")
+        best = min(medians, key=medians.get)
+        rate = case.flops / ours / 1e9
+        print(
+            f"{name} {(case.n_classes, case.dim, case.n_samples)}: {1e3 * ours:.3f} ms, "
+            f"{rate:.0f} GFLOP/s; {best} is {medians[best] / ours:.2f} times as long"
+        )
+        for path, t in sorted(medians.items(), key=lambda item: item[1]):
+            print(f"    {1e3 * t:10.3f} ms  {path}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
