@@ -63,28 +63,42 @@ class Residuals:
         self.scaled = e / total
         self.residuals = self.scaled.copy()
         self.residuals[rows, y] = -self.scaled.sum(axis=1)
+        self._beside: Array | None = None
 
     def curvatures(self) -> Array:
         """`S_i = (diag(p) - p p^T) / L` (N, K, K), without a cancellation in the tail."""
         K = self.weights.shape[1]
         rows, y = np.arange(len(self.y)), self.y
-        S = -self.scaled[:, :, None] * self.weights[:, None, :]
+        S: Array = -self.scaled[:, :, None] * self.weights[:, None, :]
         S[:, np.arange(K), np.arange(K)] += self.scaled
         S[rows, y, :] = S[rows, :, y]
         S[rows, y, y] = -self.weights[rows, y] * self.residuals[rows, y]
         return S
 
-    def hessian_product(self, dW: Array, dH: Array) -> tuple[Array, Array]:
-        """The Hessian of (4), divided by the loss, times a direction: exact at any margin."""
-        rows, y, r = np.arange(len(self.y)), self.y, self.residuals
-        moved = dH @ self.W.T + self.H @ dW.T
+    def hessian_product(self, x: Array) -> Array:
+        """The Hessian of (4), divided by the loss, times a direction: exact at any margin.
+
+        `x` ((K + N) d,) is W's part by rows, then H's; so is what is returned.
+        """
+        (K, d), N = self.W.shape, len(self.H)
+        dW, dH = x[: K * d].reshape(K, d), x[K * d :].reshape(N, d)
+        rows, y, r = np.arange(N), self.y, self.residuals
+        moved = dH @ self.W.T
+        moved += self.H @ dW.T
         moved -= moved[rows, y][:, None]
-        wrong = self.weights.copy()
-        wrong[rows, y] = 0.0
-        mean = np.einsum("ik,ik->i", wrong, moved)
-        dr = self.scaled * (moved - mean[:, None])
-        dr[rows, y] = -self.weights[rows, y] * np.einsum("ik,ik->i", self.scaled, moved)
-        return dr.T @ self.H + r.T @ dH, dr @ self.W + r @ dW
+        label = self.weights[rows, y] * np.einsum("ik,ik->i", self.scaled, moved)
+        # `moved` is 0 at the label, so that the weights there do not count.
+        moved -= np.einsum("ik,ik->i", self.weights, moved)[:, None]
+        # (dr, r) side by side: one product, and no second array of the size of H.
+        if self._beside is None:
+            self._beside = np.concatenate([r, r], axis=1)
+        dr = self._beside[:, :K]
+        np.multiply(self.scaled, moved, out=dr)
+        dr[rows, y] = -label
+        out = np.empty_like(x)
+        out[: K * d] = (dr.T @ self.H + r.T @ dH).ravel()
+        np.matmul(self._beside, np.concatenate([self.W, dW]), out=out[K * d :].reshape(N, d))
+        return out
 
 
 class FlowJacobian:
@@ -109,7 +123,7 @@ class DirectSolver:
         at = system.at
         W, H, r = at.W, at.H, at.residuals
         (K, d), N = W.shape, len(H)
-        self.sigma = system.sigma
+        self.system, self.sigma = system, system.sigma
         c = system.b / system.sigma
         S = at.curvatures()
         self.T = T = np.linalg.solve(np.eye(K) + c * (S @ (W @ W.T)), S + 0.0 * c)
@@ -129,8 +143,8 @@ class DirectSolver:
             schur -= mixed.transpose(2, 3, 0, 1)
             rr = (r_i[:, :, None] * r_i[:, None, :]).reshape(-1, K * K)
             squared = _product(T_i.reshape(-1, K * K), rr).T.reshape(K * K, K, K)
-            squared = (W.T @ squared @ W).reshape(K, K, d, d)
-            schur += (c * c) * squared.transpose(0, 2, 1, 3)
+            by_features = (W.T @ squared @ W).reshape(K, K, d, d)
+            schur += (c * c) * by_features.transpose(0, 2, 1, 3)
         schur *= c
         diagonal = np.eye(K) - (c * c) * (r.T @ r)
         schur[:, np.arange(d), :, np.arange(d)] += diagonal
@@ -161,13 +175,14 @@ class KrylovSolver:
     def __init__(self, system: FlowJacobian) -> None:
         at = system.at
         (K, d), N = at.W.shape, len(at.H)
-        self.sigma, self.at = system.sigma, at
+        self.system, self.sigma = system, system.sigma
         c = system.b / system.sigma
 
         def product(x: Array) -> Array:
-            x = x.ravel()
-            HW, HH = at.hessian_product(x[: K * d].reshape(K, d), x[K * d :].reshape(N, d))
-            return x + np.multiply(c, np.concatenate([HW.ravel(), HH.ravel()]))
+            out = at.hessian_product(x.ravel())
+            out *= c
+            out += x.ravel()
+            return out
 
         size = (K + N) * d
         self._system = LinearOperator((size, size), matvec=product, dtype=np.float64)

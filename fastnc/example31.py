@@ -63,7 +63,7 @@ class Example31:
     @property
     def multipliers(self) -> Floats:
         """(8): one half between the two pairs. Multipliers of the KKT point at `C^2 = 1/2`."""
-        return 0.5 * (np.kron(1.0 - np.eye(2), np.ones((2, 2))))
+        return np.asarray(0.5 * np.kron(1.0 - np.eye(2), np.ones((2, 2))))
 
     @property
     def gradient(self) -> Floats:
@@ -91,7 +91,7 @@ class Example31:
 
     @property
     def escape(self) -> tuple[Floats, Floats]:
-        """The unit direction (dW, dH) of that eigenvalue: both pairs move apart, `v v^T`."""
+        """A unit direction (dW, dH) of that double eigenvalue: the pairs move apart, `v v^T`."""
         direction = np.outer(_V, _V) / math.sqrt(32.0)
         return direction, direction.copy()
 

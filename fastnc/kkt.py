@@ -64,6 +64,19 @@ def kkt(W: Any, H: Any, y: Any) -> KKT:
     -----
     Everything is formed of logarithms and of the gradient over the loss: exact at any margin.
     Cost: `6KNd` operations and N x K numbers.
+
+    References
+    ----------
+    Lyu and Li (2020), Gradient descent maximizes the margin of homogeneous neural networks;
+    Dutta et al. (2013), Approximate KKT points and a proximity measure for termination.
+
+    Examples
+    --------
+    >>> import fastnc
+    >>> W, H, y = fastnc.landscape.collapsed(radius=6.0, n_classes=4, n_per_class=2, dim=3)
+    >>> found = fastnc.kkt(W, H, y)
+    >>> found.beta, found.stationarity < 1e-12
+    (1.0, True)
     """
     W64, H64, labels = checked(W, H, y)
     at = Residuals(W64, H64, labels)

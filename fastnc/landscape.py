@@ -11,6 +11,7 @@ from scipy.linalg import eigh
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from fastnc import _arrays
+from fastnc._flow_newton import Residuals
 from fastnc._progress import progress_bar
 from fastnc.example31 import Example31
 from fastnc.margin import checked
@@ -48,8 +49,6 @@ class SphereHessian:
     """
 
     def __init__(self, W: Any, H: Any, y: Any, reduction: Reduction = "mean") -> None:
-        from fastnc.kernels.cross_entropy_cpu import log_loss_and_grads
-
         if reduction not in ("mean", "sum"):
             raise ValueError(f"`reduction` must be 'mean' or 'sum'; got {reduction!r}.")
         self.W, self.H, self.y = checked(W, H, y)
@@ -57,34 +56,41 @@ class SphereHessian:
         radius = float(np.linalg.norm(self.theta))
         if radius == 0.0:
             raise ValueError("`W` and `H` must not both be 0: there is no sphere through 0.")
-        log_loss, grad_W, grad_H = np.empty(1), np.empty_like(self.W), np.empty_like(self.H)
-        log_loss_and_grads(self.W, self.H, self.y, log_loss, grad_W, grad_H)
-        if not -667.0 < log_loss[0] < 709.0:
+        # Residuals and all products are those of the loss over the loss itself, so that a deep
+        # tail is as easy as any other point; only the eigenvalue that is returned has a range.
+        self._at = Residuals(self.W, self.H, self.y)
+        log_loss = self._at.log_loss
+        if not -667.0 < log_loss < 709.0:
             raise ValueError(
-                f"the loss must be a normal number of float64; its logarithm is {log_loss[0]:.4g}. "
+                f"the loss must be a normal number of float64; its logarithm is {log_loss:.4g}. "
                 "Scale `W` and `H` down: a direction keeps its landscape."
             )
-        self.loss = math.exp(log_loss[0]) / (len(self.H) if reduction == "mean" else 1)
+        self.loss = math.exp(log_loss) / (len(self.H) if reduction == "mean" else 1)
         self.unit = self.theta / radius
-        # Everything is divided by the loss, so that a deep tail is as easy as any other point.
-        self.gradient = _flat(grad_W, grad_H)
+        r = self._at.residuals
+        self.gradient = _flat(r.T @ self.H, r @ self.W)
         self.shift = -float(self.theta @ self.gradient) / radius**2
-        self._scale = math.exp(-log_loss[0])
         self.products = 0
+        self._room = np.empty_like(self.theta)
 
     def __call__(self, x: Floats) -> Floats:
         """The product with a tangent direction (K d + N d,), over the loss."""
-        from fastnc.kernels.hessian_cpu import hessian_vector_product
-
         self.products += 1
-        x = np.ascontiguousarray(x - self.unit * (self.unit @ x))
-        out = np.empty_like(x)
-        hessian_vector_product(
-            self.W, self.H, self.y, *self.split(x), self._scale, *self.split(out)
-        )
-        out += self.shift * x
-        out -= self.unit * (self.unit @ out)
-        return out
+        x = self.tangent(x.copy())
+        out = self._at.hessian_product(x)
+        x *= self.shift
+        out += x
+        return self.tangent(out)
+
+    def tangent(self, x: Floats) -> Floats:
+        """`x` less its part along the point, in place."""
+        return self.lift(x, -1.0)
+
+    def lift(self, x: Floats, by: float) -> Floats:
+        """`x` and `by` times its part along the point, in place."""
+        np.multiply(self.unit, by * float(self.unit @ x), out=self._room)
+        x += self._room
+        return x
 
     def split(self, x: Floats) -> tuple[Floats, Floats]:
         """A vector's parts for W (K, d) and for H (N, d)."""
@@ -138,6 +144,14 @@ def tangent_curvature(
     Lanczos with restarts (scipy's `eigsh`) on Hessian products; no dense Hessian is formed but
     for up to 300 unknowns. Cost: some tens to hundreds of products, each `12KNd` operations, and
     20 vectors of (K + N) d numbers.
+
+    Examples
+    --------
+    >>> import fastnc
+    >>> example = fastnc.landscape.Example31(C=1.0)
+    >>> value, (dW, dH) = fastnc.tangent_curvature(example.W, example.H, example.y, "sum")
+    >>> round(value, 9) == round(example.curvature, 9)
+    True
     """
     hessian = SphereHessian(W, H, y, reduction)
     size = len(hessian.theta)
@@ -151,7 +165,7 @@ def tangent_curvature(
         if tol is None:
             tol = 1e-12 if size <= 20_000 else 1e-4
         value, vector = _lanczos(hessian, size, tol, seed, progress)
-    vector = vector - hessian.unit * (hessian.unit @ vector)
+    vector = hessian.tangent(np.array(vector))
     vector /= np.linalg.norm(vector)
     if vector @ hessian.gradient > 0.0:
         vector = -vector
@@ -168,7 +182,7 @@ def _lanczos(
 ) -> tuple[float, Floats]:
     rng = np.random.default_rng(seed)
     start = rng.standard_normal(size)
-    start -= hessian.unit * (hessian.unit @ start)
+    hessian.tangent(start)
     # The largest eigenvalue, roughly, by a few power steps: what the point's own direction, an
     # eigenvector of value 0 outside the tangent space, is lifted by.
     probe = start / np.linalg.norm(start)
@@ -183,8 +197,9 @@ def _lanczos(
 
         def product(x: Floats) -> Floats:
             bar.update(1)
-            x = x.ravel()
-            return hessian(x) + (lift * (hessian.unit @ x)) * hessian.unit
+            out = hessian(x)
+            out += (lift * float(hessian.unit @ x)) * hessian.unit
+            return out
 
         operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
         try:

@@ -43,6 +43,12 @@ def margins(W: Any, H: Any, y: Any) -> Any:
     Notes
     -----
     Cost: `2KNd` operations, in blocks of samples.
+
+    Examples
+    --------
+    >>> import numpy as np, fastnc
+    >>> fastnc.margins(np.eye(3), 2.0 * np.eye(3), np.array([0, 1, 0]))
+    array([ 2.,  2., -2.])
     """
     if _arrays.is_torch(H) and _arrays.home(H) == "gpu":
         return _margins_on_gpu(W, H, y)
@@ -54,6 +60,12 @@ def neural_collapse_margin(W: Any, H: Any, y: Any) -> Any:
     """Definition 3.1: the smallest margin of the data set, `q_min`.
 
     Parameters, Raises, Cost: as `margins`. Returns a float, or for tensors a 0-d tensor.
+
+    Examples
+    --------
+    >>> import numpy as np, fastnc
+    >>> fastnc.neural_collapse_margin(np.eye(3), 2.0 * np.eye(3), np.arange(3))
+    2.0
     """
     smallest = margins(W, H, y).min()
     return smallest if _arrays.is_torch(smallest) else float(smallest)
@@ -66,22 +78,38 @@ def margin_ratio(W: Any, H: Any, y: Any) -> Any:
     the nuclear norm of `(I - 11^T/K) diag(sqrt n_k)`, the optimal value of the separation
     problem (Thrampoulidis et al., 2022), to which it is equal when they are equal.
 
-    Parameters, Raises: as `margins`. Returns a float, or for tensors a 0-d tensor.
+    Parameters: as `margins`. Returns a float, or for tensors a 0-d tensor.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `margins`; also where W and H are both 0, which have no ratio.
 
     Notes
     -----
     Cost: as `margins`. Close to collapse `margin_decomposition(...).deficit` is
-    `1 - margin_ratio` without the cancellation.
+    `1 - margin_ratio` without the cancellation. With `d < K - 1` no simplex ETF fits, and 1 is
+    not reached.
+
+    Examples
+    --------
+    >>> import numpy as np, fastnc
+    >>> W, H, y = fastnc.landscape.collapsed(radius=3.0, n_classes=4, n_per_class=2, dim=3)
+    >>> round(fastnc.margin_ratio(W, H, y), 12), round(fastnc.margin_ratio(2 * W, H, y), 12)
+    (1.0, 0.8)
     """
     if _arrays.is_torch(H) and _arrays.home(H) == "gpu":
         q_min = neural_collapse_margin(W, H, y).double()
         energy = (W.double() ** 2).sum() + (H.double() ** 2).sum()
+        _check_energy(float(energy))
         constant = separation_constant(np.bincount(_arrays.as_numpy(y), minlength=len(W)))
         return (2.0 * constant * q_min / energy).to(H.dtype)
     W64, H64, labels = checked(W, H, y)
     q_min = float(_margins(W64, H64, labels).min())
     constant = separation_constant(np.bincount(labels, minlength=len(W64)))
-    ratio = 2.0 * constant * q_min / float(np.vdot(W64, W64) + np.vdot(H64, H64))
+    energy = float(np.vdot(W64, W64) + np.vdot(H64, H64))
+    _check_energy(energy)
+    ratio = 2.0 * constant * q_min / energy
     if _arrays.is_torch(H):
         return _arrays.like(np.array(ratio), H).to(H.dtype)
     return ratio
@@ -135,7 +163,7 @@ TERMS = (
 
 
 def margin_decomposition(W: Any, H: Any, y: Any) -> MarginDecomposition:
-    """The exact identity behind Lemma 3.1: which part of the norm does not make margin.
+    """The exact identity behind Lemma 3.1: which part of the norm makes no margin.
 
     For equal class sizes, with g the mean of the class means m_k, c for centred over classes,
     and qbar the mean over samples of the mean margin over the wrong classes,
@@ -148,14 +176,27 @@ def margin_decomposition(W: Any, H: Any, y: Any) -> MarginDecomposition:
     `(I - 11^T/K) diag(sqrt n_k)`, and qbar a mean with the weights `-A_jk sqrt(n_k)`, the
     multipliers of the separation problem.
 
-    Parameters, Raises: as `margins`.
+    Parameters: as `margins`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `margins`; also where W and H are both 0, whose norm has no parts.
 
     Notes
     -----
     Cost: `2KNd` operations, and an SVD of K x K for unequal class sizes.
+
+    Examples
+    --------
+    >>> import fastnc
+    >>> W, H, y = fastnc.landscape.collapsed(radius=3.0, n_classes=4, n_per_class=2, dim=3)
+    >>> found = fastnc.margin_decomposition(2 * W, H, y)
+    >>> round(found.misalignment / found.missing, 12)
+    1.0
     """
     W64, H64, labels = checked(W, H, y)
-    K, N = len(W64), len(H64)
+    K = len(W64)
     counts = np.bincount(labels, minlength=K)
     root = np.sqrt(counts)
     sums = np.zeros_like(W64)
@@ -172,11 +213,13 @@ def margin_decomposition(W: Any, H: Any, y: Any) -> MarginDecomposition:
         left, values, right = np.linalg.svd(A * root)
         A = left @ ((values > 1e-12 * values[0])[:, None] * right)
     constant = float(np.trace(A * root))
+    energy = float(np.vdot(W64, W64) + np.vdot(H64, H64))
+    _check_energy(energy)
     wbar = W64.mean(axis=0)
     apart = (W64 - wbar) - A @ (root[:, None] * means)
     q_min = float(_margins(W64, H64, labels).min())
     return MarginDecomposition(
-        energy=float(np.vdot(W64, W64) + np.vdot(H64, H64)),
+        energy=energy,
         margin=q_min,
         separation_constant=constant,
         classifier_mean=K * float(wbar @ wbar),
@@ -201,6 +244,11 @@ def checked(W: Any, H: Any, y: Any) -> tuple[Floats, Floats, NDArray[np.int64]]:
         _arrays.check_finite(name, array)
         out.append(array)
     return out[0], out[1], _arrays.row_major(labels, np.int64)
+
+
+def _check_energy(energy: float) -> None:
+    if energy == 0.0:
+        raise ValueError("`W` and `H` must not both be 0: a ratio to their norm is taken.")
 
 
 def _blocks(W: Floats, H: Floats, y: NDArray[np.int64]) -> Any:
