@@ -140,7 +140,7 @@ def run_hessian(tier, W, H, y, dW, dH, scale, HW_out, HH_out):
         W_parts = W.new_empty((shape.programs, *W.shape))
         narrow_hessian[(shape.programs,)](
             W, H, y, dW, dH, W_parts, HH_out, scale, len(H), *W.shape, shape.blocks,
-            **shape.tiles, PRODUCTS=shape.PRODUCTS, **shape.options,
+            **shape.tiles, PRODUCTS=shape.PRODUCTS, **shape.hessian_options,
         )  # fmt: skip
     else:
         W_parts = _wide(shape, W, H, y, dW, dH, scale, HH_out)

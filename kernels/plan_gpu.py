@@ -43,6 +43,12 @@ class Narrow(NamedTuple):
     def options(self) -> dict:
         return options(self.num_warps, self.num_stages)
 
+    @property
+    def hessian_options(self) -> dict:
+        """In float64 r and dr together need the registers of twice as many warps."""
+        warps = self.num_warps * 2 if self.LOGITS == "ieee" else self.num_warps
+        return options(warps, self.num_stages)
+
 
 class Wide(NamedTuple):
     """Rows a chunk, tile, products and the number of partials of dW of wide_gpu."""
@@ -60,6 +66,10 @@ class Wide(NamedTuple):
     @property
     def options(self) -> dict:
         return options(self.num_warps, self.num_stages)
+
+    def step_width(self, compensated: bool) -> int:
+        """Columns of a tile of H's step, whose compensation needs registers too."""
+        return self.BN // 2 if compensated else self.BN
 
 
 # (BN, BD, warps, stages) by the padded number of classes; chosen so that nothing spills.
@@ -107,6 +117,13 @@ def plan(n_classes: int, dim: int, n_samples: int, dtype: str, tier: str) -> "Na
             return Narrow(
                 BN, padded, BD, *PRODUCTS[key], num_warps, num_stages, programs, blocks
             )
+    return wide_plan(n_classes, dim, n_samples, dtype, tier)
+
+
+def wide_plan(n_classes: int, dim: int, n_samples: int, dtype: str, tier: str) -> Wide:
+    """The wide regime's chunks and tiles for any number of classes."""
+    key = (dtype, EXACT if dtype == "float64" else tier)
+    word = 8 if dtype == "float64" else 4
     BM, BN, BR, num_warps, num_stages = _WIDE[key]
     # A chunk's logits stay in L2, but W is read again for every chunk: at least 1024 rows.
     chunk = max(1024, CHUNK_BYTES // (word * n_classes))

@@ -22,12 +22,13 @@ from fastnc.kernels.softmax_gpu import exp
 EPOCHS_A_LAUNCH = 10_000
 
 
-@triton.jit
+# One compilation, of seconds, serves any number of samples, features and epochs.
+@triton.jit(do_not_specialize=["n_samples", "dim", "epochs"])
 def small_problems(
-    W, H, W_low, H_low, y, lr, scale: "fp64", n_samples, dim, epochs,
+    W, H, W_low, H_low, y, rates, scale: "fp64", n_samples, dim, epochs,
     K: tl.constexpr, BN: tl.constexpr, SLABS: tl.constexpr, COMPENSATED: tl.constexpr,
 ):  # fmt: skip
-    """`epochs` steps of one problem a program: W (B, K, d), H (B, N, d), lr (B,), one y."""
+    """`epochs` steps of one problem a program: W (B, K, d), H (B, N, d), rates (B,), one y."""
     problem = tl.program_id(0).to(tl.int64)
     dtype = H.dtype.element_ty
     rows = tl.arange(0, BN)
@@ -39,7 +40,7 @@ def small_problems(
     H_low += problem * n_samples * dim
     h_at = rows[:, None] * dim + lanes[None, :]
     labels = tl.load(y + rows, mask=row_real, other=0).to(tl.int32)
-    step = (tl.load(lr + problem) * scale).to(dtype)
+    step = (tl.load(rates + problem) * scale).to(dtype)
     step = tl.where(row_real, step, tl.zeros((BN,), dtype))
     h = ()
     h_low = ()
@@ -127,14 +128,15 @@ def small_tile(n_classes, dim, n_samples, word):
     """
     BN = max(16, 1 << (n_samples - 1).bit_length())
     slabs = cdiv(dim, 8)
-    if n_classes > 16 or n_classes * slabs > 48:
+    # The loops over classes and slabs are unrolled: more would take minutes to compile.
+    if n_classes > 16 or n_classes * slabs > 24:
         return None
     for num_warps in (1, 2, 4, 8):
         lanes = 32 * num_warps
         # H, its moves and the residuals lie across all lanes, W across four.
         state = 8 * BN * slabs * 2 + 3 * BN * n_classes
         registers = state * (word // 4) // lanes + 2 * n_classes * slabs * (word // 4)
-        if registers <= 250:
+        if registers <= 190:
             return BN, slabs, num_warps
     return None
 

@@ -276,9 +276,10 @@ class Chunks:
         """`out[lo:hi]` gets `scale R B`, or H stepped by it."""
         shape = self.shape
         low = self.H if H_low is None else H_low
-        sample_products[(cdiv(hi - lo, shape.BM), cdiv(self.d, shape.BN))](
+        BN = shape.step_width(H_low is not None)
+        sample_products[(cdiv(hi - lo, shape.BM), cdiv(self.d, BN))](
             R, B, self.H[lo:hi], low[lo:hi], out[lo:hi], scale, lr, hi - lo, self.K, self.d,
-            BM=shape.BM, BN=shape.BN, BR=shape.BR, PRODUCTS=shape.PRODUCTS,
+            BM=shape.BM, BN=BN, BR=shape.BR, PRODUCTS=shape.PRODUCTS,
             STEP=step, COMPENSATED=H_low is not None, ADD=add, **shape.options,
         )  # fmt: skip
 

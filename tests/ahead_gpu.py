@@ -1,33 +1,96 @@
-"""Compiles a Triton kernel for a GPU that need not be there, and reads its resources."""
+"""Compiles the Triton kernels for a GPU that need not be there, and reads their resources.
 
+`configurations` lists every kernel in every form that a launcher can ask for; the tests take a
+few of them, `bench/gpu.py --compile-only` takes all.
+"""
+
+import itertools
 import re
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fastnc.kernels import (
+    hessian_gpu,
+    narrow_gpu,
+    plan_gpu,
+    reduce_gpu,
+    scatter_gpu,
+    trajectory_gpu,
+    weighted_cross_entropy_gpu,
+    wide_gpu,
+)
+
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-POINTER = {"float32": "*fp32", "float64": "*fp64", "int64": "*i64"}
+# Shared memory that a program may have, in bytes: CUDA C++ Programming Guide, table of limits.
+SHARED = {80: 163 * 1024, 90: 227 * 1024}
+# Arguments that are not pointers to the problem's floats.
+DOUBLES = (
+    "loss_parts", "shift_parts", "extent", "log_loss", "means", "squares", "chunk_means",
+    "chunk_squares", "centre",
+)  # fmt: skip
+INTEGERS = ("y", "order", "starts", "first", "class_of", "nearest")
+SIZES = (
+    "n_samples", "n_classes", "dim", "blocks", "n_rows", "n_tiles", "rows_per_split", "n_parts",
+    "size", "n_means", "epochs",
+)  # fmt: skip
 
 
-def compile_ahead(kernel, arguments, constants, options, capability=90):
-    """`arguments` maps each run-time name to a Triton type ("*fp32", "i32", ...).
+class Configuration(NamedTuple):
+    """One kernel in one form; `tensor_cores` says that it claims them."""
 
-    Pointers are taken to be aligned to 16 bytes, as torch's are; sizes to be any.
-    """
-    signature = {
-        name: "constexpr" if name in constants else arguments[name] for name in kernel.arg_names
-    }
+    kernel: object
+    dtype: str
+    constants: dict
+    options: dict
+    tensor_cores: bool = False
+    doubles: tuple = ()
+
+    @property
+    def name(self):
+        flags = [k for k, v in self.constants.items() if v is True]
+        tiles = [f"{k}{v}" for k, v in self.constants.items() if not isinstance(v, bool)]
+        words = [self.kernel.fn.__name__, self.dtype, *tiles, *flags]
+        return " ".join([*words, f"warps{self.options['num_warps']}"])
+
+    def types(self):
+        """The Triton type of every run-time argument."""
+        types = {}
+        for parameter in self.kernel.params:
+            name = parameter.name
+            if name in self.constants:
+                continue
+            if parameter.annotation_type:
+                types[name] = parameter.annotation_type
+            elif name in SIZES:
+                types[name] = "i32"
+            elif name in INTEGERS:
+                types[name] = "*i64"
+            elif name in DOUBLES or name in self.doubles:
+                types[name] = "*fp64"
+            else:
+                types[name] = "*fp64" if self.dtype == "float64" else "*fp32"
+        return types
+
+
+def compile_ahead(configuration, capability=90, aligned=True):
+    """The compiled kernel; `aligned`: sizes are multiples of 16, else they are any number."""
+    kernel, constants = configuration.kernel, configuration.constants
+    types = configuration.types()
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     attrs = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(kernel.arg_names)
         if signature[name].startswith("*")
+        or (aligned and name in SIZES and not kernel.params[i].do_not_specialize)
     }
     source = ASTSource(kernel, signature, constants, attrs)
     target = GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options={"enable_fp_fusion": True, **options})
+    return triton.compile(source, target=target, options=configuration.options)
 
 
 def resources(compiled, folder):
@@ -48,3 +111,110 @@ def resources(compiled, folder):
         "wgmma": len(re.findall(r"wgmma\.mma_async", ptx)),
         "mma": len(re.findall(r"\bmma\.sync", ptx)),
     }
+
+
+def configurations():
+    """Every form of every kernel, each once."""
+    for dtype, tier, shape in plan_gpu.shipped():
+        narrow = isinstance(shape, plan_gpu.Narrow)
+        yield from (_narrow if narrow else _wide)(dtype, tier, shape)
+    for dtype in ("float32", "float64"):
+        yield from _sums(dtype)
+        yield from _classes(dtype)
+    yield from _small()
+
+
+def _narrow(dtype, tier, shape):
+    single = dtype == "float32"
+    products = {**shape.tiles, "PRODUCTS": shape.PRODUCTS}
+    for log in (False, True):
+        yield Configuration(
+            narrow_gpu.narrow_loss, dtype, {**shape.tiles, "LOG": log}, shape.options, single
+        )
+    for log, step, low in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 1, 1)):
+        # Only float32 at the exact tier is compensated.
+        if not low or (single and tier == plan_gpu.EXACT):
+            flags = {"LOG": bool(log), "STEP": bool(step), "COMPENSATED": bool(low)}
+            constants = {**products, **flags}
+            yield Configuration(narrow_gpu.narrow_grads, dtype, constants, shape.options, single)
+    options = shape.hessian_options
+    yield Configuration(hessian_gpu.narrow_hessian, dtype, products, options, single)
+
+
+def _wide(dtype, tier, shape):
+    single = dtype == "float32"
+    tiles = {"BM": shape.BM, "BN": shape.BN, "BR": shape.BR}
+    for keep, add, epilogue in ((0, 0, 1), (1, 0, 1), (1, 0, 0), (1, 1, 0)):
+        flags = {"KEEP": bool(keep), "ADD": bool(add), "EPILOGUE": bool(epilogue)}
+        constants = {**tiles, "LOGITS": shape.LOGITS, **flags}
+        yield Configuration(wide_gpu.logits, dtype, constants, shape.options, single)
+    for add in (False, True):
+        constants = {**tiles, "PRODUCTS": shape.PRODUCTS, "ADD": add}
+        yield Configuration(wide_gpu.class_products, dtype, constants, shape.options, single)
+    for step, low, add in ((0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 1, 0)):
+        if not low or (single and tier == plan_gpu.EXACT):
+            flags = {"STEP": bool(step), "COMPENSATED": bool(low), "ADD": bool(add)}
+            step_tiles = {**tiles, "BN": shape.step_width(bool(low))}
+            constants = {**step_tiles, "PRODUCTS": shape.PRODUCTS, **flags}
+            yield Configuration(wide_gpu.sample_products, dtype, constants, shape.options, single)
+    if tier == plan_gpu.EXACT:
+        rows = max(shape.BM // 4, 16)
+        four = plan_gpu.options(4, 1)
+        for log in (False, True):
+            yield Configuration(wide_gpu.row_extents, dtype, {"BM": rows, "LOG": log}, four)
+            constants = {"BM": rows, "BN": 64, "LOG": log}
+            yield Configuration(wide_gpu.residual_rows, dtype, constants, four)
+        yield Configuration(hessian_gpu.hessian_rows, dtype, {"BM": rows, "BN": 64}, four)
+        yield from _weighted(dtype, rows, four)
+
+
+def _weighted(dtype, rows, options):
+    names = ("BIAS", "WEIGHT", "SMOOTH", "SCALES", "LOSSES", "GRADS")
+    for flags in ((0, 0, 0, 0, 0, 0), (0, 0, 0, 0, 0, 1), (1, 0, 0, 1, 1, 1), (1, 1, 1, 1, 1, 1)):
+        constants = {"BM": rows, "BN": 64, **dict(zip(names, map(bool, flags), strict=True))}
+        yield Configuration(weighted_cross_entropy_gpu.weighted_rows, dtype, constants, options)
+    for add in (False, True):
+        constants = {"BM": 64, "BN": 64, "ADD": add}
+        kernel = weighted_cross_entropy_gpu.column_sums
+        yield Configuration(kernel, dtype, constants, options, doubles=("parts",))
+
+
+def _sums(dtype):
+    four = plan_gpu.options(4, 1)
+    if dtype == "float64":
+        yield Configuration(reduce_gpu.sum_losses, dtype, {"BLOCK": 512}, four)
+        yield Configuration(reduce_gpu.sum_extents, dtype, {"BLOCK": 512}, four)
+    for step, low in itertools.product((False, True), repeat=2):
+        if step or not low:
+            constants = {"STEP": step, "COMPENSATED": low, "BLOCK": 256}
+            yield Configuration(reduce_gpu.sum_parts, dtype, constants, four)
+
+
+def _classes(dtype):
+    four = plan_gpu.options(4, 1)
+    rows, tile = scatter_gpu.ROWS, 64
+    yield Configuration(scatter_gpu.chunk_moments, dtype, {"ROWS": rows, "BD": tile}, four)
+    constants = {"ROWS": rows, "BC": 32, "BD": tile}
+    if dtype == "float64":
+        yield Configuration(scatter_gpu.merge_chunks, dtype, constants, four)
+    products = "bf16x6" if dtype == "float32" else "ieee"
+    constants = {"BN": 32, "BD": tile, "PRODUCTS": products}
+    yield Configuration(scatter_gpu.scatter_tiles, dtype, constants, four, dtype == "float32")
+    constants = {"BN": 64, "BK": 32, "BD": 32, "LOGITS": products}
+    yield Configuration(scatter_gpu.nearest_tiles, dtype, constants, four, dtype == "float32")
+
+
+# (K, d, N): the paper's problem, the least, and some of the largest in each direction.
+SMALL = [(5, 20, 50), (2, 1, 1), (2, 88, 64), (3, 64, 32), (5, 32, 64), (3, 8, 512), (10, 16, 64)]
+SMALL += [(16, 8, 64), (4, 40, 40), (5, 20, 128), (10, 10, 128), (8, 16, 64)]
+
+
+def _small():
+    for K, d, N in SMALL:
+        BN, slabs, num_warps = trajectory_gpu.small_tile(K, d, N, 8)
+        for dtype, low in (("float64", False), ("float32", True)):
+            constants = {"K": K, "BN": BN, "SLABS": slabs, "COMPENSATED": low}
+            yield Configuration(
+                trajectory_gpu.small_problems, dtype, constants,
+                plan_gpu.options(num_warps, 1), doubles=("rates",),
+            )  # fmt: skip

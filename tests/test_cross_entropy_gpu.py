@@ -35,7 +35,7 @@ def case(request, monkeypatch):
     return sizes, dtype
 
 
-def use_small_tiles(monkeypatch, module, regime, PROGRAMS=3):
+def use_small_tiles(monkeypatch, module, regime, name="plan"):
     def small(n_classes, dim, n_samples, dtype, tier):
         tier = "exact" if dtype == "float64" else tier
         products = PRODUCTS[dtype, tier]
@@ -43,10 +43,10 @@ def use_small_tiles(monkeypatch, module, regime, PROGRAMS=3):
             return Wide(64, 32, 32, 16, *products, 4, 1, 3)
         padded = max(16, 1 << (n_classes - 1).bit_length())
         blocks = -(-n_samples // 16)
-        each = -(-blocks // PROGRAMS)
+        each = -(-blocks // 3)
         return Narrow(16, padded, 32, *products, 4, 1, -(-blocks // each), each)
 
-    monkeypatch.setattr(module, "plan", small)
+    monkeypatch.setattr(module, name, small)
 
 
 def problem(K, d, N, dtype, scale=1.0, seed=0):

@@ -11,6 +11,7 @@ LAUNCHERS = {
     "hessian": ("hessian_vector_product",),
     "scatter": ("class_moments",),
     "trajectory": ("descend",),
+    "weighted_cross_entropy": ("loss_and_grads",),
 }
 
 
