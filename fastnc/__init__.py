@@ -18,6 +18,8 @@ torch, nor triton.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -34,12 +36,13 @@ _HOME = {
     "sweep": "sweep",
     "flow": "flow",
     "Trajectory": "trajectory",
+    "Trajectories": "trajectories",
     "Diverged": "stopping",
     "Interrupted": "stopping",
     "collapse_metrics": "metrics",
     "CollapseMetrics": "metrics",
     "ClassStatistics": "statistics",
-    "ClassDeviations": "statistics",
+    "ClassDeviations": "deviations",
     "margins": "margin",
     "neural_collapse_margin": "margin",
     "margin_ratio": "margin",
@@ -48,9 +51,32 @@ _HOME = {
     "tangent_curvature": "landscape",
     "solve": "optimum",
 }
-_MODULES = {"kernels", "models", "nn", "plots", "reference", "landscape", "training"}
+_MODULES = {"kernels", "models", "nn", "plots", "reference", "landscape", "training", "verify"}
 
 __all__ = ["__version__", *_HOME, *sorted(_MODULES)]
+
+
+class _Package(ModuleType):
+    """Keeps `fastnc.kkt` and the like functions when the file of that name is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _HOME and isinstance(value, ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: object) -> None:
+        # Importing `fastnc.sweep`, the file, would put it in the place of the function.
+        if isinstance(value, ModuleType) and _HOME.get(name) == name:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

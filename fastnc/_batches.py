@@ -52,15 +52,20 @@ def check_integers(y: Any, n_samples: int) -> NDArray[Any]:
     return labels
 
 
-def check_batch(H: Any, y: Any, n_classes: int, dim: int) -> tuple[Any, Any]:
-    """(H, y) ready to be summed: float32 or float64 rows and int64 labels, on one device."""
+def check_batch(H: Any, y: Any, n_classes: int, dim: int, first: int = 0) -> tuple[Any, Any]:
+    """(H, y) ready to be summed: float32 or float64 rows and int64 labels, on one device.
+
+    Messages count samples from `first` on.
+    """
     check_features(H, dim)
     labels = check_integers(y, H.shape[0])
     if len(labels) and not (labels.min() >= 0 and labels.max() < n_classes):
         i = int(np.argmax((labels < 0) | (labels >= n_classes)))
+        highest = int(labels.max())
+        more = f", or pass `n_classes={highest + 1}`" if highest >= n_classes else ""
         raise ValueError(
             f"`y` must lie in 0..{n_classes - 1} ({n_classes} classes were given); "
-            f"got {labels[i]} at index {i}. Relabel, or pass `n_classes={labels.max() + 1}`."
+            f"got {labels[i]} at index {first + i}. Relabel{more}."
         )
     labels = np.ascontiguousarray(labels, dtype=np.int64)
     if is_torch(H):
@@ -74,19 +79,33 @@ def check_batch(H: Any, y: Any, n_classes: int, dim: int) -> tuple[Any, Any]:
         H = H.numpy()
     if H.dtype == np.float16:
         H = H.astype(np.float32)
-    return np.ascontiguousarray(H), labels
+    return _writable(np.ascontiguousarray(H)), labels
 
 
-def refuse_not_finite(H: NDArray[Any]) -> None:
-    """Says which sample made a sum not finite."""
+class _Memory:
+    """The memory of a read-only array, offered as if it could be written."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
+
+
+def _writable(array: NDArray[Any]) -> NDArray[Any]:
+    # Kernels only read features, but would be compiled again for arrays that are read-only.
+    return array if array.flags.writeable else np.asarray(_Memory(array))
+
+
+def refuse_not_finite(H: NDArray[Any], first: int = 0) -> None:
+    """Says which sample, counted from `first` on, made a sum not finite."""
     bad = ~np.isfinite(H)
     if bad.any():
         i, j = (int(v) for v in np.argwhere(bad)[0])
-        raise ValueError(f"`H` must be finite; got {H[i, j]} in sample {i}, feature {j}.")
+        raise ValueError(f"`H` must be finite; got {H[i, j]} in sample {first + i}, feature {j}.")
     raise ValueError("`H` is too large: its squares overflow. Divide the features by a constant.")
 
 
-def moments_of(H: NDArray[Any], y: Counts, n_classes: int, full: bool) -> Moments:
+def moments_of(H: NDArray[Any], y: Counts, n_classes: int, full: bool, first: int = 0) -> Moments:
     """Moments of a NumPy batch by the row-parallel kernels."""
     from fastnc.kernels.scatter_cpu import class_moments, class_moments_serial, group
 
@@ -96,7 +115,7 @@ def moments_of(H: NDArray[Any], y: Counts, n_classes: int, full: bool) -> Moment
     run = class_moments if H.size > 100_000 else class_moments_serial
     run(H, order, starts, means, squares)
     if not np.isfinite(squares.sum()):
-        refuse_not_finite(H)
+        refuse_not_finite(H, first)
     within = None
     if full:
         dim = H.shape[1]
@@ -117,7 +136,7 @@ def scatter_rows(X: Floats, S: Floats) -> None:
 
 
 class CudaMoments:
-    """Running class moments in float64 on the device of the batches, by torch operations."""
+    """Running class moments in float64 on the device of the batches, by Triton or torch."""
 
     def __init__(self, n_classes: int, dim: int, scatter: str, device: Any) -> None:
         import torch
@@ -128,13 +147,15 @@ class CudaMoments:
         self.squares = torch.zeros(n_classes, **zeros)
         self.within = torch.zeros((dim, dim), **zeros) if scatter == "full" else None
 
-    def update(self, H: Any, y: Any) -> None:
+    def update(self, H: Any, y: Any, first: int = 0) -> None:
         """Adds a batch; sums run over samples sorted by class, without atomics."""
         import torch
 
+        from fastnc._cuda import batch_moments, serves
+
         rows = max(BATCH_BYTES // (8 * H.shape[1]), 1)
-        parts = []
-        for lo in range(0, len(H), rows):
+        parts = [batch_moments(H, y, self.within is not None)] if serves(H) else []
+        for lo in range(len(H) if parts else 0, len(H), rows):
             labels, order = torch.sort(y[lo : lo + rows], stable=True)
             present, counts = torch.unique_consecutive(labels, return_counts=True)
             X = H[lo : lo + rows][order].double()
@@ -144,7 +165,7 @@ class CudaMoments:
             within = None if self.within is None else X.T @ X
             parts.append((present, counts.double(), means, squares, within))
         if not bool(torch.stack([part[3].sum() for part in parts]).sum().isfinite()):
-            refuse_not_finite(as_numpy(H))
+            refuse_not_finite(as_numpy(H), first)
         for part in parts:
             self.merge(*part)
 
@@ -195,14 +216,19 @@ def sum_over_ranks(arrays: list[NDArray[Any]], group: Any, smallest: bool = Fals
     return out
 
 
-def batches(H: Any, y: Any) -> Iterator[tuple[Any, Any]]:
-    """(H, y) in pieces of 64 MiB where it is on disk, else whole."""
+def batches(H: Any, y: Any, pieces: bool = False) -> Iterator[tuple[int, Any, Any]]:
+    """(number of the first sample, H, y): pieces of 64 MiB of what is on disk, else all at once.
+
+    With `pieces`, arrays in memory come in pieces too.
+    """
     base = H
     while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
         base = base.base
-    if not isinstance(base, np.memmap):
-        yield H, y
+    if not (pieces or isinstance(base, np.memmap)):
+        yield 0, H, y
         return
-    rows = max(BATCH_BYTES // max(H.shape[1] * H.dtype.itemsize, 1), 1)
+    row = H.nbytes // max(len(H), 1)
+    rows = max(BATCH_BYTES // max(row, 1), 1)
     for lo in range(0, len(H), rows):
-        yield np.asarray(H[lo : lo + rows]), y[lo : lo + rows]
+        part = H[lo : lo + rows]
+        yield lo, part if is_torch(part) else np.asarray(part), y[lo : lo + rows]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastnc._arrays import as_numpy, check_finite, check_matrix, dtype_name, is_torch
 from fastnc._batches import check_batch, refuse_not_finite, sum_over_ranks
+from fastnc.conventions import sample_mean_gap
 
 if TYPE_CHECKING:
     from fastnc.metrics import CollapseMetrics
@@ -18,6 +19,30 @@ Floats = NDArray[np.float64]
 # From this many directions on, single-precision features are multiplied in single precision
 # (their deviations are formed in double): below it, memory is what limits, and double is free.
 WIDE = 48
+# Class means of at most this many bytes stay in the cache, in whatever order samples come.
+RESIDENT = 1 << 18
+
+
+class Directions(NamedTuple):
+    """Of the centred class means C (P, d): C = A Q, weights of the pseudo-inverse of C^T C, and
+    what moves NC1 to the mean of all samples as g: `tilt` and `gain = 1 + gap^T Sigma_B^+ gap`.
+    """
+
+    Q: Floats
+    weights: Floats
+    A: Floats
+    tilt: Floats
+    gain: float
+
+
+def directions(C: Floats, sizes: Floats) -> Directions:
+    """The directions of the centred means C (P, d) of classes with `sizes` (P,)."""
+    from fastnc.kernels.deviations_cpu import basis
+
+    Q, weights, A = basis(C)
+    along = Q @ sample_mean_gap(C, sizes)
+    tilt = len(C) * weights * along
+    return Directions(Q, weights, A, tilt, 1.0 + float(tilt @ along))
 
 
 class ClassDeviations:
@@ -58,7 +83,7 @@ class ClassDeviations:
         W: ArrayLike | None = None,
         bias: ArrayLike | None = None,
     ) -> None:
-        from fastnc.kernels.deviations_cpu import basis, clear_sums
+        from fastnc.kernels.deviations_cpu import N_SUMS, clear_sums
         from fastnc.kernels.pairs_cpu import centre_of, centred, squared_norms
         from fastnc.statistics import ClassStatistics
 
@@ -77,10 +102,10 @@ class ClassDeviations:
         self._row[self.present] = np.arange(len(self.present))
         self._g = centre_of(self.means)
         C = centred(self.means, self._g)
-        self._basis = basis(C)
+        self._directions = directions(C, self.counts[self.present].astype(np.float64))
         self._squares_C = squared_norms(C)
         self._frames: dict[Any, tuple[Any, ...]] = {}
-        self._sums = np.empty(5)
+        self._sums = np.empty(N_SUMS)
         clear_sums(self._sums)
         self.n_samples = 0
 
@@ -89,20 +114,24 @@ class ClassDeviations:
 
     def update(self, H: Any, y: Any) -> None:
         """Adds a batch of the samples that the statistics were gathered from."""
-        H, y = check_batch(H, y, self.n_classes, self.dim)
+        self.update_from(0, H, y)
+
+    def update_from(self, first: int, H: Any, y: Any) -> None:
+        """`update`, for a batch whose first sample has that number in what messages say."""
+        H, y = check_batch(H, y, self.n_classes, self.dim, first)
         labels = as_numpy(y)
         unseen = self._row[labels] < 0
         if unseen.any():
             i = int(np.argmax(unseen))
             raise ValueError(
                 f"`y` must name classes that the statistics have seen; got {labels[i]} at index "
-                f"{i}, of which they have no sample. Gather them from the same samples."
+                f"{first + i}, of which they have no sample. Gather them from the same samples."
             )
         if len(labels) == 0:
             return
         sums = self._torch_sums(H, y) if is_torch(H) else self._numpy_sums(H, y)
         if not np.isfinite(sums[:2].sum()):
-            refuse_not_finite(as_numpy(H))
+            refuse_not_finite(as_numpy(H), first)
         self._add(sums, len(labels))
 
     def merge(self, other: ClassDeviations) -> None:
@@ -124,10 +153,10 @@ class ClassDeviations:
 
     def all_reduce(self, group: Any = None) -> None:
         """Merges what all ranks of `torch.distributed` have gathered; each rank then has it all."""
-        (total,) = sum_over_ranks([np.append(self._sums[:4], self.n_samples)], group)
-        (margin,) = sum_over_ranks([self._sums[4:]], group, smallest=True)
-        self._sums = np.append(total[:4], margin)
-        self.n_samples = int(total[4])
+        (total,) = sum_over_ranks([np.append(self._sums[:-1], self.n_samples)], group)
+        (margin,) = sum_over_ranks([self._sums[-1:]], group, smallest=True)
+        self._sums = np.append(total[:-1], margin)
+        self.n_samples = int(total[-1])
 
     def state_dict(self) -> dict[str, Any]:
         """What was gathered; the statistics have a state of their own."""
@@ -152,25 +181,32 @@ class ClassDeviations:
                 f"got {self.n_samples}. Call `update` with each batch once."
             )
         return metrics_of_means(
-            self.means, self.present, self.counts, self.squares, self.W, self._sums
+            self.means,
+            self.present,
+            self.counts,
+            self.squares,
+            (self.W, self.bias),
+            self._directions,
+            self._sums,
         )
 
     def _add(self, sums: Floats, n_samples: int) -> None:
-        self._sums[:4] += sums[:4]
-        self._sums[4] = min(self._sums[4], sums[4])
+        self._sums[:-1] += sums[:-1]
+        self._sums[-1] = min(self._sums[-1], sums[-1])
         self.n_samples += n_samples
 
     def _frame(self, dtype: Any) -> tuple[Any, ...]:
         """The operands of the kernel, with products in `dtype`."""
         if dtype not in self._frames:
-            Q, lam, A = self._basis
+            Q, weights, A, tilt, _ = self._directions
             offset = self.W @ self._g + self.bias
             self._frames[dtype] = (
                 self.means,
                 self._g,
                 Q.astype(dtype),
                 A.astype(dtype),
-                lam,
+                weights,
+                tilt,
                 self._squares_C,
                 self.W.astype(dtype),
                 offset,
@@ -178,7 +214,7 @@ class ClassDeviations:
         return self._frames[dtype]
 
     def _product_dtype(self, H: Any) -> Any:
-        wide = len(self._basis[1]) >= WIDE and dtype_name(H) == "float32"
+        wide = len(self._directions.weights) >= WIDE and dtype_name(H) == "float32"
         return np.dtype(np.float32 if wide else np.float64)
 
     def _numpy_sums(self, H: NDArray[Any], y: NDArray[np.int64]) -> Floats:
@@ -186,8 +222,11 @@ class ClassDeviations:
         from fastnc.kernels.deviations_cpu import clear_sums, deviations, owners
         from fastnc.kernels.scatter_cpu import group
 
-        order, present, starts = group(y, self.n_classes)
-        owner = self._row[present][owners(starts)]
+        if self.means.nbytes <= RESIDENT:
+            order, owner = np.arange(len(y)), self._row[y]
+        else:
+            order, present, starts = group(y, self.n_classes)
+            owner = self._row[present][owners(starts)]
         dtype = self._product_dtype(H)
         sums = np.empty_like(self._sums)
         clear_sums(sums)
@@ -200,11 +239,11 @@ class ClassDeviations:
         import torch
 
         frame = [torch.from_numpy(a).to(H.device) for a in self._frame(np.dtype(np.float64))]
-        means, g, Q, A, lam, squares_C, W, offset = frame
+        means, g, Q, A, weights, tilt, squares_C, W, offset = frame
         row = torch.from_numpy(self._row).to(H.device)
         present = torch.from_numpy(self.present).to(H.device)
         zero = torch.zeros((), dtype=torch.float64, device=H.device)
-        sums = [zero, zero, zero, zero, zero + torch.inf]
+        sums = [zero, zero, zero, zero, zero, zero + torch.inf]
         rows = max((1 << 24) // (H.shape[1] + len(A) + len(W)), 1)
         for lo in range(0, len(H), rows):
             labels = y[lo : lo + rows]
@@ -214,15 +253,16 @@ class ClassDeviations:
             T = X @ Q.T
             sums[0] = sums[0] + X.norm(dim=1).sum()
             sums[1] = sums[1] + Y.norm(dim=1).sum()
-            sums[2] = sums[2] + (T * T / lam).sum()
+            sums[2] = sums[2] + (T * T * weights).sum()
+            sums[3] = sums[3] + ((T @ tilt) ** 2).sum()
             if len(W) == 0:
                 continue
             nearest = ((T + A[owner]) @ A.T - 0.5 * squares_C).argmax(dim=1)
             Z = Y @ W.T + offset
-            sums[3] = sums[3] + (Z.argmax(dim=1) == present[nearest]).sum()
+            sums[4] = sums[4] + (Z.argmax(dim=1) == present[nearest]).sum()
             own = Z.gather(1, labels[:, None])
             rivals = Z.scatter(1, labels[:, None], -torch.inf)
-            sums[4] = torch.minimum(sums[4], (own[:, 0] - rivals.max(dim=1).values).min())
+            sums[5] = torch.minimum(sums[5], (own[:, 0] - rivals.max(dim=1).values).min())
         return as_numpy(torch.stack(sums))
 
 
@@ -232,7 +272,8 @@ def present_classes(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     if len(present) < 2:
         got = "none" if len(present) == 0 else f"only class {present[0]}"
         raise ValueError(
-            f"neural collapse compares class means: at least 2 classes must have samples; got {got}."
+            "neural collapse compares class means: at least 2 classes must have samples; "
+            f"got {got}."
         )
     return present
 

@@ -11,7 +11,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastnc._batches import batches, check_features, check_integers
-from fastnc.deviations import ClassDeviations, check_classifier, present_classes
+from fastnc.conventions import (
+    CONVENTIONS,
+    NEEDS_FEATURES_ONLY,
+    OTHER_FORMS,
+    check_convention,
+    classifier_forms,
+    joint_forms,
+    sample_mean_gap,
+)
+from fastnc.deviations import (
+    ClassDeviations,
+    Directions,
+    check_classifier,
+    directions,
+    present_classes,
+)
 from fastnc.statistics import ClassStatistics
 
 Floats = NDArray[np.float64]
@@ -84,6 +99,30 @@ class CollapseMetrics:
         sizes (K-1) sqrt n becomes the nuclear norm of E diag(sqrt n_k). Needs W and a second pass.
     n_classes, n_samples, dim : the K with samples, N and d that were measured.
 
+    The forms that other sources use, for `as_dict(convention)`:
+
+    nc1_sample_mean : nc1 with g the mean of all samples in Sigma_B. Zhu et al. Needs what nc1
+        needs.
+    equinorm_classifier_raw : Std / Avg of |w_k|, not centred, ddof 1. Papyan et al. Needs W.
+    equiangular_classifier_raw : equiangular_classifier of the w_k, not centred. Papyan et al.
+        Needs W.
+    nc2_gram_classifier_raw : nc2_gram_classifier with G = W W^T. Zhu et al.'s code. Needs W.
+    nc3_gram_raw : nc3_gram with R = W M_c^T, W raw. rhubarbwu. Needs W.
+    nc3_gram_sample_mean : the same with the means about the mean of all samples. Zhu et al.'s code.
+        Needs W.
+    bias_balance : |W g_N + bias|, g_N the mean of all samples. Zhu et al. Needs W.
+
+    Examples
+    --------
+    >>> import numpy as np, fastnc
+    >>> H = np.array([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.1], [-1.0, -0.1]])
+    >>> W = np.array([[1.0, 0.0], [-1.0, 0.0]])
+    >>> m = fastnc.collapse_metrics(H, np.array([0, 0, 1, 1]), W)
+    >>> m.nc4_agreement, m.margin
+    (1.0, 2.0)
+    >>> sorted(m.as_dict("papyan"))[0]
+    'NC1: tr(Sw Sb^+)'
+
     References
     ----------
     Papyan, Han, Donoho, "Prevalence of neural collapse" (2020). Zhu et al., "A geometric analysis
@@ -110,20 +149,24 @@ class CollapseMetrics:
     n_classes: int
     n_samples: int
     dim: int
+    nc1_sample_mean: float | None = None
+    equinorm_classifier_raw: float | None = None
+    equiangular_classifier_raw: float | None = None
+    nc2_gram_classifier_raw: float | None = None
+    nc3_gram_raw: float | None = None
+    nc3_gram_sample_mean: float | None = None
+    bias_balance: float | None = None
 
     def as_dict(self, convention: str | None = None) -> dict[str, float | None]:
-        """The metrics by name; with "papyan", "zhu" or "paper" that source's set, names and forms.
+        """The metrics by name, or a source's set under its names, in exactly its forms.
 
-        "papyan": NC1 without /K, equinorm, equiangular, NC3 squared, NC4 as mismatch. "zhu": NC1,
-        NC2 of the classifier, NC3 (factors centred, g unweighted). "paper": the six of Figure 2.
+        "paper": the six of Figure 2. "papyan": NC1 without /K, ddof 1, W raw, NC3 squared, NC4 as
+        mismatch. "zhu": g the mean of all samples, W raw, and the balance of the bias.
+        "rhubarbwu": g the mean of class means, W raw; for its NC4 measure without a bias.
         """
         if convention is None:
             return {name: getattr(self, name) for name in NAMES}
-        if convention not in CONVENTIONS:
-            raise ValueError(
-                f"`convention` must be None or one of {', '.join(map(repr, CONVENTIONS))}; "
-                f"got {convention!r}."
-            )
+        check_convention(convention)
         table: dict[str, float | None] = {}
         for label, (name, form) in CONVENTIONS[convention].items():
             value = getattr(self, name)
@@ -146,32 +189,6 @@ class CollapseMetrics:
             shown = "-" if value is None else f"{value:.6g}"
             lines.append(f"{name:<24}{shown:>14}   {_AT_COLLAPSE.get(name, '0')}")
         return "\n".join(lines)
-
-
-Form = Callable[[float, int], float]
-
-
-def _same(value: float, n_classes: int) -> float:
-    return value
-
-
-CONVENTIONS: dict[str, dict[str, tuple[str, Form]]] = {
-    "paper": {name: (name, _same) for name in NAMES[:6]},
-    "papyan": {
-        "NC1: tr(Sw Sb^+)": ("nc1", lambda value, n_classes: value * n_classes),
-        "NC2: equinorm of M": ("equinorm_features", _same),
-        "NC2: equinorm of W": ("equinorm_classifier", _same),
-        "NC2: equiangular of M": ("equiangular_features", _same),
-        "NC2: equiangular of W": ("equiangular_classifier", _same),
-        "NC3: |W/|W| - M/|M||^2": ("nc3_distance", _same),
-        "NC4: mismatch": ("nc4_agreement", lambda value, n_classes: 1.0 - value),
-    },
-    "zhu": {
-        "NC1: tr(Sw Sb^+)/K": ("nc1", _same),
-        "NC2: WW^T against the ETF": ("nc2_gram_classifier", _same),
-        "NC3: WM^T against the ETF": ("nc3_gram", _same),
-    },
-}
 
 
 def collapse_metrics(
@@ -228,16 +245,22 @@ def collapse_metrics(
     dim = H.shape[1]
     check_classifier(W, bias, n_classes, dim)
     statistics = ClassStatistics(n_classes, dim)
-    for part, of_part in batches(H, labels):
-        statistics.update(part, of_part)
-        if progress is not None:
-            progress(len(of_part))
+    _sweep(statistics, H, labels, progress)
     deviations = ClassDeviations(statistics, W, bias)
-    for part, of_part in batches(H, labels):
-        deviations.update(part, of_part)
+    _sweep(deviations, H, labels, progress)
+    return deviations.metrics()
+
+
+def _sweep(
+    sink: ClassStatistics | ClassDeviations,
+    H: Any,
+    labels: NDArray[Any],
+    progress: Callable[[int], object] | None,
+) -> None:
+    for first, part, of_part in batches(H, labels, pieces=progress is not None):
+        sink.update_from(first, part, of_part)
         if progress is not None:
             progress(len(of_part))
-    return deviations.metrics()
 
 
 def number_labels(labels: NDArray[Any]) -> tuple[int, NDArray[np.int64]]:
@@ -258,25 +281,25 @@ def metrics_of_statistics(
     statistics: ClassStatistics, W: ArrayLike | None, bias: ArrayLike | None
 ) -> CollapseMetrics:
     """What the sums of a first pass tell (see `ClassStatistics.metrics`)."""
-    from fastnc.kernels.deviations_cpu import N_SUMS, PROJECTED, basis
+    from fastnc.kernels.deviations_cpu import N_SUMS, PROJECTED, TILTED
     from fastnc.kernels.pairs_cpu import centre_of, centred
 
     counts = statistics.counts
     present = present_classes(counts)
     means = np.ascontiguousarray(statistics.means[present])
-    rows, _ = check_classifier(W, bias, statistics.n_classes, statistics.dim)
+    classifier = check_classifier(W, bias, statistics.n_classes, statistics.dim)
+    found = directions(centred(means, centre_of(means)), counts[present].astype(np.float64))
     sums = np.full(N_SUMS, np.nan)
     within = statistics.within
     unknown = {"within_class", *_DECISIONS}
     if within is None:
-        unknown.add("nc1")
-    else:
-        Q, lam, _ = basis(centred(means, centre_of(means)))
-        if len(lam):
-            sums[PROJECTED] = (((Q @ within) * Q).sum(axis=1) / lam).sum()
-    return metrics_of_means(
-        means, present, counts, statistics.squares[present], rows, sums, unknown
-    )
+        unknown |= {"nc1", "nc1_sample_mean"}
+    elif len(found.weights):
+        sums[PROJECTED] = found.weights @ ((found.Q @ within) * found.Q).sum(axis=1)
+        tilt = found.tilt @ found.Q
+        sums[TILTED] = tilt @ within @ tilt
+    squares = statistics.squares[present]
+    return metrics_of_means(means, present, counts, squares, classifier, found, sums, unknown)
 
 
 def metrics_of_means(
@@ -284,31 +307,42 @@ def metrics_of_means(
     present: NDArray[np.int64],
     counts: NDArray[np.int64],
     squares: Floats,
-    W: Floats,
+    classifier: tuple[Floats, Floats],
+    found: Directions,
     sums: Floats,
     unknown: set[str] | None = None,
 ) -> CollapseMetrics:
-    """The metrics of P class means, their squares, W (K, d) or no row, and a sweep's sums."""
+    """The metrics of P class means, their squares and directions, and a sweep's sums.
+
+    `classifier` is W (K, d) and bias (K,), or no row; `unknown` names what the sums lack.
+    """
+    from fastnc.kernels.deviations_cpu import PROJECTED, TILTED
     from fastnc.kernels.geometry_cpu import (
         classifier_geometry,
         features_geometry,
         joint_geometry,
     )
-    from fastnc.kernels.pairs_cpu import centre_of, centred
+    from fastnc.kernels.pairs_cpu import N_PAIR_SUMS, RESIDUAL, centre_of, centred
 
-    values = np.full(len(NAMES), np.nan)
+    W, bias = classifier
+    sizes = counts[present].astype(np.float64)
     C = centred(means, centre_of(means))
-    features_geometry(C, counts[present].astype(np.float64), squares, sums, values)
+    values, pair_sums = np.full(len(NAMES), np.nan), np.empty(N_PAIR_SUMS)
+    features_geometry(C, sizes, squares, sums, values)
+    N, P = sizes.sum(), len(present)
+    forms = {"nc1_sample_mean": sums[PROJECTED] / N - sums[TILTED] / (N * P * found.gain)}
     absent = set(unknown or ())
     if len(W) == 0:
         absent.update(_CLASSIFIER + _JOINT + _DECISIONS)
+        absent.update(name for name in OTHER_FORMS if name not in NEEDS_FEATURES_ONLY)
     else:
-        classifier_geometry(W, values)
-        joint_geometry(C, W, means, present, counts, squares, sums, values)
-    told = {
-        name: None if name in absent else float(value)
-        for name, value in zip(NAMES, values, strict=True)
-    }
-    return CollapseMetrics(
-        **told, n_classes=len(present), n_samples=int(counts.sum()), dim=means.shape[1]
-    )
+        classifier_geometry(W, pair_sums, values)
+        forms |= classifier_forms(W, pair_sums[RESIDUAL])
+        joint_geometry(C, W, means, present, counts, squares, sums, pair_sums, values)
+        gap = sample_mean_gap(C, sizes)
+        forms |= joint_forms(C, W[present], gap, pair_sums[RESIDUAL])
+        balance = W @ (sizes @ means / N) + bias
+        forms["bias_balance"] = np.linalg.norm(balance)
+    forms |= zip(NAMES, values, strict=True)
+    told = {name: None if name in absent else float(forms[name]) for name in NAMES + OTHER_FORMS}
+    return CollapseMetrics(**told, n_classes=P, n_samples=int(N), dim=means.shape[1])

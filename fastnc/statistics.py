@@ -9,7 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastnc._arrays import as_numpy, check_count, is_torch
 from fastnc._batches import CudaMoments, check_batch, moments_of, scatter_rows, sum_over_ranks
-from fastnc.deviations import ClassDeviations as ClassDeviations
 
 if TYPE_CHECKING:
     from fastnc.metrics import CollapseMetrics
@@ -120,15 +119,19 @@ class ClassStatistics:
         NumPy arrays and CPU tensors are read in place (half precision is widened first); CUDA
         tensors are summed on their device, in float64, and stay there until they are asked for.
         """
-        H, y = check_batch(H, y, self.n_classes, self.dim)
+        self.update_from(0, H, y)
+
+    def update_from(self, first: int, H: Any, y: Any) -> None:
+        """`update`, for a batch whose first sample has that number in what messages say."""
+        H, y = check_batch(H, y, self.n_classes, self.dim, first)
         if len(y) == 0:
             return
         if is_torch(H):
             if self._cuda is None:
                 self._cuda = CudaMoments(self.n_classes, self.dim, self.scatter, H.device)
-            self._cuda.update(H, y)
+            self._cuda.update(H, y, first)
             return
-        self._merge(*moments_of(H, y, self.n_classes, self.scatter == "full"))
+        self._merge(*moments_of(H, y, self.n_classes, self.scatter == "full", first))
 
     def merge(self, other: ClassStatistics) -> None:
         """Adds what `other` has gathered, as if its batches had been given to this one."""

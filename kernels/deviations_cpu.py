@@ -1,17 +1,19 @@
 """The second pass over features whose class means are known: deviations and decisions.
 
-With `x_i = h_i - m_{y_i}`, `c_k = m_k - g` and `C = A Q` (rows c_k; Q (r, d) orthonormal, in
-the eigenvectors of Sigma_B, whose eigenvalues are `lam_j / P`), a sweep over the samples sums
+With `x_i = h_i - m_{y_i}`, `c_k = m_k - g` and `C = A Q` (rows c_k; Q (r, d) orthonormal, the
+eigenvectors of Sigma_B, whose eigenvalues are `1 / (P weights_j)`), a sweep over the samples sums
 
-    |x_i|,   |h_i - g|,   sum_j (Q x_i)_j^2 / lam_j      = N tr(Sigma_W Sigma_B^+) / P
+    |x_i|,   |h_i - g|,   sum_j weights_j (Q x_i)_j^2    = N tr(Sigma_W Sigma_B^+) / P
+    (sum_j tilt_j (Q x_i)_j)^2                           what NC1 about another g needs
     argmax_k <c_k, h_i - g> - |c_k|^2 / 2                the nearest class mean
     argmax_k z_k and z_y - max_{j != y} z_j,  z = W (h_i - g) + (W g + bias)
 
 and the pseudo-inverse is never formed. Letters: N samples, d features, P classes that occur,
 K rows of W, r <= min(P - 1, d). Products run over blocks of rows on one BLAS thread each, in
-the dtype of Q; their operands are centred in float64 before any rounding. FLOP: 2 N d (r + K)
-+ 2 N r P; bytes: H once. Bound by memory while r + K is below about 20, else by GEMM. Blocks
-are fixed and their sums added in order: any number of threads gives the same bits.
+the dtype of Q; their operands are centred in float64 before any rounding. Scores and logits
+exist for one block and `CLASSES` classes at a time. FLOP: 2 N d (r + K) + 2 N r P; bytes: H
+once. Bound by memory while r + K is below about 20, else by GEMM. Blocks are fixed and their
+sums added in order: any number of threads gives the same bits.
 """
 
 import numpy as np
@@ -22,11 +24,16 @@ from fastnc.kernels.blas_cpu import _gemm
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 RANK_CUT = 1e-12
+LENGTH_CUT = 1e-14
 NARROW = 32
+# Classes whose scores a block holds at a time.
+CLASSES = 512
+# Below this part of |x|^2 + |c|^2 the expansion of |x + c|^2 has cancelled too far.
+CANCELLED = 1e-3
 
 # What a sweep sums, in the order of `sums_out`; the last is a minimum.
-N_SUMS = 5
-DEVIATION, DISTANCE, PROJECTED, AGREEMENT, MARGIN = range(N_SUMS)
+N_SUMS = 6
+DEVIATION, DISTANCE, PROJECTED, TILTED, AGREEMENT, MARGIN = range(N_SUMS)
 
 
 @njit(**_OPTIONS)
@@ -38,36 +45,38 @@ def clear_sums(sums):
 
 @njit(**_OPTIONS)
 def basis(C):
-    """`Q (r, d)`, `lam (r,)` and `A (P, r)`: C = A Q from the smaller of C C^T and C^T C.
+    """`Q (r, d)`, `weights (r,)`, `A (P, r)`: C = A Q, and the pseudo-inverse of C^T C is
+    `sum_j weights_j q_j q_j^T`.
 
-    Eigenvalues below 1e-12 of the largest are taken for zero, and one of C C^T always is,
-    since the rows of C add up to nothing.
+    The directions are eigenvectors of the smaller of C C^T and C^T C, but their lengths are
+    measured on C itself, with twice the digits that the eigenvalues of its square have. All are
+    kept that C has, so that no two means are confused; those whose eigenvalue is below 1e-12 of
+    the largest weigh nothing.
     """
     P, d = C.shape
     if d >= P:
-        lam, V = np.linalg.eigh(np.dot(C, C.T))
+        U = np.linalg.eigh(np.dot(C, C.T))[1]
+        projections = np.dot(np.ascontiguousarray(U.T), C)
     else:
-        lam, V = np.linalg.eigh(np.dot(C.T, C))
-    lo = 1 if d >= P else 0
-    while lo < len(lam) and not lam[lo] > RANK_CUT * lam[-1]:
-        lo += 1
-    r = len(lam) - lo
-    U = np.empty((r, len(lam)))
-    for j in range(r):
-        for k in range(len(lam)):
-            U[j, k] = V[k, lo + j]
-    lam = lam[lo:]
-    if d < P:
-        return U, lam, np.dot(C, U.T)
-    Q = np.dot(U, C)
-    A = np.empty((P, r))
-    for j in range(r):
-        root = np.sqrt(lam[j])
-        for k in range(d):
-            Q[j, k] /= root
-        for p in range(P):
-            A[p, j] = U[j, p] * root
-    return Q, lam, A
+        U = np.linalg.eigh(np.dot(C.T, C))[1]
+        projections = np.ascontiguousarray(np.dot(C, U).T)
+    squares = (projections * projections).sum(axis=1)
+    largest = squares.max()
+    kept = np.flatnonzero(squares > LENGTH_CUT**2 * largest)
+    Q, A = np.empty((len(kept), d)), np.empty((P, len(kept)))
+    weights = np.zeros(len(kept))
+    for r in range(len(kept)):
+        j = kept[r]
+        length = np.sqrt(squares[j])
+        if squares[j] > RANK_CUT * largest:
+            weights[r] = 1.0 / squares[j]
+        if d >= P:
+            Q[r] = projections[j] / length
+            A[:, r] = U[:, j] * length
+        else:
+            Q[r] = U[:, j]
+            A[:, r] = projections[j]
+    return Q, weights, A
 
 
 @njit(fastmath=_SUMS, **_OPTIONS)
@@ -128,94 +137,138 @@ def matmul_nt(gemm, A, B, out):
 
 
 @njit(fastmath=_SUMS, **_OPTIONS)
-def _centre(H, order, lo, hi, owner, means, g, X, Y, sums):
-    """X = h - m_y and Y = h - g for a block, and the sums of their norms."""
-    d = H.shape[1]
-    for i in range(lo, hi):
-        a, p = order[i], owner[i]
-        deviation = 0.0
-        distance = 0.0
-        for j in range(d):
-            h = np.float64(H[a, j])
-            x = h - means[p, j]
-            c = h - g[j]
-            deviation += x * x
-            distance += c * c
-            X[i - lo, j] = x
-        if len(Y) > 0:
-            for j in range(d):
-                Y[i - lo, j] = np.float64(H[a, j]) - g[j]
-        sums[DEVIATION] += np.sqrt(deviation)
-        sums[DISTANCE] += np.sqrt(distance)
+def _centre(H, order, owner, lo, means, X, squares):
+    """X = h - m_y for a block, and the squares of its rows."""
+    for i in range(len(X)):
+        a, p = order[lo + i], owner[lo + i]
+        square = 0.0
+        for j in range(H.shape[1]):
+            x = np.float64(H[a, j]) - means[p, j]
+            square += x * x
+            X[i, j] = x
+        squares[i] = square
 
 
 @njit(fastmath=_SUMS, **_OPTIONS)
-def _project(gemm, X, Q, A, lam, owner, lo, T, sums):
-    """T = X Q^T + A[y], the projections of h - g; those of x enter NC1 before that."""
+def _distance(h, g):
+    """`|h - g|^2`."""
+    total = 0.0
+    for j in range(len(g)):
+        x = np.float64(h[j]) - g[j]
+        total += x * x
+    return total
+
+
+@njit(fastmath=_SUMS, **_OPTIONS)
+def _project(gemm, X, Q, A, weights, tilt, T, owner, lo, dots, sums):
+    """T = X Q^T + A[y], the projections of h - g; those of x enter NC1 before that.
+
+    `dots (n,)` becomes <x_i, c_y>.
+    """
     matmul_nt(gemm, X, Q, T)
     for i in range(len(X)):
         p = owner[lo + i]
-        square = 0.0
-        for j in range(len(lam)):
-            square += T[i, j] * T[i, j] / lam[j]
+        square, tilted, dot = 0.0, 0.0, 0.0
+        for j in range(len(weights)):
+            t = np.float64(T[i, j])
+            square += t * t * weights[j]
+            tilted += t * tilt[j]
+            dot += t * A[p, j]
             T[i, j] += A[p, j]
+        dots[i] = dot
         sums[PROJECTED] += square
-    if len(lam) == 0:
+        sums[TILTED] += tilted * tilted
+    if len(weights) == 0:
         sums[PROJECTED] = np.nan
 
 
 @njit(**_OPTIONS)
-def _decide(S, Z, squares_C, offset, owner, present, lo, sums):
-    """Nearest means from the scores S, decisions and margins from the logits Z of a block."""
-    for i in range(len(S)):
-        nearest = 0
-        best = S[i, 0] - 0.5 * squares_C[0]
-        for p in range(1, S.shape[1]):
-            score = S[i, p] - 0.5 * squares_C[p]
-            if score > best:
-                best = score
-                nearest = p
+def _norms(H, order, owner, lo, g, squares, dots, squares_C, exact, sums):
+    """The sums of |x| and of |h - g|; the latter from `dots` where they are in float64."""
+    for i in range(len(squares)):
+        sums[DEVIATION] += np.sqrt(squares[i])
+        scale = squares[i] + squares_C[owner[lo + i]]
+        distance = scale + 2.0 * dots[i]
+        if not (exact and distance > CANCELLED * scale):
+            distance = _distance(H[order[lo + i]], g)
+        sums[DISTANCE] += np.sqrt(distance)
+
+
+@njit(**_OPTIONS)
+def _nearest_means(gemm, T, A, squares_C, scores, nearest):
+    """For each row of T the class of the highest score; ties go to the smaller class."""
+    best = np.full(len(T), -np.inf)
+    nearest[:] = 0
+    for p0 in range(0, len(A), CLASSES):
+        p1 = min(p0 + CLASSES, len(A))
+        S = scores[: len(T) * (p1 - p0)].reshape(len(T), p1 - p0)
+        matmul_nt(gemm, T, A[p0:p1], S)
+        for i in range(len(T)):
+            for p in range(p0, p1):
+                score = S[i, p - p0] - 0.5 * squares_C[p]
+                if score > best[i]:
+                    best[i] = score
+                    nearest[i] = p
+
+
+@njit(**_OPTIONS)
+def _decide(gemm, Y, W, offset, owner, present, nearest, lo, scores, sums):
+    """Decisions and margins from the logits of a block, beside its nearest means."""
+    own = np.empty(len(Y))
+    rival = np.full(len(Y), -np.inf)
+    chosen = np.zeros(len(Y), np.int64)
+    for k0 in range(0, len(W), CLASSES):
+        k1 = min(k0 + CLASSES, len(W))
+        Z = scores[: len(Y) * (k1 - k0)].reshape(len(Y), k1 - k0)
+        matmul_nt(gemm, Y, W[k0:k1], Z)
+        for i in range(len(Y)):
+            label = present[owner[lo + i]]
+            for k in range(k0, k1):
+                z = Z[i, k - k0] + offset[k]
+                if k == label:
+                    own[i] = z
+                elif z > rival[i]:
+                    rival[i] = z
+                    chosen[i] = k
+    for i in range(len(Y)):
         label = present[owner[lo + i]]
-        own = Z[i, label] + offset[label]
-        rival = -np.inf
-        chosen = label
-        for k in range(Z.shape[1]):
-            if k != label:
-                z = Z[i, k] + offset[k]
-                if z > rival:
-                    rival = z
-                    chosen = k
-        if own > rival or (own == rival and label < chosen):
-            chosen = label
-        sums[AGREEMENT] += chosen == present[nearest]
-        sums[MARGIN] = min(sums[MARGIN], own - rival)
+        if own[i] > rival[i] or (own[i] == rival[i] and label < chosen[i]):
+            chosen[i] = label
+        sums[AGREEMENT] += chosen[i] == present[nearest[i]]
+        sums[MARGIN] = min(sums[MARGIN], own[i] - rival[i])
 
 
 @njit(**_OPTIONS)
 def _block(gemm, H, order, owner, present, lo, hi, frame, sums):
     """One block of rows; W with no rows asks for no decision."""
-    means, g, Q, A, lam, squares_C, W, offset = frame
+    means, g, Q, A, weights, tilt, squares_C, W, offset = frame
     n, d = hi - lo, H.shape[1]
     clear_sums(sums)
     # Rows a power of two apart would all fall into the same few sets of a cache.
     stride = d + 8 if d % 256 == 0 else d
     X = np.empty((n, stride), Q.dtype)
-    Y = np.empty((n if len(W) > 0 else 0, stride), Q.dtype)
-    _centre(H, order, lo, hi, owner, means, g, X, Y, sums)
-    T = np.empty((n, len(lam)), Q.dtype)
-    _project(gemm, X, Q, A, lam, owner, lo, T, sums)
+    T = np.empty((n, len(weights)), Q.dtype)
+    squares, dots = np.empty(n), np.empty(n)
+    _centre(H, order, owner, lo, means, X, squares)
+    _project(gemm, X, Q, A, weights, tilt, T, owner, lo, dots, sums)
+    _norms(H, order, owner, lo, g, squares, dots, squares_C, X.itemsize == 8, sums)
     if len(W) > 0:
-        S = np.empty((n, len(A)), Q.dtype)
-        Z = np.empty((n, len(W)), Q.dtype)
-        matmul_nt(gemm, T, A, S)
-        matmul_nt(gemm, Y, W, Z)
-        _decide(S, Z, squares_C, offset, owner, present, lo, sums)
+        scores = np.empty(n * min(max(len(A), len(W)), CLASSES), Q.dtype)
+        nearest = np.empty(n, np.int64)
+        _nearest_means(gemm, T, A, squares_C, scores, nearest)
+        for i in range(n):
+            for j in range(d):
+                X[i, j] = np.float64(H[order[lo + i], j]) - g[j]
+        _decide(gemm, X, W, offset, owner, present, nearest, lo, scores, sums)
 
 
 @njit(**_OPTIONS)
-def block_rows(d, n_classes):
-    """Rows a block: they fit in the level-2 cache, but a wide GEMM wants at least half its width."""
-    return min(max(32768 // (d + n_classes), 16, n_classes // 2), 512)
+def block_rows(d, width):
+    """Rows a block, for products with `width` columns.
+
+    They fit in the level-2 cache, but a wide GEMM wants at least half its width.
+    """
+    return min(max(32768 // (d + width), 16, width // 2), 512)
 
 
 @njit(**_OPTIONS)
@@ -241,7 +294,7 @@ def owners(starts):
 @njit(**_OPTIONS)
 def deviations_serial(gemm, H, order, owner, present, frame, sums_out):
     """`deviations` on the calling thread alone: the bits are the same."""
-    rows = block_rows(H.shape[1], len(frame[6]))
+    rows = block_rows(H.shape[1], max(len(frame[2]), len(frame[7])))
     n_blocks = (len(order) + rows - 1) // rows
     blocks = np.empty((n_blocks, N_SUMS))
     for b in range(n_blocks):
@@ -254,12 +307,12 @@ def deviations_serial(gemm, H, order, owner, present, frame, sums_out):
 def deviations(gemm, H, order, owner, present, frame, sums_out):
     """Adds the sums of these samples to `sums_out`.
 
-    `order` visits the samples by class, `owner` is the class of each place of that order (its
-    row in `means`), `present` the row of W of each class. `frame` is the tuple (means (P, d),
-    g (d,), Q (r, d), A (P, r), lam (r,), |c|^2 (P,), W (K, d) or no row for no decision,
+    `order` visits the samples, `owner` is the class of each place of that order (its row in
+    `means`), `present` the row of W of each class. `frame` is the tuple (means (P, d), g (d,),
+    Q (r, d), A (P, r), weights (r,), tilt (r,), |c|^2 (P,), W (K, d) or no row for no decision,
     W g + bias (K,)), of which Q, A and W have the dtype of the products and the others float64.
     """
-    rows = block_rows(H.shape[1], len(frame[6]))
+    rows = block_rows(H.shape[1], max(len(frame[2]), len(frame[7])))
     n_blocks = (len(order) + rows - 1) // rows
     blocks = np.empty((n_blocks, N_SUMS))
     for b in prange(n_blocks):

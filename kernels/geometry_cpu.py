@@ -202,13 +202,13 @@ def _geometry_serial(gemm, W, H, y, values_out):
     g = centre_of(means)
     C = centred(means, g)
     squares_C = squared_norms(C)
-    Q, lam, A = basis(C)
+    Q, weights, A = basis(C)
     offset = np.empty(K)
     for k in range(K):
         offset[k] = inner(W[k], g)
     sums = np.empty(N_SUMS)
     clear_sums(sums)
-    frame = (means, g, Q, A, lam, squares_C, W, offset)
+    frame = (means, g, Q, A, weights, np.zeros(len(weights)), squares_C, W, offset)
     deviations_serial(gemm, H, order, owners(starts), present, frame, sums)
     pair_sums = np.empty(N_PAIR_SUMS)
     along = total_of(squares_C) / (P - 1)
@@ -246,6 +246,14 @@ def any_pairs(A, B, same, squares, spreads, along, sums_out):
         run(DGEMM, A, B, same, squares, spreads, along, sums_out)
 
 
+def mean_angle(V):
+    """Avg over pairs of `|cos + 1/(K-1)|` of the rows of V, as they are."""
+    squares = squared_norms(V)
+    pair_sums = np.empty(N_PAIR_SUMS)
+    any_pairs(V, V, True, squares, squares, 0.0, pair_sums)
+    return pair_sums[ANGLE] / (len(V) * (len(V) - 1) / 2)
+
+
 def features_geometry(C, sizes, squares, sums, values_out):
     """The values of the features alone: centred means C (P, d), class sizes, squares (P,)."""
     squares_C = squared_norms(C)
@@ -255,23 +263,22 @@ def features_geometry(C, sizes, squares, sums, values_out):
     features_values(squares_C, sizes, squares, sums, pair_sums, values_out)
 
 
-def classifier_geometry(W, values_out):
+def classifier_geometry(W, pair_sums_out, values_out):
     """The values of the classifier alone, all its K rows."""
     V = centred(W, centre_of(W))
     squares_V = squared_norms(V)
-    pair_sums = np.empty(N_PAIR_SUMS)
-    any_pairs(V, V, True, squares_V, squares_V, total_of(squares_V) / (len(V) - 1), pair_sums)
-    classifier_values(squares_V, pair_sums, values_out)
+    along = total_of(squares_V) / (len(V) - 1)
+    any_pairs(V, V, True, squares_V, squares_V, along, pair_sums_out)
+    classifier_values(squares_V, pair_sums_out, values_out)
 
 
-def joint_geometry(C, W, means, present, counts, squares, sums, values_out):
+def joint_geometry(C, W, means, present, counts, squares, sums, pair_sums_out, values_out):
     """The values of both; `counts (K,)` of all classes, the others of the P present ones."""
     rows = W[present]
     V = centred(rows, centre_of(rows))
     squares_C = squared_norms(C)
     along = along_simplex(V, C)
-    pair_sums = np.empty(N_PAIR_SUMS)
-    any_pairs(V, C, False, squares_C, squares_C, along, pair_sums)
+    any_pairs(V, C, False, squares_C, squares_C, along, pair_sums_out)
     sizes = counts[present].astype(np.float64)
     energy = energy_of(means, sizes, squares) + total_of(squared_norms(W))
     joint_values(
@@ -279,7 +286,7 @@ def joint_geometry(C, W, means, present, counts, squares, sums, values_out):
         V,
         rows,
         along,
-        pair_sums[RESIDUAL],
+        pair_sums_out[RESIDUAL],
         sums,
         total_of(sizes),
         energy,
@@ -300,15 +307,16 @@ def _geometry_parallel(W, H, y, values_out):
     counts[present] = np.diff(starts)
     g = centre_of(means)
     C = centred(means, g)
-    Q, lam, A = basis(C)
+    Q, weights, A = basis(C)
     sums = np.empty(N_SUMS)
     clear_sums(sums)
-    frame = (means, g, Q, A, lam, squared_norms(C), W, W @ g)
+    frame = (means, g, Q, A, weights, np.zeros(len(weights)), squared_norms(C), W, W @ g)
     with one_thread():
         deviations(DGEMM, H, order, owners(starts), present, frame, sums)
     features_geometry(C, counts[present].astype(np.float64), squares, sums, values_out)
-    classifier_geometry(W, values_out)
-    joint_geometry(C, W, means, present, counts, squares, sums, values_out)
+    pair_sums = np.empty(N_PAIR_SUMS)
+    classifier_geometry(W, pair_sums, values_out)
+    joint_geometry(C, W, means, present, counts, squares, sums, pair_sums, values_out)
 
 
 def geometry(W, H, y, values_out):

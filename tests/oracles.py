@@ -1,0 +1,173 @@
+"""What the tests compare with: written from the definitions, in NumPy alone, nothing of fastnc."""
+
+import numpy as np
+
+# --- Neural collapse, in extended precision where NumPy has it -----------------------------
+
+
+def clouds(n_classes, dim, n_samples, spread=0.3, offset=0.0, seed=0, absent=(), dtype=np.float64):
+    """Gaussian classes of unequal sizes in random order: H (N, d), y (N,), W (K, d), bias (K,).
+
+    Classes in `absent` have no sample; every other class has one at least. W leans on the class
+    means, so that some decisions agree with the nearest mean and some do not.
+    """
+    rng = np.random.default_rng(seed)
+    present = np.setdiff1d(np.arange(n_classes), absent)
+    y = np.concatenate([present, rng.choice(present, n_samples - len(present))])
+    y = rng.permutation(y)
+    means = rng.standard_normal((n_classes, dim))
+    H = (offset + means[y] + spread * rng.standard_normal((n_samples, dim))).astype(dtype)
+    W = 0.2 + means + 0.3 * rng.standard_normal((n_classes, dim))
+    return H, y, W, 0.1 * rng.standard_normal(n_classes)
+
+
+def etf_distance(G):
+    """`|G/|G| - E/|E||_F` with E = I - 11^T/K."""
+    K = len(G)
+    E = np.eye(K) - np.ones((K, K)) / K
+    return np.sqrt(((G / np.sqrt((G**2).sum()) - E / np.sqrt(np.longdouble(K - 1))) ** 2).sum())
+
+
+def spread_of_norms(V, ddof=0):
+    """Std / Avg of the norms of the rows."""
+    norms = np.sqrt((V**2).sum(axis=1))
+    return norms.std(ddof=ddof) / norms.mean()
+
+
+def angles(V):
+    """Avg over pairs of `|cos + 1/(K-1)|` of the rows."""
+    K = len(V)
+    V = V / np.sqrt((V**2).sum(axis=1))[:, None]
+    return np.abs((V @ V.T)[np.triu_indices(K, 1)] + 1 / np.longdouble(K - 1)).mean()
+
+
+def normalised_trace(X, C):
+    """`tr(Sigma_W Sigma_B^+) / K` of deviations X (N, d) and means about their centre C (K, d).
+
+    `Sigma_B^+ = K C^+ C^+^T` with the pseudo-inverse of C itself: no d x d matrix is inverted.
+    """
+    inverse = np.linalg.pinv(C.astype(np.float64), rcond=1e-6)
+    return ((X.astype(np.float64) @ inverse) ** 2).sum() / len(X)
+
+
+def collapse(H, y, W=None, bias=None):
+    """Every metric by its definition, one array operation each, in extended precision."""
+    H = H.astype(np.longdouble)
+    labels = np.unique(y)
+    K, N = len(labels), len(y)
+    place = np.searchsorted(labels, y)
+    sizes = np.bincount(place)
+    means = np.stack([H[place == k].mean(axis=0) for k in range(K)])
+    g = means.mean(axis=0)
+    C, X = means - g, H - means[place]
+    squares = np.bincount(place, (X**2).sum(axis=1).astype(np.float64))
+    i, j = np.triu_indices(K, 1)
+    gaps = ((means[i] - means[j]) ** 2).sum(axis=1)
+    v = squares / sizes
+    told = {
+        "equinorm_features": spread_of_norms(C),
+        "within_class": np.sqrt((X**2).sum(1)).mean() / np.sqrt(((H - g) ** 2).sum(1)).mean(),
+        "equiangular_features": angles(C),
+        "nc1": normalised_trace(X, C),
+        "nc1_quotient": ((X**2).sum() / N) / ((C**2).sum() / K),
+        "cdnv": ((v[i] + v[j]) / (2 * gaps)).mean(),
+        "nc2_gram_features": etf_distance(C @ C.T),
+    }
+    if W is not None:
+        W = W.astype(np.longdouble)
+        offset = np.zeros(len(W)) if bias is None else bias
+        V, rows = W - W.mean(axis=0), W[labels] if len(W) > K else W
+        R = rows - rows.mean(axis=0)
+        unit_C = C / np.sqrt((C**2).sum(1))[:, None]
+        unit_R = R / np.sqrt((R**2).sum(1))[:, None]
+        Z = H @ W.T + offset
+        distances = ((H[:, None, :] - means[None]) ** 2).sum(axis=2)
+        own = Z[np.arange(N), y].copy()
+        decided = Z.argmax(axis=1)
+        Z[np.arange(N), y] = -np.inf
+        margin = (own - Z.max(axis=1)).min()
+        counts = np.bincount(y, minlength=len(W)).astype(np.float64)
+        E = np.diag(np.sqrt(counts)) - np.sqrt(counts) / len(W)
+        nuclear = np.linalg.svd(E, compute_uv=False).sum()
+        told |= {
+            "equinorm_classifier": spread_of_norms(V),
+            "equiangular_classifier": angles(V),
+            "self_duality": np.sqrt(((unit_C - unit_R) ** 2).sum(1)).mean(),
+            "nc2_gram_classifier": etf_distance(V @ V.T),
+            "nc3_gram": etf_distance(R @ C.T),
+            "nc3_distance": (
+                (rows / np.sqrt((rows**2).sum()) - C / np.sqrt((C**2).sum())) ** 2
+            ).sum(),
+            "nc4_agreement": (decided == labels[distances.argmin(axis=1)]).mean(),
+            "margin": margin,
+            "margin_ratio": 2 * nuclear * margin / ((W**2).sum() + (H**2).sum()),
+        }
+    return {name: float(value) for name, value in told.items()}
+
+
+def _classes(H, y):
+    K = y.max() + 1
+    means = np.stack([H[y == k].mean(axis=0) for k in range(K)])
+    X = H - means[y]
+    return K, means, X.T @ X / len(y)
+
+
+def papyan(H, y, W, bias):
+    """The measurements of Papyan, Han and Donoho's notebook, step by step (all classes present)."""
+    K, means, within = _classes(H, y)
+    M = means - means.mean(axis=0)
+    values, vectors = np.linalg.eigh(M.T @ M / K)
+    values, vectors = values[-(K - 1) :], vectors[:, -(K - 1) :]
+
+    def coherence(V):
+        V = V / np.linalg.norm(V, axis=1, keepdims=True)
+        G = V @ V.T + 1 / (K - 1)
+        np.fill_diagonal(G, 0.0)
+        return np.abs(G).sum() / (K * (K - 1))
+
+    nearest = np.stack([np.linalg.norm(h - means, axis=1).argmin() for h in H])
+    gap = W / np.linalg.norm(W) - M / np.linalg.norm(M)
+    return {
+        "NC1: tr(Sw Sb^+)": np.trace(within @ (vectors / values) @ vectors.T),
+        "NC2: equinorm of M": spread_of_norms(M, ddof=1),
+        "NC2: equinorm of W": spread_of_norms(W, ddof=1),
+        "NC2: equiangular of M": coherence(M),
+        "NC2: equiangular of W": coherence(W),
+        "NC3: |W/|W| - M/|M||^2": np.linalg.norm(gap) ** 2,
+        "NC4: mismatch": 1 - (nearest == (H @ W.T + bias).argmax(axis=1)).mean(),
+    }
+
+
+def zhu(H, y, W, bias):
+    """The measurements of Zhu et al.'s published script (all classes present)."""
+    K, means, within = _classes(H, y)
+    g = H.mean(axis=0)
+    between = sum(np.outer(m - g, m - g) for m in means) / K
+    return {
+        "NC1: tr(Sw Sb^+)/K": np.trace(within @ np.linalg.pinv(between, rcond=1e-12)) / K,
+        "NC2: WW^T against the ETF": etf_distance(W @ W.T),
+        "NC3: WM^T against the ETF": etf_distance(W @ (means - g).T),
+        "NC4: |W g + b|": np.linalg.norm(W @ g + bias),
+    }
+
+
+def rhubarbwu(H, y, W):
+    """The measurements of the package of that name, which knows no bias (all classes present)."""
+    K, means, within = _classes(H, y)
+    g = means.mean(axis=0)
+    M = means - g
+    between = M.T @ M / K
+    v = np.array([((H[y == k] - means[k]) ** 2).sum() / (y == k).sum() for k in range(K)])
+    pairs = [(a, b) for a in range(K) for b in range(a)]
+    nearest = (-2 * H @ means.T + (means**2).sum(axis=1)).argmin(axis=1)
+    return {
+        "NC1: tr(Sw Sb^+)/K": np.trace(within @ np.linalg.pinv(between, rcond=1e-12)) / K,
+        "NC1: tr Sw / tr Sb": np.trace(within) / np.trace(between),
+        "NC1: CDNV": np.mean(
+            [(v[a] + v[b]) / (2 * ((means[a] - means[b]) ** 2).sum()) for a, b in pairs]
+        ),
+        "NC2: variation of the norms": spread_of_norms(M, ddof=1),
+        "NC2: MM^T against the ETF": etf_distance(M @ M.T),
+        "NC3: WM^T against the ETF": etf_distance(W @ M.T),
+        "NC4: agreement": (nearest == (H @ W.T).argmax(axis=1)).mean(),
+    }
