@@ -7,6 +7,17 @@ from typing import Any
 CAPABILITY = (8, 0)
 
 
+def serves(x: Any) -> bool:
+    """Whether the Triton kernels can run on the tensor `x`: where torch's operations do as well."""
+    import torch
+
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return bool(x.is_cuda) and torch.cuda.get_device_capability(x.device) >= CAPABILITY
+
+
 def check_gpu(x: Any) -> None:
     """The GPU of the tensor `x` must run the kernels and be the current device.
 
@@ -18,7 +29,9 @@ def check_gpu(x: Any) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise ValueError("`device` 'cuda' must have a GPU that torch sees; it sees none. Use 'cpu'.")
+        raise ValueError(
+            "`device` 'cuda' must have a GPU that torch sees; it sees none. Use 'cpu'."
+        )
     major, minor = torch.cuda.get_device_capability(x.device)
     if (major, minor) < CAPABILITY:
         raise ValueError(
@@ -55,3 +68,27 @@ def check_memory(x: Any, n_samples: int) -> None:
             f"this call needs {need / 2**20:.0f} MiB of scratch on {x.device}, where "
             f"{free / 2**20:.0f} MiB are free. Free some, or pass fewer samples or classes at once."
         )
+
+
+def batch_moments(H: Any, y: Any, full: bool) -> tuple[Any, Any, Any, Any, Any]:
+    """Of the P classes in a batch: labels, counts, means (P, d), squares, and S (d, d) or None.
+
+    H (n, d) and int64 labels y (n,) on the device; everything returned is float64 there, but the
+    labels. The device is waited for once, to learn P.
+    """
+    import torch
+
+    from fastnc.kernels.scatter_gpu import centred_scatter, class_moments
+
+    H = H.contiguous()
+    labels, order = torch.sort(y, stable=True)
+    present, counts = torch.unique_consecutive(labels, return_counts=True)
+    starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    means = torch.empty((len(present), H.shape[1]), dtype=torch.float64, device=H.device)
+    squares = torch.empty(len(present), dtype=torch.float64, device=H.device)
+    class_moments(H, order, starts, means, squares)
+    within = None
+    if full:
+        within = torch.empty((H.shape[1],) * 2, dtype=torch.float64, device=H.device)
+        centred_scatter(H, torch.searchsorted(present, y), means, within)
+    return present, counts.double(), means, squares, within

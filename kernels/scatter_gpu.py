@@ -89,7 +89,10 @@ def scatter_tiles(
     H, y, means, parts, n_samples: "i64", dim, blocks,
     BN: tl.constexpr, BD: tl.constexpr, PRODUCTS: tl.constexpr,
 ):  # fmt: skip
-    """Tile (BD, BD) of `sum (h - m_y)(h - m_y)^T` over one range of the samples."""
+    """Tile (BD, BD) of the lower triangle of `sum (h - m_y)(h - m_y)^T` over a range of samples."""
+    # Symmetric: what lies above the diagonal is mirrored afterwards.
+    if tl.program_id(1) > tl.program_id(0):
+        return
     a_at = tl.program_id(0) * BD + tl.arange(0, BD)
     b_at = tl.program_id(1) * BD + tl.arange(0, BD)
     split = tl.program_id(2).to(tl.int64)
@@ -180,7 +183,7 @@ def centred_scatter(H, y, means, scatter_out):
     """`sum_i (h_i - m_y)(h_i - m_y)^T (d, d)`, float64; means (K, d) float64."""
     N, d = H.shape
     tile, rows = 64, 32
-    tiles = cdiv(d, tile) ** 2
+    tiles = cdiv(d, tile) * (cdiv(d, tile) + 1) // 2
     splits = max(1, min(264 // tiles, cdiv(N, 8 * rows)))
     parts = H.new_empty((splits, d, d))
     scatter_tiles[(cdiv(d, tile), cdiv(d, tile), splits)](
@@ -188,7 +191,8 @@ def centred_scatter(H, y, means, scatter_out):
         BN=rows, BD=tile, PRODUCTS="ieee" if H.element_size() == 8 else "bf16x6",
         **options(4, 1),
     )  # fmt: skip
-    torch.sum(parts, dim=0, dtype=torch.float64, out=scatter_out)
+    lower = parts.sum(dim=0, dtype=torch.float64).tril_()
+    torch.add(lower, lower.tril(-1).T, out=scatter_out)
 
 
 def nearest_means(H, means, centre, nearest_out):

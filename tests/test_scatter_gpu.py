@@ -88,3 +88,23 @@ def test_of_equally_near_means_the_first():
     scatter_gpu.nearest_means(*tensors(H, means, np.zeros(4)), out)
     assert out.tolist() == [0, 0, 0]
     assert relative(tensors(means)[0], means) == 0.0
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_moments_of_a_batch_as_the_statistics_take_them(full):
+    from fastnc._cuda import batch_moments
+
+    H, y = samples(4, 66, 40, "float32")
+    y = 2 * y + 1
+    means, squares = moments_of(H, y, 7)
+    present, counts, *got, within = batch_moments(*tensors(H, y), full)
+    np.testing.assert_array_equal(present.cpu(), np.unique(y))
+    np.testing.assert_array_equal(counts.cpu(), np.bincount(y)[np.unique(y)])
+    np.testing.assert_allclose(got[0].cpu(), means[np.unique(y)], rtol=1e-14)
+    np.testing.assert_allclose(got[1].cpu(), squares[np.unique(y)], rtol=1e-12)
+    if full:
+        X = H.astype(np.float64) - means[y]
+        assert relative(within, X.T @ X) < 2e-6
+        assert torch.equal(within, within.T)
+    else:
+        assert within is None

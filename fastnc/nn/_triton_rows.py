@@ -1,0 +1,64 @@
+"""The loss by the Triton kernels: CUDA tensors, a class for each sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def evaluate(
+    dtype: torch.dtype,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    wanted: int,
+    upstream: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The loss, in float64 where it is reduced, and the gradients of the bits in `wanted`.
+
+    The device is not waited for: a label that does not fit raises there. Rows to be ignored take
+    part with a negative label, which the kernels give a loss and a residual of zero.
+    """
+    from fastnc.kernels.weighted_cross_entropy_gpu import loss_and_grads
+
+    H, W = _tensor(input, dtype), _tensor(linear_weight, dtype)
+    empty = W.new_empty(0)
+    bias = empty if linear_bias is None else _tensor(linear_bias, dtype)
+    weights = empty if weight is None else _tensor(weight, dtype)
+    N, K = len(H), len(W)
+    y = _tensor(target, torch.int64)
+    counted = y != ignore_index
+    torch._assert_async((~counted | ((y >= 0) & (y < K))).all())
+    scale = W.new_ones(1) if upstream is None else _tensor(upstream, dtype)
+    divisor = W.new_ones((), dtype=torch.float64)
+    if reduction == "mean":
+        own = counted if weight is None else weights[y.masked_fill(~counted, 0)] * counted
+        divisor = own.sum(dtype=torch.float64)
+        scale = divisor.reciprocal().to(dtype).reshape(1)
+    total = W.new_zeros(1, dtype=torch.float64)
+    losses = H.new_empty(N if reduction == "none" else 0)
+    grad_H = H.new_empty(H.shape if wanted & 1 else (0, H.shape[1]))
+    grad_W = W.new_empty(W.shape if wanted & 2 else (0, W.shape[1]))
+    grad_bias = W.new_empty(K if wanted & 4 else 0)
+    if N:
+        loss_and_grads(
+            W, H, y.masked_fill(~counted, -1), bias, weights, label_smoothing, scale, total,
+            losses, grad_W, grad_H, grad_bias,
+        )  # fmt: skip
+    else:
+        grad_W.zero_(), grad_bias.zero_()
+    return (
+        losses if reduction == "none" else total[0] / divisor,
+        grad_H if wanted & 1 else None,
+        grad_W if wanted & 2 else None,
+        grad_bias if wanted & 4 else None,
+    )
+
+
+def _tensor(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.detach().to(dtype).contiguous()
