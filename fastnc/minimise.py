@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ def minimise(
     fun: ValueAndGrad,
     x: Floats,
     modulus: float,
-    tol: float = 1e-11,
+    tol: float = 1e-13,
     *,
     relative: bool = True,
     max_evaluations: int = 20_000,
@@ -63,23 +64,28 @@ def minimise(
         if small():
             raise StopIteration
 
-    result = _scipy_minimize(
-        counted,
-        x,
-        jac=True,
-        method="L-BFGS-B",
-        bounds=None if lower is None else Bounds(lower, np.inf),
-        callback=enough,
-        options={
-            "maxiter": max_evaluations,
-            "maxfun": max_evaluations,
-            "ftol": 0.0,
-            "gtol": 0.0,
-            # Each pair costs six passes over x, which at a million entries is what an evaluation
-            # costs; half as many pairs took no more evaluations there.
-            "maxcor": 10 if len(x) < 100_000 else 4,
-        },
-    )
+    from fastnc.kernels.blas_cpu import one_thread
+
+    small_problem = len(x) < 100_000
+    # The method factors 20 x 20 matrices; to share such a one, OpenBLAS takes milliseconds.
+    with one_thread() if small_problem else nullcontext():
+        result = _scipy_minimize(
+            counted,
+            x,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=None if lower is None else Bounds(lower, np.inf),
+            callback=enough,
+            options={
+                "maxiter": max_evaluations,
+                "maxfun": max_evaluations,
+                "ftol": 0.0,
+                "gtol": 0.0,
+                # Each pair costs six passes over x, which at a million entries is what an
+                # evaluation costs; half as many pairs took no more evaluations there.
+                "maxcor": 10 if small_problem else 4,
+            },
+        )
     if small():
         reason = "gradient below the tolerance"
     elif count >= max_evaluations:

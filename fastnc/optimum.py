@@ -105,19 +105,21 @@ def solve(model: Any, seed: int = 0, starts: int | None = None) -> Solution:
     except UnknownOptimum as reason:
         optimum, unknown = None, f"; optimum unknown: {reason}"
 
-    best: tuple[float, _Point, str] | None = None
+    best: tuple[float, float, _Point, str] | None = None
     evaluations = 0
     for start in range(at_most):
         with few_threads(model):
             point, minimum = _fit(model, seed + start)
         evaluations += minimum.evaluations
+        # The logarithm tells losses apart that a float cannot hold.
+        log_value = minimum.value if isinstance(model, Constrained) else -np.inf
         value = model.value_and_grads(*point).value if np.isfinite(minimum.value) else np.inf
-        if best is None or value < best[0]:
-            best = (value, point, f"start {start + 1}: {minimum.reason}")
-        if optimum is not None and best[0] - optimum.value <= TOLERANCE * optimum.value:
+        if best is None or (value, log_value) < best[:2]:
+            best = (value, log_value, point, f"start {start + 1}: {minimum.reason}")
+        if optimum is not None and _relative_gap(*best[:2], optimum) <= TOLERANCE:
             break
     assert best is not None
-    value, (W, H, bias), how = best
+    value, log_value, (W, H, bias), how = best
     made = f"{start + 1} of at most {at_most} starts made"
     landscape = f" ({model.landscape})" if model.landscape else ""
     return Solution(
@@ -125,12 +127,19 @@ def solve(model: Any, seed: int = 0, starts: int | None = None) -> Solution:
         H=H,
         bias=bias,
         value=value,
-        gap=None if optimum is None else (value - optimum.value) / optimum.value,
+        gap=None if optimum is None else _relative_gap(value, log_value, optimum),
         reason=f"{how}; {made}{landscape}{unknown}",
         optimum=optimum,
         y=model.y,
         evaluations=evaluations,
     )
+
+
+def _relative_gap(value: float, log_value: float, optimum: Optimum) -> float:
+    """`(value - optimum) / optimum`, from logarithms where the objective was minimised in them."""
+    if optimum.log_value is not None:
+        return float(np.expm1(min(log_value - optimum.log_value, 700.0)))
+    return (value - optimum.value) / optimum.value
 
 
 _Point = tuple[Floats, Floats, "Floats | None"]
@@ -185,6 +194,8 @@ def _fit_constrained(model: Constrained, W: Floats, H: Floats) -> tuple[_Point, 
         return g.value, np.concatenate([grad_W.ravel(), grad_H.ravel()])
 
     x = np.concatenate([W.ravel(), H.ravel()])
-    minimum = minimise(objective, x, 1e-3 / float(x @ x), relative=False)
+    # Logits that hardly differ bend the objective by their square, in directions of norm |x|.
+    modulus = 1e-3 * min(1.0, model.etf_gap) ** 2 / float(x @ x)
+    minimum = minimise(objective, x, modulus, relative=False)
     W, H = model.retract(*split(minimum.x))
     return (W, H, None), minimum

@@ -107,7 +107,9 @@ def to_csv(table: list[Row], path: str | os.PathLike[str]) -> Path:
     writer = csv.DictWriter(text, list(table[0].as_dict()))
     writer.writeheader()
     for row in table:
-        writer.writerow({k: repr(v) if isinstance(v, float) else v for k, v in row.as_dict().items()})
+        writer.writerow(
+            {k: repr(v) if isinstance(v, float) else v for k, v in row.as_dict().items()}
+        )
     return atomic_write(path, lambda file: file.write(text.getvalue().encode()))
 
 

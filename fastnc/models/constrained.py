@@ -32,6 +32,19 @@ class Constrained(Balanced):
     """The mean cross-entropy of `scale` times the logits; the constraint is the row's own."""
 
     scale = 1.0
+    source = "closed form: simplex ETF"
+
+    def norms(self) -> tuple[float, float]:
+        """Frobenius norms of W and H at the optimum."""
+        raise NotImplementedError
+
+    @property
+    def etf_gap(self) -> float:
+        """The logit of the own class above the others at a simplex ETF of these norms."""
+        norm_W, norm_H = self.norms()
+        return (
+            self.scale * norm_W * norm_H / float(np.sqrt(self.n_per_class)) / (self.n_classes - 1)
+        )
 
     def value_and_grads(self, W: Array, H: Array, bias: Array | None) -> Gradients:
         g = losses.cross_entropy(self.scale * W, H, self.y)
@@ -42,18 +55,21 @@ class Constrained(Balanced):
         g = losses.log_cross_entropy(self.scale * W, H, self.y)
         return Gradients(g.value, self.scale * g.W, g.H, None)
 
-    def _etf(self, norm_W: float, norm_H: float, source: str) -> Optimum:
-        """The ETF with these Frobenius norms of W and H."""
+    def optimum(self) -> Optimum:
+        """The simplex ETF of the class's docstring; d >= K - 1."""
         require_etf(self.n_classes, self.dim)
         K, n = self.n_classes, self.n_per_class
         E = frame(K, self.dim) / np.sqrt(K - 1)
-        gap = self.scale * norm_W * norm_H / np.sqrt(n) / (K - 1)
+        (norm_W, norm_H), gap = self.norms(), self.etf_gap
+        wrong = (K - 1) * np.exp(-gap)
         return Optimum(
-            value=float(np.log1p((K - 1) * np.exp(-gap))),
+            value=float(np.log1p(wrong)),
             W=norm_W * E,
             means=norm_H / np.sqrt(n) * E,
             y=self.y,
-            source=source,
+            source=self.source,
+            # log(log1p(x)) is log x once x is below the rounding of 1.
+            log_value=float(np.log(np.log1p(wrong)) if gap < 100.0 else np.log(K - 1) - gap),
         )
 
 
@@ -79,10 +95,15 @@ class Sphere(Constrained):
 
     paper = "this paper, Theorem 3.3"
     landscape = "no spurious local minimum on the sphere, Theorem 3.4"
+    source = "closed form: Theorem 3.3"
 
     def __post_init__(self) -> None:
         self._set_up_balanced()
         check_positive("radius", self.radius)
+        object.__setattr__(self, "radius", float(self.radius))
+
+    def norms(self) -> tuple[float, float]:
+        return self.radius / 2.0**0.5, self.radius / 2.0**0.5
 
     def retract(self, W: Array, H: Array) -> tuple[Array, Array]:
         scale = self.radius / np.hypot(np.linalg.norm(W), np.linalg.norm(H))
@@ -96,11 +117,6 @@ class Sphere(Constrained):
 
     def violation(self, W: Array, H: Array) -> float:
         return float(abs(np.hypot(np.linalg.norm(W), np.linalg.norm(H)) / self.radius - 1.0))
-
-    def optimum(self) -> Optimum:
-        """Theorem 3.3's closed form; d >= K - 1."""
-        norm = self.radius / np.sqrt(2.0)
-        return self._etf(norm, norm, "closed form: Theorem 3.3")
 
 
 @dataclass(frozen=True)
@@ -130,31 +146,28 @@ class NormConstrained(Constrained):
 
     def __post_init__(self) -> None:
         self._set_up_balanced()
-        check_positive("energy_W", self.energy_W)
-        check_positive("energy_H", self.energy_H)
+        for name in ("energy_W", "energy_H"):
+            check_positive(name, getattr(self, name))
+            object.__setattr__(self, name, float(getattr(self, name)))
 
-    def _norms(self) -> tuple[float, float]:
+    def norms(self) -> tuple[float, float]:
         return (
             float(np.sqrt(self.n_classes * self.energy_W)),
             float(np.sqrt(self.n_samples * self.energy_H)),
         )
 
     def retract(self, W: Array, H: Array) -> tuple[Array, Array]:
-        norm_W, norm_H = self._norms()
+        norm_W, norm_H = self.norms()
         return _scaled(W, norm_W), _scaled(H, norm_H)
 
     def pullback(self, W: Array, H: Array, grad_W: Array, grad_H: Array) -> tuple[Array, Array]:
-        norm_W, norm_H = self._norms()
+        norm_W, norm_H = self.norms()
         return _pulled(W, norm_W, grad_W), _pulled(H, norm_H, grad_H)
 
     def violation(self, W: Array, H: Array) -> float:
-        norm_W, norm_H = self._norms()
+        norm_W, norm_H = self.norms()
         excess = max(np.linalg.norm(W) / norm_W, np.linalg.norm(H) / norm_H) - 1.0
         return max(0.0, float(excess))
-
-    def optimum(self) -> Optimum:
-        """The simplex ETF above; d >= K - 1."""
-        return self._etf(*self._norms(), "closed form: simplex ETF")
 
 
 @dataclass(frozen=True)
@@ -191,7 +204,11 @@ class Normalized(Constrained):
                 f"`dim` must be at least 2; got {self.dim}. Unit vectors in one dimension are "
                 "only +1 and -1: there is nothing to optimise."
             )
-        object.__setattr__(self, "scale", float(self.temperature))
+        object.__setattr__(self, "temperature", float(self.temperature))
+        object.__setattr__(self, "scale", self.temperature)
+
+    def norms(self) -> tuple[float, float]:
+        return self.n_classes**0.5, self.n_samples**0.5
 
     def retract(self, W: Array, H: Array) -> tuple[Array, Array]:
         return _scaled(W, 1.0, 1), _scaled(H, 1.0, 1)
@@ -201,8 +218,3 @@ class Normalized(Constrained):
 
     def violation(self, W: Array, H: Array) -> float:
         return max(float(np.abs(np.linalg.norm(x, axis=1) - 1.0).max()) for x in (W, H))
-
-    def optimum(self) -> Optimum:
-        """The simplex ETF above; d >= K - 1."""
-        norm_W, norm_H = np.sqrt(self.n_classes), np.sqrt(self.n_samples)
-        return self._etf(norm_W, norm_H, "closed form: simplex ETF")

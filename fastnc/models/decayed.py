@@ -59,6 +59,7 @@ class WeightDecay(Balanced):
         alpha = self.label_smoothing
         if not (isinstance(alpha, (int, float, np.number)) and 0.0 <= float(alpha) < 1.0):
             raise ValueError(f"`label_smoothing` must lie in [0, 1); got {alpha!r}.")
+        object.__setattr__(self, "label_smoothing", float(alpha))
 
     def value_and_grads(
         self, W: NDArray[Any], H: NDArray[Any], bias: NDArray[Any] | None

@@ -39,7 +39,8 @@ class Optimum:
     """A known global optimum: its value, one minimiser, and where it comes from.
 
     Every rotation of the feature space turns a minimiser into another one; what they have
-    in common is in `gram_W` and `gram_H`.
+    in common is in `gram_W` and `gram_H`. (Where d is too small for all directions of a squared
+    error, which of equal ones are kept is a choice, and so are the Gram matrices.)
 
     Attributes
     ----------
@@ -50,6 +51,7 @@ class Optimum:
     bias : (K,) float64, or None for a model without one
     source : str, the theorem or the certificate
     certificate : float, relative duality gap of a computed optimum; 0 for a closed form
+    log_value : float, or None where `value` cannot be too small for a float
     """
 
     value: float
@@ -59,6 +61,7 @@ class Optimum:
     bias: Floats | None = field(repr=False, default=None)
     source: str = ""
     certificate: float = 0.0
+    log_value: float | None = None
 
     @property
     def H(self) -> Floats:
@@ -67,12 +70,12 @@ class Optimum:
 
     @property
     def gram_W(self) -> Floats:
-        """`W W^T (K, K)`, the same for every minimiser."""
+        """`W W^T (K, K)`."""
         return self.W @ self.W.T
 
     @property
     def gram_means(self) -> Floats:
-        """`M M^T (K, K)` of the class means, the same for every minimiser."""
+        """`M M^T (K, K)` of the class means."""
         return self.means @ self.means.T
 
     @property
@@ -120,6 +123,7 @@ class LayerPeeled:
                     "unconstrained layer-peeled model: use `fastnc.ULPM`."
                 )
             check_positive(name, value)
+            object.__setattr__(self, name, float(value))
         object.__setattr__(self, "balance", float(weight_decay_H / weight_decay_W) ** 0.25)
         object.__setattr__(self, "modulus", float(np.sqrt(weight_decay_W * weight_decay_H)))
 
