@@ -57,18 +57,6 @@ __all__ = ["__version__", *_HOME, *sorted(_MODULES)]
 
 
 class _Package(ModuleType):
-    """Keeps `fastnc.kkt` and the like functions when the file of that name is imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _HOME and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
-
-
-class _Package(ModuleType):
     def __setattr__(self, name: str, value: object) -> None:
         # Importing `fastnc.sweep`, the file, would put it in the place of the function.
         if isinstance(value, ModuleType) and _HOME.get(name) == name:

@@ -15,22 +15,14 @@ are ends of steps, never interpolated.
 
 from __future__ import annotations
 
-import math
-import warnings
+import os
+from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy.integrate import BDF, Radau
-from scipy.sparse import csc_matrix
-
 from fastnc import _arrays
-from fastnc._flow_newton import DirectSolver, FlowJacobian, KrylovSolver, Residuals
-from fastnc._progress import Bar, progress_bar
-from fastnc.descent import _fingerprint, start
-from fastnc.margin import TERMS, margin_decomposition
+from fastnc._flow_run import FlowRun
+from fastnc.descent import fingerprint, start
 from fastnc.models import ULPM
-from fastnc.stopping import Diverged, Interrupted, deferred_interrupt
 from fastnc.trajectory import Trajectory
 
 Solver = Literal["auto", "direct", "krylov"]
@@ -38,8 +30,6 @@ Solver = Literal["auto", "direct", "krylov"]
 # Above this many multiplications, one factorisation takes longer than a few hundred Hessian
 # products: about a second.
 _DIRECT_WORK = 2e10
-# Up to this K N d the gradient is a matter of microseconds on one thread.
-_SMALL = 200_000
 
 
 def flow(
@@ -52,6 +42,9 @@ def flow(
     *,
     rtol: float = 1e-8,
     solver: Solver = "auto",
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: float = 60.0,
+    resume: bool = False,
     progress: bool = False,
 ) -> Trajectory:
     """Gradient flow of the mean loss from t = 0 to t = 10^log10_time.
@@ -75,6 +68,13 @@ def flow(
     solver : "auto", "direct" or "krylov"
         Of the Newton systems: "direct" eliminates the features and factorises K d unknowns
         (Radau IIA), "krylov" needs only Hessian products (BDF with MINRES), for large K d.
+    checkpoint : path, optional
+        File to which the state is written every `checkpoint_every` seconds (0: after every step)
+        and at the end.
+    resume : bool
+        Go on from `checkpoint` if it exists, which may be of a nearer horizon. The end has the
+        same bits as without a stop; after a nearer horizon that is no snapshot of this run, the
+        same to `rtol`.
     progress : bool
         Show a progress bar on a terminal.
 
@@ -83,17 +83,20 @@ def flow(
     Trajectory
         Its first column is `log10_time`, -inf at t = 0. Beside the columns of every run it has
         `conserved_drift` (the largest change of an entry of `W^T W - H^T H`, over |W|^2) and
-        the terms of `margin_decomposition`. `about` has the final drifts and the work done.
+        the terms of `margin_decomposition`. `about` has the final drifts, the work done, and the
+        `start_singular_values` (see `fastnc.flow_law.aligned_singular_values`), the smallest of
+        which tells how long the start lingers.
 
     Raises
     ------
     ValueError, TypeError
-        Arguments that make no sense.
+        Arguments that make no sense, or a checkpoint that is damaged or of another problem.
     Diverged
         The integrator could not go on; the message says at which log10 t and why, and `.run`
         holds the snapshots until then.
     Interrupted
-        Ctrl-C; `.run` holds the snapshots until then.
+        Ctrl-C; the checkpoint, if any, has been written, and `.run` holds the snapshots until
+        then.
 
     Notes
     -----
@@ -113,35 +116,22 @@ def flow(
         )
     _arrays.check_positive("log10_time", log10_time)
     _arrays.check_count("snapshots", snapshots, 1)
+    _arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
     if not 1e-13 <= rtol <= 1e-2:
         raise ValueError(f"`rtol` must lie in 1e-13..1e-2; got {rtol!r}.")
     W, H = start(model, seed, W, H, "float64")
     about: dict[str, Any] = {
         "kind": "flow",
         "model": repr(model),
-        "log10_time": float(log10_time),
         "seed": int(seed),
         "snapshots": int(snapshots),
         "rtol": float(rtol),
         "solver": _choose(solver, model),
-        "start": _fingerprint(W, H, model.y),
+        "start": fingerprint(W, H, model.y),
     }
-    run = _Flow(model, W, H, about)
-    times = snapshot_times(float(log10_time), snapshots)
-    with deferred_interrupt() as interrupted, progress_bar(
-        len(times), "snapshots", "flow", show=progress
-    ) as bar:
-        return run.go(times, interrupted, bar)
-
-
-def snapshot_times(log10_time: float, a_decade: int) -> NDArray[np.float64]:
-    """log10 of the times after the start: `a_decade` a decade of t up to 10, of log t above."""
-    early = np.arange(-a_decade, a_decade) / a_decade
-    decades = max(math.log10(log10_time), 0.0)
-    late = 10.0 ** (np.arange(math.floor(decades * a_decade + 1e-9) + 1) / a_decade)
-    times = np.concatenate([early, late])
-    # The last time replaces a neighbour that differs from it by rounding only.
-    return np.append(times[times < log10_time - 1e-9 * max(1.0, log10_time)], log10_time)
+    path = None if checkpoint is None else Path(checkpoint)
+    run = FlowRun(model, W, H, about, float(log10_time), path, checkpoint_every)
+    return run.go(resume, progress)
 
 
 def _choose(solver: str, model: ULPM) -> str:
@@ -156,156 +146,3 @@ def _choose(solver: str, model: ULPM) -> str:
             return "direct" if work <= _DIRECT_WORK else "krylov"
         case _:
             raise ValueError(f"`solver` must be 'auto', 'direct' or 'krylov'; got {solver!r}.")
-
-
-class _Flow:
-    """One flow: its integrator, its conserved quantities, and its snapshots so far."""
-
-    def __init__(
-        self, model: ULPM, W: NDArray[Any], H: NDArray[Any], about: dict[str, Any]
-    ) -> None:
-        self.y, self.about, self.N = _arrays.row_major(model.y), about, model.n_samples
-        # The flow never leaves the span of the rows it starts from, and nothing measured depends
-        # on a rotation: with d > K + N, coordinates in that span are an exact reduction.
-        self.basis: NDArray[Any] | None = None
-        if W.shape[1] > len(W) + len(H):
-            basis, coordinates = np.linalg.qr(np.concatenate([W, H]).T)
-            self.basis = basis.T
-            W, H = np.split(np.ascontiguousarray(coordinates.T), [len(W)])
-        self.shape = W.shape
-        self.small = H.size * len(W) <= _SMALL
-        self.theta = np.concatenate([W.ravel(), H.ravel()])
-        self.gram, self.mean = W.T @ W - H.T @ H, W.mean(axis=0)
-        self.work = {"steps": 0, "evaluations": 0, "jacobians": 0, "factorisations": 0}
-        self.rows: list[dict[str, float]] = []
-
-    def go(self, times: NDArray[np.float64], interrupted: Any, bar: Bar) -> Trajectory:
-        """Integrate to each of the times in turn and measure there."""
-        log_times = times * math.log(10.0)
-        # log(1 + t) for small t; for t above e^37 it is log t itself.
-        grid = np.arcsinh(np.logaddexp(0.0, log_times))
-        self._measure(-math.inf)
-        try:
-            integrator = self._integrator(float(grid[0]))
-        except (ArithmeticError, np.linalg.LinAlgError) as error:
-            raise self._failed(0.0, str(error)) from None
-        for x, log10_t in zip(grid.tolist(), times.tolist(), strict=True):
-            integrator.t_bound, integrator.status = x, "running"
-            while integrator.status == "running":
-                if interrupted():
-                    where = _log10(integrator.t)
-                    raise Interrupted(
-                        f"stopped by Ctrl-C at log10 t = {where:.6g} of {times[-1]:g}.",
-                        self._trajectory("interrupted"),
-                    )
-                self._step(integrator)
-            self._measure(log10_t)
-            bar.update(1)
-        return self._trajectory("log10_time")
-
-    def _step(self, integrator: Any) -> None:
-        try:
-            # A stage that overshoots overflows to infinity, and the step is then made smaller.
-            with np.errstate(all="ignore"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                message = integrator.step()
-        except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
-            raise self._failed(integrator.t, str(error)) from None
-        self.work["steps"] += 1
-        if integrator.status == "failed" or not np.isfinite(integrator.y).all():
-            raise self._failed(integrator.t, message or "W or H is not finite")
-        self.theta = integrator.y
-
-    def _failed(self, x: float, why: str) -> Diverged:
-        return Diverged(
-            f"the flow stopped at log10 t = {_log10(x):.8g}: {why.rstrip('.')}. The run holds the "
-            "snapshots until then; a larger `rtol` may go further.",
-            self._trajectory("failed"),
-        )
-
-    def _integrator(self, bound: float) -> Any:
-        """scipy's integrator at x = 0, with our linear algebra in the place of its own."""
-        direct = self.about["solver"] == "direct"
-        make, rtol = (Radau if direct else BDF), self.about["rtol"]
-        scale = float(np.sqrt(np.mean(self.theta**2)))
-        size = len(self.theta)
-        with np.errstate(all="ignore"):
-            integrator: Any = make(
-                self._derivative, 0.0, self.theta, bound, rtol=rtol, atol=1e-2 * rtol * scale,
-                jac=csc_matrix((size, size)),
-            )  # fmt: skip
-
-        def factorise(system: FlowJacobian) -> DirectSolver | KrylovSolver:
-            self.work["factorisations"] += 1
-            return DirectSolver(system) if direct else KrylovSolver(system)
-
-        integrator.I = 1.0
-        integrator.jac = self._jacobian
-        integrator.J = self._jacobian(0.0, self.theta)
-        integrator.lu = factorise
-        integrator.solve_lu = lambda factors, right: factors.solve(right)
-        return integrator
-
-    def _split(self, theta: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        K, d = self.shape
-        return theta[: K * d].reshape(K, d), theta[K * d :].reshape(-1, d)
-
-    def _speed(self, x: float, log_loss: float) -> float:
-        """`dt/dx` times the mean loss, of logarithms: about log t / |theta|^2, never extreme."""
-        # numpy's exponential overflows to infinity where math's raises.
-        return float(math.cosh(x) * np.exp(math.sinh(x) + log_loss - math.log(self.N)))
-
-    def _derivative(self, x: float, theta: NDArray[Any]) -> NDArray[Any]:
-        from fastnc.kernels import cross_entropy_cpu, flow_cpu
-
-        self.work["evaluations"] += 1
-        out = np.empty_like(theta)
-        if self.small:
-            log_factor = math.log(math.cosh(x)) + math.sinh(x) - math.log(self.N)
-            flow_cpu.derivative(theta, *self.shape, self.y, log_factor, out)
-            return out
-        log_loss = np.empty(1)
-        arrays = *self._split(theta), self.y, log_loss, *self._split(out)
-        cross_entropy_cpu.log_loss_and_grads(*arrays)
-        out *= -self._speed(x, float(log_loss[0]))
-        return out
-
-    def _jacobian(self, x: float, theta: NDArray[Any], _: Any = None) -> FlowJacobian:
-        self.work["jacobians"] += 1
-        at = Residuals(*self._split(theta.copy()), self.y)
-        return FlowJacobian(at, self._speed(x, at.log_loss))
-
-    def _measure(self, log10_t: float) -> None:
-        from fastnc.snapshot import measure
-
-        W, H = self._split(self.theta)
-        terms = margin_decomposition(W, H, self.y)
-        row = {"log10_time": log10_t, **measure(W, H, self.y)}
-        row["conserved_drift"] = self._drifts()["gram_drift"]
-        self.rows.append(row | {name: float(getattr(terms, name)) for name in TERMS})
-
-    def _drifts(self) -> dict[str, float]:
-        """Changes of what the flow conserves: of `W^T W - H^T H` over |W|^2, of the mean."""
-        W, H = self._split(self.theta)
-        gram = float(np.abs(W.T @ W - H.T @ H - self.gram).max())
-        return {
-            "gram_drift": gram / float(np.vdot(W, W)) if gram else 0.0,
-            "mean_drift": float(np.abs(W.mean(axis=0) - self.mean).max()),
-        }
-
-    def _trajectory(self, stopped: str) -> Trajectory:
-        W, H = (np.array(x) for x in self._split(self.theta))
-        drifts = self._drifts()
-        if self.basis is not None:
-            W, H = W @ self.basis, H @ self.basis
-        columns = {name: np.array([row[name] for row in self.rows]) for name in self.rows[0]}
-        about = {**self.about, **drifts, "work": self.work, "stopped": stopped}
-        return Trajectory(columns, W, H, self.y, about)
-
-
-def _log10(x: float) -> float:
-    """log10 t of the independent variable."""
-    v = math.sinh(x)
-    if v == 0.0:
-        return -math.inf
-    return (math.log(math.expm1(v)) if v < 30.0 else v) / math.log(10.0)

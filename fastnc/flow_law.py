@@ -171,6 +171,27 @@ class Constants:
     smallest_singular_value: float  # of W_c + sqrt(n) M_c: small means a long way to these rates
 
 
+def aligned_singular_values(W: Any, H: Any, y: Any) -> Floats:
+    """The K - 1 largest singular values of `W_c + sqrt(n) M_c`, descending.
+
+    The part of a start that the flow amplifies; it shrinks `W_c - sqrt(n) M_c`. A direction in
+    which it is small has a low-rank KKT point of (5) for a neighbour, near which the flow lingers
+    for a long log time before the rates of `exponents` show. For unequal class sizes
+    `sqrt(n) M_c` becomes `(I - 11^T/K) diag(sqrt n_k) M`.
+
+    Parameters, Raises: as `margins`.
+    """
+    W64, H64, labels = checked(W, H, y)
+    K = len(W64)
+    counts = np.bincount(labels, minlength=K)
+    sums = np.zeros_like(W64)
+    np.add.at(sums, labels, H64)
+    total = W64 + sums / np.sqrt(np.maximum(counts, 1))[:, None]
+    values = np.linalg.svd(total - total.mean(axis=0), compute_uv=False)[: K - 1]
+    # With fewer features than K - 1 the missing directions have none.
+    return np.pad(values, (0, K - 1 - len(values)))
+
+
 def constants(W: Any, H: Any, y: Any) -> Constants:
     """The constants of the rates, from a state of a flow at `log t >= 6` or so.
 
@@ -208,14 +229,11 @@ def constants(W: Any, H: Any, y: Any) -> Constants:
     gram = W64.T @ W64 - H64.T @ H64 - K * np.outer(wbar, wbar)
     F = np.einsum("ka,ab,kb->k", U, gram, U)
     missing = K * (wbar @ wbar) + N * (mean_frozen @ mean_frozen) + (lengths**2).sum()
-    aligned = np.linalg.svd(
-        (W64 - wbar) + math.sqrt(n) * (means - mean), compute_uv=False, full_matrices=False
-    )
     return Constants(
         within_class=float(lengths.mean() * n**0.25 / math.sqrt(r)),
         margin_deficit=float(missing / (2.0 * math.sqrt(n) * (K - 1))),
         equinorm=float(F.std() / (4.0 * math.sqrt(n) * r)),
-        smallest_singular_value=float(aligned[K - 2]) if len(aligned) > K - 2 else 0.0,
+        smallest_singular_value=float(aligned_singular_values(W64, H64, labels)[-1]),
     )
 
 

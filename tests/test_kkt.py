@@ -2,6 +2,8 @@
 
 import math
 import re
+import subprocess
+import sys
 
 import mpmath as mp
 import numpy as np
@@ -194,3 +196,11 @@ def test_tensors_and_float32():
 def test_bad_arguments(W, H, y, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         fastnc.kkt(W, H, np.array(y))
+
+
+def test_a_function_is_not_hidden_by_the_file_of_its_name():
+    code = (
+        "from fastnc.kkt import kkt; from fastnc.flow import flow; import fastnc;"
+        "assert fastnc.kkt is kkt and fastnc.flow is flow"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

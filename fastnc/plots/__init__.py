@@ -5,7 +5,18 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_HOME = {"figure2": "collapse", "figure3": "training", "save": "_style", "summary": "collapse"}
+_HOME = {
+    "missing_margin": "margin",
+    "long_horizon": "flow",
+    "flow_summary": "flow",
+    "findings_chart": "findings",
+    "bands_summary": "bands",
+    "figure2": "collapse",
+    "figure3": "training",
+    "save": "_style",
+    "summary": "collapse",
+    "sweep_bands": "bands",
+}
 
 __all__ = list(_HOME)
 

@@ -1,0 +1,68 @@
+"""`fastnc flow`: the paper's model under gradient flow, as far as one likes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def flow(
+    n_classes: Annotated[int, typer.Option(help="Classes K, at least 2.")] = 5,
+    n_per_class: Annotated[int, typer.Option(help="Samples a class, n.")] = 10,
+    dim: Annotated[int, typer.Option(help="Features d.")] = 20,
+    log10_time: Annotated[float, typer.Option(help="log10 of the last time t.")] = 1000.0,
+    seed: Annotated[int, typer.Option(help="Seed of the Gaussian start.")] = 0,
+    snapshots: Annotated[
+        int, typer.Option(help="Snapshots a decade of t up to 10, and of log t after.")
+    ] = 40,
+    rtol: Annotated[float, typer.Option(help="Relative tolerance of a step.")] = 1e-8,
+    solver: Annotated[
+        Literal["auto", "direct", "krylov"], typer.Option(help="Of the Newton systems.")
+    ] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for everything written.")] = Path("runs/flow"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint, also to a later time.")
+    ] = False,
+    checkpoint_every: Annotated[
+        float, typer.Option(help="Seconds between checkpoints; 0: after every step.")
+    ] = 60.0,
+) -> None:
+    """Gradient flow on the unconstrained layer-peeled model to t = 10^log10_time.
+
+    Prints the fitted exponents and constants beside the predicted ones. Writes flow.png,
+    flow.pdf (from t = 10^10 on), margin.png, margin.pdf, run.npz, run.csv and checkpoint.npz to
+    --out.
+    """
+    from fastnc._files import out_dir
+    from fastnc.flow import flow as integrate
+    from fastnc.models import ULPM
+    from fastnc.stopping import Diverged, Interrupted
+
+    model = ULPM(n_classes, n_per_class, dim)
+    folder = out_dir(out)
+    checkpoint = folder / "checkpoint.npz"
+    if resume and not checkpoint.exists():
+        print(f"No checkpoint in {folder}: starting afresh.")
+    try:
+        run = integrate(
+            model, log10_time, seed, snapshots=snapshots, rtol=rtol, solver=solver,
+            checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume, progress=True,
+        )  # fmt: skip
+    except (Diverged, Interrupted) as stop:
+        stop.run.save(folder / "run.npz")
+        print(f"The snapshots so far are in {folder / 'run.npz'}.")
+        if isinstance(stop, Interrupted):
+            print("Go on with the same command and --resume.")
+        raise
+    written = [run.save(folder / "run.npz"), run.to_csv(folder / "run.csv")]
+    from fastnc.plots import flow_summary, long_horizon, missing_margin, save, summary
+
+    print(summary(run), flow_summary(run), sep="\n\n")
+    if run.log10_time[-1] >= 10.0:
+        written += save(long_horizon(run), folder / "flow")
+        written += save(missing_margin(run), folder / "margin")
+    else:
+        print("No figure: the rates need a horizon of t = 10^10 at least.")
+    print("\nWritten:", *written, sep="\n  ")

@@ -1,0 +1,215 @@
+"""A flow to its horizon: Figure 2 gone on, its exponents, its constants and what it conserves."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from fastnc.flow_law import Constants, constants, exponents, fitted_exponent
+from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL, log_log_time
+from fastnc.plots.collapse import PANELS, time_label
+from fastnc.plots.margin import stack_missing
+from fastnc.trajectory import Trajectory
+
+# Where the paper's Figure 2 ends: 1e5 epochs.
+PAPER_ENDS = 5.0
+
+
+def long_horizon(
+    run: Trajectory, descent: Trajectory | None = None, title: str | None = None
+) -> Figure:
+    """What Figure 2 turns into after its 1e5 epochs: a flow over log log t, in eight panels.
+
+    Top: the panels of `figure2`, with the predicted slopes dashed, what the paper shows shaded,
+    and, if given, a descent as dots (`t = lr * epoch`). Bottom: local exponents, measured
+    constants over predicted ones, what is missing to collapse, and the drift of what the flow
+    conserves.
+
+    Parameters
+    ----------
+    run : Trajectory
+        Of `fastnc.flow`, to t = 10^10 at least.
+    descent : Trajectory, optional
+        Of `fastnc.descend`.
+    """
+    _check(run)
+    figure = Figure(figsize=(15.0, 6.8), layout="constrained")
+    top, bottom = figure.subplots(2, 4)
+    for axes, (heading, lines) in zip(top, PANELS, strict=True):
+        _collapse(axes, run, descent, lines)
+        axes.set_title(heading, fontsize=11)
+    _exponents(bottom[0], run)
+    _constants(bottom[1], run)
+    stack_missing(bottom[2], run, relative=True)
+    bottom[2].set_title("(g) parts of $1 - $ margin ratio", fontsize=11)
+    bottom[2].legend(frameon=True, fontsize=6.5, loc="lower left")
+    _conserved(bottom[3], run)
+    for axes in bottom:
+        axes.set_xlabel(time_label(run))
+    if title is not None:
+        figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def flow_summary(run: Trajectory) -> str:
+    """A text table: fitted exponents and constants beside the predicted, and what is conserved."""
+    K, d = run.W.shape
+    high = float(run.log10_time[-1])
+    lines = []
+    if d >= K and high >= 10.0:
+        limits = _limits(run)
+        lines.append(
+            f"{'column':<24}{'exponent':>10}{'predicted':>11}{'constant':>12}{'predicted':>12}"
+            f"    exponents of log t for log10 t = {high / 10:g}..{high:g}"
+        )
+        for name, exponent in exponents(K, d).items():
+            values = _column(run, name)
+            found = fitted_exponent(run.log10_time, values, high / 10.0, high)
+            limit = limits.get(name)
+            constant = values[-1] * run["margin"][-1] ** -exponent
+            lines.append(
+                f"{name:<24}{found:>10.4f}{exponent:>11.1f}{constant:>12.5f}"
+                + (f"{limit:>12.5f}" if limit is not None else f"{'':>12}")
+            )
+    else:
+        lines.append("No exponents: they need d >= K and a horizon of log10 t >= 10.")
+    about = run.about
+    lines.append(
+        f"conserved: W^T W - H^T H drifts by {about['gram_drift']:.1e} of |W|^2, "
+        f"the mean classifier by {about['mean_drift']:.1e}"
+    )
+    values = about["start_singular_values"]
+    lines.append(
+        f"start: singular values of W_c + sqrt(n) M_c from {values[0]:.3g} down to "
+        f"{values[-1]:.3g}; a small last one means a long way to these exponents"
+    )
+    work = about["work"]
+    lines.append(
+        f"work: {work['steps']} steps, {work['evaluations']} gradients, "
+        f"{work['factorisations']} factorisations ({about['solver']})"
+    )
+    return "\n".join(lines)
+
+
+def _check(run: Trajectory) -> None:
+    if run.time != "log10_time":
+        raise ValueError("`run` must be of `fastnc.flow`; for a descent there is `figure2`.")
+    if run.log10_time[-1] < 10.0:
+        raise ValueError(
+            "`run` must reach t = 10^10 at least for its rates to show; it ends at "
+            f"10^{run.log10_time[-1]:.3g}. Use `figure2`, or run for longer."
+        )
+
+
+def _column(run: Trajectory, name: str) -> NDArray[np.float64]:
+    if name == "1 - beta":
+        # epsilon^2 q_min / (2 |theta|^2), without the cancellation of the subtraction.
+        energy = run["norm_W"] ** 2 + run["norm_H"] ** 2
+        return np.asarray(0.5 * run["epsilon"] ** 2 * run["margin"] / energy)
+    return 1.0 - run[name[4:]] if name.startswith("1 - ") else run[name]
+
+
+def _limits(run: Trajectory) -> dict[str, float]:
+    """Predicted limits of the columns times a^(1/2) or a, where they are known."""
+    if len(set(np.bincount(run.y, minlength=len(run.W)).tolist())) > 1:
+        return {}
+    found: Constants = constants(run.W, run.H, run.y)
+    return {
+        "within_class": found.within_class,
+        "equinorm_features": found.equinorm,
+        "equinorm_classifier": found.equinorm,
+        "1 - margin_ratio": found.margin_deficit,
+        "1 - beta": 0.5 * found.margin_deficit,
+    }
+
+
+def _collapse(
+    axes: Axes,
+    run: Trajectory,
+    descent: Trajectory | None,
+    lines: tuple[tuple[str, str, str], ...],
+) -> None:
+    times = run.log10_time
+    shown = times >= 1.0
+    axes.axvspan(1.0, PAPER_ENDS, color="0.93", lw=0, label="the paper's figure")
+    for name, colour, label in lines:
+        axes.plot(times[shown], run[name][shown], color=colour, lw=1.8, label=label)
+        if descent is not None:
+            descent_times = descent.log10_time + math.log10(descent.about["lr"])
+            some = (descent_times >= 1.0) & (np.arange(len(descent)) % 6 == 0)
+            axes.plot(
+                descent_times[some], descent[name][some], "o", ms=3.2, mfc="none", color=NEUTRAL,
+                label="gradient descent" if name == lines[-1][0] else None, lw=0,
+            )  # fmt: skip
+    name = lines[0][0]
+    K, d = run.W.shape
+    if d >= K:
+        slope = exponents(K, d)[name]
+        end = run[name][-1]
+        axes.plot(
+            times[shown], end * (times[shown] / times[-1]) ** slope, "--", color=NEUTRAL, lw=1.1,
+            label=r"$\propto (\log t)^{-1/2}$" if slope == -0.5 else r"$\propto 1/\log t$",
+        )  # fmt: skip
+        low = min(run[n][shown].min() for n, *_ in lines)
+        axes.set_ylim(low / 2.0, 3.0 * max(run[n][shown].max() for n, *_ in lines))
+    axes.set_yscale("log")
+    log_log_time(axes, 1.0, float(times[-1]))
+    axes.set_xlabel(time_label(run))
+    axes.grid(True, color="0.9", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _exponents(axes: Axes, run: Trajectory) -> None:
+    """Slopes of the log of a column over log log t, between snapshots."""
+    K, d = run.W.shape
+    names = dict.fromkeys(exponents(K, d) if d >= K else ("within_class", "self_duality"))
+    shown = run.log10_time >= 2.0
+    times = run.log10_time[shown]
+    for name in names:
+        values = np.log(_column(run, name)[shown])
+        slopes = np.gradient(values, np.log(times))
+        fast = name != "within_class"
+        axes.plot(
+            times, slopes, color=CLASSIFIER if fast else FEATURES, lw=0.9 if fast else 1.8,
+            alpha=0.6 if fast else 1.0,
+            label=None if name not in ("within_class", "1 - beta")
+            else "all others" if fast else "within class",
+        )  # fmt: skip
+    for level in (-0.5, -1.0):
+        axes.axhline(level, color=NEUTRAL, lw=1.0, ls="--")
+    axes.axvspan(1.0, PAPER_ENDS, color="0.93", lw=0)
+    axes.set_ylim(-1.6, 0.1)
+    axes.set_title(r"(e) local exponents of $\log t$", fontsize=11)
+    log_log_time(axes, 2.0, float(times[-1]))
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _constants(axes: Axes, run: Trajectory) -> None:
+    shown = run.log10_time >= 2.0
+    times, gap = run.log10_time[shown], run["margin"][shown]
+    K, d = run.W.shape
+    predicted = exponents(K, d) if d >= K else {}
+    for name, limit in _limits(run).items() if predicted else ():
+        ratio = _column(run, name)[shown] * gap ** -predicted[name] / limit
+        axes.plot(times, ratio, lw=1.3, label=name.replace("_", " "))
+    axes.axhline(1.0, color=NEUTRAL, lw=1.0, ls="--")
+    axes.set_ylim(0.0, 2.0)
+    axes.set_title("(f) constants, measured / predicted", fontsize=11)
+    log_log_time(axes, 2.0, float(times[-1]))
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _conserved(axes: Axes, run: Trajectory) -> None:
+    shown = run.log10_time >= 1.0
+    times = run.log10_time[shown]
+    axes.plot(times, np.maximum(run["conserved_drift"][shown], 1e-17), color=NEUTRAL, lw=1.3)
+    axes.set_yscale("log")
+    axes.set_ylim(1e-17, 1e-6)
+    axes.axhline(1e-8, color=CLASSIFIER, lw=1.0, ls="--")
+    axes.set_title(r"(h) drift of $W^{T}W - H^{T}H$, over $|W|^2$", fontsize=11)
+    log_log_time(axes, 1.0, float(times[-1]))
