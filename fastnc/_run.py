@@ -59,19 +59,20 @@ class Run:
         """Run to the end; raises `Diverged` or `Interrupted` with what there is by then."""
         path = None if checkpoint is None else Path(checkpoint)
         if resume and path is not None and path.exists():
-            self._take_up(path)
+            self.take_up(path)
         with (
             deferred_interrupt() as interrupted,
             progress_bar(self.epochs, "epochs", "descent", self.epoch, progress) as bar,
         ):
-            stopped = self._loop(path, every, interrupted, bar)
+            run = self.loop(path, every, interrupted, bar)
         if path is not None:
             self._save(path)
-        return self._trajectory(stopped)
+        return run
 
-    def _loop(
+    def loop(
         self, path: Path | None, every: float, interrupted: Callable[[], bool], bar: Bar
-    ) -> str:
+    ) -> Trajectory:
+        """Run to the end on this thread; the state goes to `path` meanwhile, not at the end."""
         saved = time.monotonic()
         slice_epochs = 1
         while True:
@@ -80,9 +81,9 @@ class Run:
                 and self.callback is not None
                 and self.callback(self.rows[-1])
             ):
-                return "callback"
+                return self._trajectory("callback")
             if self.epoch == self.epochs:
-                return "epochs"
+                return self._trajectory("epochs")
             now = time.monotonic()
             if path is not None and now - saved >= every:
                 self._save(path)
@@ -165,7 +166,8 @@ class Run:
     def _save(self, path: Path) -> None:
         Checkpoint(self.epoch, self.about, self.stepper.state(), self._columns()).save(path)
 
-    def _take_up(self, path: Path) -> None:
+    def take_up(self, path: Path) -> None:
+        """Go on from the checkpoint at `path`, which must be of the same problem."""
         found = Checkpoint.load(path, self.about)
         if found.epoch > self.epochs:
             raise ValueError(

@@ -54,14 +54,21 @@ class Checkpoint:
             raise ValueError(
                 f"the checkpoint {str(path)!r} is not one that fastnc wrote. Nothing was changed."
             ) from None
-        for name in sorted(problem.keys() | found.keys()):
-            if problem.get(name) != found.get(name):
-                raise ValueError(
-                    f"the checkpoint {str(path)!r} is of another problem: its `{name}` is "
-                    f"{describe(found.get(name))}, this run's is {describe(problem.get(name))}. "
-                    "Give the same options, or another folder, or do not resume."
-                )
+        check_same_problem(path, found, problem)
         return cls(epoch, found, state, columns)
+
+
+def check_same_problem(
+    path: str | os.PathLike[str], found: dict[str, Any], problem: dict[str, Any]
+) -> None:
+    """A checkpoint's problem must be the one at hand; the message says which value differs."""
+    for name in sorted(problem.keys() | found.keys()):
+        if problem.get(name) != found.get(name):
+            raise ValueError(
+                f"the checkpoint {str(path)!r} is of another problem: its `{name}` is "
+                f"{describe(found.get(name))}, this run's is {describe(problem.get(name))}. "
+                "Give the same options, or another folder, or do not resume."
+            )
 
 
 def _under(prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

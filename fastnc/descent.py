@@ -95,11 +95,32 @@ def descend(
     >>> bool(run["margin"][-1] > 0)
     True
     """
+    _arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
+    run = prepare(
+        model, lr, epochs, seed, W, H, snapshots, dtype, device, schedule, noise, callback
+    )
+    return run.go(checkpoint, checkpoint_every, resume, progress)
+
+
+def prepare(
+    model: Any,
+    lr: float,
+    epochs: int,
+    seed: int,
+    W: NDArray[Any] | None,
+    H: NDArray[Any] | None,
+    snapshots: int,
+    dtype: str | None,
+    device: str = "cpu",
+    schedule: str = "constant",
+    noise: float = 0.0,
+    callback: Callback | None = None,
+) -> Run:
+    """A run at its first epoch, its arguments checked as `descend` describes them."""
     _arrays.check_positive("lr", lr)
     _arrays.check_count("epochs", epochs, 1)
     _arrays.check_count("snapshots", snapshots, 1)
     _arrays.check_at_least_zero("noise", noise)
-    _arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
     W, H = start(model, seed, W, H, dtype)
     about = {
         "kind": "descent",
@@ -111,17 +132,21 @@ def descend(
         "schedule": schedule,
         "noise": float(noise),
         "snapshots": int(snapshots),
-        "start": _fingerprint(W, H, model.y),
+        "start": fingerprint(W, H, model.y),
     }
     stepper = choose_stepper(model, W, H, lr, schedule, noise, seed, device)
-    run = Run(stepper, model.y, about, epochs, callback)
-    return run.go(checkpoint, checkpoint_every, resume, progress)
+    return Run(stepper, model.y, about, epochs, callback)
 
 
 def start(
     model: Any, seed: int, W: Any, H: Any, dtype: str | None
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Copies of the given W and H, or the model's own Gaussian start, checked."""
+    if not all(hasattr(model, name) for name in ("n_classes", "n_samples", "dim", "init", "y")):
+        raise TypeError(
+            "`model` must be a `fastnc.ULPM` or one of `fastnc.models`; "
+            f"got {type(model).__name__}."
+        )
     given = {name: x for name, x in (("W", W), ("H", H)) if x is not None}
     rows = {"W": model.n_classes, "H": model.n_samples}
     for name, x in given.items():
@@ -178,7 +203,8 @@ def choose_stepper(
             )
 
 
-def _fingerprint(*arrays: NDArray[Any]) -> str:
+def fingerprint(*arrays: NDArray[Any]) -> str:
+    """A short text that differs whenever a byte of the arrays does."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data)

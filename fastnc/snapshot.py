@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from fastnc._arrays import row_major
 from fastnc.metrics import NAMES
 
+Floats = NDArray[np.float64]
+
 OBJECTIVE = ("log_loss", "log_grad_norm", "grad_norm", "norm_W", "norm_H", "beta", "epsilon")
 COLUMNS = (*OBJECTIVE, *NAMES)
 
@@ -27,32 +29,21 @@ def measure(W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64]) -> dict[str,
 
     Cost: one pass for the loss and its gradients, one for the geometry.
     """
-    from fastnc.kernels.cross_entropy_cpu import log_loss_and_grads
-    from fastnc.kernels.geometry_cpu import geometry
+    from fastnc.kernels.geometry_cpu import SERIAL_WORK, geometry
 
-    W, H, y = row_major(W, np.float64), row_major(H, np.float64), row_major(y, np.int64)
-    log_loss, values = np.empty(1), np.empty(len(NAMES))
-    grad_W, grad_H = np.empty_like(W), np.empty_like(H)
-    log_loss_and_grads(W, H, y, log_loss, grad_W, grad_H)
-    norm_W, norm_H = float(np.linalg.norm(W)), float(np.linalg.norm(H))
+    W = np.ascontiguousarray(W, dtype=np.float64)
+    H = np.ascontiguousarray(H, dtype=np.float64)
+    summarise = _small_objective if len(W) * H.size < SERIAL_WORK else _objective
+    log_loss, slope, norm_W, norm_H, gap = summarise(W, H, y)
     norm = math.hypot(norm_W, norm_H)
-    if not (math.isfinite(log_loss[0]) and norm < _LARGEST_NORM):
+    if not (math.isfinite(log_loss) and norm < _LARGEST_NORM):
         return dict.fromkeys(COLUMNS, math.nan)
+    values = np.empty(len(NAMES))
     geometry(W, H, y, values)
     row = dict(zip(NAMES, values.tolist(), strict=True))
 
-    slope = math.hypot(float(np.linalg.norm(grad_W)), float(np.linalg.norm(grad_H)))
-    mean_log_loss = float(log_loss[0]) - math.log(len(y))
+    mean_log_loss = log_loss - math.log(len(y))
     log_grad_norm = mean_log_loss + math.log(slope) if slope > 0.0 else -math.inf
-    # theta and the gradient become opposite: their normalised sum is 1 - beta without the
-    # cancellation that a scalar product close to 1 would carry.
-    gap = math.nan
-    if norm > 0.0 and slope > 0.0:
-        grad_W /= slope
-        grad_H /= slope
-        grad_W += W / norm
-        grad_H += H / norm
-        gap = 0.5 * (float(np.vdot(grad_W, grad_W)) + float(np.vdot(grad_H, grad_H)))
     margin = row["margin"]
     objective = (
         mean_log_loss,
@@ -64,3 +55,34 @@ def measure(W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64]) -> dict[str,
         norm * math.sqrt(2.0 * gap / margin) if margin > 0.0 else math.nan,
     )
     return dict(zip(OBJECTIVE, objective, strict=True)) | row
+
+
+def _small_objective(W: Floats, H: Floats, y: NDArray[np.int64]) -> list[float]:
+    """log of the summed loss, |grad| over the loss, |W|, |H|, 1 - beta: on this thread alone."""
+    from fastnc.kernels.snapshot_cpu import N_VALUES, objective
+
+    values = np.empty(N_VALUES)
+    objective(W, H, y, values)
+    return [float(v) for v in values]
+
+
+def _objective(W: Floats, H: Floats, y: NDArray[np.int64]) -> list[float]:
+    """The same on all threads."""
+    from fastnc.kernels.cross_entropy_cpu import log_loss_and_grads
+
+    log_loss = np.empty(1)
+    grad_W, grad_H = np.empty_like(W), np.empty_like(H)
+    log_loss_and_grads(W, H, y, log_loss, grad_W, grad_H)
+    norm_W, norm_H = float(np.linalg.norm(W)), float(np.linalg.norm(H))
+    norm = math.hypot(norm_W, norm_H)
+    slope = math.hypot(float(np.linalg.norm(grad_W)), float(np.linalg.norm(grad_H)))
+    # theta and the gradient become opposite: their normalised sum is 1 - beta without the
+    # cancellation that a scalar product close to 1 would carry.
+    gap = math.nan
+    if norm > 0.0 and slope > 0.0:
+        grad_W /= slope
+        grad_H /= slope
+        grad_W += W / norm
+        grad_H += H / norm
+        gap = 0.5 * (float(np.vdot(grad_W, grad_W)) + float(np.vdot(grad_H, grad_H)))
+    return [float(log_loss[0]), slope, norm_W, norm_H, gap]

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from fastnc.trajectory import Trajectory
 
@@ -19,9 +20,12 @@ class Diverged(ArithmeticError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C fell during a run; `run` holds the snapshots until then."""
+    """Ctrl-C fell during a run; `run` holds the snapshots until then.
 
-    def __init__(self, message: str, run: Trajectory) -> None:
+    Of a sweep, `run` is the `Sweep` of the runs that were done.
+    """
+
+    def __init__(self, message: str, run: Any) -> None:
         super().__init__(message)
         self.run = run
 

@@ -7,6 +7,7 @@ import numpy as np
 from numba import njit
 
 from fastnc.kernels import cross_entropy_cpu
+from fastnc.kernels.geometry_cpu import SERIAL_WORK
 from fastnc.kernels.simd_cpu import (
     EXP_LIMIT,
     N_REGISTERS,
@@ -194,6 +195,23 @@ def _fused_epochs(K, group, wide, native, limit, compensated):
     return epochs_of
 
 
+@njit(**_OPTIONS)
+def _to_rows(matrix, rows, tile, stride):
+    """Tiles of `tile` rows of a matrix, each transposed, its columns `stride` floats apart."""
+    for i in range(matrix.shape[0]):
+        place = i // tile * matrix.shape[1] * stride + i % tile
+        for f in range(matrix.shape[1]):
+            rows[place + f * stride] = matrix[i, f]
+
+
+@njit(**_OPTIONS)
+def _from_rows(matrix, rows, tile, stride):
+    for i in range(matrix.shape[0]):
+        place = i // tile * matrix.shape[1] * stride + i % tile
+        for f in range(matrix.shape[1]):
+            matrix[i, f] = rows[place + f * stride]
+
+
 def _round_up(n, multiple):
     return -(-n // multiple) * multiple
 
@@ -215,43 +233,31 @@ def _descend_fused(W, H, W_low, H_low, y, step, epochs):
     padded = _round_up(N, native)
     n_chunks = -(-padded * padded_K * dtype.itemsize // CHUNK_BYTES)
     chunk = _round_up(-(-padded // n_chunks), line)
-    n_chunks = -(-padded // chunk)
     # An odd number of cache lines a row: no two rows of H then fall into the same few sets.
     row = (chunk // line | 1) * line
 
-    def flat(matrix):
-        out = _aligned_zeros(_round_up(padded_K * d, native), dtype)
-        out[: padded_K * d].reshape(d, padded_K)[:, :K] = matrix.T
+    def rows(matrix, tile, stride):
+        out = _aligned_zeros(_round_up(-(-len(matrix) // tile) * d * stride, native), dtype)
+        _to_rows(matrix, out, tile, stride)
         return out
-
-    def unflat(values):
-        return values[: padded_K * d].reshape(d, padded_K)[:, :K].T
-
-    def rows(matrix):
-        out = _aligned_zeros(n_chunks * d * row, dtype)
-        samples = np.zeros((n_chunks * chunk, d), dtype)
-        samples[:N] = matrix
-        samples = samples.reshape(n_chunks, chunk, d).transpose(0, 2, 1)
-        out.reshape(n_chunks, d, row)[:, :, :chunk] = samples
-        return out
-
-    def unrows(values):
-        samples = values.reshape(n_chunks, d, row)[:, :, :chunk].transpose(0, 2, 1)
-        return samples.reshape(n_chunks * chunk, d)[:N]
 
     labels, steps = _aligned_zeros(padded, dtype), _aligned_zeros(padded, dtype)
     labels[:N], steps[:N] = y, step
-    W_flat, H_rows = flat(W), rows(H)
-    nothing = np.zeros(0, dtype)
-    W_rest, H_rest = (flat(W_low), rows(H_low)) if compensated else (nothing, nothing)
-    dW, G = _aligned_zeros(W_flat.size * native, dtype), _aligned_zeros(chunk, dtype)
+    W_rows, H_rows = rows(W, padded_K, padded_K), rows(H, chunk, row)
+    W_rest = rows(W_low, padded_K, padded_K) if compensated else W_low.ravel()
+    H_rest = rows(H_low, chunk, row) if compensated else H_low.ravel()
+    dW, G = _aligned_zeros(W_rows.size * native, dtype), _aligned_zeros(chunk, dtype)
     R = _aligned_zeros(chunk * padded_K, dtype)
     run = _fused_epochs(K, group, wide, native, EXP_LIMIT[dtype.name], compensated)
-    run(W_flat, H_rows, W_rest, H_rest, dW, R, G, labels, steps, d, chunk, row, epochs)
+    run(W_rows, H_rows, W_rest, H_rest, dW, R, G, labels, steps, d, chunk, row, epochs)
 
-    W[:], H[:] = unflat(W_flat), unrows(H_rows)
-    if compensated:
-        W_low[:], H_low[:] = unflat(W_rest), unrows(H_rest)
+    for matrix, values, tile, stride in (
+        (W, W_rows, padded_K, padded_K),
+        (H, H_rows, chunk, row),
+        (W_low, W_rest, padded_K, padded_K),
+        (H_low, H_rest, chunk, row),
+    ):
+        _from_rows(matrix, values, tile, stride)
 
 
 @njit(**_OPTIONS)
@@ -280,6 +286,11 @@ def _descend_in_chunks(W, H, W_low, H_low, y, scale, lr, epochs):
 
 # Most classes whose logits are held in registers.
 FUSED_CLASSES = 16
+
+
+def stays_on_one_thread(n_classes, dim, n_samples):
+    """Whether `descend` and a snapshot run on the calling thread alone."""
+    return n_classes <= FUSED_CLASSES and n_classes * dim * n_samples < SERIAL_WORK
 
 
 def descend(W, H, W_low, H_low, y, scale, lr, epochs):

@@ -42,6 +42,16 @@ def test_every_public_name_resolves():
         _ = fastnc.lose
 
 
+def test_importing_a_file_leaves_the_function_of_its_name():
+    code = (
+        "import fastnc, fastnc.sweep, fastnc.flow, fastnc.kkt, sys;"
+        "print([callable(getattr(fastnc, n)) for n in ('sweep', 'flow', 'kkt')], "
+        "sys.modules['fastnc.sweep'].__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[True,", "True,", "True]", "fastnc.sweep"]
+
+
 def test_every_file_says_what_it_is_and_stays_readable():
     import ast
 

@@ -51,9 +51,7 @@ def figure2(run: Trajectory, title: str | None = None) -> Figure:
         axes.set_yscale("log")
         log_log_time(axes, 1.0, max(float(log10_time[-1]), 1.0 + 1e-3))
         axes.set_title(heading, fontsize=11)
-        axes.set_xlabel(
-            "epoch t (log log scale)" if run.time == "epoch" else "time t (log log scale)"
-        )
+        axes.set_xlabel(time_label(run))
         axes.grid(True, which="both", color="0.9", lw=0.6)
         axes.set_axisbelow(True)
         if len(lines) > 1:
@@ -67,21 +65,33 @@ def summary(run: Trajectory) -> str:
     """A text table of Figure 2's quantities and the margin at t = 10, 100, ... and the end."""
     names = [name for _, lines in PANELS for name, *_ in lines] + ["nc1", "margin", "margin_ratio"]
     names = [name for name in names if name in run]
-    last = float(run.log10_time[-1])
-    times = (
-        [float(u) for u in range(1, int(np.floor(last)) + 1)]
-        if last <= 12
-        else [10.0**e for e in range(int(np.floor(np.log10(last))) + 1)]
-    )
-    if not times or times[-1] < last:
-        times.append(last)
+    times = summary_times(run)
     width = max(map(len, names))
-    lines = [f"{'t':<{width}}" + "".join(f"{_time(u):>12}" for u in times)]
+    lines = [f"{'t':<{width}}" + "".join(f"{time_text(u):>12}" for u in times)]
     lines += [
         f"{name:<{width}}" + "".join(f"{v:>12.4g}" for v in run.at(name, times)) for name in names
     ]
     return "\n".join(lines)
 
 
-def _time(log10_time: float) -> str:
+def summary_times(run: Trajectory) -> list[float]:
+    """log10 of the times of a table: 10, 100, ... or, of a long flow, powers of these; the end."""
+    last = float(run.log10_time[-1])
+    if last < 1.0:
+        return [last]
+    times = (
+        [float(u) for u in range(1, int(np.floor(last)) + 1)]
+        if last <= 12
+        else [10.0**e for e in range(int(np.floor(np.log10(last))) + 1)]
+    )
+    return times if times and times[-1] >= last else [*times, last]
+
+
+def time_text(log10_time: float) -> str:
+    """A time as a table's heading."""
     return f"{10.0**log10_time:.3g}" if log10_time <= 12 else f"10^{log10_time:g}"
+
+
+def time_label(run: Trajectory) -> str:
+    """What stands below the time's axis."""
+    return f"{'epoch' if run.time == 'epoch' else 'time'} t (log log scale)"

@@ -45,3 +45,13 @@ class PlainDescent:
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
         for name, values in state.items():
             np.copyto(getattr(self, name), values)
+
+
+def stays_on_one_thread(model: Any) -> bool:
+    """Whether epochs and snapshots of `model` run on the calling thread alone."""
+    from fastnc.kernels.trajectory_cpu import stays_on_one_thread
+    from fastnc.models import ULPM
+
+    return isinstance(model, ULPM) and stays_on_one_thread(
+        model.n_classes, model.dim, model.n_samples
+    )

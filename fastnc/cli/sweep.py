@@ -1,0 +1,77 @@
+"""`fastnc sweep`: many seeds and settings at once, medians and quantile bands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def sweep(
+    n_classes: Annotated[
+        list[int], typer.Option(help="Classes K, at least 2; again for several.")
+    ] = [5],  # noqa: B006
+    n_per_class: Annotated[
+        list[int], typer.Option(help="Samples a class, n; again for several.")
+    ] = [10],  # noqa: B006
+    dim: Annotated[list[int], typer.Option(help="Features d; again for several.")] = [20],  # noqa: B006
+    lr: Annotated[
+        list[float], typer.Option(help="Step size on the mean loss; again for several.")
+    ] = [5.0],  # noqa: B006
+    epochs: Annotated[int, typer.Option(help="Epochs of gradient descent a run.")] = 100_000,
+    seeds: Annotated[int, typer.Option(help="Starts a setting.")] = 256,
+    seed: Annotated[int, typer.Option(help="The first of the seeds, which are consecutive.")] = 0,
+    dtype: Annotated[
+        Literal["float64", "float32"], typer.Option(help="float32 is compensated.")
+    ] = "float64",
+    snapshots: Annotated[int, typer.Option(help="Snapshots a decade of epochs.")] = 40,
+    threads: Annotated[
+        int | None, typer.Option(help="Runs at once; by default one a core.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for everything written.")] = Path("runs/sweep"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    checkpoint_every: Annotated[
+        float, typer.Option(help="Seconds between checkpoints; 0: at every opportunity.")
+    ] = 60.0,
+) -> None:
+    """Many runs of `fastnc ulpm` at once: medians, and where half and nine in ten of the runs lie.
+
+    Every combination of the given --n-classes, --n-per-class, --dim and --lr is a setting of its
+    own, run from --seeds starts. Writes sweep.png, sweep.pdf, runs.npz, runs.csv and
+    checkpoint.npz to --out.
+    """
+    from itertools import product
+
+    from fastnc import _arrays
+    from fastnc._files import out_dir
+    from fastnc.models import ULPM
+    from fastnc.stopping import Interrupted
+    from fastnc.sweep import sweep as run_sweep
+
+    _arrays.check_count("seeds", seeds, 1)
+    _arrays.check_count("seed", seed, 0)
+    models = [ULPM(*sizes) for sizes in product(n_classes, n_per_class, dim)]
+    folder = out_dir(out)
+    checkpoint = folder / "checkpoint.npz"
+    if resume and not checkpoint.exists():
+        print(f"No checkpoint in {folder}: starting afresh.")
+    try:
+        runs = run_sweep(
+            models, lr, epochs, range(seed, seed + seeds), snapshots, dtype=dtype, threads=threads,
+            checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume, progress=True,
+        )  # fmt: skip
+    except Interrupted as stop:
+        if len(stop.run):
+            print(f"The {len(stop.run)} runs so far are in {stop.run.save(folder / 'runs.npz')}.")
+        print("Go on with the same command and --resume.")
+        raise
+    written = [runs.save(folder / "runs.npz"), runs.to_csv(folder / "runs.csv")]
+    from fastnc.plots import bands_summary, save, sweep_bands
+
+    print(bands_summary(runs))
+    try:
+        written += save(sweep_bands(runs), folder / "sweep")
+    except ValueError as reason:
+        print(f"\nNo figure: {reason}")
+    print("\nWritten:", *written, sep="\n  ")

@@ -1,0 +1,103 @@
+"""Quantile bands of many runs: Figure 2 of the paper with what the seed makes of it."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fastnc.plots._style import log_log_time
+from fastnc.plots.collapse import PANELS, summary_times, time_label, time_text
+from fastnc.trajectories import Trajectories
+
+# Half of the runs lie in the band, nine in ten between the thin lines.
+LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+_MOST_ROWS = 8
+
+
+def sweep_bands(runs: Trajectories, title: str | None = None) -> Figure:
+    """Figure 2's panels, with the median over many runs and where most of them lie.
+
+    A band holds half of the runs, thin lines hold nine in ten. One row of panels a setting
+    (shape, step size, dtype). x is log log t, y is logarithmic, and the panels of a column share
+    it. Times below 10 are left out.
+    """
+    settings = runs.settings()
+    if not 1 <= len(settings) <= _MOST_ROWS:
+        raise ValueError(
+            f"`runs` must have 1 to {_MOST_ROWS} settings to be drawn; got {len(settings)}. "
+            "Draw some of `runs.settings()` at a time."
+        )
+    ends = {name: _end(group) for name, group in settings.items()}
+    short = [name for name, end in ends.items() if end < 1.0]
+    if short:
+        raise ValueError(
+            "a figure on the log log t axis needs times of at least 10; the runs of "
+            f"{short[0]} end before. Run for longer."
+        )
+    figure = Figure(figsize=(13.0, 0.4 + 3.1 * len(settings)), layout="constrained")
+    rows = figure.subplots(len(settings), len(PANELS), squeeze=False, sharey="col")
+    for i, (name, group) in enumerate(settings.items()):
+        for axes, (heading, lines) in zip(rows[i], PANELS, strict=True):
+            for column, colour, label in lines:
+                _bands(axes, group, column, colour, label)
+            axes.set_yscale("log")
+            log_log_time(axes, 1.0, max(ends[name], 1.0 + 1e-3))
+            axes.grid(True, which="both", color="0.9", lw=0.6)
+            axes.set_axisbelow(True)
+            if i == 0:
+                axes.set_title(heading, fontsize=11)
+                if len(lines) > 1:
+                    axes.legend(frameon=False, fontsize=9)
+            if i == len(settings) - 1:
+                axes.set_xlabel(time_label(group.longest))
+        shape, step = name.rsplit(", lr", 1)
+        rows[i, 0].set_ylabel(f"{shape}\nlr{step}\n{len(group)} runs", fontsize=9)
+    if title is not None:
+        figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def _end(runs: Trajectories) -> float:
+    """log10 of the last time, -inf where nothing was measured."""
+    return float(np.max(runs.longest.log10_time, initial=-np.inf))
+
+
+def _bands(axes: Axes, runs: Trajectories, column: str, colour: str, label: str) -> None:
+    log10_time = runs.longest.log10_time
+    shown = log10_time >= 1.0
+    low, lower, median, upper, high = runs.quantiles(column, LEVELS)[:, shown]
+    x = log10_time[shown]
+    axes.fill_between(x, lower, upper, color=colour, alpha=0.25, lw=0)
+    for edge in (low, high):
+        axes.plot(x, edge, color=colour, lw=0.8, alpha=0.7)
+    axes.plot(x, median, color=colour, lw=1.8, label=label)
+
+
+def bands_summary(runs: Trajectories) -> str:
+    """A text table for each setting: median [5 %, 95 %] of Figure 2's quantities and the margin."""
+    names = [name for _, lines in PANELS for name, *_ in lines] + ["margin", "margin_ratio"]
+    width = max(map(len, names))
+    tables = []
+    for setting, group in runs.settings().items():
+        stopped = sum(run.about["stopped"] == "diverged" for run in group)
+        head = f"{setting}: {len(group)} runs" + (f", {stopped} diverged" if stopped else "")
+        if not len(group.longest):
+            tables.append(head)
+            continue
+        every = summary_times(group.longest)
+        # Three times fit a terminal.
+        times = sorted({every[0], every[len(every) // 2], every[-1]})
+        at = np.searchsorted(group.longest.log10_time, np.asarray(times) + 1e-12, "right") - 1
+        lines = [
+            head,
+            f"{'t: median [5 %, 95 %]':<{width}}" + "".join(f"{time_text(u):>28}" for u in times),
+        ]
+        for name in names:
+            low, median, high = group.quantiles(name, (0.05, 0.5, 0.95))[:, np.maximum(at, 0)]
+            cells = (
+                f"{m:.4g} [{a:.3g}, {b:.3g}]" for m, a, b in zip(median, low, high, strict=True)
+            )
+            lines.append(f"{name:<{width}}" + "".join(f"{cell:>28}" for cell in cells))
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)

@@ -1,0 +1,76 @@
+"""`fastnc sweep` as a user types it."""
+
+import subprocess
+import sys
+import time
+from signal import SIGINT
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import fastnc
+from fastnc.cli import build
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(build(), ["sweep", *map(str, arguments)])
+
+
+def test_writes_bands_a_table_and_the_runs(tmp_path):
+    done = invoke(
+        "--epochs", 200, "--seeds", 3, "--seed", 4, "--lr", 5, "--lr", 1, "--out", tmp_path
+    )
+    assert done.exit_code == 0, done.output
+    for name in ("sweep.png", "sweep.pdf", "runs.npz", "runs.csv"):
+        assert (tmp_path / name).stat().st_size > 1000 and name in done.output
+    assert "K=5, N=50, d=20, lr=1, float64: 3 runs" in done.output
+    runs = fastnc.Trajectories.load(tmp_path / "runs.npz")
+    alone = fastnc.descend(fastnc.ULPM(5, 10, 20), lr=1.0, epochs=200, seed=5)
+    assert len(runs) == 6 and runs[4].H.tobytes() == alone.H.tobytes()
+
+
+def test_what_diverged_is_counted_and_short_runs_have_no_figure(tmp_path):
+    done = invoke("--epochs", 5, "--seeds", 2, "--lr", 1e200, "--out", tmp_path)
+    assert done.exit_code == 0 and "2 runs, 2 diverged" in done.output
+    assert "No figure: a figure on the log log t axis needs times of at least 10" in done.output
+
+
+def test_interrupt_saves_and_resume_goes_on(tmp_path):
+    options = ["--epochs", "1000000", "--seeds", "2", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastnc", "sweep", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "checkpoint.npz").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130 and "Traceback" not in err
+    assert "stopped by Ctrl-C: 0 of 2 runs are done; the state is in" in err and "--resume" in out
+    assert invoke(*options, "--resume").exit_code == 0
+    runs = fastnc.Trajectories.load(tmp_path / "runs.npz")
+    alone = fastnc.descend(fastnc.ULPM(5, 10, 20), epochs=1_000_000, seed=1)
+    np.testing.assert_array_equal(runs[1].W, alone.W)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--n-classes", 1], "`n_classes` must be an integer of at least 2; got 1"),
+        (["--seeds", 0], "`seeds` must be an integer of at least 1; got 0"),
+        (["--seed", -2], "`seed` must be an integer of at least 0; got -2"),
+        (["--lr", 5, "--lr", -5], "`lr` must be a positive number; got -5.0"),
+        (["--epochs", 0], "`epochs` must be an integer of at least 1; got 0"),
+        (["--threads", 0], "`threads` must be an integer of at least 1"),
+        (["--lr", "fast"], "--lr"),
+    ],
+)
+def test_bad_options_are_told_in_a_sentence(tmp_path, arguments, sentence):
+    done = invoke(*arguments, "--out", tmp_path)
+    assert done.exit_code == 2 and sentence in done.output and "Traceback" not in done.output
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,74 @@
+"""A list of trajectories: one file, quantiles that leave out what had ended, settings."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from fastnc import Trajectories, Trajectory
+
+
+def made(seed, rows, K=2, N=4, dtype="float64", lr=5.0):
+    rng = np.random.default_rng(seed)
+    columns = {"epoch": np.arange(rows), "margin": seed + np.arange(rows) / 3}
+    W, H = rng.normal(size=(K, 3)).astype(dtype), rng.normal(size=(N, 3)).astype(dtype)
+    model = f"ULPM(n_classes={K}, dim=3)"
+    about = {"model": model, "lr": lr, "seed": seed, "dtype": dtype, "stopped": "epochs"}
+    return Trajectory(columns if rows else {"epoch": []}, W, H, np.arange(N) % K, about)
+
+
+@pytest.fixture
+def runs():
+    return Trajectories(
+        [made(0, 5), made(1, 3), made(2, 5, K=3), made(3, 5, dtype="float32"), made(4, 0)]
+    )
+
+
+def test_save_and_load_keep_every_bit_and_the_order(runs, tmp_path):
+    back = Trajectories.load(runs.save(tmp_path / "runs.npz"))
+    assert len(back) == len(runs)
+    for run, other in zip(runs, back, strict=True):
+        assert run.about == other.about and len(run) == len(other)
+        for name in run.columns:
+            assert run[name].tobytes() == other[name].tobytes()
+        for name in ("W", "H", "y"):
+            assert getattr(run, name).tobytes() == getattr(other, name).tobytes()
+            assert getattr(run, name).dtype == getattr(other, name).dtype
+
+
+def test_quantiles_leave_out_what_had_ended(runs):
+    assert runs.longest is runs[0]
+    stack = runs.stack("margin")
+    assert stack.shape == (5, 5) and np.isnan(stack[1, 3:]).all() and np.isnan(stack[4]).all()
+    median, high = runs.quantiles("margin", [0.5, 1.0])
+    # Of 0, 1, 2, 3 at first; of 0, 2, 3 once the second run has ended.
+    np.testing.assert_allclose(median[[0, 4]], [1.5, 2 + 4 / 3], rtol=1e-15)
+    np.testing.assert_allclose(high[[0, 4]], [3.0, 3 + 4 / 3], rtol=1e-15)
+    only = Trajectories([made(0, 2), Trajectory({"epoch": [0, 1], "margin": [np.nan, 1.0]},
+                         np.ones((2, 3)), np.ones((4, 3)), np.zeros(4), {})])  # fmt: skip
+    assert only.quantiles("margin", 0.0).tolist() == [[0.0, 1 / 3]]
+
+
+def test_settings_and_slices(runs):
+    assert {key: len(group) for key, group in runs.settings().items()} == {
+        "K=2, N=4, d=3, lr=5, float64": 3,
+        "K=3, N=4, d=3, lr=5, float64": 1,
+        "K=2, N=4, d=3, lr=5, float32": 1,
+    }
+    assert isinstance(runs[1:3], Trajectories) and runs[1:3][0] is runs[1] and runs[-1] is runs[4]
+    assert "5 runs of K=2" in repr(runs)
+
+
+def test_csv_has_a_line_a_snapshot(runs, tmp_path):
+    with open(runs.to_csv(tmp_path / "runs.csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 18 and rows[7]["run"] == "1" and float(rows[7]["margin"]) == 1 + 2 / 3
+
+
+def test_refusals(runs, tmp_path):
+    with pytest.raises(ValueError, match="there is no run"):
+        _ = Trajectories([]).longest
+    with pytest.raises(ValueError, match=r"`q` must lie in 0..1; got 50"):
+        runs.quantiles("margin", 50)
+    with pytest.raises(ValueError, match="does not hold trajectories"):
+        Trajectories.load(runs[0].save(tmp_path / "run.npz"))
