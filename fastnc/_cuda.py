@@ -57,10 +57,12 @@ def check_memory(x: Any, n_samples: int) -> None:
     import torch
 
     from fastnc._arrays import dtype_name
-    from fastnc.kernels.plan_gpu import EXACT, plan, scratch_bytes
+    from fastnc.kernels.plan_gpu import EXACT, has_large_tiles, plan, scratch_bytes
 
     K, d = x.shape
-    need = scratch_bytes(plan(K, d, n_samples, dtype_name(x), EXACT), K, d, x.element_size())
+    large = has_large_tiles(torch.cuda.get_device_capability(x.device))
+    shape = plan(K, d, n_samples, dtype_name(x), EXACT, large)
+    need = scratch_bytes(shape, K, d, x.element_size())
     free, _ = torch.cuda.mem_get_info(x.device)
     free += torch.cuda.memory_reserved(x.device) - torch.cuda.memory_allocated(x.device)
     if need > free:

@@ -11,7 +11,7 @@ Formulas: softmax_gpu. Floors: narrow_gpu and wide_gpu. Choice between them: pla
 import torch
 
 from fastnc.kernels import narrow_gpu, wide_gpu
-from fastnc.kernels.plan_gpu import EXACT, Narrow, options, plan
+from fastnc.kernels.plan_gpu import EXACT, Narrow, has_large_tiles, options, plan
 from fastnc.kernels.reduce_gpu import sum_extents, sum_losses, sum_parts
 
 _BLOCK = 512
@@ -90,10 +90,15 @@ def reduce_W(W_parts, W, W_low, out, scale, lr, step):
     )  # fmt: skip
 
 
+def problem(W, H, tier):
+    """What a plan is made from: K, d, N, the dtype's name, the tier, and the kind of GPU."""
+    large = not W.is_cuda or has_large_tiles(torch.cuda.get_device_capability(W.device))
+    return *W.shape, len(H), str(W.dtype).removeprefix("torch."), tier, large
+
+
 def _begin(tier, W, H):
     """Room for the programs' losses, and the plan."""
-    K, d = W.shape
-    shape = plan(K, d, len(H), str(W.dtype).removeprefix("torch."), tier)
+    shape = plan(*problem(W, H, tier))
     n = shape.programs if isinstance(shape, Narrow) else 0
     return torch.empty(n, dtype=torch.float64, device=W.device), shape
 

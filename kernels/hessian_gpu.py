@@ -11,7 +11,7 @@ and the same second stage as cross_entropy_gpu; r and dr never leave the chip wh
 import triton
 import triton.language as tl
 
-from fastnc.kernels.cross_entropy_gpu import reduce_W
+from fastnc.kernels.cross_entropy_gpu import problem, reduce_W
 from fastnc.kernels.narrow_gpu import block_logits
 from fastnc.kernels.plan_gpu import EXACT, Narrow, cdiv, options, plan
 from fastnc.kernels.softmax_gpu import dot, exp, gaps, losses_and_weights
@@ -135,7 +135,7 @@ def hessian_vector_product(W, H, y, dW, dH, scale, HW_out, HH_out):
 
 
 def run_hessian(tier, W, H, y, dW, dH, scale, HW_out, HH_out):
-    shape = plan(*W.shape, len(H), str(W.dtype).removeprefix("torch."), tier)
+    shape = plan(*problem(W, H, tier))
     if isinstance(shape, Narrow):
         W_parts = W.new_empty((shape.programs, *W.shape))
         narrow_hessian[(shape.programs,)](

@@ -1,6 +1,7 @@
 """Which Triton kernels run on a problem of K classes, d features and N samples, and in what tiles.
 
-Three regimes, chosen by shape alone:
+Three regimes, chosen by shape; their tiles are smaller on GPUs with less shared memory, whose
+tensor cores take their operands from registers:
 
 - narrow: a row of K <= 128 logits is one tile. One pass over the samples; H is read from
   memory once. K <= 32 is bound by memory, larger K by the tensor cores.
@@ -84,11 +85,25 @@ _NARROW = {
         16: (32, 32, 4, 1), 32: (32, 32, 4, 1), 64: (32, 16, 4, 1), 128: (16, 16, 4, 1)
     },
 }  # fmt: skip
+_SMALL_NARROW = {
+    ("float32", EXACT): {
+        16: (64, 32, 4, 1), 32: (64, 32, 8, 1), 64: (64, 32, 8, 1), 128: (32, 16, 8, 1)
+    },
+    ("float32", FAST): {
+        16: (64, 32, 4, 1), 32: (64, 32, 8, 1), 64: (64, 32, 8, 1), 128: (32, 32, 8, 1)
+    },
+    ("float64", EXACT): _NARROW["float64", EXACT],
+}  # fmt: skip
 # (BM, BN, BR, warps, stages): an output tile is BM x BN, its reduction goes in steps of BR.
 _WIDE = {
     ("float32", EXACT): (128, 128, 32, 8, 2),
     ("float32", FAST): (128, 128, 32, 8, 3),
     ("float64", EXACT): (64, 64, 16, 4, 2),
+}
+_SMALL_WIDE = {
+    ("float32", EXACT): (64, 64, 32, 4, 2),
+    ("float32", FAST): (64, 128, 32, 8, 2),
+    ("float64", EXACT): _WIDE["float64", EXACT],
 }
 PRODUCTS = {
     ("float32", EXACT): ("bf16x6", "bf16x3"),
@@ -102,13 +117,20 @@ def options(num_warps: int, num_stages: int) -> dict:
     return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
-def plan(n_classes: int, dim: int, n_samples: int, dtype: str, tier: str) -> "Narrow | Wide":
+def has_large_tiles(capability: tuple) -> bool:
+    """Whether a GPU has 227 KB of shared memory a program: compute capability 9.0 and 10."""
+    return capability[0] in (9, 10)
+
+
+def plan(
+    n_classes: int, dim: int, n_samples: int, dtype: str, tier: str, large: bool
+) -> "Narrow | Wide":
     """The regime and the tiles of one problem; `dtype` is "float32" or "float64"."""
     key = (dtype, EXACT if dtype == "float64" else tier)
     word = 8 if dtype == "float64" else 4
     if n_classes <= 128:
         padded = max(16, 1 << (n_classes - 1).bit_length())
-        BN, BD, num_warps, num_stages = _NARROW[key][padded]
+        BN, BD, num_warps, num_stages = (_NARROW if large else _SMALL_NARROW)[key][padded]
         n_blocks = cdiv(n_samples, BN)
         most = PROGRAMS if num_warps == 4 else PROGRAMS // 2
         if most * n_classes * dim * word <= SCRATCH_BYTES:
@@ -117,14 +139,16 @@ def plan(n_classes: int, dim: int, n_samples: int, dtype: str, tier: str) -> "Na
             return Narrow(
                 BN, padded, BD, *PRODUCTS[key], num_warps, num_stages, programs, blocks
             )
-    return wide_plan(n_classes, dim, n_samples, dtype, tier)
+    return wide_plan(n_classes, dim, n_samples, dtype, tier, large)
 
 
-def wide_plan(n_classes: int, dim: int, n_samples: int, dtype: str, tier: str) -> Wide:
+def wide_plan(
+    n_classes: int, dim: int, n_samples: int, dtype: str, tier: str, large: bool
+) -> Wide:
     """The wide regime's chunks and tiles for any number of classes."""
     key = (dtype, EXACT if dtype == "float64" else tier)
     word = 8 if dtype == "float64" else 4
-    BM, BN, BR, num_warps, num_stages = _WIDE[key]
+    BM, BN, BR, num_warps, num_stages = (_WIDE if large else _SMALL_WIDE)[key]
     # A chunk's logits stay in L2, but W is read again for every chunk: at least 1024 rows.
     chunk = max(1024, CHUNK_BYTES // (word * n_classes))
     chunk = min(cdiv(n_samples, BM), cdiv(chunk, BM)) * BM
@@ -140,13 +164,12 @@ def scratch_bytes(shape: "Narrow | Wide", n_classes: int, dim: int, word: int) -
     return (shape.splits * dim + shape.chunk) * n_classes * word
 
 
-def shipped():
-    """Every (dtype, tier, K padded, plan) there is: what the tests compile ahead of time."""
-    for key, table in _NARROW.items():
+def shipped(large: bool):
+    """Every (dtype, tier, plan) of a kind of GPU: what the tests compile ahead of time."""
+    for key, table in (_NARROW if large else _SMALL_NARROW).items():
         for padded, (BN, BD, num_warps, num_stages) in table.items():
-            products = PRODUCTS[key]
-            yield *key, Narrow(BN, padded, BD, *products, num_warps, num_stages, 1, 1)
-    for key, (BM, BN, BR, num_warps, num_stages) in _WIDE.items():
+            yield *key, Narrow(BN, padded, BD, *PRODUCTS[key], num_warps, num_stages, 1, 1)
+    for key, (BM, BN, BR, num_warps, num_stages) in (_WIDE if large else _SMALL_WIDE).items():
         yield *key, Wide(BM, BM, BN, BR, *PRODUCTS[key], num_warps, num_stages, 1)
 
 

@@ -18,7 +18,7 @@ twice more out of L2 where there is smoothing.
 import triton
 import triton.language as tl
 
-from fastnc.kernels.cross_entropy_gpu import reduce_W
+from fastnc.kernels.cross_entropy_gpu import problem, reduce_W
 from fastnc.kernels.plan_gpu import EXACT, cdiv, options, wide_plan
 from fastnc.kernels.reduce_gpu import sum_losses
 from fastnc.kernels.softmax_gpu import exp, losses_and_weights
@@ -143,7 +143,7 @@ def loss_and_grads(
     that is not wanted. `scale` is (N,) or (1,).
     """
     K, d = W.shape
-    shape = wide_plan(K, d, len(H), str(W.dtype).removeprefix("torch."), EXACT)
+    shape = wide_plan(*problem(W, H, EXACT))
     uniform = W.new_full((K if smoothing > 0.0 else 0,), smoothing / K)
     if smoothing > 0.0 and len(weight):
         uniform *= weight

@@ -26,8 +26,9 @@ from fastnc.kernels import (
 )
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-# Shared memory that a program may have, in bytes: CUDA C++ Programming Guide, table of limits.
-SHARED = {80: 163 * 1024, 90: 227 * 1024}
+# Shared memory that a program may have, in bytes, by the CUDA C++ Programming Guide: that of 8.6
+# and 8.9 for all of compute capability 8.
+SHARED = {80: 99 * 1024, 90: 227 * 1024}
 # Arguments that are not pointers to the problem's floats.
 DOUBLES = (
     "loss_parts", "shift_parts", "extent", "log_loss", "means", "squares", "chunk_means",
@@ -113,9 +114,9 @@ def resources(compiled, folder):
     }
 
 
-def configurations():
-    """Every form of every kernel, each once."""
-    for dtype, tier, shape in plan_gpu.shipped():
+def configurations(capability):
+    """Every form of every kernel on such a GPU, each once."""
+    for dtype, tier, shape in plan_gpu.shipped(plan_gpu.has_large_tiles((capability // 10, 0))):
         narrow = isinstance(shape, plan_gpu.Narrow)
         yield from (_narrow if narrow else _wide)(dtype, tier, shape)
     for dtype in ("float32", "float64"):

@@ -36,7 +36,7 @@ def case(request, monkeypatch):
 
 
 def use_small_tiles(monkeypatch, module, regime, name="plan"):
-    def small(n_classes, dim, n_samples, dtype, tier):
+    def small(n_classes, dim, n_samples, dtype, tier, large):
         tier = "exact" if dtype == "float64" else tier
         products = PRODUCTS[dtype, tier]
         if regime == "wide":
@@ -192,7 +192,7 @@ def test_the_same_bits_every_time(monkeypatch, regime):
 
 def test_the_shipped_tiles_too():
     for K, d, N, dtype in [(10, 33, 65, "float32"), (131, 9, 33, "float32")]:
-        assert isinstance(plan(K, d, N, dtype, "exact"), Narrow if K <= 128 else Wide)
+        assert isinstance(plan(K, d, N, dtype, "exact", True), Narrow if K <= 128 else Wide)
         W, H, y = problem(K, d, N, dtype)
         exact, dW, dH = reference.loss_and_grads(*wide(W, H), y)
         loss, _, grad_W, grad_H, *_ = run_all(cross_entropy_gpu, W, H, y)

@@ -1,0 +1,321 @@
+"""What `gpu.py` runs: fastnc on CUDA beside its peers, each a call of no argument.
+
+A `Measurement` names a case, who ran it, the call, what it costs and what bounds it. With
+`dry=True` the shapes are toys, the device is the CPU and Triton interprets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import fastnc
+from fastnc import reference
+from fastnc.kernels import (
+    cross_entropy_fast_gpu,
+    cross_entropy_gpu,
+    hessian_fast_gpu,
+    hessian_gpu,
+    scatter_gpu,
+    trajectory_gpu,
+)
+
+DOUBLE, SINGLE = torch.float64, torch.float32
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One line of the table; `result()` gives what is compared with `exact`, float64 arrays."""
+
+    case: str
+    who: str
+    call: Callable[[], Any]
+    flops: float
+    bytes: float
+    bound: str  # "copy", "bf16", "tf32", "float64"
+    share: float = 1.0  # of the bound's rate that the tier can reach: products in parts
+    result: Callable[[], Any] | None = None
+    exact: Any = None
+    tolerance: float = 0.0
+    graph: bool = False
+
+
+def everything(device: str, dry: bool):
+    """All measurements, fastnc before its peers in each case."""
+    for name, K, d, N, dtype in DRY if dry else OBJECTIVES:
+        yield from objective(name, K, d, N, dtype, device, dry)
+    yield from terminal(device, dry)
+    yield from small_problems(device, dry)
+    yield from mid_size(device, dry)
+    yield from statistics(device, dry)
+
+
+OBJECTIVES = [
+    ("few classes", 10, 512, 2_000_000, SINGLE),
+    ("32 classes", 32, 512, 1_000_000, SINGLE),
+    ("hundred classes", 100, 512, 500_000, SINGLE),
+    ("thousand classes", 1000, 512, 100_000, SINGLE),
+    ("fifty thousand classes", 50_000, 1024, 8192, SINGLE),
+    ("hundred classes, float64", 100, 128, 100_000, DOUBLE),
+]
+DRY = [("few classes", 3, 5, 7, SINGLE), ("many classes", 130, 4, 9, SINGLE)]
+
+
+def data(K, d, N, dtype, device, seed=0):
+    """W, H of entries of variance 1/d^(1/2), whose logits are of order one, and labels."""
+    make = torch.Generator(device).manual_seed(seed)
+    options = {"generator": make, "device": device, "dtype": dtype}
+    W = torch.randn((K, d), **options) * d**-0.25
+    H = torch.randn((N, d), **options) * d**-0.25
+    y = torch.randint(0, K, (N,), generator=make, device=device)
+    return W, H, y
+
+
+def exact_grads(W, H, y, rows=8192):
+    """Mean loss and both gradients in float64 on the device, chunk by chunk."""
+    W64, grad_W, grad_H, total = W.double(), 0.0, [], 0.0
+    for lo in range(0, len(H), rows):
+        h, label = H[lo : lo + rows].double(), y[lo : lo + rows, None]
+        gaps = h @ W64.T
+        gaps = (gaps - gaps.gather(1, label)).scatter_(1, label, -torch.inf)
+        m = gaps.amax(1, keepdim=True).clamp_(min=0.0)
+        e = torch.exp(gaps - m)
+        S = e.sum(1, keepdim=True)
+        den = torch.exp(-m) + S
+        total += torch.where(m == 0, torch.log1p(S), m + den.log()).sum()
+        r = (e / den).scatter_(1, label, -S / den) / len(H)
+        grad_W = grad_W + r.T @ h
+        grad_H.append((r @ W64).to(W.dtype))
+    return total / len(H), grad_W, torch.cat(grad_H)
+
+
+def by_kernels(kernels, W, H, y):
+    out = torch.empty(1, dtype=DOUBLE, device=W.device)
+    grad_W, grad_H = torch.empty_like(W), torch.empty_like(H)
+
+    def call():
+        kernels.loss_and_grads(W, H, y, 1.0 / len(H), out, grad_W, grad_H)
+        return out[0], grad_W, grad_H
+
+    return call
+
+
+def by_autograd(loss, W, H, y):
+    """Loss and gradients of any function of leaves H and W."""
+    leaves = [x.detach().clone().requires_grad_() for x in (H, W)]
+
+    def call():
+        for leaf in leaves:
+            leaf.grad = None
+        value = loss(*leaves, y)
+        value.backward()
+        return value.detach(), leaves[1].grad, leaves[0].grad
+
+    return call
+
+
+def eager(H, W, y):
+    return F.cross_entropy(F.linear(H, W), y)
+
+
+def peers(dry: bool) -> dict[str, tuple[Callable[..., Any], bool]]:
+    """Name to (loss of H, W, y; whether it computes in half precision)."""
+    found: dict[str, tuple[Callable[..., Any], bool]] = {"torch eager": (eager, False)}
+    if not dry:
+        found["torch.compile"] = (torch.compile(eager), False)
+    if hasattr(F, "linear_cross_entropy"):
+        chunked = torch.nn.LinearCrossEntropyOptions()
+        found["F.linear_cross_entropy"] = (F.linear_cross_entropy, False)
+        found["F.linear_cross_entropy, chunked"] = (
+            lambda H, W, y: F.linear_cross_entropy(H, W, y, options=chunked),
+            False,
+        )
+    found["fastnc.nn"] = (fastnc.nn.linear_cross_entropy, False)
+    if dry:
+        return found
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        liger = LigerFusedLinearCrossEntropyLoss()
+        found["Liger"] = (lambda H, W, y: liger(W, H, y), False)
+    except ImportError:
+        print("Liger cannot be imported: left out.")
+    try:
+        from cut_cross_entropy import linear_cross_entropy
+
+        found["Apple CCE, bf16"] = (linear_cross_entropy, True)
+    except ImportError:
+        print("Apple CCE cannot be imported: left out.")
+    return found
+
+
+def objective(name, K, d, N, dtype, device, dry):
+    """Loss and both gradients; the fused step; Hessian products."""
+    W, H, y = data(K, d, N, dtype, device)
+    exact = exact_grads(W, H, y)
+    single = dtype == SINGLE
+    word = W.element_size()
+    grads = 6.0 * K * N * d, 2.0 * word * N * d
+    # A product in bf16x6 and two in bf16x3 take 12 of the tensor cores' instead of 3.
+    bound, share = ("bf16", 0.25) if single else ("float64", 1.0)
+    if K <= 32:
+        bound, share = "copy", 1.0
+    tiers = [("fastnc exact", cross_entropy_gpu, bound, share, 3e-5 if single else 1e-12)]
+    if single:
+        fast = bound if bound == "copy" else "tf32"
+        tiers.append(("fastnc fast", cross_entropy_fast_gpu, fast, 1.0, 3e-2))
+    for who, kernels, bound_, share_, tolerance in tiers:
+        call = by_kernels(kernels, W, H, y)
+        yield Measurement(
+            f"grads, {name}", who, call, *grads, bound_, share_, call, exact, tolerance
+        )
+    for who, (loss, half) in peers(dry).items():
+        low = [x.bfloat16() for x in (W, H)] if half else (W, H)
+        call = by_autograd(loss, *low, y)
+        yield Measurement(f"grads, {name}", who, call, *grads, bound, share, call, exact)
+    for who, kernels, bound_, share_, _ in tiers:
+        out = torch.empty(1, dtype=DOUBLE, device=device)
+        # A step of 1e-12 leaves the data what they are, however often it is taken.
+        stepped = W.clone(), H.clone()
+        yield Measurement(
+            f"step, {name}", who,
+            lambda k=kernels, s=stepped, o=out: k.gradient_step(*s, y, 1.0 / N, 1e-12, o),
+            *grads, bound_, share_,
+        )  # fmt: skip
+    dW, dH, _ = data(K, d, N, dtype, device, seed=1)
+    HW, HH = torch.empty_like(W), torch.empty_like(H)
+    cost = 14.0 * K * N * d, 3.0 * word * N * d
+    hessians = [hessian_gpu, hessian_fast_gpu][: len(tiers)]
+    for (who, _, bound_, share_, _), kernels in zip(tiers, hessians, strict=True):
+        yield Measurement(
+            f"Hessian, {name}", who,
+            lambda k=kernels: k.hessian_vector_product(W, H, y, dW, dH, 1.0 / N, HW, HH),
+            *cost, bound_, share_,
+        )  # fmt: skip
+
+
+def terminal(device, dry):
+    """Relative errors of the gradient of H where every sample is classified by far."""
+    K, n = (3, 2) if dry else (10, 100)
+    for dtype, margin, tolerance in ((SINGLE, 40.0, 1e-5), (DOUBLE, 300.0, 1e-11)):
+        make = np.random.default_rng(0)
+        M = np.sqrt(margin * (K - 1) / K) * reference.simplex_etf(K)
+        y = make.permutation(np.repeat(np.arange(K), n))
+        W = torch.from_numpy(M + 0.01 * make.standard_normal(M.shape)).to(device, dtype)
+        H = torch.from_numpy(M[y] + 0.01 * make.standard_normal((len(y), K))).to(device, dtype)
+        labels = torch.from_numpy(y).to(device)
+        exact = reference.loss_and_grads(W.double().cpu().numpy(), H.double().cpu().numpy(), y)
+        exact = [torch.as_tensor(x / len(y), dtype=DOUBLE, device=device) for x in exact]
+        case = f"terminal phase, margin {margin:.0f}"
+        call = by_kernels(cross_entropy_gpu, W, H, labels)
+        yield Measurement(case, "fastnc exact", call, 0, 0, "copy", 1.0, call, exact, tolerance)
+        for who, (loss, half) in peers(dry).items():
+            low = [x.bfloat16() for x in (W, H)] if half else (W, H)
+            call = by_autograd(loss, *low, labels)
+            yield Measurement(case, who, call, 0, 0, "copy", 1.0, call, exact)
+
+
+def small_problems(device, dry):
+    """Many of the paper's problems at once, a number of epochs in one launch."""
+    B, K, d, n, epochs = (2, 2, 3, 2, 2) if dry else (1024, 5, 20, 10, 1000)
+    N = K * n
+    y = torch.arange(N, device=device) // n
+    lr = torch.full((B,), 0.5, dtype=DOUBLE, device=device)
+    make = torch.Generator(device).manual_seed(0)
+    W0, H0 = (
+        torch.randn((B, m, d), generator=make, device=device, dtype=DOUBLE) * d**-0.5
+        for m in (K, N)
+    )
+    flops = 6.0 * B * K * N * d
+    case = f"{epochs} epochs of {B} problems"
+
+    def batched(W, H, steps):
+        rows = torch.arange(N, device=W.device)
+        for _ in range(steps):
+            Z = torch.bmm(H, W.mT)
+            r = torch.softmax(Z, 2)
+            r[:, rows, y] -= 1.0
+            r *= 0.5 / N
+            grad_W = torch.bmm(r.mT, H)
+            H -= torch.bmm(r, W)
+            W -= grad_W
+
+    exact = W0.clone(), H0.clone()
+    batched(*exact, epochs)
+    for dtype in (DOUBLE, SINGLE):
+        W, H = W0.to(dtype, copy=True), H0.to(dtype, copy=True)
+        compensated = dtype == SINGLE
+        low = [torch.zeros_like(x) if compensated else x.new_empty((B, 0, 0)) for x in (W, H)]
+
+        def call(W=W, H=H, low=low):
+            trajectory_gpu.descend_many(W, H, *low, y, 1.0 / N, lr, epochs)
+            return W, H
+
+        who = "fastnc compensated float32" if compensated else "fastnc float64"
+        tolerance = 1e-3 if compensated else 1e-9
+        yield Measurement(
+            case, who, call, flops * epochs, 0, "float64", 1.0, call, exact, tolerance
+        )
+    W, H = W0.clone(), H0.clone()
+    yield Measurement(
+        f"1 epoch of {B} problems", "torch bmm, CUDA graph", lambda: batched(W, H, 1),
+        flops, 0, "float64", graph=True,
+    )  # fmt: skip
+
+
+def mid_size(device, dry):
+    """One epoch of a problem that is not small, replayed from a CUDA graph of several."""
+    K, d, N, epochs = (3, 4, 5, 2) if dry else (100, 128, 10_000, 64)
+    for dtype in (DOUBLE, SINGLE):
+        W, H, y = data(K, d, N, dtype, device)
+        compensated = dtype == SINGLE
+        low = [torch.zeros_like(x) if compensated else x.new_empty((0, 0)) for x in (W, H)]
+        cost = 6.0 * K * N * d * epochs, 2.0 * W.element_size() * N * d * epochs
+        bound, share = ("bf16", 0.25) if compensated else ("float64", 1.0)
+        yield Measurement(
+            f"{epochs} epochs, K={K}", f"fastnc {str(dtype).removeprefix('torch.')}",
+            lambda W=W, H=H, low=low, y=y: trajectory_gpu.descend(
+                W, H, *low, y, 1.0 / N, 1e-3, epochs
+            ),
+            *cost, bound, share, graph=True,
+        )  # fmt: skip
+
+
+def statistics(device, dry):
+    """Class moments, scatter and nearest means; the peer sums by `index_add_`."""
+    K, d, N = (3, 5, 9) if dry else (10, 512, 1_000_000)
+    _, H, y = data(K, d, N, SINGLE, device)
+    order = torch.argsort(y, stable=True)
+    counts = torch.bincount(y, minlength=K)
+    starts = F.pad(counts.cumsum(0), (1, 0))
+    means = torch.empty((K, d), dtype=DOUBLE, device=device)
+    squares = torch.empty(K, dtype=DOUBLE, device=device)
+    exact = torch.stack([H[y == k].double().mean(0) for k in range(K)])
+
+    def moments():
+        scatter_gpu.class_moments(H, order, starts, means, squares)
+        return (means,)
+
+    def index_add():
+        return (H.new_zeros((K, d)).index_add_(0, y, H) / counts[:, None],)
+
+    cost = 5.0 * N * d, 4.0 * N * d
+    for who, call, tolerance in (("fastnc", moments, 1e-12), ("torch index_add_", index_add, 0.0)):
+        yield Measurement("class moments", who, call, *cost, "copy", 1.0, call, (exact,), tolerance)
+    scatter = torch.empty((d, d), dtype=DOUBLE, device=device)
+    nearest = torch.empty(N, dtype=torch.int64, device=device)
+    yield Measurement(
+        "centred scatter", "fastnc",
+        lambda: scatter_gpu.centred_scatter(H, y, exact, scatter),
+        1.0 * N * d * d, 4.0 * N * d, "bf16", 1 / 6,
+    )  # fmt: skip
+    yield Measurement(
+        "nearest class mean", "fastnc",
+        lambda: scatter_gpu.nearest_means(H, exact, exact.mean(0), nearest),
+        2.0 * N * d * K, 4.0 * N * d, "copy",
+    )  # fmt: skip
