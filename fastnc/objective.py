@@ -8,27 +8,17 @@ with.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any, Literal, NoReturn
 
 import numpy as np
 
 from fastnc import reference
-from fastnc._arrays import (
-    as_numpy,
-    check_choice,
-    check_finite,
-    check_labels,
-    check_matrix,
-    check_positive,
-    dtype_name,
-    home,
-    is_torch,
-    row_major,
-)
+from fastnc._arrays import check_positive, home
+from fastnc._call import Call
 
 Reduction = Literal["mean", "sum"]
 Impl = Literal["reference", "cpu", "gpu"]
+Precision = Literal["exact", "fast"]
 
 
 def which(x: Any) -> str:
@@ -42,11 +32,25 @@ def which(x: Any) -> str:
     ------
     ValueError
         A tensor on a device that is neither the CPU nor CUDA.
+
+    Examples
+    --------
+    >>> import fastnc, numpy as np
+    >>> fastnc.which(np.zeros(3))
+    'cpu'
     """
     return home(x)
 
 
-def loss(W: Any, H: Any, y: Any, reduction: Reduction = "mean", *, impl: Impl | None = None) -> Any:
+def loss(
+    W: Any,
+    H: Any,
+    y: Any,
+    reduction: Reduction = "mean",
+    *,
+    impl: Impl | None = None,
+    precision: Precision = "exact",
+) -> Any:
     """The cross-entropy of linear logits, equation (4).
 
     `sum_i log(1 + sum_{j != y_i} exp(<w_j - w_{y_i}, h_i>))`, divided by N when
@@ -64,6 +68,9 @@ def loss(W: Any, H: Any, y: Any, reduction: Reduction = "mean", *, impl: Impl | 
     reduction : "mean" or "sum"
     impl : None, "reference", "cpu" or "gpu"
         None: where the arrays live decides (see `which`).
+    precision : "exact" or "fast"
+        "fast" forms the products of float32 tensors on a GPU in tf32: a logit of 20 is then off
+        by 1e-2. Everywhere else it is "exact".
 
     Returns
     -------
@@ -83,8 +90,17 @@ def loss(W: Any, H: Any, y: Any, reduction: Reduction = "mean", *, impl: Impl | 
     -----
     Cost: `2KNd` operations and N exponentials a class; H is read once. On the GPU, NaN and
     infinity are not looked for, since that would wait for the device: they show in the loss.
+
+    Examples
+    --------
+    >>> import fastnc, numpy as np
+    >>> W, H, y = np.eye(2), np.array([[3.0, 1.0], [40.0, 0.0]]), np.array([0, 0])
+    >>> print(f"{fastnc.loss(W, H, y, 'sum'):.6f}, {fastnc.loss(W, H[1:], y[1:]):.6e}")
+    0.126928, 4.248354e-18
+
+    The second sample's loss is e^-40; `logsumexp(z) - z_y` would be 0.
     """
-    call = _Call(W, H, y, reduction, impl)
+    call = Call(W, H, y, reduction, impl, precision)
     out = call.scalar()
     match call.impl:
         case "reference":
@@ -97,7 +113,13 @@ def loss(W: Any, H: Any, y: Any, reduction: Reduction = "mean", *, impl: Impl | 
 
 
 def loss_and_grads(
-    W: Any, H: Any, y: Any, reduction: Reduction = "mean", *, impl: Impl | None = None
+    W: Any,
+    H: Any,
+    y: Any,
+    reduction: Reduction = "mean",
+    *,
+    impl: Impl | None = None,
+    precision: Precision = "exact",
 ) -> tuple[Any, Any, Any]:
     """Equation (4) and both its gradients, `r^T H` and `r W` with the residuals `r = p - onehot`.
 
@@ -112,8 +134,16 @@ def loss_and_grads(
     -----
     Cost: `6KNd` operations. The residual's label entry is minus the sum of the others, so the
     gradients keep all digits where `p_y` rounds to 1. The bits do not depend on the threads.
+
+    Examples
+    --------
+    >>> import fastnc, numpy as np
+    >>> W, H, y = np.eye(2), np.array([[40.0, 0.0]]), np.array([0])
+    >>> value, grad_W, grad_H = fastnc.loss_and_grads(W, H, y)
+    >>> print(f"{grad_H[0, 0]:.6e} {grad_H[0, 1]:.6e}")
+    -4.248354e-18 4.248354e-18
     """
-    call = _Call(W, H, y, reduction, impl)
+    call = Call(W, H, y, reduction, impl, precision)
     out, grad_W, grad_H = call.scalar(), call.empty_like(0), call.empty_like(1)
     match call.impl:
         case "reference":
@@ -129,7 +159,13 @@ def loss_and_grads(
 
 
 def log_loss_and_grads(
-    W: Any, H: Any, y: Any, reduction: Reduction = "mean", *, impl: Impl | None = None
+    W: Any,
+    H: Any,
+    y: Any,
+    reduction: Reduction = "mean",
+    *,
+    impl: Impl | None = None,
+    precision: Precision = "exact",
 ) -> tuple[Any, Any, Any]:
     """The logarithm of (4), and both gradients divided by the loss: finite at any margin.
 
@@ -146,8 +182,16 @@ def log_loss_and_grads(
     Notes
     -----
     Cost: as `loss_and_grads`, and one more pass over grad_H.
+
+    Examples
+    --------
+    >>> import fastnc, numpy as np
+    >>> W, H, y = np.eye(2), np.array([[1e5, 0.0]]), np.array([0])
+    >>> log_loss, _, direction = fastnc.log_loss_and_grads(W, H, y)
+    >>> print(log_loss, direction)
+    -100000.0 [[-1.  1.]]
     """
-    call = _Call(W, H, y, reduction, impl)
+    call = Call(W, H, y, reduction, impl, precision)
     out, grad_W, grad_H = call.scalar(), call.empty_like(0), call.empty_like(1)
     match call.impl:
         case "reference":
@@ -172,12 +216,13 @@ def hessian_vector_product(
     reduction: Reduction = "mean",
     *,
     impl: Impl | None = None,
+    precision: Precision = "exact",
 ) -> tuple[Any, Any]:
     """The Hessian of (4) times a direction: the derivative of both gradients along it.
 
     Parameters
     ----------
-    W, H, y, reduction, impl : as in `loss`
+    W, H, y, reduction, impl, precision : as in `loss`
     dW : (K, d), dH : (N, d), dtype and library of `W`
         The direction.
 
@@ -194,7 +239,7 @@ def hessian_vector_product(
     Cost: `12KNd` operations, about two evaluations of the gradients; exact in the tail as they
     are. Used by `tangent_curvature` (Definition 3.2, Theorem 3.4).
     """
-    call = _Call(W, H, y, reduction, impl, dW=dW, dH=dH)
+    call = Call(W, H, y, reduction, impl, precision, dW=dW, dH=dH)
     HW, HH = call.empty_like(0), call.empty_like(1)
     match call.impl:
         case "reference":
@@ -219,6 +264,7 @@ def gradient_step(
     reduction: Reduction = "mean",
     *,
     impl: Impl | None = None,
+    precision: Precision = "exact",
 ) -> Any:
     """One step of gradient descent on (4), in place; the gradient of H is never formed.
 
@@ -228,7 +274,7 @@ def gradient_step(
     ----------
     W, H : as in `loss`, C-contiguous and writable, not overlapping
         Overwritten.
-    y, reduction, impl : as in `loss`
+    y, reduction, impl, precision : as in `loss`
     lr : float > 0
         Step size; the paper's Figure 2 uses 5 with the mean.
 
@@ -246,9 +292,18 @@ def gradient_step(
     -----
     Cost: `6KNd` operations; H is read and written once. The memory it needs beside its
     arguments does not grow with N.
+
+    Examples
+    --------
+    >>> import fastnc
+    >>> model = fastnc.ULPM(n_classes=5, n_per_class=10, dim=20)
+    >>> W, H = model.init(seed=0)
+    >>> losses = [fastnc.gradient_step(W, H, model.y, lr=5.0) for _ in range(100)]
+    >>> bool(losses[-1] < losses[0])
+    True
     """
     check_positive("lr", lr)
-    call = _Call(W, H, y, reduction, impl, overwrites=True)
+    call = Call(W, H, y, reduction, impl, precision, overwrites=True)
     out = call.scalar()
     match call.impl:
         case "reference":
@@ -265,188 +320,6 @@ def gradient_step(
     value = call.value(out)
     call.write_back()
     return value
-
-
-class _Call:
-    """One checked call: its arrays where the chosen kernels want them, and how to hand back."""
-
-    def __init__(
-        self,
-        W: Any,
-        H: Any,
-        y: Any,
-        reduction: str,
-        impl: str | None,
-        *,
-        dW: Any = None,
-        dH: Any = None,
-        overwrites: bool = False,
-    ) -> None:
-        given = {"W": W, "H": H} | ({} if dW is None and dH is None else {"dW": dW, "dH": dH})
-        _check_together(given)
-        check_choice("reduction", reduction, ("mean", "sum"))
-        if impl is not None:
-            check_choice("impl", impl, ("reference", "cpu", "gpu"))
-        if overwrites:
-            _check_overwritable(W, H)
-        self.given = given
-        self.impl = home(W) if impl is None else impl
-        self.scale = 1.0 / len(H) if reduction == "mean" else 1.0
-        place = _on_gpu if self.impl == "gpu" else row_major
-        placed = {name: place(x) for name, x in given.items()}
-        if self.impl != "gpu":
-            for name in placed.keys() - {"H", "dH"}:
-                check_finite(name, placed[name])
-        labels = _labels(y, len(H), len(W), placed["W"])
-        W_, H_, *direction = placed.values()
-        self.arrays = (W_, H_, labels, *direction)
-
-    def kernels(self, op: str) -> Any:
-        """The module of `op` for the chosen implementation."""
-        if self.impl == "gpu":
-            _need("triton", "gpu")
-        return import_module(f"fastnc.kernels.{op}_{self.impl}")
-
-    def wide(self) -> tuple[Any, ...]:
-        """The arrays in float64, labels as they are."""
-        return tuple(a if a.dtype == np.int64 else a.astype(np.float64) for a in self.arrays)
-
-    def scalar(self) -> Any:
-        """Where the kernels leave the loss: float64, shape (1,)."""
-        if self.impl == "gpu":
-            import torch
-
-            return torch.empty(1, dtype=torch.float64, device=self.arrays[0].device)
-        return np.full(1, np.nan)
-
-    def empty_like(self, index: int) -> Any:
-        """Room for a result of the shape of one of the arrays."""
-        x = self.arrays[index]
-        if self.impl == "gpu":
-            import torch
-
-            return torch.empty_like(x)
-        return np.empty_like(x)
-
-    def result(self, x: Any) -> Any:
-        """`x` in the library and on the device of the arguments."""
-        return _like(x, self.given["W"])
-
-    def value(self, out: Any) -> Any:
-        """The loss as it is returned, and a sentence instead if it is not finite."""
-        W = self.given["W"]
-        if isinstance(out, np.ndarray):
-            if not np.isfinite(out[0]):
-                self.raise_culprit()
-            if not is_torch(W):
-                return float(out[0])
-            import torch
-
-            return torch.tensor(out[0], dtype=W.dtype, device=W.device)
-        return out[0].to(W.dtype) if is_torch(W) else float(out[0])
-
-    def raise_culprit(self) -> NoReturn:
-        """The result is not finite: say which array, or that a logit overflowed."""
-        for name, x in self.given.items():
-            check_finite(name, as_numpy(x))
-        raise OverflowError(
-            f"a logit of `W` and `H` is beyond the range of {dtype_name(self.given['W'])}, though "
-            "all entries are finite. A diverging run needs a smaller `lr`; scale down `W` or `H`."
-        )
-
-    def write_back(self) -> None:
-        """Bring overwritten arrays home where the kernels worked on a copy elsewhere."""
-        for x, new in zip((self.given["W"], self.given["H"]), self.arrays, strict=False):
-            if is_torch(x) and (is_torch(new) or x.device.type != "cpu"):
-                x.detach().copy_(_like(new, x))
-            elif is_torch(new):
-                x[:] = new.cpu().numpy()
-
-
-def _check_together(given: dict[str, Any]) -> None:
-    """Shapes, dtypes, libraries and devices that fit, or one sentence."""
-    W, H = given["W"], given["H"]
-    check_matrix("W", W, (None, None))
-    check_matrix("H", H, (None, W.shape[1]))
-    if W.shape[0] < 2:
-        raise ValueError(f"`W` must have at least 2 rows, one a class; got shape {tuple(W.shape)}.")
-    for name, of in (("dW", W), ("dH", H)):
-        if name in given:
-            check_matrix(name, given[name], tuple(of.shape))
-    for name, x in given.items():
-        if is_torch(x) != is_torch(W) or (is_torch(x) and x.device != W.device):
-            raise TypeError(
-                f"`{name}` must live where `W` does ({_place(W)}); got {_place(x)}. Move one."
-            )
-        if dtype_name(x) != dtype_name(W):
-            raise TypeError(
-                f"`{name}` must have the dtype of `W`, {dtype_name(W)}; got {dtype_name(x)}. "
-                "Convert one of them."
-            )
-
-
-def _check_overwritable(W: Any, H: Any) -> None:
-    """Both are updated in place: memory of their own, in row order, and writable."""
-    for name, x in (("W", W), ("H", H)):
-        tensor = is_torch(x)
-        if not (x.is_contiguous() if tensor else x.flags.c_contiguous):
-            raise ValueError(
-                f"`{name}` must be C-contiguous, as it is overwritten; "
-                f"got strides {x.stride() if tensor else x.strides}. Copy it first."
-            )
-        if not tensor and not x.flags.writeable:
-            raise ValueError(f"`{name}` must be writable, as it is overwritten; copy it first.")
-    if not is_torch(W) and np.may_share_memory(W, H):
-        raise ValueError("`W` and `H` must not share memory, as both are overwritten; copy one.")
-
-
-def _labels(y: Any, n_samples: int, n_classes: int, beside: Any) -> Any:
-    """`y` as int64 where `beside` lives, in 0..n_classes-1."""
-    if not isinstance(beside, np.ndarray):
-        import torch
-
-        tensor = y if is_torch(y) else torch.as_tensor(np.asarray(y))
-        if tensor.is_floating_point() or tensor.ndim != 1 or len(tensor) != n_samples:
-            check_labels(as_numpy(tensor), n_samples, n_classes)
-        low, high = torch.aminmax(tensor)
-        if low < 0 or high >= n_classes:
-            check_labels(as_numpy(tensor), n_samples, n_classes)
-        return tensor.to(device=beside.device, dtype=torch.int64).contiguous()
-    labels = as_numpy(y)
-    check_labels(labels, n_samples, n_classes)
-    return row_major(labels, np.int64)
-
-
-def _on_gpu(x: Any) -> Any:
-    torch = _need("torch", "torch")
-    if not torch.cuda.is_available():
-        raise ValueError("`impl='gpu'` must find a CUDA device; torch sees none. Use 'cpu'.")
-    tensor = x.detach() if is_torch(x) else torch.from_numpy(np.ascontiguousarray(x))
-    return tensor.cuda().contiguous()
-
-
-def _like(result: Any, x: Any) -> Any:
-    """`result`, array or tensor, in the library and on the device of `x`."""
-    if is_torch(x):
-        import torch
-
-        tensor = torch.from_numpy(result) if isinstance(result, np.ndarray) else result
-        return tensor.to(x.device)
-    return result if isinstance(result, np.ndarray) else result.cpu().numpy()
-
-
-def _place(x: Any) -> str:
-    return f"a torch tensor on {x.device}" if is_torch(x) else "a NumPy array"
-
-
-def _need(module: str, extra: str) -> Any:
-    """The module, or an ImportError that names the extra which brings it."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"{module} is needed for this and is not installed: pip install 'fastnc[{extra}]'."
-        ) from error
 
 
 def _unknown(impl: Any) -> NoReturn:

@@ -5,8 +5,9 @@ For W too large for the L2 cache. `sgemm` and `dgemm` are called through their a
 address is a run-time argument: compiled code that held it could not be cached.
 
 Every call comes from inside a parallel loop and must not start threads of its own. OpenBLAS
-has one number of threads for the whole process, so `one_thread` sets it to 1 on entering, and
-the last of all callers to leave puts back what the first one found.
+has one number of threads for the whole process, so `one_thread` sets it to 1 and puts back what
+it found. Callers take turns: each uses all threads as it is, the number must not be put back
+under another, and Numba's simplest threading layer ends a process that starts two loops at once.
 """
 
 import ctypes
@@ -44,32 +45,22 @@ def _thread_controls():
 
 
 _controls = _thread_controls()
-_lock = threading.Lock()
-_inside = 0
-_found = 0
+_turn = threading.RLock()
 
 
 @contextmanager
 def one_thread():
     """SciPy's BLAS uses one thread a call in here, and afterwards as many as before."""
-    global _inside, _found
-    if _controls is None:
-        yield
-        return
-    get, put = _controls
-    with _lock:
-        if _inside == 0:
-            _found = get()
-            if _found != 1:
-                put(1)
-        _inside += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _inside -= 1
-            if _inside == 0 and _found != 1:
-                put(_found)
+    with _turn:
+        get, put = _controls or (lambda: 1, None)
+        found = get()
+        if found != 1:
+            put(1)
+        try:
+            yield
+        finally:
+            if found != 1:
+                put(found)
 
 
 @intrinsic

@@ -47,12 +47,12 @@ def _part(
     total, running = 0.0, -np.inf
     for first in range(low, high, chunk):
         rows = min(chunk, high - first)
-        source, target, start = H, out, first
+        source, target, start, ahead = H, out, first, chunk
         if d != D:
-            padded[:rows, :d] = H[first : first + rows]
-            source, target, start = padded, padded, 0
+            tile_cpu.copy_rows(H, first, padded, 0, rows, d)
+            source, target, start, ahead = padded, padded, 0, 0
         if gemm == 0:
-            tile_cpu.logits(W, source, start, rows, Z, False)
+            tile_cpu.logits(W, source, start, rows, Z, False, ahead)
         else:
             blas_cpu.logits(gemm, W, source, start, rows, Z, False)
         shift, loss = exponentials(Z, rows, y, first, mode == LOG_GRADS, work)
@@ -64,7 +64,7 @@ def _part(
             if shift > running:
                 scale = math.exp(running - shift)
                 total *= scale
-                sums[part] *= W.dtype.type(scale)
+                tile_cpu.scale_rows(sums[part], W.dtype.type(scale))
                 running = shift
             chunk_shifts[part, (first - low) // chunk] = running
             loss *= math.exp(shift - running)
@@ -82,30 +82,20 @@ def _part(
             blas_cpu.class_sums(gemm, Z, source, start, rows, sums[part])
             blas_cpu.sample_sums(gemm, Z, W, alpha, keep, target, start, rows)
         if d != D:
-            out[first : first + rows] = padded[:rows, :d]
+            tile_cpu.copy_rows(padded, 0, out, first, rows, d)
     losses[part] = total
     shifts[part] = running
 
 
 @njit(parallel=True, **OPTIONS)
 def _parts(mode, gemm, n_parts, chunk, W, H, y, alpha, out, sums, losses, shifts, chunk_shifts):
-    for part in prange(n_parts):
+    for index in prange(n_parts):
+        # A loop's index is unsigned where it is parallel: `_part` would be compiled twice.
+        part = np.int64(index)
         _part(
-            mode,
-            gemm,
-            part,
-            n_parts,
-            chunk,
-            W,
-            H,
-            y,
-            alpha,
-            out,
-            sums,
-            losses,
-            shifts,
+            mode, gemm, part, n_parts, chunk, W, H, y, alpha, out, sums, losses, shifts,
             chunk_shifts,
-        )
+        )  # fmt: skip
 
 
 @njit(parallel=True, **OPTIONS)
@@ -126,32 +116,23 @@ def _run(mode, W, H, y, alpha, out):
     K, d = W.shape
     N = len(H)
     how = plan(K, d, N, W.itemsize)
-    padded = W
-    if not how.blas and d % tile_cpu.lanes(W.dtype):
-        padded = np.zeros((K, -(-d // tile_cpu.lanes(W.dtype)) * tile_cpu.lanes(W.dtype)), W.dtype)
-        padded[:, :d] = W
+    padded = W if how.blas else tile_cpu.padded(W)
     gemm = blas_cpu.gemm_address(W.dtype) if how.blas else 0
     sums = np.zeros((how.parts if mode != LOSS else 0, *padded.shape), W.dtype)
     losses, shifts = np.empty(how.parts), np.empty(how.parts)
-    per_part = -(-(-(-N // how.parts)) // how.chunk) if mode == LOG_GRADS else 0
+    # No part has more samples than this.
+    most = (N + how.parts - 1) // how.parts
+    per_part = (most + how.chunk - 1) // how.chunk if mode == LOG_GRADS else 0
     chunk_shifts = np.empty((how.parts, per_part))
     arguments = (
-        how.chunk,
-        padded,
-        H,
-        y,
-        W.dtype.type(alpha),
-        out,
-        sums,
-        losses,
-        shifts,
+        how.parts, how.chunk, padded, H, y, W.dtype.type(alpha), out, sums, losses, shifts,
         chunk_shifts,
-    )
-    with blas_cpu.one_thread():
-        if how.parts == 1:
-            _part(mode, gemm, 0, 1, *arguments)
-        else:
-            _parts(mode, gemm, how.parts, *arguments)
+    )  # fmt: skip
+    if how.parts == 1 and not how.blas:
+        _part(mode, gemm, 0, *arguments)
+    else:
+        with blas_cpu.one_thread():
+            _parts(mode, gemm, *arguments)
     return losses, sums[:, :, :d], shifts, (how.chunk, chunk_shifts)
 
 

@@ -4,7 +4,7 @@
 at a time. With `D_j = z_j - z_y`:
 
     shift_i   one number for the chunk, <= 0: 0, or in the log domain the largest gap of all
-              (rounded up to a multiple of 16); a sample whose own largest gap m is above
+              (rounded down to a multiple of 16); a sample whose own largest gap m is above
               `LIMIT`, where the exponential could overflow, is shifted by m instead
     e_j       exp(D_j - shift), j != y;     S = sum_{j != y} e_j
     ordinary  x = e^shift S,  den = 1 + x,       loss = e^-shift log1p(x),  r_j = e_j / den
@@ -35,7 +35,7 @@ STEP = 16.0
 # Samples that are worked on side by side: rows of Z and `work` have room for a multiple of it.
 GROUP = 4 * REGISTER_BYTES // 8
 FLAGS = {"contract", "nsz", "arcp"}
-N_WORK = 4
+N_WORK = 5
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=FLAGS | {"reassoc"})
@@ -115,7 +115,7 @@ def _exponentiate(typingctx, Z, z, ld, K, work, own, shift, total):
 def exponentials(Z, rows, y, first, in_log_domain, work):
     """Z becomes e (0 in the label's place); returns the chunk's shift and its summed loss.
 
-    `work (4, m)`, m as the rows of Z, receives z_y, the samples' shifts, S, and 1 / den.
+    `work (5, m)`, m as the rows of Z, receives z_y, the samples' shifts, S, and 1 / den.
     """
     K, ld = Z.shape
     m = work.shape[1]
@@ -134,7 +134,8 @@ def exponentials(Z, rows, y, first, in_log_domain, work):
         top = shifts[i] if shifts[i] > top else top
     shift = 0.0
     if in_log_domain:
-        shift = min(0.0, STEP * np.ceil(np.float64(top) / STEP))
+        # Down, not up: nothing is then smaller than it is divided by the loss.
+        shift = min(0.0, STEP * np.floor(np.float64(top) / STEP))
     unit = real(math.exp(shift))
     for i in range(rows):
         shifts[i] = shifts[i] if shifts[i] > real(LIMIT) else real(shift)
@@ -166,3 +167,32 @@ def residuals(Z, rows, y, first, factor, work):
             Z[j, i] *= inverse[i]
     for i in range(rows):
         Z[y[first + i], i] = -S[i] * inverse[i]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FLAGS)
+def derivatives(Z, V, rows, y, first, work):
+    """Z, the exponentials, becomes r, and V, the logits' derivatives, becomes r'.
+
+    `work` is as `exponentials` left it; its last row receives s.
+    """
+    own, shifts, S, inverse, s = work[0], work[1], work[2], work[3], work[4]
+    for i in range(rows):
+        own[i] = V[y[first + i], i]
+        s[i] = Z.dtype.type(0.0)
+    # The label's exponential is 0.
+    for j in range(Z.shape[0]):
+        for i in range(rows):
+            V[j, i] -= own[i]
+            s[i] += Z[j, i] * V[j, i]
+    for i in range(rows):
+        s[i] *= inverse[i]
+    for j in range(Z.shape[0]):
+        for i in range(rows):
+            p = Z[j, i] * inverse[i]
+            Z[j, i] = p
+            V[j, i] = p * (V[j, i] - s[i])
+    for i in range(rows):
+        label = y[first + i]
+        # A shift of an ordinary sample is 0.
+        Z[label, i] = -S[i] * inverse[i]
+        V[label, i] = -math.exp(-shifts[i]) * inverse[i] * s[i]

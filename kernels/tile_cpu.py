@@ -14,6 +14,7 @@ multiply-add rate. Remainders take smaller tiles; the order of every sum depends
 alone.
 """
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -28,6 +29,16 @@ OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 def lanes(dtype):
     """Floats of `dtype` in one vector."""
     return REGISTER_BYTES // dtype.itemsize
+
+
+def padded(W):
+    """W, followed by columns of zeros if its rows are not whole vectors."""
+    K, d = W.shape
+    if d % lanes(W.dtype) == 0:
+        return W
+    out = np.zeros((K, -(-d // lanes(W.dtype)) * lanes(W.dtype)), W.dtype)
+    out[:, :d] = W
+    return out
 
 
 class Emitter:
@@ -208,19 +219,54 @@ def _dot_tile(typingctx, m, n, Z, z, ldz, W, w, H, h, ld, count, keep):
     return types.none(*kinds), codegen
 
 
+@intrinsic
+def _prefetch(typingctx, A, a, first, last, ld):
+    """Ask for the lines `first` to `last - 1`, 64 bytes each, of 4 rows of A from index a on."""
+
+    def codegen(context, builder, signature, args):
+        A_, a_, first_, last_, ld_ = args
+        emit = Emitter(builder, A.dtype)
+        A_ = builder.gep(data_of(context, builder, A, A_), [a_])
+        function = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [ir.PointerType(ir.IntType(8)), *[ir.IntType(32)] * 3]),
+            "llvm.prefetch.p0",
+        )
+        # For reading, into all caches, data.
+        flags = [ir.Constant(ir.IntType(32), x) for x in (0, 3, 1)]
+        stride = ir.Constant(ir.IntType(64), 64 // emit.size)
+        with cgutils.for_range_slice(builder, first_, last_, ir.Constant(first_.type, 1)) as (k, _):
+            for i in range(4):
+                place = emit.offset(A_, (i, ld_), (k, stride))
+                place = builder.bitcast(place, ir.PointerType(ir.IntType(8)))
+                builder.call(function, [place, *flags])
+        return context.get_dummy_value()
+
+    return types.none(A, a, first, last, ld), codegen
+
+
 @njit(**OPTIONS)
-def logits(W, H, first, rows, Z, keep):
-    """`Z[j, i] = <w_j, h_{first + i}>`, added to Z where `keep`."""
+def logits(W, H, first, rows, Z, keep, ahead):
+    """`Z[j, i] = <w_j, h_{first + i}>`, added to Z where `keep`.
+
+    Meanwhile the rows of H that stand `ahead` rows further on are fetched, unless it is 0: a
+    chunk is read in a burst otherwise, and arithmetic and memory wait for each other.
+    """
     K, D = W.shape
     ldz = Z.shape[1]
     count = D * W.itemsize // 32
     block = max(4, BLOCK_BYTES // (D * W.itemsize) // 4 * 4)
+    # Each of the K // 2 rounds over a block asks for its share of the lines of a row.
+    lines = D * W.itemsize // 64 if ahead else 0
+    share = -(-lines // (K // 2))
     for low in range(0, rows, block):
         high = min(low + block, rows)
         for j in range(0, K - 1, 2):
+            line, end = min(lines, j // 2 * share), min(lines, (j // 2 + 1) * share)
             i = low
             while i + 4 <= high:
                 h = (first + i) * D
+                _prefetch(H, h + ahead * D, line, end, D)
                 _dot_tile(4, 2, Z, j * ldz + i, ldz, W, j * D, H, h, D, count, keep)
                 i += 4
             while i < high:
@@ -296,3 +342,19 @@ def sample_sums(Z, W, alpha, keep, C, first, rows):
             f = D - L
             _outer_tile(1, 1, C, c + f, D, Z, i, ld, 1, W, f, D, K, alpha, keep)
         i += 1
+
+
+@njit(**OPTIONS)
+def copy_rows(A, a, B, b, rows, d):
+    """The first d entries of `rows` rows of A from row a on, to B from row b on."""
+    for i in range(rows):
+        for f in range(d):
+            B[b + i, f] = A[a + i, f]
+
+
+@njit(**OPTIONS)
+def scale_rows(A, factor):
+    """`A *= factor`; spelled out, it compiles in a tenth of the time."""
+    for i in range(A.shape[0]):
+        for f in range(A.shape[1]):
+            A[i, f] *= factor

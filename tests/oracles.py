@@ -1,5 +1,6 @@
-"""What the tests compare with: written from the definitions, in NumPy alone, nothing of fastnc."""
+"""What the tests compare with: the definitions, in NumPy and mpmath; nothing of fastnc."""
 
+import mpmath
 import numpy as np
 
 # --- Neural collapse, in extended precision where NumPy has it -----------------------------
@@ -171,3 +172,75 @@ def rhubarbwu(H, y, W):
         "NC3: WM^T against the ETF": etf_distance(W @ M.T),
         "NC4: agreement": (nearest == (H @ W.T).argmax(axis=1)).mean(),
     }
+
+
+# --- The objective and its derivatives in 50 digits ----------------------------------------
+
+DIGITS = 50
+
+
+def numbers(x):
+    """The same numbers as an array of mpmath's."""
+    return np.vectorize(lambda value: mpmath.mpf(float(value)), otypes=[object])(x)
+
+
+def floats(x):
+    """mpmath's numbers rounded to float64."""
+    return np.vectorize(float, otypes=[np.float64])(x)
+
+
+def cross_entropy(W, H, y, dW=None, dH=None):
+    """Equation (4) summed, its logarithm and gradients, and its Hessian times (dW, dH).
+
+    A dictionary of mpmath's numbers: "loss", "log_loss", "grad_W", "grad_H", "residuals", and,
+    where a direction is given, "HW" and "HH".
+    """
+    with mpmath.workdps(DIGITS):
+        W, H = numbers(W), numbers(H)
+        N, K = len(H), len(W)
+        Z = H @ W.T
+        r, moved = np.zeros_like(Z), np.zeros_like(Z)
+        rates = np.zeros_like(Z)
+        if dW is not None:
+            dW, dH = numbers(dW), numbers(dH)
+            rates = dH @ W.T + H @ dW.T
+        loss = mpmath.mpf(0)
+        for i in range(N):
+            own = int(y[i])
+            e = {j: mpmath.exp(Z[i, j] - Z[i, own]) for j in range(K) if j != own}
+            S = mpmath.fsum(e.values())
+            loss += mpmath.log1p(S)
+            gaps = {j: rates[i, j] - rates[i, own] for j in e}
+            s = mpmath.fsum(e[j] * gaps[j] for j in e) / (1 + S)
+            for j in e:
+                r[i, j] = e[j] / (1 + S)
+                moved[i, j] = r[i, j] * (gaps[j] - s)
+            r[i, own] = -S / (1 + S)
+            moved[i, own] = -s / (1 + S)
+        told = {
+            "loss": loss,
+            "log_loss": mpmath.log(loss),
+            "grad_W": r.T @ H,
+            "grad_H": r @ W,
+            "residuals": r,
+        }
+        if dW is not None:
+            told["HW"] = moved.T @ H + r.T @ dH
+            told["HH"] = moved @ W + r @ dW
+        return told
+
+
+def worst_relative_error(found, exact, dtype="float64"):
+    """The largest relative error, over entries whose true value is a normal number of `dtype`."""
+    found, exact = numbers(np.atleast_1d(found)), np.atleast_1d(exact)
+    tiny, huge = float(np.finfo(dtype).tiny), float(np.finfo(dtype).max)
+    normal = [(f, e) for f, e in zip(found.flat, exact.flat, strict=True) if tiny <= abs(e) <= huge]
+    assert normal, "no entry is a normal number: the test would compare nothing"
+    with mpmath.workdps(DIGITS):
+        return float(max(abs(f - e) / abs(e) for f, e in normal))
+
+
+def central_difference(function, x, direction, step=1e-6):
+    """The derivative of `function` at x along `direction`, to some 1e-9 of its size."""
+    ahead, behind = function(x + step * direction), function(x - step * direction)
+    return (ahead - behind) / (2 * step)

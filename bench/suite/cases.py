@@ -2,6 +2,8 @@
 
 Letters: K classes, d features, N samples. `fraction` is the wanted share of the floor that
 `roofline` measures on the same machine, `ratio` how many times faster than the fastest peer.
+Operations: "trajectory" is epochs of descent, "step" one of them, "grads" the loss and both
+gradients.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ class Case:
     n_classes: int
     dim: int
     n_samples: int
-    operation: str  # "trajectory": epochs of descent; "step": one of them; "grads": loss, both gradients
+    operation: str
     fraction: float
     ratio: float
 
