@@ -80,16 +80,17 @@ def test_rates_at_the_papers_size_from_a_random_start():
 
 
 def test_flow_is_what_descent_tends_to():
-    """At lr = 0.01 and half of it: the difference at t = 20 halves, and vanishes in the limit."""
-    W, H = SMALL.init(4)
-    run = fastnc.flow(SMALL, math.log10(20.0), W=W, H=H, snapshots=3)
+    """At lr = 0.02 and half of it: the difference at t = 20 halves, and vanishes in the limit."""
+    model = fastnc.ULPM(n_classes=5, n_per_class=10, dim=20)
+    W, H = model.init(4)
+    run = fastnc.flow(model, math.log10(20.0), W=W, H=H, snapshots=3)
     coarse, fine = (
-        fastnc.descend(SMALL, lr=lr, epochs=round(20 / lr), W=W, H=H, snapshots=1)
-        for lr in (0.01, 0.005)
+        fastnc.descend(model, lr=lr, epochs=round(20 / lr), W=W, H=H, snapshots=1)
+        for lr in (0.02, 0.01)
     )
     errors = [np.abs(other.H - run.H).max() for other in (coarse, fine)]
     # First order in lr: the ratio is 2 up to lr itself.
-    assert errors[0] < 2e-3 and errors[0] / errors[1] == pytest.approx(2.0, abs=0.05)
+    assert 1e-6 < errors[0] < 2e-3 and errors[0] / errors[1] == pytest.approx(2.0, abs=0.05)
     np.testing.assert_allclose(2 * fine.H - coarse.H, run.H, atol=2e-5)
     np.testing.assert_allclose(2 * fine.W - coarse.W, run.W, atol=2e-5)
 
@@ -238,7 +239,7 @@ def test_a_failure_says_where_and_why_and_keeps_what_it_had(monkeypatch):
         fastnc.flow(SMALL, 30.0, snapshots=5)
     run = cut.value.run
     # sinh(2) = log t is log10 t = 1.57; everything before stands.
-    assert run.about["stopped"] == "failed" and 1.0 < run["log10_time"][-1] < 1.6
+    assert run.about["stopped"] == "failed" and 1.0 <= run["log10_time"][-1] < 1.6
     assert np.isfinite(run["log_loss"]).all() and np.isfinite(run.H).all()
 
 
