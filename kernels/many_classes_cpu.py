@@ -87,7 +87,8 @@ def _exponentials_of(gemm, W, H, y, bias, uniform, first, rows, low, Z, z_y, shi
 @njit(parallel=True, **OPTIONS)
 def _exponentials(gemm, W, H, y, bias, uniform, first, rows, Z, z_y, shifts, S, moved):
     K, n_blocks = W.shape[0], S.shape[0]
-    for p in prange(RANGES):
+    for index in prange(RANGES):
+        p = np.int64(index)
         for b in range(n_blocks * p // RANGES, n_blocks * (p + 1) // RANGES):
             low, high = b * BLOCK, min((b + 1) * BLOCK, K)
             _exponentials_of(
@@ -168,7 +169,8 @@ def _products(
     sums_H,
 ):  # fmt: skip
     K, n_blocks = W.shape[0], factors.shape[0]
-    for p in prange(RANGES):
+    for index in prange(RANGES):
+        p = np.int64(index)
         start, end = n_blocks * p // RANGES, n_blocks * (p + 1) // RANGES
         if start == end:
             sums_H[p] = 0.0

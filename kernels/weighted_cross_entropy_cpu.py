@@ -26,8 +26,11 @@ from fastnc.kernels.residual_cpu import GROUP, N_WORK, exponentials, residuals
 
 OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 FLAGS = {"contract", "nsz", "arcp"}
-# Bytes of W from which on classes are divided among the threads, and not samples.
+# Bytes of W, and classes, from which on classes are divided among the threads, and not samples.
 MANY = 4 << 20
+MANY_CLASSES = 4096
+# Numbers that are added sooner than a second thread is woken.
+ALONE = 1 << 17
 
 
 @njit(**OPTIONS)
@@ -107,14 +110,14 @@ def _part(
     total = 0.0
     for first in range(low, high, chunk):
         rows = min(chunk, high - first)
-        source, target, start = H, grad_H, first
+        source, target, start, ahead = H, grad_H, first, chunk
         if d != D:
-            padded[:rows, :d] = H[first : first + rows]
-            source, target, start = padded, padded, 0
+            tile_cpu.copy_rows(H, first, padded, 0, rows, d)
+            source, target, start, ahead = padded, padded, 0, 0
         for j in range(len(bias)):
             Z[j, :rows] = bias[j]
         if gemm == 0:
-            tile_cpu.logits(W, source, start, rows, Z, with_bias)
+            tile_cpu.logits(W, source, start, rows, Z, with_bias, ahead)
         else:
             blas_cpu.logits(gemm, W, source, start, rows, Z, with_bias)
         total += _softmax(Z, rows, y, first, weight, uniform, keep, scale, with_grads, losses, work)
@@ -129,7 +132,7 @@ def _part(
         elif len(grad_H):
             blas_cpu.sample_sums(gemm, Z, W, one, False, target, start, rows)
         if len(grad_H) and d != D:
-            grad_H[first : first + rows] = padded[:rows, :d]
+            tile_cpu.copy_rows(padded, 0, grad_H, first, rows, d)
     totals[part] = total
 
 
@@ -138,7 +141,9 @@ def _parts(
     gemm, chunk, W, H, y, bias, weight, uniform, keep, scale, losses, totals, sums, bias_sums,
     grad_H,
 ):  # fmt: skip
-    for part in prange(len(totals)):
+    for index in prange(len(totals)):
+        # A loop's index is unsigned where it is parallel: `_part` would be compiled twice.
+        part = np.int64(index)
         _part(
             gemm, part, chunk, W, H, y, bias, weight, uniform, keep, scale, losses, totals, sums,
             bias_sums, grad_H,
@@ -173,7 +178,7 @@ def loss_and_grads(
         if len(weight):
             uniform *= weight
     options = bias, weight, uniform, real(1.0 - smoothing), scale
-    if W.nbytes > MANY:
+    if W.nbytes > MANY or K > MANY_CLASSES:
         many_classes_cpu.loss_and_grads(
             W, H, y, *options, total_out, losses_out, grad_W_out, grad_H_out, grad_bias_out
         )
@@ -196,6 +201,9 @@ def loss_and_grads(
             _parts(blas_cpu.gemm_address(W.dtype) if how.blas else 0, *arguments)
     total_out[0] = totals.sum()
     if len(grad_W_out) and not direct:
-        _add_parts(sums, grad_W_out)
+        if sums.size > ALONE:
+            _add_parts(sums, grad_W_out)
+        else:
+            np.sum(sums[:, :, :d], axis=0, out=grad_W_out)
     if len(grad_bias_out):
         bias_sums.sum(axis=0, out=grad_bias_out)

@@ -5,14 +5,17 @@ Gradients of a reduced loss are made together with it; those of "none" when they
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from fastnc.nn._dispatch import Grads, evaluate, loss_dtype, working_dtype
+from fastnc.nn import _dispatch
+from fastnc.nn._dispatch import Grads, loss_dtype, working_dtype
 
 _PLAIN = (Tensor, nn.Parameter)
+# Arguments travel as one tuple here.
+evaluate: Any = _dispatch.evaluate
 
 
 def apply(
@@ -35,16 +38,18 @@ def apply(
         input, linear_weight, linear_bias, target, weight, reduction, ignore_index,
         label_smoothing, wanted,
     )  # fmt: skip
+    if torch._C._are_functorch_transforms_active():
+        loss: Tensor = _Functional.apply(*arguments)[0]
+        return loss
     if (
         torch.compiler.is_compiling()
         or type(input) not in _PLAIN
         or type(linear_weight) not in _PLAIN
-        or torch._C._are_functorch_transforms_active()
     ):
-        return _operator(*arguments)[0]
-    if not wanted:
-        return evaluate(*arguments)[0]
-    return _Eager.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
+        loss = _operator(*arguments)[0]
+        return loss
+    loss = _Eager.apply(*arguments) if wanted else evaluate(*arguments)[0]
+    return loss
 
 
 class _Eager(torch.autograd.Function):
@@ -54,9 +59,11 @@ class _Eager(torch.autograd.Function):
         ctx.options = arguments[5:]
         ctx.grads = None
         ctx.save_for_backward(*arguments[:5])
+        loss: Tensor
         if arguments[5] == "none":
-            return evaluate(*arguments[:8], 0)[0]
-        loss, *ctx.grads = evaluate(*arguments)
+            loss, *_ = evaluate(*arguments[:8], 0)
+        else:
+            loss, *ctx.grads = evaluate(*arguments)
         return loss
 
     @staticmethod
@@ -72,8 +79,65 @@ class _Eager(torch.autograd.Function):
         kinds = ctx.saved_tensors[:3]
         grads = _finished(made, kinds, None if ctx.options[0] == "none" else upstream)
         if torch.is_grad_enabled():
-            grads = _Once.apply(upstream, *kinds, *grads)  # type: ignore[no-untyped-call]
+            grads = _Once.apply(upstream, *kinds, *grads)
         return (*grads, None, None, None, None, None, None)
+
+
+class _Functional(torch.autograd.Function):
+    """The form that `torch.func` can transform: its gradients are outputs too."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor | None, ...]:
+        # Here `requires_grad` tells nothing: every transform has tensors of its own.
+        arguments = (*arguments[:8], 0 if arguments[5] == "none" else _all_of(arguments))
+        loss, *grads = evaluate(*arguments)
+        return loss, *grads
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        ctx.options = (*inputs[5:8], _all_of(inputs))
+        ctx.mark_non_differentiable(*(g for g in output[1:] if g is not None))
+        ctx.save_for_backward(*inputs[:5], *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
+        upstream, tensors = grad_outputs[0], ctx.saved_tensors
+        if ctx.options[0] == "none":
+            made = _FunctionalRows.apply(upstream, *tensors[:5], *ctx.options)
+        else:
+            made = tuple(g if g is None else g * upstream.to(g.dtype) for g in tensors[5:])
+        kinds = tensors[:3]
+        grads = _Once.apply(upstream, *kinds, *_finished(made, kinds, None))
+        return (*grads, None, None, None, None, None, None)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        _refuse_vmap()
+
+
+class _FunctionalRows(torch.autograd.Function):
+    """Gradients of `sum_i upstream_i loss_i`, as a transform takes them."""
+
+    @staticmethod
+    def forward(upstream: Tensor, *arguments: Any) -> tuple[Tensor | None, ...]:
+        _, *grads = evaluate(*arguments, upstream)
+        return tuple(grads)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Nothing is kept: there is no way back from here."""
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        _refuse()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        _refuse_vmap()
+
+
+def _all_of(arguments: tuple[Any, ...]) -> int:
+    return 3 if arguments[2] is None else 7
 
 
 class _Once(torch.autograd.Function):
@@ -81,7 +145,6 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
         upstream: Tensor,
         input: Tensor,
         linear_weight: Tensor,
@@ -91,14 +154,25 @@ class _Once(torch.autograd.Function):
         return tuple(None if g is None else g.clone() for g in grads)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Nothing is kept: there is no way back from here."""
+
+    @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         _refuse()
 
 
-def _refuse() -> None:
+def _refuse() -> NoReturn:
     raise NotImplementedError(
         "`fastnc.nn.linear_cross_entropy` cannot be differentiated twice; for Hessian-vector "
         "products call `fastnc.hessian_vector_product`, or use torch's own cross-entropy."
+    )
+
+
+def _refuse_vmap() -> NoReturn:
+    raise NotImplementedError(
+        "`fastnc.nn.linear_cross_entropy` has no `vmap`: it takes all samples at once, (N, d); "
+        'for the loss of each of them ask for `reduction="none"`.'
     )
 
 

@@ -1,10 +1,11 @@
-"""Which code computes the loss: the Numba kernels on the CPU, torch's operations elsewhere."""
+"""Which code computes the loss: Numba on the CPU, Triton on CUDA, torch's operations elsewhere."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from fastnc._cuda import serves
 from fastnc.nn import _torch_rows
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -36,9 +37,13 @@ def evaluate(
         from fastnc.nn import _numba_rows
 
         loss, *grads = _numba_rows.evaluate(*arguments)
+    elif serves(input) and not target.is_floating_point():
+        from fastnc.nn import _triton_rows
+
+        loss, *grads = _triton_rows.evaluate(*arguments)
     else:
         loss, *grads = _torch_rows.evaluate(*arguments)
-    return loss.to(loss_dtype(input, linear_weight)), *grads
+    return loss.to(loss_dtype(input, linear_weight)), grads[0], grads[1], grads[2]
 
 
 def loss_dtype(input: Tensor, linear_weight: Tensor) -> torch.dtype:

@@ -69,7 +69,7 @@ def evaluate(
     if len(y):
         with _one_at_a_time:
             before = numba.get_num_threads()
-            threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+            threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
             if threads != before:
                 numba.set_num_threads(threads)
             try:
@@ -87,7 +87,7 @@ def evaluate(
     if reduction == "none":
         loss = torch.from_numpy(losses if kept is None else _among(losses, kept, N))
     else:
-        loss = torch.scalar_tensor(total[0] * inverse, dtype=torch.float64)
+        loss = torch.scalar_tensor(float(total[0]) * inverse, dtype=torch.float64)
     return (
         loss,
         torch.from_numpy(grad_H) if wanted & 1 else None,
@@ -100,7 +100,7 @@ def _array(x: Tensor, dtype: torch.dtype) -> Array:
     x = x.detach()
     if x.dtype != dtype or not x.is_contiguous():
         x = x.to(dtype).contiguous()
-    return x.numpy()  # type: ignore[no-any-return]
+    return x.numpy()
 
 
 def _among(rows: Array, kept: Array, n_rows: int) -> Array:

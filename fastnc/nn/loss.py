@@ -66,6 +66,19 @@ def linear_cross_entropy(
     Cost: `6 K N d` FLOP for the loss and both gradients, made together forward; with
     `reduction="none"` the logits are made once more backward. Memory for the gradients and for
     blocks of logits.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastnc.nn import linear_cross_entropy
+    >>> h = torch.tensor([[60.0, 0.0]], requires_grad=True)
+    >>> W, y = torch.eye(2), torch.tensor([0])
+    >>> loss = linear_cross_entropy(h, W, y)
+    >>> loss.backward()
+    >>> f"{loss:.4e}", f"{h.grad[0, 0]:.4e}"
+    ('8.7565e-27', '-8.7565e-27')
+    >>> torch.nn.functional.cross_entropy(h @ W.T, y).item()
+    0.0
     """
     if not (input.dim() == 2 and linear_weight.dim() == 2):
         return _other_shapes(
@@ -99,6 +112,25 @@ class LinearCrossEntropyLoss(nn.Module):
         Further dimensions, one classifier for each of their places.
     bias : bool
         Whether the linear layer has a bias.
+    device, dtype
+        Of the linear layer.
+    weight, reduction, ignore_index, label_smoothing
+        As in `linear_cross_entropy`.
+
+    Raises
+    ------
+    ValueError
+        Options that do not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastnc.nn import LinearCrossEntropyLoss
+    >>> head = LinearCrossEntropyLoss(64, 10, bias=True, label_smoothing=0.1)
+    >>> loss = head(torch.randn(32, 64), torch.arange(32) % 10)
+    >>> loss.backward()
+    >>> head.linear.weight.grad.shape
+    torch.Size([10, 64])
     """
 
     weight: Tensor | None
@@ -132,7 +164,8 @@ class LinearCrossEntropyLoss(nn.Module):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of features (N, in_features)."""
-        linear_weight, linear_bias = self.linear.weight, self.linear.bias
+        linear_weight: Tensor = self.linear.weight
+        linear_bias: Tensor | None = self.linear.bias
         if self.out_features:
             shape = (self.num_classes, *self.out_features)
             linear_weight = linear_weight.reshape(*shape, -1)
@@ -254,15 +287,21 @@ def _check(
                 f"`target` must be ({N}, {K}) where it holds probabilities; "
                 f"got {tuple(target.shape)}."
             )
-        if target.requires_grad:
+        if target.requires_grad and torch.is_grad_enabled():
             raise ValueError(
                 "`target` must not require a gradient: none is computed for it. Detach it, or use "
                 "torch's own cross-entropy."
             )
     elif target.shape != (N,):
-        raise ValueError(f"`target` must have one label a sample, ({N},); got {tuple(target.shape)}.")
+        raise ValueError(
+            f"`target` must have one label a sample, ({N},); got {tuple(target.shape)}."
+        )
     elif target.dtype == torch.bool or target.is_complex():
         raise TypeError(f"`target` must hold integers or probabilities; got {target.dtype}.")
+    if weight is not None and weight.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "`weight` must not require a gradient: none is computed for it. Detach it."
+        )
     for name, given in (("linear_bias", linear_bias), ("weight", weight)):
         if given is not None and given.shape != (K,):
             raise ValueError(f"`{name}` must have shape ({K},); got {tuple(given.shape)}.")

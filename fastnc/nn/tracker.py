@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from fastnc.nn.loss import LinearCrossEntropyLoss
+
+if TYPE_CHECKING:
+    from fastnc.metrics import CollapseMetrics
 
 # Rows that go to the accumulators at once: large enough to be efficient, small beside the data.
 _ROWS = 16_384
@@ -20,16 +25,9 @@ _ROWS = 16_384
 class CollapseTracker:
     """Keeps copies of what enters a layer while it is open, then measures them.
 
-        model.eval()
-        with torch.no_grad(), CollapseTracker(model, "classifier.6") as tracker:
-            for images, labels in loader:
-                tracker.labels(labels)
-                model(images)
-        print(tracker.metrics())
-
     Under `DistributedDataParallel` each rank tracks its own samples, and `metrics`, called on
     every rank, returns those of all samples together. (A `DistributedSampler` repeats samples
-    to make the ranks even; those count twice.)
+    to make the ranks even; those count twice.) Opening it again starts afresh.
 
     Parameters
     ----------
@@ -37,7 +35,8 @@ class CollapseTracker:
         The model; a `DistributedDataParallel` or `torch.compile` wrapper is looked through.
     layer : str or torch.nn.Module
         The last layer, by its name in `module.named_modules()`: what enters it are the features
-        h, and its weight and bias are the classifier. The default is that of torchvision's VGG.
+        h, (N, d) or, where it has a weight (K, d), (..., d) with a sample at every place; its
+        weight and bias are the classifier. The default is that of torchvision's VGG.
     keep : "memory", "device" or a path
         Where the features stay: in CPU memory, on the model's device, or in a file of that name,
         which is overwritten, and mapped when it is read. They are copied at once in any case, so
@@ -46,7 +45,29 @@ class CollapseTracker:
     Raises
     ------
     ValueError
-        The module has no such layer.
+        The module has no such layer; later, features that do not fit each other.
+    RuntimeError
+        Opened while it is open.
+
+    Cost
+    ----
+    A copy of every batch, N d numbers in the features' dtype (bfloat16 goes to a file as float32).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastnc.nn import CollapseTracker
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> x, y = torch.randn(100, 4), torch.arange(100) % 2
+    >>> with torch.no_grad(), CollapseTracker(model.eval(), "2") as tracker:
+    ...     for batch, labels in zip(x.split(30), y.split(30)):
+    ...         tracker.labels(labels)
+    ...         _ = model(batch)
+    >>> tracker.features.shape
+    torch.Size([100, 8])
+    >>> tracker.metrics().n_classes
+    2
     """
 
     def __init__(
@@ -61,22 +82,29 @@ class CollapseTracker:
         self._keep = keep
         self._handle: Any = None
         self._file: BinaryIO | None = None
+        self._clear()
+
+    def _clear(self) -> None:
         self._batches: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._dim: int | None = None
         self._dtype: torch.dtype | None = None
         self._n_samples = 0
+        self._left: tuple[Any, ...] | None = None
 
     def __enter__(self) -> CollapseTracker:
+        if self._handle is not None:
+            raise RuntimeError("the tracker is open already; leave its `with` block first.")
         if self._module.training:
             warnings.warn(
                 "the tracked module is in training mode: dropout and batch normalisation change "
                 "what enters the layer; call `module.eval()` first.",
                 stacklevel=2,
             )
+        self._clear()
         if self._keep not in ("memory", "device"):
-            self._file = open(self._keep, "wb")  # noqa: SIM115
-        self._handle = self._layer.register_forward_pre_hook(self._entered)
+            self._file = open(self._keep, "wb")
+        self._handle = self._layer.register_forward_pre_hook(self._entered, with_kwargs=True)
         return self
 
     def __exit__(
@@ -86,12 +114,19 @@ class CollapseTracker:
         trace: TracebackType | None,
     ) -> None:
         self._handle.remove()
+        self._handle = None
+        # Training may go on before anybody asks for the metrics of what was kept.
+        self._left = tuple(
+            p.detach().clone() if isinstance(p, Tensor) else None
+            for p in _weight_and_bias(self._layer)
+        )
         if self._file is not None:
             self._file.close()
+            self._file = None
 
-    def labels(self, y: Tensor) -> None:
+    def labels(self, y: Any) -> None:
         """The labels of the batch that goes through the module next, or has just gone."""
-        self._labels.append(torch.as_tensor(y).detach().reshape(-1).to(torch.int64, copy=True))
+        self._labels.append(_integers(y).clone())
 
     @property
     def features(self) -> Tensor:
@@ -105,21 +140,23 @@ class CollapseTracker:
             if len(self._batches) > 1:
                 self._batches = [torch.cat(self._batches)]
             return self._batches[0]
+        if self._file is not None:
+            self._file.flush()
         shape = (self._n_samples, self._dim)
-        stored = np.memmap(self._keep, _stored(self._dtype), mode="r+", shape=shape)
-        return torch.from_numpy(stored)
+        return torch.from_numpy(np.memmap(self._keep, _stored(self._dtype), "r+", shape=shape))
 
     def targets(self) -> Tensor:
         """All labels given so far (N,)."""
         return torch.cat(self._labels) if self._labels else torch.empty(0, dtype=torch.int64)
 
-    def metrics(self, y: Any = None) -> Any:
+    def metrics(self, y: Any = None) -> CollapseMetrics:
         """The neural-collapse metrics of what was kept, as `fastnc.collapse_metrics` has them.
 
         Parameters
         ----------
         y : (N,) integers, optional
-            The labels, in the order of the samples; by default those given to `labels`.
+            The labels, in the order of the samples; by default those given to `labels`. Rows of
+            the classifier where the layer has one, any integers otherwise.
 
         Returns
         -------
@@ -129,22 +166,19 @@ class CollapseTracker:
         Raises
         ------
         ValueError
-            No features, or not one label a sample.
+            No features, or not one label a sample, here or on another rank; and what
+            `fastnc.ClassStatistics` and `fastnc.ClassDeviations` refuse.
         """
         from fastnc import ClassDeviations, ClassStatistics
 
-        H = self.features
-        y = self.targets() if y is None else torch.as_tensor(y).reshape(-1).to(torch.int64)
-        if len(y) != len(H):
-            raise ValueError(
-                f"there must be one label a sample: {len(H)} samples entered the layer, and "
-                f"{len(y)} labels were given. Call `tracker.labels(y)` once a batch, or give all "
-                "to `metrics`."
-            )
-        y = y.to(H.device)
-        W, bias = self._classifier()
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
-        n_classes = len(W) if W is not None else _most(int(y.max()) + 1, several, H.device)
+        H, y = self._together(y) if several else self._checked(y)
+        W, bias = self._classifier(H.device)
+        if W is None:
+            distinct = _distinct(y, several)
+            y, n_classes = torch.searchsorted(distinct, y), len(distinct)
+        else:
+            n_classes = len(W)
         statistics = ClassStatistics(n_classes=n_classes, dim=H.shape[1], scatter="trace")
         for h, label in _parts(H, y):
             statistics.update(h, label)
@@ -155,11 +189,46 @@ class CollapseTracker:
             deviations.update(h, label)
         if several:
             deviations.all_reduce()
-        return deviations.metrics()
+        metrics: CollapseMetrics = deviations.metrics()
+        return metrics
 
-    def _entered(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        h = inputs[0].detach()
-        h = h.reshape(-1, h.shape[-1])
+    def _checked(self, y: Any) -> tuple[Tensor, Tensor]:
+        """Features and as many labels, on the same device."""
+        H = self.features
+        y = self.targets() if y is None else _integers(y)
+        if len(y) != len(H):
+            raise ValueError(
+                f"there must be one label a sample: {len(H)} samples entered the layer, and "
+                f"{len(y)} labels were given. Call `tracker.labels(y)` once a batch, or give all "
+                "to `metrics`."
+            )
+        return H, y.to(H.device)
+
+    def _together(self, y: Any) -> tuple[Tensor, Tensor]:
+        """As `_checked`; a rank that has nothing to give stops the others, who would wait."""
+        problem, found = None, None
+        try:
+            found = self._checked(y)
+        except ValueError as error:
+            problem = error
+        bad = torch.tensor(int(problem is not None), device=_travels_on())
+        torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
+        if problem is not None:
+            raise problem
+        if found is None or int(bad):
+            raise ValueError("another rank has no features, or not one label a sample; see there.")
+        return found
+
+    def _entered(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        h = (*inputs, *named.values())[0].detach()
+        if h.dim() != 2:
+            W, _ = self._classifier(h.device)
+            if h.dim() == 0 or (h.dim() > 2 and (W is None or W.shape[1] != h.shape[-1])):
+                raise ValueError(
+                    f"features must be (N, d); got {tuple(h.shape)}. Track a layer behind the "
+                    "flattening, such as the last linear one."
+                )
+            h = h.reshape(-1, h.shape[-1])
         if self._dim is None:
             self._dim, self._dtype = h.shape[1], h.dtype
         elif (h.shape[1], h.dtype) != (self._dim, self._dtype):
@@ -175,12 +244,12 @@ class CollapseTracker:
         target = h.device if self._keep == "device" else torch.device("cpu")
         self._batches.append(h.to(target, copy=True))
 
-    def _classifier(self) -> tuple[Tensor | None, Tensor | None]:
-        weight = getattr(self._layer, "weight", None)
-        if not isinstance(weight, Tensor) or weight.shape[1:] != (self._dim,):
+    def _classifier(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        weight, bias = self._left or _weight_and_bias(self._layer)
+        if not isinstance(weight, Tensor) or weight.dim() != 2:
             return None, None
-        bias = getattr(self._layer, "bias", None)
-        device = self.features.device
+        if self._dim is not None and weight.shape[1] != self._dim:
+            return None, None
         return (
             weight.detach().to(device),
             bias.detach().to(device) if isinstance(bias, Tensor) else None,
@@ -190,7 +259,12 @@ class CollapseTracker:
 def _unwrapped(module: nn.Module) -> nn.Module:
     if hasattr(module, "_orig_mod"):
         return _unwrapped(module._orig_mod)  # type: ignore[arg-type]
-    if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+    if isinstance(module, nn.DataParallel):
+        raise ValueError(
+            "`module` must not be a `DataParallel`, whose replicas come in any order; "
+            "pass its `.module`, and run that."
+        )
+    if isinstance(module, nn.parallel.DistributedDataParallel):
         return _unwrapped(module.module)
     return module
 
@@ -202,12 +276,29 @@ def _find(module: nn.Module, layer: str | nn.Module) -> nn.Module:
             raise ValueError("`layer` must belong to `module`; got another module's.")
         return layer
     if layer not in known:
-        near = [name for name, other in known.items() if isinstance(other, nn.Linear)][-3:]
+        linear = [name for name, other in known.items() if isinstance(other, nn.Linear)]
+        near = difflib.get_close_matches(str(layer), [n for n in known if n], 3, 0.5) or linear[-3:]
         raise ValueError(
-            f"`layer` must name a layer of the module; there is no {layer!r}. Its last linear "
-            f"layers are {', '.join(map(repr, near)) or 'none'}."
+            f"`layer` must name a layer of the module; there is no {layer!r}. Near it are "
+            f"{', '.join(map(repr, near)) or 'none'}; see `module.named_modules()`."
         )
-    return known[layer]
+    found: nn.Module = known[layer]
+    return found
+
+
+def _weight_and_bias(layer: nn.Module) -> tuple[Any, ...]:
+    """Of a linear layer, or of a loss that holds one of its own."""
+    losses = [LinearCrossEntropyLoss, getattr(nn, "LinearCrossEntropyLoss", LinearCrossEntropyLoss)]
+    linear = layer.linear if isinstance(layer, tuple(losses)) else layer
+    return getattr(linear, "weight", None), getattr(linear, "bias", None)
+
+
+def _integers(y: Any) -> Tensor:
+    y = torch.as_tensor(y).detach()
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(f"labels must be integers; got {y.dtype}.")
+    labels: Tensor = y.reshape(-1).to(torch.int64)
+    return labels
 
 
 def _parts(H: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -215,12 +306,26 @@ def _parts(H: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield H[start : start + _ROWS], y[start : start + _ROWS]
 
 
-def _most(n: int, several: bool, device: torch.device) -> int:
+def _travels_on() -> torch.device:
+    """Where a tensor must be for the ranks to exchange it."""
+    nccl = torch.distributed.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+
+
+def _distinct(y: Tensor, several: bool) -> Tensor:
+    """The distinct labels, of all ranks where there are several, sorted."""
+    ours: Tensor = torch.unique(y)
     if not several:
-        return n
-    most = torch.tensor(n, device=device)
+        return ours
+    ours = ours.to(_travels_on())
+    most = torch.tensor(len(ours), device=ours.device)
     torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-    return int(most)
+    # Filled up with a label that is there anyway.
+    filled = torch.cat([ours, ours[:1].expand(int(most) - len(ours))])
+    everyone = [torch.empty_like(filled) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(everyone, filled)
+    all_labels: Tensor = torch.unique(torch.cat(everyone))
+    return all_labels.to(y.device)
 
 
 def _stored(dtype: torch.dtype) -> str:

@@ -1,0 +1,262 @@
+"""`fastnc.nn.CollapseTracker` in ordinary evaluation loops, in wrong ones, and over two ranks."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fastnc
+from fastnc.nn import CollapseTracker, LinearCrossEntropyLoss
+
+
+class Network(nn.Module):
+    """Its last layer is fed by a tensor that the next forward pass overwrites."""
+
+    def __init__(self, K=3, d=6):
+        super().__init__()
+        self.body = nn.Linear(4, d)
+        self.classifier = nn.Sequential(nn.ReLU(), nn.Linear(d, K))
+        self.buffer = torch.zeros(1000, d)
+
+    def forward(self, x):
+        h = self.buffer[: len(x)]
+        h[:] = self.body(x)
+        return self.classifier(h)
+
+
+def network(K=3, d=6, dtype=torch.float32):
+    torch.manual_seed(0)
+    model = Network(K, d)
+    model.buffer = model.buffer.to(dtype)
+    return model.to(dtype).eval()
+
+
+def data(N=110, K=3):
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(N, 4, generator=g), torch.randint(K, (N,), generator=g)
+
+
+def wanted(model, x, y):
+    with torch.no_grad():
+        h = model.classifier[0](model.body(x)).clone()
+    last = model.classifier[1]
+    return h, fastnc.collapse_metrics(
+        h.numpy(), y.numpy(), last.weight.detach().numpy(), last.bias.detach().numpy()
+    )
+
+
+def same(ours, theirs):
+    for name, value in theirs.as_dict().items():
+        # The sums are those of other batches: rounding in float64.
+        near = value if value is None else pytest.approx(value, rel=1e-9)
+        assert ours.as_dict()[name] == near, name
+
+
+@pytest.mark.parametrize("keep", ["memory", "device", "file"])
+def test_an_ordinary_loop(keep, tmp_path):
+    model, (x, y) = network(), data()
+    keep = tmp_path / "features.bin" if keep == "file" else keep
+    h, theirs = wanted(model, x, y)
+    with torch.inference_mode(), CollapseTracker(model, "classifier.1", keep=keep) as tracker:
+        for batch, labels in zip(x.split(32), y.split(32), strict=True):
+            tracker.labels(labels)
+            model(batch)
+            labels[:] = -7  # What a loader does to its buffers must not matter.
+    with torch.no_grad():
+        model.classifier[1].weight.mul_(-1.0)  # Training goes on.
+    assert torch.equal(tracker.features, h)
+    same(tracker.metrics(), theirs)
+    assert len(tracker.targets()) == 110
+    fewer = fastnc.collapse_metrics(h.numpy(), tracker.targets().numpy() * 0 + np.arange(110) % 3)
+    assert tracker.metrics(np.arange(110) % 3).within_class == pytest.approx(fewer.within_class)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_dtypes_survive_a_file(dtype, tmp_path):
+    model, (x, y) = network(dtype=dtype), data()
+    with torch.no_grad(), CollapseTracker(model, "classifier.1", keep=tmp_path / "f") as tracker:
+        model(x.to(dtype))
+        model(x[:5].to(dtype))
+        assert len(tracker.features) == 115  # Also while the file is open.
+    with torch.no_grad():
+        h = model.classifier[0](model.body(x.to(dtype)))
+    assert torch.equal(tracker.features[:110].to(dtype), h)
+    assert tracker.metrics(torch.cat([y, y[:5]])).n_samples == 115
+
+
+def test_sequences_are_flattened_before_a_linear_layer():
+    model = nn.Sequential(nn.ReLU(), nn.Linear(5, 3)).eval()
+    x = torch.randn(4, 7, 5, generator=torch.manual_seed(0))
+    with CollapseTracker(model, "1") as tracker:
+        tracker.labels(torch.arange(28).reshape(4, 7) % 3)
+        model(x)
+        tracker.labels([1])
+        model(x[0, 0])
+    assert torch.equal(tracker.features[:28], x.relu().reshape(28, 5))
+    assert tracker.metrics().n_samples == 29
+
+
+def test_a_layer_without_a_classifier_takes_any_labels():
+    model, (x, y) = network(), data()
+    with torch.no_grad(), CollapseTracker(model, model.classifier[0]) as tracker:
+        model(x)
+        h = model.body(x)
+    m = tracker.metrics(y * 100 - 7)
+    assert m.self_duality is None and m.n_classes == 3
+    same(m, fastnc.collapse_metrics(h.numpy(), y.numpy()))
+
+
+def test_a_loss_with_its_own_linear_layer():
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loss = LinearCrossEntropyLoss(4, 3, bias=True)
+
+        def forward(self, x, y):
+            return self.loss(input=x, target=y)
+
+    model, (x, y) = Head().eval(), data()
+    with CollapseTracker(model, "loss") as tracker:
+        model(x, y)
+    linear = model.loss.linear
+    same(
+        tracker.metrics(y),
+        fastnc.collapse_metrics(
+            x.numpy(), y.numpy(), linear.weight.detach().numpy(), linear.bias.detach().numpy()
+        ),
+    )
+
+
+def test_no_hook_stays_behind():
+    model, (x, y) = network(), data()
+    tracker = CollapseTracker(model, "classifier.1")
+    with pytest.raises(KeyError, match=r"mine"), tracker:
+        tracker.labels(y)
+        model(x)
+        raise KeyError("mine")
+    assert not model.classifier[1]._forward_pre_hooks
+    model(x)
+    assert len(tracker.features) == 110
+    assert tracker.metrics().n_samples == 110
+
+
+def test_opening_again_starts_afresh(tmp_path):
+    for keep in ("memory", tmp_path / "f"):
+        model, (x, y) = network(), data()
+        tracker = CollapseTracker(model, "classifier.1", keep=keep)
+        for n in (110, 60):
+            with torch.no_grad(), tracker:
+                tracker.labels(y[:n])
+                model(x[:n])
+            assert tracker.metrics().n_samples == n
+        with tracker:
+            with pytest.raises(RuntimeError, match=r"open already; leave its `with` block first"):
+                tracker.__enter__()
+            model(x)
+        assert not model.classifier[1]._forward_pre_hooks
+        assert len(tracker.features) == 110
+
+
+def test_names_that_miss():
+    with pytest.raises(ValueError, match=r"there is no 'clasifier.1'. Near it are 'classifier.1'"):
+        CollapseTracker(network(), "clasifier.1")
+    with pytest.raises(ValueError, match=r"there is no 'zzz'. Near it are 'body', 'classifier.1'"):
+        CollapseTracker(network(), "zzz")
+    with pytest.raises(ValueError, match=r"there is no 'classifier.6'. Near it are 'classifier.1'"):
+        CollapseTracker(network())
+    with pytest.raises(ValueError, match=r"`layer` must belong to `module`"):
+        CollapseTracker(network(), nn.Linear(2, 2))
+
+
+def test_refusals():
+    model, (x, y) = network(), data()
+    tracker = CollapseTracker(model, "classifier.1")
+    with pytest.raises(ValueError, match=r"nothing entered the layer. Run the model inside"):
+        tracker.metrics(y)
+    with tracker:
+        model(x)
+    with pytest.raises(ValueError, match=r"110 samples entered the layer, and 109 labels"):
+        tracker.metrics(y[:-1])
+    with pytest.raises(ValueError, match=r"110 samples entered the layer, and 0 labels"):
+        tracker.metrics()
+    with pytest.raises(ValueError, match=r"labels must be integers; got torch.float32"):
+        tracker.metrics(y.float())
+    with pytest.raises(ValueError, match=r"labels must be integers; got torch.bool"):
+        tracker.labels(y > 0)
+    with pytest.raises(ValueError, match=r"must lie in 0..2"):
+        tracker.metrics(y + 1)
+    with pytest.raises(ValueError, match=r"`module` must not be a `DataParallel`"):
+        CollapseTracker(nn.DataParallel(model), "classifier.1")
+
+
+def test_features_that_do_not_fit():
+    model = nn.Sequential(nn.Identity(), nn.Flatten()).eval()
+    with CollapseTracker(model, "0") as tracker:
+        model(torch.zeros(3, 4))
+        with pytest.raises(ValueError, match=r"must bring 4 features in torch.float32; got 5 in"):
+            model(torch.zeros(3, 5))
+        with pytest.raises(ValueError, match=r"must bring 4 features in torch.float32; got 4 in"):
+            model(torch.zeros(3, 4, dtype=torch.float64))
+        with pytest.raises(ValueError, match=r"features must be \(N, d\); got \(3, 4, 2, 2\)"):
+            model(torch.zeros(3, 4, 2, 2))
+    assert len(tracker.features) == 3
+
+
+def test_training_mode_is_pointed_out():
+    model, _ = network().train(), data()
+    with (
+        pytest.warns(UserWarning, match=r"in training mode: dropout and batch normalisation"),
+        CollapseTracker(model, "classifier.1"),
+    ):
+        pass
+
+
+def test_a_compiled_model_is_looked_through():
+    model, (x, y) = network(), data()
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad(), CollapseTracker(compiled, "classifier.1") as tracker:
+        model(x)
+    assert tracker.metrics(y).n_samples == 110
+
+
+def rank(index, address, x, y, results):
+    """What each of two processes does."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{address}", rank=index, world_size=2
+    )
+    model = network()
+    parallel = nn.parallel.DistributedDataParallel(model)
+    x, y = x[index::2], y[index::2]
+    with torch.no_grad(), CollapseTracker(parallel, "classifier.1") as tracker:
+        for batch, labels in zip(x.split(16), y.split(16), strict=True):
+            tracker.labels(labels)
+            parallel(batch)
+    with torch.no_grad(), CollapseTracker(parallel, "classifier.0") as without:
+        parallel(x)
+    try:
+        without.metrics(y[: len(y) - index])
+        said = ""
+    except ValueError as error:
+        said = str(error)
+    # The ranks do not have the same classes; and labels need not start at 0.
+    theirs = without.metrics(torch.where(y == 2, 2 - index, y) * 5 + 3)
+    results[index] = (tracker.metrics().as_dict(), theirs.n_classes, theirs.n_samples, said)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_measure_all_samples(tmp_path):
+    x, y = data()
+    with torch.multiprocessing.Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(rank, (tmp_path / "meet", x, y, results), nprocs=2)
+        results = dict(results)
+    _, theirs = wanted(network(), x, y)
+    for index in (0, 1):
+        metrics, n_classes, n_samples, _ = results[index]
+        assert (n_classes, n_samples) == (3, 110)
+        for name, value in theirs.as_dict().items():
+            # Sums in another order, in float64.
+            assert metrics[name] == pytest.approx(value, rel=1e-9), name
+    assert "another rank has no features" in results[0][3]
+    assert "55 samples entered the layer, and 54 labels" in results[1][3]
