@@ -51,8 +51,7 @@ def train(
     Section 4 of the paper, "Realistic Training". At log-spaced epochs the whole training set
     passes the network in evaluation mode, and every metric of `fastnc.collapse_metrics` is taken
     of its last features, with the columns of a layer-peeled run, so that whatever draws or reads
-    one serves the other. `fastnc.descend(model, W=run.W, H=run.H)` goes on from there without
-    the network.
+    one serves the other. `fastnc.peel(run)` goes on from there without the network.
 
     Parameters
     ----------
@@ -111,7 +110,11 @@ def train(
                 epochs * run.n_samples, "images", "training", run.images_seen, progress
             ) as bar,
         ):
-            return run.go(checkpoint_every, interrupted, bar, callback)
+            try:
+                return run.go(checkpoint_every, interrupted, bar, callback)
+            finally:
+                if run.writer is not None:
+                    run.writer.close()
 
 
 class _Training:

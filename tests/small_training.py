@@ -21,9 +21,9 @@ def network(n_classes=10, feature_dim=8, *, batch_norm=False, dropout=0.0, devic
     norm = [nn.BatchNorm2d(6)] if batch_norm else []
     net = nn.Module()
     net.features = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), *norm, nn.ReLU(), nn.MaxPool2d(2))
-    net.avgpool = nn.AdaptiveAvgPool2d(2)
+    net.avgpool = nn.AdaptiveAvgPool2d(3)
     net.classifier = nn.Sequential(
-        nn.Linear(24, feature_dim),
+        nn.Linear(54, feature_dim),
         nn.ReLU(),
         nn.Dropout(dropout),
         nn.Linear(feature_dim, feature_dim),
@@ -31,6 +31,10 @@ def network(n_classes=10, feature_dim=8, *, batch_norm=False, dropout=0.0, devic
         nn.Dropout(dropout),
         nn.Linear(feature_dim, n_classes),
     )
+    for module in net.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            nn.init.zeros_(module.bias)
     net.forward = lambda x: net.classifier(torch.flatten(net.avgpool(net.features(x)), 1))
     return net.to(device)
 

@@ -24,7 +24,7 @@ def problem():
     """W, bias, H, y in float64, of which every sample is on the right side."""
     rng = np.random.default_rng(3)
     y = np.arange(40) % 4
-    W = 1.5 * np.eye(4, 7) + 0.2 * rng.standard_normal((4, 7))
+    W = 2.0 * np.eye(4, 7) + 0.2 * rng.standard_normal((4, 7))
     H = 0.3 * rng.standard_normal((40, 7)) + W[y]
     bias = 0.3 * rng.standard_normal(4)
     assert fastnc.neural_collapse_margin(W, H, y) > 0.5
@@ -57,7 +57,7 @@ def test_objective_with_a_bias_beside_autograd(problem):
     assert math.isnan(got["epsilon"])
 
 
-@pytest.mark.parametrize("scale", [1.0, 30.0])
+@pytest.mark.parametrize("scale", [1.0, 40.0])
 def test_chunks_and_the_far_tail(problem, monkeypatch, scale):
     W, bias, H, y = problem
     whole = objective(scale * W, bias, scale * H, y, 1.0, ALONE)

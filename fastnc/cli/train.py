@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
+
+if TYPE_CHECKING:
+    from fastnc.trajectory import Trajectory
 
 
 def train(
@@ -53,6 +56,9 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write measurements for TensorBoard too.")
     ] = False,
+    peel: Annotated[
+        int, typer.Option(help="Epochs of gradient descent on the last W and H alone, after it.")
+    ] = 0,
     out: Annotated[Path, typer.Option(help="Folder for everything written.")] = Path("runs/train"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
     checkpoint_every: Annotated[
@@ -61,8 +67,9 @@ def train(
 ) -> None:
     """Train VGG-13 on FashionMNIST far past zero error, and measure the collapse on the way.
 
-    Writes figure3.png, figure3.pdf, run.npz, run.csv and checkpoint.pt to --out. Under torchrun
-    all ranks train together.
+    Writes figure3.png, figure3.pdf, run.npz, run.csv and checkpoint.pt to --out; with --peel also
+    peeled.npz, and peeled.png and .pdf in the manner of Figure 2. Under torchrun all ranks train
+    together.
     """
     import json
 
@@ -94,6 +101,8 @@ def train(
         feature_dim, batch_norm, dropout, batch_size, lr, momentum, schedule, options, seed,
         precision, snapshots,
     )  # fmt: skip
+    if peel < 0:
+        raise ValueError(f"`--peel` must be 0, or a number of epochs; got {peel}.")
     folder = out_dir(out)
     with workers_of_torchrun(device) as workers:
         leads = workers.rank == 0
@@ -130,4 +139,17 @@ def train(
         f"{last['test_accuracy']:.4f}, log loss {last['log_loss']:.3f}, within-class "
         f"{last['within_class']:.3e}, nc1 {last['nc1']:.3e}, margin {last['margin']:.3g}"
     )
+    if peel:
+        written += _peeled(run, peel, folder)
     print("\nWritten:", *written, sep="\n  ")
+
+
+def _peeled(run: Trajectory, epochs: int, folder: Path) -> list[Path]:
+    """Go on with the layer-peeled model alone, tell how it went, and write it."""
+    from fastnc.peeling import peel
+    from fastnc.plots import figure2, save, summary
+
+    peeled = peel(run, epochs)
+    print(f"\nThe last layer and its features alone, from there on:\n{summary(peeled)}")
+    written = [peeled.save(folder / "peeled.npz")]
+    return written + (save(figure2(peeled), folder / "peeled") if epochs >= 10 else [])

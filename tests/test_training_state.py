@@ -1,0 +1,144 @@
+"""A training's checkpoint: whole or as it was, refused where it does not fit."""
+
+import errno
+
+import pytest
+import small_training
+import torch
+
+from fastnc import training, training_state
+from fastnc.training import Experiment, train
+from fastnc.training_state import State
+
+QUICK = Experiment(feature_dim=12, batch_size=17, lr=0.02, snapshots=2)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(training, "vgg13", small_training.network)
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """The checkpoint of a run of one epoch."""
+    train(small_training.dataset(), 1, QUICK, out=tmp_path)
+    return tmp_path / "checkpoint.pt"
+
+
+def resumed(path, data=None, experiment=QUICK):
+    data = small_training.dataset() if data is None else data
+    return train(data, 2, experiment, out=path.parent, resume=True)
+
+
+def test_a_state_comes_back(tmp_path):
+    rows = [{"epoch": 0, "log_loss": float("nan")}, {"epoch": 1, "log_loss": -1.25}]
+    net = {"w": torch.arange(3.0)}
+    path = tmp_path / "checkpoint.pt"
+    State({"lr": 0.1}, 3, 7, torch.tensor(2.5), net, {"state": {}}, {"last_epoch": 3}, rows).save(
+        path
+    )
+    found = State.load(path, {"lr": 0.1}, CPU)
+    assert (found.epoch, found.step, float(found.loss_sum)) == (3, 7, 2.5)
+    assert torch.equal(found.net["w"], net["w"]) and found.schedule == {"last_epoch": 3}
+    assert repr(found.rows) == repr(rows)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"lr": 0.5}, r"its `lr` is 0.02, this run's is 0.5. Give the same options, or another"),
+        ({"batch_norm": True}, r"its `batch_norm` is False, this run's is True"),
+        ({"seed": 4}, r"its `seed` is 0, this run's is 4"),
+        ({"schedule": "CosineAnnealingLR"}, r"its `schedule` is 'constant', this run's is 'Cosine"),
+    ],
+)
+def test_another_experiments_checkpoint_is_refused_and_kept(stopped, change, sentence):
+    before = stopped.read_bytes()
+    with pytest.raises(ValueError, match=sentence):
+        resumed(stopped, experiment=Experiment(**{**vars(QUICK), **change}))
+    assert stopped.read_bytes() == before
+
+
+def test_a_changed_data_set_is_refused(stopped):
+    before = stopped.read_bytes()
+    data = small_training.dataset()
+    data.train_images[11, 0, 2, 2] += 1
+    sentence = r"its `data` is '\w+', this run's is '\w+'. The images or labels have changed"
+    with pytest.raises(ValueError, match=sentence):
+        resumed(stopped, data)
+    assert stopped.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b"",
+        lambda b: b"not a checkpoint at all",
+        lambda b: b[:2000] + bytes(x ^ 0xFF for x in b[2000:9000]) + b[9000:],
+        lambda b: b[:-30] + b"\0" * 30,
+    ],
+    ids=["half", "empty", "text", "flipped", "end"],
+)
+def test_a_damaged_checkpoint_is_refused_and_untouched(stopped, damage):
+    damaged = damage(stopped.read_bytes())
+    stopped.write_bytes(damaged)
+    sentence = (
+        r"the checkpoint '.*checkpoint.pt' is not readable \(.*\); it is damaged or of another"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        resumed(stopped)
+    assert stopped.read_bytes() == damaged
+
+
+def test_pickled_code_is_not_run(stopped, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    torch.save({"identity": Trap()}, stopped)
+    with pytest.raises(ValueError, match=r"is not readable"):
+        resumed(stopped)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_other_things_that_torch_can_load(stopped):
+    for other in ({"epoch": 3}, [1, 2], torch.ones(3)):
+        torch.save(other, stopped)
+        with pytest.raises(
+            ValueError, match=r"is not readable \(.*\); it is damaged or of another"
+        ):
+            resumed(stopped)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(stopped, monkeypatch):
+    before = stopped.read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(training_state.os, "fsync", full)
+    sentence = (
+        r"could not be written \(No space left on device\); the one before is whole. Make room"
+    )
+    with pytest.raises(OSError, match=sentence):
+        resumed(stopped)
+    assert stopped.read_bytes() == before
+    assert [p.name for p in stopped.parent.iterdir() if p.suffix == ".part"] == []
+    stopped.unlink()
+    with pytest.raises(OSError, match=r"could not be written .*; there is none before it"):
+        train(small_training.dataset(), 1, QUICK, out=stopped.parent)
+
+
+def test_torchs_own_writer_on_a_full_disk(stopped, monkeypatch):
+    def full(state, file):
+        file.write(b"half of it")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+
+    before = stopped.read_bytes()
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"\(PytorchStreamWriter failed.*\); the one before is whole"):
+        resumed(stopped)
+    assert stopped.read_bytes() == before
