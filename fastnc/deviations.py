@@ -286,8 +286,8 @@ def check_classifier(
         if bias is not None:
             raise ValueError("`bias` belongs to a classifier; pass its `W` too.")
         return np.empty((0, dim)), np.empty(0)
-    if is_torch(W) and dtype_name(W) in ("float16", "bfloat16"):
-        W = W.float()  # type: ignore[union-attr]
+    if hasattr(W, "dtype") and dtype_name(W) in ("float16", "bfloat16"):
+        W = W.float() if is_torch(W) else W.astype(np.float32)  # type: ignore[union-attr]
     check_matrix("W", W, (n_classes, dim))
     rows = np.ascontiguousarray(as_numpy(W), dtype=np.float64)
     check_finite("W", rows)

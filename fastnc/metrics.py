@@ -182,13 +182,22 @@ class CollapseMetrics:
         sizes = {"n_classes": self.n_classes, "n_samples": self.n_samples, "dim": self.dim}
         return _json.dumps({**sizes, **values}, indent=2)
 
-    def __str__(self) -> str:
+    def table(self, convention: str | None = None) -> str:
+        """`as_dict` as lines of name, value and, for fastnc's own set, the value at collapse."""
+        told = self.as_dict(convention)
+        width = max(map(len, told)) + 2
         head = f"{self.n_samples} samples, {self.n_classes} classes, {self.dim} features"
-        lines = [head, f"{'metric':<24}{'value':>14}   at collapse"]
-        for name, value in self.as_dict().items():
+        lines = [head, f"{'metric':<{width}}{'value':>14}"]
+        for name, value in told.items():
             shown = "-" if value is None else f"{value:.6g}"
-            lines.append(f"{name:<24}{shown:>14}   {_AT_COLLAPSE.get(name, '0')}")
+            lines.append(f"{name:<{width}}{shown:>14}")
+        if convention is None:
+            ends = ["   at collapse", *(f"   {_AT_COLLAPSE.get(name, '0')}" for name in told)]
+            lines[1:] = [line + end for line, end in zip(lines[1:], ends, strict=True)]
         return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.table()
 
 
 def collapse_metrics(
@@ -232,6 +241,17 @@ def collapse_metrics(
     >>> round(m.nc1_quotient, 6), m.equinorm_features
     (0.01, 0.0)
     """
+    return measure(H, y, W, bias, progress)[0]
+
+
+def measure(
+    H: Any,
+    y: Any,
+    W: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> tuple[CollapseMetrics, ClassStatistics]:
+    """What `collapse_metrics` returns, and the statistics of the first of its two sweeps."""
     check_features(H, None)
     if H.shape[0] == 0 or H.shape[1] == 0:
         raise ValueError(f"`H` must not be empty; got shape {tuple(H.shape)}.")
@@ -248,7 +268,7 @@ def collapse_metrics(
     _sweep(statistics, H, labels, progress)
     deviations = ClassDeviations(statistics, W, bias)
     _sweep(deviations, H, labels, progress)
-    return deviations.metrics()
+    return deviations.metrics(), statistics
 
 
 def _sweep(

@@ -43,6 +43,15 @@ def clear_sums(sums):
     sums[MARGIN] = np.inf
 
 
+@njit(fastmath=_SUMS, **_OPTIONS)
+def squared_norm(v):
+    """`|v|^2`."""
+    total = 0.0
+    for j in range(len(v)):
+        total += v[j] * v[j]
+    return total
+
+
 @njit(**_OPTIONS)
 def basis(C):
     """`Q (r, d)`, `weights (r,)`, `A (P, r)`: C = A Q, and the pseudo-inverse of C^T C is
@@ -55,27 +64,32 @@ def basis(C):
     """
     P, d = C.shape
     if d >= P:
-        U = np.linalg.eigh(np.dot(C, C.T))[1]
-        projections = np.dot(np.ascontiguousarray(U.T), C)
+        U = np.ascontiguousarray(np.linalg.eigh(np.dot(C, C.T))[1].T)
+        projections = np.dot(U, C)
     else:
-        U = np.linalg.eigh(np.dot(C.T, C))[1]
-        projections = np.ascontiguousarray(np.dot(C, U).T)
-    squares = (projections * projections).sum(axis=1)
-    largest = squares.max()
-    kept = np.flatnonzero(squares > LENGTH_CUT**2 * largest)
-    Q, A = np.empty((len(kept), d)), np.empty((P, len(kept)))
-    weights = np.zeros(len(kept))
-    for r in range(len(kept)):
-        j = kept[r]
+        U = np.ascontiguousarray(np.linalg.eigh(np.dot(C.T, C))[1].T)
+        projections = np.ascontiguousarray(np.dot(U, C.T))
+    squares = np.empty(len(U))
+    largest = 0.0
+    for j in range(len(U)):
+        squares[j] = squared_norm(projections[j])
+        largest = max(largest, squares[j])
+    r = 0
+    for j in range(len(U)):
+        r += squares[j] > LENGTH_CUT**2 * largest
+    Q, A, weights = np.empty((r, d)), np.empty((P, r)), np.zeros(r)
+    r = 0
+    for j in range(len(U)):
+        if not squares[j] > LENGTH_CUT**2 * largest:
+            continue
         length = np.sqrt(squares[j])
         if squares[j] > RANK_CUT * largest:
             weights[r] = 1.0 / squares[j]
-        if d >= P:
-            Q[r] = projections[j] / length
-            A[:, r] = U[:, j] * length
-        else:
-            Q[r] = U[:, j]
-            A[:, r] = projections[j]
+        for k in range(d):
+            Q[r, k] = projections[j, k] / length if d >= P else U[j, k]
+        for p in range(P):
+            A[p, r] = U[j, p] * length if d >= P else projections[j, p]
+        r += 1
     return Q, weights, A
 
 
@@ -195,13 +209,13 @@ def _norms(H, order, owner, lo, g, squares, dots, squares_C, exact, sums):
 
 
 @njit(**_OPTIONS)
-def _nearest_means(gemm, T, A, squares_C, scores, nearest):
+def _nearest_means(gemm, T, A, squares_C, nearest):
     """For each row of T the class of the highest score; ties go to the smaller class."""
     best = np.full(len(T), -np.inf)
     nearest[:] = 0
     for p0 in range(0, len(A), CLASSES):
         p1 = min(p0 + CLASSES, len(A))
-        S = scores[: len(T) * (p1 - p0)].reshape(len(T), p1 - p0)
+        S = np.empty((len(T), p1 - p0), T.dtype)
         matmul_nt(gemm, T, A[p0:p1], S)
         for i in range(len(T)):
             for p in range(p0, p1):
@@ -212,14 +226,14 @@ def _nearest_means(gemm, T, A, squares_C, scores, nearest):
 
 
 @njit(**_OPTIONS)
-def _decide(gemm, Y, W, offset, owner, present, nearest, lo, scores, sums):
+def _decide(gemm, Y, W, offset, owner, present, nearest, lo, sums):
     """Decisions and margins from the logits of a block, beside its nearest means."""
     own = np.empty(len(Y))
     rival = np.full(len(Y), -np.inf)
     chosen = np.zeros(len(Y), np.int64)
     for k0 in range(0, len(W), CLASSES):
         k1 = min(k0 + CLASSES, len(W))
-        Z = scores[: len(Y) * (k1 - k0)].reshape(len(Y), k1 - k0)
+        Z = np.empty((len(Y), k1 - k0), Y.dtype)
         matmul_nt(gemm, Y, W[k0:k1], Z)
         for i in range(len(Y)):
             label = present[owner[lo + i]]
@@ -253,13 +267,12 @@ def _block(gemm, H, order, owner, present, lo, hi, frame, sums):
     _project(gemm, X, Q, A, weights, tilt, T, owner, lo, dots, sums)
     _norms(H, order, owner, lo, g, squares, dots, squares_C, X.itemsize == 8, sums)
     if len(W) > 0:
-        scores = np.empty(n * min(max(len(A), len(W)), CLASSES), Q.dtype)
         nearest = np.empty(n, np.int64)
-        _nearest_means(gemm, T, A, squares_C, scores, nearest)
+        _nearest_means(gemm, T, A, squares_C, nearest)
         for i in range(n):
             for j in range(d):
                 X[i, j] = np.float64(H[order[lo + i], j]) - g[j]
-        _decide(gemm, X, W, offset, owner, present, nearest, lo, scores, sums)
+        _decide(gemm, X, W, offset, owner, present, nearest, lo, sums)
 
 
 @njit(**_OPTIONS)

@@ -14,7 +14,7 @@ threads gives the same bits.
 import numpy as np
 from numba import njit, prange
 
-from fastnc.kernels.deviations_cpu import matmul_nt
+from fastnc.kernels.deviations_cpu import matmul_nt, squared_norm
 
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
@@ -23,15 +23,6 @@ TILE = 256
 # What a sweep over pairs of classes sums, in this order.
 N_PAIR_SUMS = 3
 ANGLE, CDNV, RESIDUAL = range(N_PAIR_SUMS)
-
-
-@njit(fastmath=_SUMS, **_OPTIONS)
-def squared_norm(v):
-    """`|v|^2`."""
-    total = 0.0
-    for j in range(len(v)):
-        total += v[j] * v[j]
-    return total
 
 
 @njit(fastmath=_SUMS, **_OPTIONS)

@@ -13,7 +13,7 @@ import typer
 from fastnc.stopping import Diverged
 
 # Each is the function of that name in the file of that name.
-COMMANDS = ("ulpm", "flow", "sweep", "train", "verify")
+COMMANDS = ("ulpm", "flow", "sweep", "train", "metrics", "verify", "table1")
 
 
 def build() -> typer.Typer:

@@ -1,0 +1,119 @@
+"""A network's features at a glance: angles of the class means, the metrics, each class's spread."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from fastnc.metrics import CollapseMetrics
+    from fastnc.statistics import ClassStatistics
+
+# More classes than this are neither told apart in a picture nor worth their K x K cosines.
+MOST_CLASSES = 400
+SHARES = ("nc4_agreement", "margin", "margin_ratio")
+
+
+def collapse_figure(
+    metrics: CollapseMetrics, statistics: ClassStatistics, names: NDArray[Any] | None = None
+) -> Figure:
+    """Three panels: cosines of the centred class means, the metrics, and each class's spread.
+
+    Parameters
+    ----------
+    metrics, statistics
+        Of the same samples.
+    names : (K',), optional
+        What the classes that have samples are called; their numbers by default.
+
+    Notes
+    -----
+    At collapse the first panel is -1/(K-1) off the diagonal, the second has every bar at the
+    left, and the third every point at 0: `sqrt(s_k / n_k) / |m_k - g|`. Of more than 400 classes
+    400 are shown, evenly spaced.
+    """
+    present = np.flatnonzero(statistics.counts)
+    names = present if names is None else names
+    means = statistics.means[present]
+    C = means - means.mean(axis=0)
+    lengths = np.linalg.norm(C, axis=1)
+    shown = np.unique(np.linspace(0, len(C) - 1, min(len(C), MOST_CLASSES)).astype(int))
+    figure = Figure(figsize=(14.0, 4.4), layout="constrained")
+    angles, bars, spreads = figure.subplots(1, 3, width_ratios=(1.05, 1.35, 1.2))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        units = C[shown] / lengths[shown, None]
+        spread = np.sqrt(statistics.squares / statistics.counts)[present] / lengths
+    _angles(angles, units, names[shown], len(C))
+    _bars(bars, metrics)
+    _spreads(spreads, spread, names)
+    figure.suptitle(
+        f"{metrics.n_samples} samples, {metrics.n_classes} classes, {metrics.dim} features"
+    )
+    return figure
+
+
+def _angles(axes: Axes, units: NDArray[Any], names: NDArray[Any], n_classes: int) -> None:
+    image = axes.imshow(units @ units.T, cmap="RdBu_r", vmin=-1.0, vmax=1.0)
+    some = "" if len(units) == n_classes else f", {len(units)} of {n_classes} classes"
+    axes.set_title(f"(a) cosines of centred class means{some}", fontsize=11)
+    axes.set_xlabel(f"at collapse: {-1 / (n_classes - 1):.3g} off the diagonal")
+    step = max(len(units) // 10, 1)
+    axes.set_xticks(range(0, len(units), step), [str(name) for name in names[::step]])
+    axes.set_yticks(range(0, len(units), step), [str(name) for name in names[::step]])
+    axes.figure.colorbar(image, ax=axes, shrink=0.85)
+
+
+def _bars(axes: Axes, metrics: CollapseMetrics) -> None:
+    told = {
+        name: value
+        for name, value in metrics.as_dict().items()
+        if value is not None and np.isfinite(value) and value > 0.0 and name not in SHARES
+    }
+    colours = [
+        CLASSIFIER if "classifier" in name else NEUTRAL if name[:3] in ("sel", "nc3") else FEATURES
+        for name in told
+    ]
+    places = np.arange(len(told))
+    axes.barh(places, list(told.values()), color=colours, height=0.6)
+    axes.set_xscale("log")
+    axes.set_yticks(places, list(told))
+    axes.invert_yaxis()
+    if told:
+        low, high = min(told.values()), max(told.values())
+        axes.set_xlim(low / 3.0, high * (high / low * 9.0) ** 0.25)
+    for place, value in zip(places, told.values(), strict=True):
+        axes.annotate(
+            f"{value:.3g}", (value, place), (3, 0), textcoords="offset points", va="center", size=8
+        )
+    said = (
+        f"{name} {value:.4g}"
+        for name, value in metrics.as_dict().items()
+        if name in SHARES and value is not None
+    )
+    axes.set_title("(b) neural collapse; 0 at collapse", fontsize=11)
+    axes.set_xlabel(",  ".join(said) or "metrics of the features")
+    axes.grid(True, axis="x", color="0.9", lw=0.6)
+    axes.set_axisbelow(True)
+
+
+def _spreads(axes: Axes, spread: NDArray[Any], names: NDArray[Any]) -> None:
+    places = np.arange(len(spread))
+    if len(spread) <= 50:
+        axes.bar(places, spread, color=FEATURES, width=0.7)
+    else:
+        axes.plot(places, spread, ".", color=FEATURES, ms=3)
+    step = max(len(spread) // 10, 1)
+    axes.set_xticks(places[::step], [str(name) for name in names[::step]])
+    axes.set_ylim(bottom=0.0)
+    axes.set_title("(c) spread of each class", fontsize=11)
+    axes.set_xlabel("class")
+    axes.set_ylabel(r"$\sqrt{s_k / n_k}\;/\;|m_k - g|$")
+    axes.grid(True, axis="y", color="0.9", lw=0.6)
+    axes.set_axisbelow(True)

@@ -1,0 +1,200 @@
+"""The first sweep: moments, any batches in any order, merging, ranks, states, sentences."""
+
+import numpy as np
+import oracles
+import pytest
+
+import fastnc
+
+K, D, N = 7, 13, 101
+H, Y, W, BIAS = oracles.clouds(K, D, N)
+# Every order of additions of well-scaled float64 numbers agrees to some eps.
+ORDER = {"rtol": 1e-12, "atol": 1e-14}
+
+
+def gathered(batches, scatter="full", n_classes=K):
+    s = fastnc.ClassStatistics(n_classes, D, scatter=scatter)
+    for rows in batches:
+        s.update(H[rows], Y[rows])
+    return s
+
+
+WHOLE = [np.arange(N)]
+
+
+def same(a, b):
+    assert np.array_equal(a.counts, b.counts)
+    for name in ("means", "squares", "within"):
+        ours, theirs = getattr(a, name), getattr(b, name)
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            np.testing.assert_allclose(ours, theirs, **ORDER)
+
+
+def test_moments_are_their_definitions():
+    s = gathered(WHOLE)
+    X = H - np.stack([H[k == Y].mean(axis=0) for k in range(K)])[Y]
+    assert np.array_equal(s.counts, np.bincount(Y)) and s.n_samples == N
+    for k in range(K):
+        np.testing.assert_allclose(s.means[k], H[k == Y].mean(axis=0), **ORDER)
+        assert s.squares[k] == pytest.approx((X[k == Y] ** 2).sum(), rel=1e-12)
+    np.testing.assert_allclose(s.within, X.T @ X, **ORDER)
+    assert gathered(WHOLE, "trace").within is None
+
+
+@pytest.mark.parametrize("size", [1, 2, 37, 100])
+@pytest.mark.parametrize("scatter", ["full", "trace"])
+def test_batches_of_any_size_in_any_order(size, scatter):
+    whole = gathered(WHOLE, scatter)
+    order = np.random.default_rng(size).permutation(N)
+    same(gathered(np.split(order, range(size, N, size)), scatter), whole)
+
+
+def test_merges_in_any_order():
+    parts = np.split(np.random.default_rng(0).permutation(N), [5, 6, 40, 90])
+    whole = gathered(WHOLE)
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
+        left = gathered([])
+        for p in order:
+            left.merge(gathered([parts[p]]))
+        same(left, whole)
+    a, b, c = (gathered([parts[p]]) for p in (2, 3, 4))
+    right = gathered([parts[0], parts[1]])
+    b.merge(c)
+    a.merge(b)
+    right.merge(a)
+    same(right, whole)
+
+
+def test_what_is_merged_is_left_alone():
+    a, b = gathered([np.arange(50)]), gathered([np.arange(50, N)])
+    before = b.state_dict()
+    a.merge(b)
+    a.merge(b)
+    assert a.n_samples == 50 + 2 * (N - 50)
+    for name, value in b.state_dict().items():
+        assert np.array_equal(value, before[name]), name
+
+
+def test_sums_tell_what_sums_can():
+    told = gathered(WHOLE).metrics(W, BIAS).as_dict()
+    known = oracles.collapse(H, Y, W, BIAS)
+    unknown = {"within_class", "nc4_agreement", "margin", "margin_ratio"}
+    assert {name for name, value in told.items() if value is None} == unknown
+    for name in told.keys() - unknown:
+        assert told[name] == pytest.approx(known[name], rel=1e-10), name
+    told = gathered(WHOLE, "trace").metrics(W, BIAS).as_dict()
+    assert {name for name, value in told.items() if value is None} == unknown | {"nc1"}
+
+
+def test_precisions_and_libraries():
+    torch = pytest.importorskip("torch")
+    whole = fastnc.ClassStatistics(K, D)
+    whole.update(H.astype(np.float16).astype(np.float64), Y)
+    for halves in (H.astype(np.float16), torch.from_numpy(H.astype(np.float16)).requires_grad_()):
+        s = fastnc.ClassStatistics(K, D)
+        s.update(halves, torch.from_numpy(Y))
+        # Squares of eleven-bit numbers and their sums over a class fit in float64.
+        same(s, whole)
+
+
+def test_state_goes_through_a_file(tmp_path):
+    half = gathered([np.arange(50)])
+    np.savez(tmp_path / "state.npz", **half.state_dict())
+    with np.load(tmp_path / "state.npz", allow_pickle=False) as state:
+        resumed = fastnc.ClassStatistics(K, D, scatter="full")
+        resumed.update(H, Y)
+        resumed.load_state_dict(dict(state))
+    for name, value in half.state_dict().items():
+        assert np.array_equal(resumed.state_dict()[name], value), name
+    resumed.update(H[50:], Y[50:])
+    same(resumed, gathered(WHOLE))
+
+
+def test_an_empty_batch_is_nothing():
+    s = gathered(WHOLE)
+    before = s.state_dict()
+    s.update(H[:0], Y[:0])
+    assert all(np.array_equal(before[name], v) for name, v in s.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("batch", "error", "sentence"),
+    [
+        ((H, Y + 1), ValueError, r"`y` must lie in 0\.\.6 .*got 7 at index \d+\. .*n_classes=8`"),
+        ((H, Y - 1), ValueError, r"`y` must lie in 0\.\.6 .*; got -1 at index \d+\. Relabel\."),
+        ((H, Y[1:]), ValueError, r"`y` must have one label a sample \(101\); got 100"),
+        ((H[:, 1:], Y), ValueError, r"`H` must have 13 columns, as the statistics have; got shape"),
+        ((H * np.nan, Y), ValueError, r"`H` must be finite; got nan in sample 0, feature 0"),
+        ((H * 1e200, Y), ValueError, r"`H` is too large: its squares overflow"),
+        ((H.astype(int), Y), TypeError, r"`H` must hold floats \(float16, .*\); got int64"),
+        ((list(H), Y), TypeError, r"`H` must be a NumPy array or a torch tensor; got list"),
+    ],
+)
+def test_a_bad_batch_leaves_what_was_gathered(batch, error, sentence):
+    s = gathered([np.arange(50)])
+    before = s.state_dict()
+    with pytest.raises(error, match=sentence):
+        s.update(*batch)
+    assert all(np.array_equal(before[name], v) for name, v in s.state_dict().items())
+    s.update(H[50:], Y[50:])
+    same(s, gathered(WHOLE))
+
+
+def test_other_mistakes_in_a_sentence():
+    s = gathered(WHOLE)
+    with pytest.raises(ValueError, match=r"`n_classes` must be an integer of at least 1; got 0"):
+        fastnc.ClassStatistics(0, 3)
+    with pytest.raises(ValueError, match=r"`dim` must be an integer of at least 1; got 2\.5"):
+        fastnc.ClassStatistics(3, 2.5)
+    with pytest.raises(ValueError, match=r"`scatter` must be 'trace' or 'full'; got 'some'"):
+        fastnc.ClassStatistics(3, 2, scatter="some")
+    with pytest.raises(TypeError, match=r"`other` must be ClassStatistics; got dict"):
+        s.merge({})
+    with pytest.raises(ValueError, match=r"`other` must have the same n_classes, dim and scatter"):
+        s.merge(gathered(WHOLE, "trace"))
+    with pytest.raises(ValueError, match=r"`state` must be of \{'n_classes': 7, .*; got \{'n_cl"):
+        s.load_state_dict({})
+    with pytest.raises(ValueError, match=r"`state\['squares'\]` must have shape \(7,\); got noth"):
+        s.load_state_dict({k: v for k, v in s.state_dict().items() if k != "squares"})
+    with pytest.raises(ValueError, match=r"at least 2 classes must have samples; got none"):
+        fastnc.ClassStatistics(3, 2).metrics()
+    one = fastnc.ClassStatistics(1, D)
+    one.update(H, Y * 0)
+    with pytest.raises(ValueError, match=r"at least 2 classes must have samples; got only class 0"):
+        one.metrics()
+
+
+def test_reduction_needs_a_process_group():
+    pytest.importorskip("torch")
+    with pytest.raises(ValueError, match=r"`all_reduce` needs an initialised process group"):
+        gathered(WHOLE).all_reduce()
+
+
+def rank_of_two(rank, folder):
+    import torch.distributed as dist
+
+    store = dist.FileStore(f"{folder}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    # Unequal shares, and a class that only one of them has.
+    mine = np.flatnonzero((Y == 6) if rank else (Y != 6))
+    s = gathered(np.split(mine, [len(mine) // 3]))
+    s.all_reduce()
+    t = fastnc.ClassDeviations(s, W, BIAS)
+    t.update(H[mine], Y[mine])
+    t.all_reduce()
+    np.savez(f"{folder}/rank{rank}.npz", **s.state_dict(), **t.metrics().as_dict())
+    dist.destroy_process_group()
+
+
+def test_two_ranks_have_what_one_has(tmp_path):
+    """Both sweeps over two processes of torch.distributed."""
+    mp = pytest.importorskip("torch.multiprocessing")
+    mp.spawn(rank_of_two, args=(str(tmp_path),), nprocs=2)
+    known = gathered(WHOLE).state_dict() | oracles.collapse(H, Y, W, BIAS)
+    told = [np.load(tmp_path / f"rank{rank}.npz") for rank in (0, 1)]
+    for name in told[0].files:
+        assert np.array_equal(told[0][name], told[1][name]), name
+        if name == "scatter":
+            continue
+        np.testing.assert_allclose(told[0][name], known[name], err_msg=name, **ORDER)
