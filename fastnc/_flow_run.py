@@ -178,9 +178,16 @@ class FlowRun:
         self.theta = integrator.y
 
     def _failed(self, x: float, why: str) -> Diverged:
+        log_loss = Residuals(*self._split(self.theta), self.y).log_loss - math.log(self.N)
+        if math.sinh(x) + log_loss > 600.0:
+            why = (
+                f"the mean loss is still {math.exp(log_loss):.3g} and does not vanish, as the "
+                "classes are not separated; t times it leaves float64, so that no farther time "
+                "can be reached"
+            )
         return Diverged(
             f"the flow stopped at log10 t = {_log10(x):.8g}: {why.rstrip('.')}. The run holds the "
-            "snapshots until then; a larger `rtol` may go further.",
+            "snapshots until then.",
             self._trajectory("failed"),
         )
 

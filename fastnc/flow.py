@@ -121,6 +121,12 @@ def flow(
     if not 1e-11 <= rtol <= 1e-2:
         raise ValueError(f"`rtol` must lie in 1e-11..1e-2; got {rtol!r}.")
     W, H = start(model, seed, W, H, "float64")
+    largest = max(float(abs(W).max()), float(abs(H).max()))
+    if not 0.0 < largest <= 1e100:
+        raise ValueError(
+            "the largest entry of `W` and `H` must lie in 0..1e100, 0 excluded, which the flow "
+            f"never leaves; got {largest:g}. Scale them."
+        )
     about: dict[str, Any] = {
         "kind": "flow",
         "model": repr(model),

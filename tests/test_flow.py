@@ -243,10 +243,14 @@ def test_a_failure_says_where_and_why_and_keeps_what_it_had(monkeypatch):
     assert np.isfinite(run["log_loss"]).all() and np.isfinite(run.H).all()
 
 
-def test_an_overflowing_start_is_told():
-    W, H = SMALL.init(0)
-    with pytest.raises((fastnc.Diverged, ValueError), match=r"log10 t|overflow|finite"):
-        fastnc.flow(SMALL, 3.0, W=1e160 * W, H=-1e160 * H)
+def test_a_loss_that_does_not_vanish_ends_the_flow_in_a_sentence():
+    """On a line the middle one of three classes is never ahead: the loss stays, t grows."""
+    model = fastnc.ULPM(n_classes=3, n_per_class=1, dim=1)
+    said = r"at log10 t = 2\d\d\.\d+: the mean loss is still 0\.\d+ and does not vanish"
+    with pytest.raises(fastnc.Diverged, match=said) as cut:
+        fastnc.flow(model, 1000.0, snapshots=4)
+    assert cut.value.run["log10_time"][-1] > 100
+    assert np.isfinite(cut.value.run["log_loss"]).all()
 
 
 def test_snapshot_times():
@@ -268,6 +272,8 @@ def test_snapshot_times():
         ({"solver": "lu"}, "`solver` must be 'auto', 'direct' or 'krylov'; got 'lu'"),
         ({"seed": -1}, "`seed` must be an integer of at least 0"),
         ({"checkpoint_every": -1.0}, "`checkpoint_every` must be a number of at least 0"),
+        ({"W": np.full((3, 4), 1e160)}, "must lie in 0..1e100, 0 excluded, which"),
+        ({"W": np.zeros((3, 4)), "H": np.zeros((6, 4))}, "which the flow never leaves; got 0."),
         ({"W": np.ones((2, 4))}, "`W` must have 3 rows; got shape (2, 4)"),
         ({"H": np.full((6, 4), np.nan)}, "`H` must be finite; got nan at index (0, 0)"),
         (
