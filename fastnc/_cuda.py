@@ -18,20 +18,30 @@ def serves(x: Any) -> bool:
     return bool(x.is_cuda) and torch.cuda.get_device_capability(x.device) >= CAPABILITY
 
 
+def need_gpu(argument: str) -> None:
+    """There must be a GPU at all; `argument` is what asked for it.
+
+    Raises
+    ------
+    ValueError
+        There is none.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError(f"`{argument}` must find a CUDA device; torch sees none. Use 'cpu'.")
+
+
 def check_gpu(x: Any) -> None:
     """The GPU of the tensor `x` must run the kernels and be the current device.
 
     Raises
     ------
     ValueError
-        No such GPU, one below compute capability 8.0, or one that is not current.
+        It is below compute capability 8.0, or is not the current one.
     """
     import torch
 
-    if not torch.cuda.is_available():
-        raise ValueError(
-            "`device` 'cuda' must have a GPU that torch sees; it sees none. Use 'cpu'."
-        )
     major, minor = torch.cuda.get_device_capability(x.device)
     if (major, minor) < CAPABILITY:
         raise ValueError(
@@ -46,8 +56,10 @@ def check_gpu(x: Any) -> None:
         )
 
 
-def check_memory(x: Any, n_samples: int) -> None:
+def check_memory(x: Any, n_samples: int, beside: int = 0) -> None:
     """The scratch of one call on W = `x` and `n_samples` samples must fit the free memory.
+
+    `beside` counts bytes that are yet to be moved to the device.
 
     Raises
     ------
@@ -62,12 +74,12 @@ def check_memory(x: Any, n_samples: int) -> None:
     K, d = x.shape
     large = has_large_tiles(torch.cuda.get_device_capability(x.device))
     shape = plan(K, d, n_samples, dtype_name(x), EXACT, large)
-    need = scratch_bytes(shape, K, d, x.element_size())
+    need = scratch_bytes(shape, K, d, x.element_size()) + beside
     free, _ = torch.cuda.mem_get_info(x.device)
     free += torch.cuda.memory_reserved(x.device) - torch.cuda.memory_allocated(x.device)
     if need > free:
         raise MemoryError(
-            f"this call needs {need / 2**20:.0f} MiB of scratch on {x.device}, where "
+            f"this needs {need / 2**20:.0f} MiB more on {x.device}, where "
             f"{free / 2**20:.0f} MiB are free. Free some, or pass fewer samples or classes at once."
         )
 

@@ -129,7 +129,7 @@ def small_tile(n_classes, dim, n_samples, word):
     BN = max(16, 1 << (n_samples - 1).bit_length())
     slabs = cdiv(dim, 8)
     # The loops over classes and slabs are unrolled: more would take minutes to compile.
-    if n_classes > 16 or n_classes * slabs > 24:
+    if n_classes > 12 or n_classes * slabs > 24:
         return None
     for num_warps in (1, 2, 4, 8):
         lanes = 32 * num_warps

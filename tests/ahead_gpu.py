@@ -200,14 +200,15 @@ def _classes(dtype):
         yield Configuration(scatter_gpu.merge_chunks, dtype, constants, four)
     products = "bf16x6" if dtype == "float32" else "ieee"
     constants = {"BN": 32, "BD": tile, "PRODUCTS": products}
-    yield Configuration(scatter_gpu.scatter_tiles, dtype, constants, four, dtype == "float32")
+    options = scatter_gpu.scatter_options(dtype == "float64")
+    yield Configuration(scatter_gpu.scatter_tiles, dtype, constants, options, dtype == "float32")
     constants = {"BN": 64, "BK": 32, "BD": 32, "LOGITS": products}
     yield Configuration(scatter_gpu.nearest_tiles, dtype, constants, four, dtype == "float32")
 
 
 # (K, d, N): the paper's problem, the least, and some of the largest in each direction.
 SMALL = [(5, 20, 50), (2, 1, 1), (2, 88, 64), (3, 64, 32), (5, 32, 64), (3, 8, 512), (10, 16, 64)]
-SMALL += [(16, 8, 64), (4, 40, 40), (5, 20, 128), (10, 10, 128), (8, 16, 64)]
+SMALL += [(12, 8, 64), (4, 40, 40), (5, 20, 128), (10, 10, 128), (8, 16, 64)]
 
 
 def _small():

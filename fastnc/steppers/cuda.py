@@ -7,17 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastnc._cuda import check_gpu, check_memory, need_gpu
 from fastnc.snapshot import measure
 
 EPOCHS_A_GRAPH = 64
+# From this many K N d on an epoch takes so long that its launches are hidden behind it.
+LARGE = 10**10
 
 
 class CudaDescent:
     """`W -= lr dL/dW`, `H -= lr dL/dH` without a word to the host between snapshots.
 
-    A small problem makes its epochs inside one kernel; any other replays a captured CUDA graph
-    of 64 epochs, and takes the rest one by one. In float32 both W and H carry what rounding
-    took from their updates: the state is the sum of `W` and `W_low`.
+    A small problem makes its epochs inside one kernel; one whose epochs are short replays a
+    captured CUDA graph of 64 of them, and takes the rest one by one. In float32 both W and H
+    carry what rounding took from their updates: the state is the sum of `W` and `W_low`.
     """
 
     def __init__(self, W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64], lr: float) -> None:
@@ -28,16 +31,13 @@ class CudaDescent:
             raise ImportError(
                 "torch and triton are needed for `device='cuda'`: pip install 'fastnc[gpu]'."
             ) from error
-        from fastnc._cuda import check_gpu, check_memory
-
-        if not torch.cuda.is_available():
-            raise ValueError("`device` must be 'cpu' here: torch sees no CUDA device.")
+        need_gpu("device='cuda'")
         self.y, self.lr = y, lr
-        on_device = [torch.from_numpy(np.ascontiguousarray(x)).cuda() for x in (W, H, y)]
-        self._W, self._H, self._y = on_device
-        check_gpu(self._W)
-        check_memory(self._W, len(H))
         compensated = W.dtype == np.float32
+        self._W = torch.from_numpy(np.array(W, order="C")).cuda()
+        check_gpu(self._W)
+        check_memory(self._W, len(H), y.nbytes + H.nbytes * (2 if compensated else 1))
+        self._H, self._y = (torch.from_numpy(np.array(x, order="C")).cuda() for x in (H, y))
         shapes = (self._W.shape, self._H.shape) if compensated else ((0, 0), (0, 0))
         self._W_low, self._H_low = (self._W.new_zeros(shape) for shape in shapes)
         self._graph: Any = None
@@ -55,7 +55,8 @@ class CudaDescent:
     def advance(self, epochs: int) -> None:
         from fastnc.kernels.trajectory_gpu import is_small
 
-        if not is_small(self._W, self._H, self._W_low) and epochs >= EPOCHS_A_GRAPH:
+        worth = self._W.numel() * len(self._H) < LARGE and epochs >= EPOCHS_A_GRAPH
+        if worth and not is_small(self._W, self._H, self._W_low):
             if self._graph is None:
                 # A first epoch compiles the kernels, which a capture must not do.
                 self._descend(1)
@@ -70,7 +71,10 @@ class CudaDescent:
         if self._W_low.numel():
             W, H = (
                 np.add(x, low, dtype=np.float64)
-                for x, low in ((self.W, self._fetch(self._W_low)), (self.H, self._fetch(self._H_low)))
+                for x, low in (
+                    (self.W, self._fetch(self._W_low)),
+                    (self.H, self._fetch(self._H_low)),
+                )
             )
             return measure(W, H, self.y)
         return measure(self.W, self.H, self.y)

@@ -1,0 +1,96 @@
+"""`descend(device="cuda")` from end to end, on the device or with the interpreter in its place."""
+
+import numpy as np
+import pytest
+import torch
+from interpreted import DEVICE
+
+import fastnc
+from fastnc.steppers import cuda
+
+
+@pytest.fixture(autouse=True)
+def device(monkeypatch):
+    """Without a GPU the CPU passes for one: the kernels are interpreted."""
+    if DEVICE == "cuda":
+        return
+    answers = {
+        "is_available": lambda: True,
+        "get_device_capability": lambda device=None: (9, 0),
+        "current_device": lambda: None,
+        "mem_get_info": lambda device=None: (2**33, 2**33),
+        "memory_reserved": lambda device=None: 0,
+        "memory_allocated": lambda device=None: 0,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self.clone())
+
+
+SMALL, LARGER = fastnc.ULPM(2, 3, 4), fastnc.ULPM(17, 1, 3)
+
+
+@pytest.mark.parametrize("model", [SMALL, LARGER], ids=["small", "larger"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_it_goes_where_the_cpu_goes(model, dtype):
+    runs = [
+        fastnc.descend(model, lr=1.0, epochs=6, dtype=dtype, device=device)
+        for device in ("cpu", "cuda")
+    ]
+    assert runs[1].about["device"] == "cuda" and runs[1].W.dtype == dtype
+    # Gradients with 16 bits in float32; six epochs of a few roundings in float64.
+    tolerance = 1e-12 if dtype == "float64" else 1e-4
+    for name in ("log_loss", "margin"):
+        np.testing.assert_allclose(runs[1][name], runs[0][name], rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(runs[1].W, runs[0].W, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_it_resumes_bit_for_bit(tmp_path, dtype):
+    options = {"lr": 1.0, "dtype": dtype, "device": "cuda"}
+    straight = fastnc.descend(SMALL, epochs=5, **options)
+    file = tmp_path / "checkpoint.npz"
+    fastnc.descend(SMALL, epochs=2, checkpoint=file, **options)
+    resumed = fastnc.descend(SMALL, epochs=5, checkpoint=file, resume=True, **options)
+    np.testing.assert_array_equal(resumed.W, straight.W)
+    np.testing.assert_array_equal(resumed.H, straight.H)
+    assert resumed["log_loss"][-1] == straight["log_loss"][-1]
+
+
+def test_slices_of_a_graph_change_no_bit(monkeypatch):
+    monkeypatch.setattr(cuda, "EPOCHS_A_GRAPH", 2)
+    W, H = LARGER.init(0, "float64")
+    steppers = [cuda.CudaDescent(W, H, LARGER.y, 1.0) for _ in range(3)]
+    replays = []
+    if DEVICE != "cuda":
+
+        class Graph:
+            def __init__(self, stepper):
+                self.stepper = stepper
+
+            def replay(self):
+                replays.append(self)
+                self.stepper._descend(2)
+
+        monkeypatch.setattr(cuda.CudaDescent, "_capture", lambda self: Graph(self))
+    steppers[0].advance(7)
+    for epochs in (3, 4):
+        steppers[1].advance(epochs)
+    for _ in range(7):
+        steppers[2].advance(1)
+    assert DEVICE == "cuda" or len(replays) == 3 + 1 + 2
+    for other in steppers[1:]:
+        np.testing.assert_array_equal(steppers[0].W, other.W)
+        np.testing.assert_array_equal(steppers[0].H, other.H)
+    before = steppers[0].state()
+    steppers[0].advance(2)
+    again = steppers[0].W
+    steppers[0].restore(before)
+    steppers[0].advance(2)
+    np.testing.assert_array_equal(steppers[0].W, again)
+
+
+def test_a_run_that_diverges_says_after_which_epoch():
+    with pytest.raises(fastnc.Diverged, match="is not finite after epoch") as caught:
+        fastnc.descend(SMALL, lr=1e300, epochs=4, device="cuda")
+    assert caught.value.run["epoch"][0] == 0
