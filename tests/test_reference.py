@@ -36,8 +36,8 @@ def test_by_hand():
     assert ref.loss(W, H, y) == pytest.approx(math.log(4 / 3), rel=1e-15)
     # p (1 - p) = 3/16 times the change of the gap, which is that of dh_1 = 1.
     HW, HH = ref.hessian_vector_product(W, H, y, np.zeros((2, 2)), np.array([[0.0, 1.0]]))
-    assert HH == pytest.approx(np.array([[-3 / 16, 3 / 16]]), rel=1e-15)
-    assert HW == pytest.approx(HH.T @ H + r.T @ np.array([[0.0, 1.0]]), rel=1e-15)
+    np.testing.assert_allclose(HH, [[-3 / 16, 3 / 16]], rtol=1e-15)
+    np.testing.assert_allclose(HW, HH.T @ H + r.T @ np.array([[0.0, 1.0]]), rtol=1e-15)
 
 
 def test_against_mpmath(exact):

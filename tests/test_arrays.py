@@ -1,0 +1,98 @@
+"""Checks and their sentences, and where an array lives."""
+
+import numpy as np
+import pytest
+
+from fastnc import _arrays
+
+
+def test_home_and_names():
+    torch = pytest.importorskip("torch")
+    assert _arrays.home(np.zeros(2)) == _arrays.home(torch.zeros(2)) == "cpu"
+    assert _arrays.dtype_name(torch.zeros(2)) == _arrays.dtype_name(np.zeros(2, "f4")) == "float32"
+    with pytest.raises(ValueError, match=r"device 'meta' are not served; move them to 'cpu'"):
+        _arrays.home(torch.zeros(2, device="meta"))
+    tensor = torch.zeros(2)
+    _arrays.as_numpy(tensor)[0] = 1.0
+    assert tensor[0] == 1.0
+    assert isinstance(_arrays.like(np.zeros(2), tensor), torch.Tensor)
+    assert isinstance(_arrays.like(np.zeros(2), np.zeros(2)), np.ndarray)
+
+
+def test_row_major_copies_only_where_it_must():
+    x = np.zeros((3, 4))
+    assert _arrays.row_major(x) is x
+    assert np.shares_memory(_arrays.row_major(x[:2]), x)
+    turned = _arrays.row_major(x.T)
+    assert turned.flags.c_contiguous and not np.shares_memory(turned, x)
+    assert _arrays.row_major(np.zeros(2, np.int32), np.int64).dtype == np.int64
+    x.flags.writeable = False
+    view = _arrays.row_major(x)
+    assert view.flags.writeable and np.shares_memory(view, x)
+
+
+@pytest.mark.parametrize(
+    ("x", "shape", "error", "sentence"),
+    [
+        (
+            [[1.0]],
+            (None, None),
+            TypeError,
+            r"`W` must be a NumPy array or a torch tensor; got list",
+        ),
+        (np.zeros(3), (None, None), ValueError, r"`W` must have 2 dimensions; got shape \(3,\)"),
+        (np.zeros((2, 3)), (4, None), ValueError, r"`W` must have 4 rows; got shape \(2, 3\)"),
+        (np.zeros((2, 3)), (None, 4), ValueError, r"`W` must have 4 columns; got shape \(2, 3\)"),
+        (np.zeros((2, 0)), (None, None), ValueError, r"`W` must not be empty; got shape \(2, 0\)"),
+        (np.zeros((2, 3), int), (None, None), TypeError, r"float32 or float64; got int64\. Conv"),
+        (np.zeros((2, 3), "f2"), (None, None), TypeError, r"float32 or float64; got float16"),
+    ],
+)
+def test_matrices(x, shape, error, sentence):
+    with pytest.raises(error, match=sentence):
+        _arrays.check_matrix("W", x, shape)
+    _arrays.check_matrix("W", np.zeros((2, 3)), (2, 3))
+
+
+def test_finite():
+    x = np.zeros((3, 4))
+    x[1, 2] = np.nan
+    with pytest.raises(ValueError, match=r"`H` must be finite; got nan at index \(1, 2\)"):
+        _arrays.check_finite("H", x)
+    x[1, 2], x[2, 3] = np.inf, -np.inf
+    with pytest.raises(ValueError, match=r"`H` must be finite; got inf at index \(1, 2\)"):
+        _arrays.check_finite("H", x)
+    # Their sum overflows, they do not.
+    _arrays.check_finite("H", np.full((2, 2), np.finfo(np.float64).max))
+
+
+@pytest.mark.parametrize(
+    ("y", "error", "sentence"),
+    [
+        (np.zeros((2, 1), int), ValueError, r"`y` must have 1 dimension; got shape \(2, 1\)"),
+        (np.zeros(2), TypeError, r"`y` must hold integers; got float64"),
+        (np.zeros(3, int), ValueError, r"`y` must have one label a sample \(2\); got 3"),
+        (np.array([0, 3]), ValueError, r"must lie in 0\.\.2 \(3 classes were given\); got 3 at in"),
+        (np.array([-1, 0]), ValueError, r"got -1 at index 0\. Relabel, or give a `W` with more"),
+    ],
+)
+def test_labels(y, error, sentence):
+    with pytest.raises(error, match=sentence):
+        _arrays.check_labels(y, 2, 3)
+    _arrays.check_labels(np.array([0, 2], np.uint8), 2, 3)
+    _arrays.check_labels(np.array([-7, 900]), 2, None)
+
+
+def test_numbers():
+    for bad in (0.0, -1.0, np.inf, np.nan, "1", None):
+        with pytest.raises((ValueError, TypeError), match=r"`lr` must be a positive number; got"):
+            _arrays.check_positive("lr", bad)
+    for bad in (-1.0, np.inf, np.nan):
+        with pytest.raises(ValueError, match=r"`tol` must be a number of at least 0; got"):
+            _arrays.check_at_least_zero("tol", bad)
+    for bad in (0, 1.0, True, "2"):
+        with pytest.raises(ValueError, match=r"`n` must be an integer of at least 1; got"):
+            _arrays.check_count("n", bad, 1)
+    assert _arrays.check_count("n", np.int32(3), 1) == 3
+    _arrays.check_positive("lr", np.float32(0.5))
+    _arrays.check_at_least_zero("tol", 0)
