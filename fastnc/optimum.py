@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._arrays import check_count
+from fastnc.escape import escape
 from fastnc.minimise import Floats, Minimum, minimise
 from fastnc.models.constrained import Constrained
 from fastnc.models.layer_peeled import LayerPeeled, Optimum, UnknownOptimum
 from fastnc.models.losses import few_threads
 from fastnc.models.minimum_norm import MinimumNorm
 from fastnc.models.ulpm import ULPM
+from fastnc.models.unequal import ReLUFeatures
 
 TOLERANCE = 1e-8
 
@@ -53,8 +55,9 @@ def solve(model: Any, seed: int = 0, starts: int | None = None) -> Solution:
 
     L-BFGS on the fused kernels, in the scales of W and H that penalise both alike; constraints
     are taken in by optimising over the direction of what they normalise, there on the logarithm
-    of the loss; features that must not be negative are bounds; the separation problem is solved
-    by an augmented Lagrangian. The optimum that is known is not used to find a minimum, only to
+    of the loss; features that must not be negative are bounds, and their local minima are left
+    along the direction in which the dual certificate fails; the separation problem is solved by
+    an augmented Lagrangian. The optimum that is known is not used to find a minimum, only to
     tell whether another start is needed.
 
     Parameters
@@ -177,6 +180,14 @@ def _fit(model: LayerPeeled, seed: int) -> tuple[_Point, Minimum]:
         lower = np.full(len(x), -np.inf)
         lower[K * d : K * d + N * d] = 0.0
     minimum = minimise(objective, x, model.modulus, lower=lower)
+    if isinstance(model, ReLUFeatures):
+        for _ in range(4 * K):
+            better = escape(model, *split(minimum.x)[:2])
+            if better is None:
+                break
+            x = np.concatenate([block.ravel() for block in better]) / scales
+            again = minimise(objective, x, model.modulus, lower=lower)
+            minimum = again._replace(evaluations=minimum.evaluations + again.evaluations)
     return split(minimum.x), minimum
 
 

@@ -129,7 +129,7 @@ def logits_program(sizes, mu, iterations=4000):
     return float(share @ losses + mu * np.linalg.svd(X, compute_uv=False).sum()), X
 
 
-def separation(sizes, dim, starts=4, seed=0):
+def separation(sizes, dim, starts=2, seed=0):
     """The least `1/2 (|W|^2 + |H|^2)` with all margins at least 1 that SLSQP finds."""
     y = np.repeat(np.arange(len(sizes)), sizes)
     K, N = len(sizes), len(y)

@@ -102,7 +102,7 @@ def test_relu_features_against_bounded_descent(sizes, mu):
     K, N = len(sizes), sum(sizes)
     lW, lH = 2 * mu, mu / 2
     plain = oracles.cross_entropy(sizes, lW, lH)
-    best, _ = oracles.least(plain, [(K, K), (N, K)], starts=30, non_negative=(1,))
+    best, _ = oracles.least(plain, [(K, K), (N, K)], starts=8, non_negative=(1,))
     optimum = M.relu_features(sizes, K, lW, lH).optimum()
     # The bounded method ends at projected gradients of 1e-10, or where values stand still.
     assert optimum.value == pytest.approx(best, rel=1e-9)
