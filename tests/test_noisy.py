@@ -32,12 +32,17 @@ def test_example_31_plain_stays_on_the_ray_and_noise_leaves_it():
     # Rounding has a part along the escape too, but grows by less than e over log t = 9.
     np.testing.assert_allclose(plain["margin_ratio"], 0.75, atol=1e-12)
     assert plain["margin"][-1] > 4
-    noisy = fastnc.descend(
-        EXAMPLE.model, lr=0.5, epochs=20_000, W=W, H=H, noise=0.05, seed=0, snapshots=5
-    )
-    assert noisy["margin_ratio"][-1] > 0.95
+    # Noise that stays would outweigh the gradient, which falls like 1/t: let it fall, then go on.
+    noisy = fastnc.descend(EXAMPLE.model, lr=0.5, epochs=200, W=W, H=H, noise=0.05, snapshots=5)
+    assert np.linalg.matrix_rank(noisy.W @ noisy.H.T, tol=1e-3) >= 3
+    for start, ratio in ((plain, 0.75), (noisy, 0.99)):
+        run = fastnc.descend(
+            EXAMPLE.model, epochs=1500, W=start.W, H=start.H, schedule="loss-scaled", snapshots=2
+        )
+        reached = run["margin_ratio"][-1]
+        assert reached == pytest.approx(0.75, abs=1e-9) if ratio == 0.75 else reached > ratio
     # Collapse, not only a better ratio: cosines of -1/3, and W along the class means.
-    assert noisy["equiangular_classifier"][-1] < 0.1 and noisy["self_duality"][-1] < 0.2
+    assert run["equiangular_classifier"][-1] < 0.02 and run["self_duality"][-1] < 0.1
 
 
 def test_seeds_and_resumes(tmp_path):

@@ -15,8 +15,9 @@ class NoisyDescent:
     """`theta -= lr (dL/dtheta + noise xi)`, xi standard normal, drawn anew every epoch.
 
     From a saddle such as (7) plain descent only grows the norm; the noise has a part along the
-    escaping direction with probability 1 (Remark 3.3). Each epoch draws for W first, then for H,
-    in float64; the generator's state is part of the stepper's.
+    escaping direction with probability 1 (Remark 3.3). As the gradient falls like 1/t, a noise
+    that stays outweighs it in the end: leave the saddle with it, then go on without. Each epoch
+    draws for W first, then for H, in float64; the generator's state is part of the stepper's.
     """
 
     def __init__(
