@@ -1,0 +1,160 @@
+"""fastnc beside NumPy, torch and JAX: interleaved, medians, one table.
+
+    python bench/compare.py --regime hundred_classes [--quick] [--csv FILE] [--plot FILE]
+
+Per peer: milliseconds, GFLOP/s, the share of the floor of `roofline` (measured before and after,
+the faster of the two), how many times as long as fastnc, the peak of memory beside the arguments,
+in a process of its own, and the largest relative error of grad_H at margin 30, where p_y rounds
+to 1 in float32 (1 means that nothing of the label's entry is left). A peer that is not installed,
+or refuses, is named with its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import subprocess
+import sys
+import time
+
+import numpy as np
+from peers import PEERS
+from roofline import Floors, floors
+from suite.cases import OBJECTIVES
+
+import fastnc
+
+COLUMNS = ("peer", "ms", "GFLOP/s", "of floor", "x fastnc", "extra MB", "error at margin 30")
+REGIMES = {case.name: case for case in OBJECTIVES}
+
+
+def terminal_error(make, dtype) -> float:
+    """Relative error of every entry of grad_H where the wrong classes have e^-30 and less."""
+    K, N = 4, 64
+    W, y = np.eye(K, dtype=dtype), np.arange(N) % K
+    H = (30.0 * np.eye(K)[y] - 0.25 * (np.arange(N) % 8)[:, None]).astype(dtype)
+    exact = fastnc.loss_and_grads(W, H, y, impl="reference")[2]
+    found = np.asarray(make(W, H, y, False)()[2], np.float64)
+    return float((np.abs(found - exact) / np.abs(exact)).max())
+
+
+def agrees(make, case, dtype) -> None:
+    """A benchmark of something else is worth nothing: the first result must be the reference's."""
+    W, H, y = case.arrays(dtype)
+    W, H, y = W[:64], H[:128], y[:128] % min(64, len(W))
+    exact = fastnc.loss_and_grads(W, H, y, impl="reference")
+    for found, want in zip(make(W, H, y, False)(), exact, strict=True):
+        found = np.asarray(found)
+        if np.abs(found - want).max() > 1e-4 * np.abs(want).max():
+            raise ValueError(f"off by {np.abs(found - want).max():.1e}")
+
+
+def extra_memory(case, name, dtype) -> float:
+    """Peak MB beside the arguments of one call, prepared or not, in a fresh process."""
+    code = (
+        "import sys, resource; sys.path[:0] = [sys.argv[4]]\n"
+        "from peers import PEERS; from suite.cases import CASES\n"
+        "case, make = CASES[sys.argv[1]], PEERS[sys.argv[2]]\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "W, H, y = case.arrays(sys.argv[3])\n"
+        "small = slice(0, 64); step = case.operation == 'step'\n"
+        "make(W[:8], H[small], y[small] % 8, step)()\n"
+        "call = make(W, H, y, step); before = peak(); call(); print(peak() - before)\n"
+    )
+    arguments = [case.name, name, dtype, sys.path[0]]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    return float(done.stdout.split()[-1]) if done.returncode == 0 else float("nan")
+
+
+def measure(case, names, dtype, rounds, with_memory):
+    """Rows of the table, fastest first; and sentences about who did not take part."""
+    W, H, y = case.arrays(dtype)
+    calls, absent = {}, []
+    for name in names:
+        try:
+            agrees(PEERS[name], case, dtype)
+            calls[name] = PEERS[name](W, H, y, case.operation == "step")
+            calls[name]()
+        except Exception as reason:
+            absent.append(f"{name}: {type(reason).__name__}: {str(reason).splitlines()[:1]}")
+            calls.pop(name, None)
+    before = floors(dtype)
+    times = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    floors.cache_clear()
+    floor = Floors(*map(max, before, floors(dtype))).seconds(case, W.itemsize)
+    medians = {name: float(np.median(t)) for name, t in times.items()}
+    rows = [
+        (
+            name,
+            1e3 * seconds,
+            case.flops / seconds / 1e9,
+            floor / seconds,
+            seconds / medians.get("fastnc", np.nan),
+            extra_memory(case, name, dtype) if with_memory else float("nan"),
+            terminal_error(PEERS[name], dtype),
+        )
+        for name, seconds in sorted(medians.items(), key=lambda item: item[1])
+    ]
+    return floor, rows, absent
+
+
+def plot(tables, path) -> None:
+    """Share of the floor of every peer, a group of bars a regime."""
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(row[0] for rows in tables.values() for row in rows))
+    figure, axes = plt.subplots(figsize=(1.6 * len(tables) + 4, 4), layout="constrained")
+    for i, name in enumerate(names):
+        shares = [next((r[3] for r in rows if r[0] == name), np.nan) for rows in tables.values()]
+        axes.bar(np.arange(len(tables)) + 0.8 * i / len(names), shares, 0.8 / len(names))
+    axes.legend(names, fontsize="small")
+    axes.set_xticks(np.arange(len(tables)) + 0.4, list(tables), rotation=20, ha="right")
+    axes.set_ylabel("share of the floor")
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Read the options, measure, print, and write what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--regime", nargs="+", choices=REGIMES, default=list(REGIMES))
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default 9)")
+    parser.add_argument("--quick", action="store_true", help="3 rounds, no memory, no compiler")
+    parser.add_argument("--csv", metavar="FILE", help="write the rows of all regimes")
+    parser.add_argument("--plot", metavar="FILE", help="draw shares of the floor")
+    options = parser.parse_args()
+    names = [n for n in options.peers if not (options.quick and n == "torch.compile")]
+    tables = {}
+    for regime in options.regime:
+        case = REGIMES[regime]
+        floor, rows, absent = measure(
+            case, names, options.dtype, 3 if options.quick else options.rounds, not options.quick
+        )
+        tables[regime] = rows
+        print(
+            f"\n{regime}: K={case.n_classes}, d={case.dim}, N={case.n_samples}, {case.operation}, "
+            f"{options.dtype}; floor {1e3 * floor:.1f} ms; wanted {case.fraction} of the floor, "
+            f"{case.ratio} times the fastest peer"
+        )
+        print(f"{COLUMNS[0]:36s}" + "".join(f"{c:>20s}" for c in COLUMNS[1:]))
+        for name, *numbers in rows:
+            print(f"{name:36s}" + "".join(f"{x:20.3g}" for x in numbers), flush=True)
+        for sentence in absent:
+            print(f"  not taking part: {sentence}")
+    if options.csv:
+        with open(options.csv, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("regime", *COLUMNS))
+            writer.writerows((regime, *row) for regime, rows in tables.items() for row in rows)
+    if options.plot:
+        plot(tables, options.plot)
+
+
+if __name__ == "__main__":
+    main()
