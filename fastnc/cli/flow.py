@@ -60,9 +60,9 @@ def flow(
     from fastnc.plots import flow_summary, long_horizon, missing_margin, save, summary
 
     print(summary(run), flow_summary(run), sep="\n\n")
-    if run.log10_time[-1] >= 10.0:
+    try:
         written += save(long_horizon(run), folder / "flow")
         written += save(missing_margin(run), folder / "margin")
-    else:
-        print("No figure: the rates need a horizon of t = 10^10 at least.")
+    except ValueError as reason:
+        print(f"\nNo figure: {reason}")
     print("\nWritten:", *written, sep="\n  ")

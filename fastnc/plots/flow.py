@@ -60,7 +60,7 @@ def flow_summary(run: Trajectory) -> str:
     K, d = run.W.shape
     high = float(run.log10_time[-1])
     lines = []
-    if d >= K and high >= 10.0:
+    if d >= K and high >= 10.0 and (run.log10_time >= high / 10.0).sum() >= 3:
         limits = _limits(run)
         lines.append(
             f"{'column':<24}{'exponent':>10}{'predicted':>11}{'constant':>12}{'predicted':>12}"
@@ -76,7 +76,10 @@ def flow_summary(run: Trajectory) -> str:
                 + (f"{limit:>12.5f}" if limit is not None else f"{'':>12}")
             )
     else:
-        lines.append("No exponents: they need d >= K and a horizon of log10 t >= 10.")
+        lines.append(
+            "No exponents: they need d >= K, a horizon of log10 t >= 10 and 3 snapshots in the "
+            "last decade of log t."
+        )
     about = run.about
     lines.append(
         f"conserved: W^T W - H^T H drifts by {about['gram_drift']:.1e} of |W|^2, "
@@ -98,10 +101,10 @@ def flow_summary(run: Trajectory) -> str:
 def _check(run: Trajectory) -> None:
     if run.time != "log10_time":
         raise ValueError("`run` must be of `fastnc.flow`; for a descent there is `figure2`.")
-    if run.log10_time[-1] < 10.0:
+    if run.log10_time[-1] < 10.0 or (run.log10_time >= 2.0).sum() < 3:
         raise ValueError(
-            "`run` must reach t = 10^10 at least for its rates to show; it ends at "
-            f"10^{run.log10_time[-1]:.3g}. Use `figure2`, or run for longer."
+            "`run` must reach t = 10^10 at least, with 3 snapshots from 10^2 on, for its rates to "
+            f"show; it has {len(run)} to 10^{run.log10_time[-1]:.3g}. Run for longer."
         )
 
 
