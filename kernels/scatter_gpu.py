@@ -19,6 +19,8 @@ from fastnc.kernels.plan_gpu import cdiv, options
 from fastnc.kernels.softmax_gpu import dot
 
 ROWS = 64
+# Two centred tiles in float64 and their product leave room for no more, and for eight warps.
+SCATTER_ROWS = 16
 _TILE = 64
 
 
@@ -179,22 +181,17 @@ def class_moments(H, order, starts, means_out, squares_out):
     torch.sum(tiles, dim=1, out=squares_out)
 
 
-def scatter_options(double):
-    """Two centred tiles in float64 and their product take the registers of eight warps."""
-    return options(8 if double else 4, 1)
-
-
 def centred_scatter(H, y, means, scatter_out):
     """`sum_i (h_i - m_y)(h_i - m_y)^T (d, d)`, float64; means (K, d) float64."""
     N, d = H.shape
-    tile, rows = 64, 32
+    tile = 64
     tiles = cdiv(d, tile) * (cdiv(d, tile) + 1) // 2
-    splits = max(1, min(264 // tiles, cdiv(N, 8 * rows)))
-    double = H.element_size() == 8
+    splits = max(1, min(264 // tiles, cdiv(N, 8 * SCATTER_ROWS)))
     parts = H.new_empty((splits, d, d))
     scatter_tiles[(cdiv(d, tile), cdiv(d, tile), splits)](
-        H, y, means, parts, N, d, cdiv(cdiv(N, rows), splits),
-        BN=rows, BD=tile, PRODUCTS="ieee" if double else "bf16x6", **scatter_options(double),
+        H, y, means, parts, N, d, cdiv(cdiv(N, SCATTER_ROWS), splits),
+        BN=SCATTER_ROWS, BD=tile, PRODUCTS="ieee" if H.element_size() == 8 else "bf16x6",
+        **options(8, 1),
     )  # fmt: skip
     lower = parts.sum(dim=0, dtype=torch.float64).tril_()
     torch.add(lower, lower.tril(-1).T, out=scatter_out)

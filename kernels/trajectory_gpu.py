@@ -141,6 +141,11 @@ def small_tile(n_classes, dim, n_samples, word):
     return None
 
 
+def small_options(num_warps):
+    """One program has a multiprocessor's registers to itself: the compiler must not save any."""
+    return {**options(num_warps, 1), "maxnreg": 255}
+
+
 def is_small(W, H, W_low):
     """Whether the epochs of one problem run inside one kernel."""
     return small_tile(*W.shape, len(H), _word(W, W_low.numel() > 0)) is not None
@@ -172,7 +177,7 @@ def descend_many(W, H, W_low, H_low, y, scale, lr, epochs):
         small_problems[(n_problems,)](
             W, H, W_low if compensated else W, H_low if compensated else H, y, lr, scale,
             H.shape[1], dim, n,
-            K=K, BN=BN, SLABS=slabs, COMPENSATED=compensated, **options(num_warps, 1),
+            K=K, BN=BN, SLABS=slabs, COMPENSATED=compensated, **small_options(num_warps),
         )  # fmt: skip
         epochs -= n
 

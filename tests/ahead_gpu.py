@@ -199,9 +199,9 @@ def _classes(dtype):
     if dtype == "float64":
         yield Configuration(scatter_gpu.merge_chunks, dtype, constants, four)
     products = "bf16x6" if dtype == "float32" else "ieee"
-    constants = {"BN": 32, "BD": tile, "PRODUCTS": products}
-    options = scatter_gpu.scatter_options(dtype == "float64")
-    yield Configuration(scatter_gpu.scatter_tiles, dtype, constants, options, dtype == "float32")
+    constants = {"BN": scatter_gpu.SCATTER_ROWS, "BD": tile, "PRODUCTS": products}
+    eight = plan_gpu.options(8, 1)
+    yield Configuration(scatter_gpu.scatter_tiles, dtype, constants, eight, dtype == "float32")
     constants = {"BN": 64, "BK": 32, "BD": 32, "LOGITS": products}
     yield Configuration(scatter_gpu.nearest_tiles, dtype, constants, four, dtype == "float32")
 
@@ -218,5 +218,5 @@ def _small():
             constants = {"K": K, "BN": BN, "SLABS": slabs, "COMPENSATED": low}
             yield Configuration(
                 trajectory_gpu.small_problems, dtype, constants,
-                plan_gpu.options(num_warps, 1), doubles=("rates",),
+                trajectory_gpu.small_options(num_warps), doubles=("rates",),
             )  # fmt: skip

@@ -26,7 +26,7 @@ CHOSEN = [
     "residual_rows float64 BM16 BN64 LOG warps4",
     "hessian_rows float64 BM16 BN64 warps4",
     "weighted_rows float64 BM16 BN64 BIAS WEIGHT SMOOTH SCALES LOSSES GRADS warps4",
-    "scatter_tiles float64 BN32 BD64 PRODUCTSieee warps8",
+    "scatter_tiles float64 BN16 BD64 PRODUCTSieee warps8",
     "nearest_tiles float32 BN64 BK32 BD32 LOGITSbf16x6 warps4",
     "merge_chunks float64 ROWS64 BC32 BD64 warps4",
     "sum_extents float64 BLOCK512 warps4",
@@ -44,6 +44,7 @@ SMALLER = [
     "narrow_grads float32 BN64 BK16 BD32 LOGITSbf16x6 PRODUCTSbf16x3 STEP COMPENSATED warps4",
     "narrow_hessian float32 BN64 BK64 BD32 LOGITSbf16x6 PRODUCTSbf16x3 warps8",
     "narrow_hessian float32 BN32 BK128 BD32 LOGITStf32 PRODUCTStf32 warps8",
+    "scatter_tiles float32 BN16 BD64 PRODUCTSbf16x6 warps8",
     "logits float32 BM64 BN64 BR32 LOGITSbf16x6 KEEP EPILOGUE warps4",
 ]
 
