@@ -37,6 +37,7 @@ def sweep(
     snapshots: int = 40,
     *,
     dtype: Literal["float32", "float64"] | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
     threads: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 60.0,
@@ -59,6 +60,9 @@ def sweep(
     snapshots : int >= 1
         Snapshots a decade of epochs.
     dtype : "float32" or "float64", optional
+    device : "cpu" or "cuda"
+        On a GPU all small problems of one shape run at once, others one after another; each has
+        the bits of `descend(..., device="cuda")`.
     threads : int >= 1, optional
         Runs at once; by default one a core that may be used. Problems that are themselves worth
         several threads run one after another instead.
@@ -104,7 +108,7 @@ def sweep(
 
     def begin(problem: tuple[Any, float, int]) -> Run:
         one, rate, seed = problem
-        return prepare(one, rate, epochs, seed, None, None, snapshots, dtype)
+        return prepare(one, rate, epochs, seed, None, None, snapshots, dtype, device)
 
     problems = list(itertools.product(models, lrs, seeds))
     # A mistake in any argument is told before the first epoch is made.
@@ -123,6 +127,7 @@ def sweep(
         "epochs": int(epochs),
         "snapshots": int(snapshots),
         "dtype": dtype or "float64",
+        "device": device,
     }
     store = _Store(None if checkpoint is None else Path(checkpoint), about)
     if resume:
@@ -205,6 +210,8 @@ class _Sweep:
 
         # One after another where the kernels themselves share the work among threads.
         left = [i for i in range(len(self.problems)) if i not in self.store.done]
+        if self.store.about["device"] == "cuda":
+            return self._on_gpu(left, progress)
         alone = {i: stays_on_one_thread(self.problems[i][0]) for i in left}
         total = self.epochs * len(self.problems)
         made = self.epochs * len(self.store.done)
@@ -220,6 +227,41 @@ class _Sweep:
                 self._spread(iter(numbers), crew, interrupted, bar)
                 if interrupted():
                     raise self._interrupted()
+        return Trajectories(self.store.done[i] for i in range(len(self.problems)))
+
+    def _on_gpu(self, left: list[int], progress: bool) -> Trajectories:
+        """Small problems of one kind together, all others one after another."""
+        from fastnc.steppers.cuda_together import descend_together, fit_together
+
+        groups: dict[Any, list[tuple[int, Run]]] = {}
+        total, made = self.epochs * len(self.problems), self.epochs * len(self.store.done)
+        with (
+            deferred_interrupt() as interrupted,
+            progress_bar(total, "epochs", "sweep", made, progress) as bar,
+        ):
+            self.store.save()
+            for i in left:
+                run, part = self.begin(self.problems[i]), self.store.part(i)
+                if part is not None and part.exists():
+                    run.take_up(part)
+                    bar.update(run.epoch)
+                kind = (fingerprint(run.y), run.stepper.W.shape, run.stepper.H.shape, run.epoch)
+                groups.setdefault(kind if fit_together(run) else i, []).append((i, run))
+            for group in groups.values():
+                numbers, runs = [i for i, _ in group], [run for _, run in group]
+                parts = [self.store.part(i) for i in numbers]
+                try:
+                    if fit_together(runs[0]):
+                        ends = descend_together(runs, parts, self.every, interrupted, bar)
+                    else:
+                        ends = [runs[0].loop(parts[0], self.every, interrupted, bar)]
+                except Diverged as diverged:
+                    ends = [diverged.run]
+                except Interrupted:
+                    self.store.save()
+                    raise self._interrupted() from None
+                self.store.done.update(zip(numbers, ends, strict=True))
+                self.store.save()
         return Trajectories(self.store.done[i] for i in range(len(self.problems)))
 
     def _spread(

@@ -94,3 +94,49 @@ def test_a_run_that_diverges_says_after_which_epoch():
     with pytest.raises(fastnc.Diverged, match="is not finite after epoch") as caught:
         fastnc.descend(SMALL, lr=1e300, epochs=4, device="cuda")
     assert caught.value.run["epoch"][0] == 0
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_sweep_has_the_bits_of_each_run_alone(tmp_path, dtype):
+    options = {"epochs": 4, "dtype": dtype, "device": "cuda"}
+    # The second step diverges; the larger model does not fit a program and runs by itself.
+    runs = fastnc.sweep(
+        [SMALL, LARGER], [0.5, 1e300], seeds=range(2), checkpoint=tmp_path / "sweep.npz", **options
+    )
+    assert [run.about["stopped"] for run in runs] == ["epochs"] * 2 + ["diverged"] * 2 + [
+        "epochs"
+    ] * 2 + ["diverged"] * 2
+    alone = fastnc.descend(SMALL, 0.5, seed=1, **options)
+    for name in ("W", "H"):
+        np.testing.assert_array_equal(getattr(runs[1], name), getattr(alone, name))
+    np.testing.assert_array_equal(runs[1]["log_loss"], alone["log_loss"])
+    with pytest.raises(fastnc.Diverged) as caught:
+        fastnc.descend(SMALL, 1e300, seed=1, **options)
+    assert len(runs[3]["epoch"]) == len(caught.value.run["epoch"])
+
+
+def test_a_sweep_that_is_stopped_goes_on_with_the_same_bits(tmp_path):
+    from fastnc.steppers import cuda_together
+
+    options = {"lr": 0.5, "epochs": 6, "seeds": range(2), "device": "cuda"}
+    straight = fastnc.sweep(SMALL, **options)
+    together, asked = cuda_together.descend_together, []
+
+    def stop():
+        asked.append(1)
+        return len(asked) > 2
+
+    def stopped(runs, paths, every, _, bar):
+        return together(runs, paths, every, stop, bar)
+
+    checkpoint = tmp_path / "sweep.npz"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda_together, "descend_together", stopped)
+        with pytest.raises(fastnc.Interrupted, match="0 of 2 runs are done"):
+            fastnc.sweep(SMALL, checkpoint=checkpoint, **options)
+    assert len(list(tmp_path.glob("sweep-*.npz"))) == 2
+    resumed = fastnc.sweep(SMALL, checkpoint=checkpoint, resume=True, **options)
+    for ours, theirs in zip(resumed, straight, strict=True):
+        np.testing.assert_array_equal(ours.W, theirs.W)
+        np.testing.assert_array_equal(ours["log_loss"], theirs["log_loss"])
+    assert list(tmp_path.iterdir()) == [checkpoint]
