@@ -73,12 +73,11 @@ def test_the_same_seed_gives_the_same_bits():
 
 
 def test_rows_with_local_minima_say_so_and_start_again():
-    # At temperature 60 single starts end in local minima for most seeds.
-    model = M.normalized(5, 3, 4, 60.0)
-    single = [fastnc.solve(model, seed=s, starts=1) for s in range(6)]
-    assert max(s.gap for s in single) > 1e-3
-    worst = int(np.argmax([s.gap for s in single]))
-    several = fastnc.solve(model, seed=worst)
+    # In the plane hot classes cannot pass each other: a third of the starts is stuck.
+    model = M.normalized(3, 2, 2, 60.0)
+    single = [fastnc.solve(model, seed=s, starts=1).gap for s in range(8)]
+    assert max(single) > 1e-3 and min(single) <= 1e-8
+    several = fastnc.solve(model, seed=int(np.argmax(single)))
     assert several.gap <= 1e-8
     assert "of at most 16 starts made (local minima at high temperature" in several.reason
     assert int(several.reason.split("; ")[1].split()[0]) > 1

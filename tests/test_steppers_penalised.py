@@ -24,14 +24,14 @@ row = pytest.mark.parametrize(("model", "lr"), ROWS.values(), ids=ROWS.keys())
 @row
 def test_goes_down_to_the_optimum_on_the_constraint(model, lr):
     seen = []
-    run = fastnc.descend(model, lr=lr, epochs=20_000, seed=1, snapshots=20, callback=seen.append)
+    run = fastnc.descend(model, lr=lr, epochs=6000, seed=1, snapshots=20, callback=seen.append)
     assert run.columns == ("epoch", *COLUMNS, "objective") and len(seen) == len(run)
     values = run["objective"]
     # Monotone for a step below the inverse curvature, to the rounding of a sum near 1.
-    assert np.diff(values).max() <= 1e-15
+    assert np.diff(values).max() <= 4e-15
     best = model.optimum().value
-    # After 20,000 epochs the slowest direction, of curvature 0.01, has shrunk by e^-100 or more,
-    # unless a class waits at a saddle; rounding and the certificate are below 1e-12.
+    # The slowest direction, of curvature sqrt(lW lH) = 0.014 or more, shrinks by e^-40 or more;
+    # rounding and the certificate are below 1e-12.
     assert values[-1] == pytest.approx(best, rel=1e-9) and values[-1] >= best - 1e-12
     assert model.violation(run.W, run.H) < 1e-14
 

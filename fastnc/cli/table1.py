@@ -58,7 +58,7 @@ def table1(
 
     written = [path, *save(geometry(table), folder / "geometry")]
     decays = (5e-3, 2e-3)
-    ratios = (1, 2, 4, 7, 11, 14, 20, 30, 33, 40)
+    ratios = (1, 2, 4, 7, 9, 11, 12, 14, 18, 22, 26, 30, 31, 35)
     with progress_bar(len(decays), "curves", "minority collapse") as bar:
         curves = []
         for decay in decays:

@@ -33,7 +33,7 @@ def geometry(table: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(1.95 * columns + 0.6, lines * (1.7 * kinds + 0.75)))
     outer = figure.add_gridspec(
         lines, columns, left=0.06, right=0.99, top=1 - 0.55 / figure.get_figheight(),
-        bottom=0.03, hspace=0.25, wspace=0.12,
+        bottom=0.02, hspace=0.14, wspace=0.12,
     )  # fmt: skip
     for place, row in enumerate(table):
         inner = outer[place // columns, place % columns].subgridspec(kinds, 1, hspace=0.06)
@@ -76,3 +76,5 @@ def _vectors(figure: Figure, where: Any, W: NDArray[Any], H: NDArray[Any]) -> No
         getattr(axes, f"set_{axis}lim")(-1.05, 1.05)
         getattr(axes, f"set_{axis}ticks")([])
     axes.set_aspect("equal")
+    if not flat:
+        axes.set_box_aspect((1, 1, 1), zoom=1.3)

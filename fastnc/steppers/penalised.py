@@ -19,7 +19,8 @@ class PenalisedDescent:
     On a sphere, with bounded energies (both active at every minimiser, and kept so) and with
     unit rows the gradient is the Riemannian one and the way back is a normalisation; features
     that must not be negative are projected. A free bias starts at zero and descends too.
-    Snapshots gain the column `objective`.
+    Snapshots gain the column `objective`; the others are measured of W and H as the ULPM's are,
+    without the bias, the temperature or the penalty.
     """
 
     def __init__(self, model: Any, W: NDArray[Any], H: NDArray[Any], lr: float) -> None:
