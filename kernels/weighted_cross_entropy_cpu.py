@@ -29,6 +29,9 @@ FLAGS = {"contract", "nsz", "arcp"}
 # Bytes of W, and classes, from which on classes are divided among the threads, and not samples.
 MANY = 4 << 20
 MANY_CLASSES = 4096
+# Multiply-adds that a second thread would hardly hasten: waking it, and the turns it spins
+# through afterwards beside torch's own threads, cost some 0.1 ms.
+ONE_PART = 1 << 20
 # Numbers that are added sooner than a second thread is woken.
 ALONE = 1 << 17
 
@@ -184,8 +187,10 @@ def loss_and_grads(
         )
         return
     how = plan(K, d, len(H), W.itemsize)
+    if K * d * len(H) < ONE_PART:
+        how = how._replace(parts=1)
     D = d if how.blas else -(-d // tile_cpu.lanes(W.dtype)) * tile_cpu.lanes(W.dtype)
-    direct = how.parts == 1 and d == D
+    direct = how.parts == 1 and d == D and not how.blas
     if direct:
         grad_W_out.fill(0.0)
         sums = grad_W_out.reshape(1, len(grad_W_out), d)
@@ -194,16 +199,19 @@ def loss_and_grads(
     bias_sums = np.zeros((how.parts, len(grad_bias_out)), W.dtype)
     totals = np.empty(how.parts)
     arguments = (how.chunk, W, H, y, *options, losses_out, totals, sums, bias_sums, grad_H_out)
+    gemm = blas_cpu.gemm_address(W.dtype) if how.blas else 0
     if how.parts == 1 and not how.blas:
-        _part(0, 0, *arguments)
+        _part(gemm, 0, *arguments)
     else:
         with blas_cpu.one_thread():
-            _parts(blas_cpu.gemm_address(W.dtype) if how.blas else 0, *arguments)
+            if how.parts == 1:
+                _part(gemm, 0, *arguments)
+            else:
+                _parts(gemm, *arguments)
+            if sums.size > ALONE:
+                _add_parts(sums, grad_W_out)
     total_out[0] = totals.sum()
-    if len(grad_W_out) and not direct:
-        if sums.size > ALONE:
-            _add_parts(sums, grad_W_out)
-        else:
-            np.sum(sums[:, :, :d], axis=0, out=grad_W_out)
+    if len(grad_W_out) and not direct and sums.size <= ALONE:
+        np.sum(sums[:, :, :d], axis=0, out=grad_W_out)
     if len(grad_bias_out):
         bias_sums.sum(axis=0, out=grad_bias_out)

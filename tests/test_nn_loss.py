@@ -69,7 +69,7 @@ def test_the_signature_is_torchs():
         assert set(theirs) - set(ours) <= {"options"}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     N=st.integers(1, 90),
     K=st.integers(1, 12),
@@ -112,7 +112,7 @@ def test_equals_torch_for_any_options(
         (1, 2, 1),
         (64, 8, 16),  # aligned
         (131, 13, 37),  # prime
-        (1000, 10, 64),  # several parts, register tiles
+        (3000, 10, 64),  # several parts, register tiles
         (601, 300, 70),  # several parts, BLAS
         (300, 11_000, 48),  # classes in ranges, two chunks
     ],
@@ -321,10 +321,10 @@ def test_gradients_stay_wide_until_the_upstream_one_has_scaled_them():
     W = torch.tensor([[6.0, 0.0], [0.0, 1.0]], dtype=torch.float16, requires_grad=True)
     y = torch.zeros(N, dtype=torch.int64)
     mean = linear_cross_entropy(H, W, y).float()
-    (grad,) = torch.autograd.grad(mean * 65536.0, H)
+    (grad,) = torch.autograd.grad(mean * 32768.0, H)
     p = torch.sigmoid(torch.tensor(-5.0, dtype=torch.float64))
-    wanted = 65536.0 * p / N * torch.tensor([-6.0, 1.0], dtype=torch.float64)
-    lost = (wanted / 65536.0).half().double() * 65536.0
+    wanted = 32768.0 * p / N * torch.tensor([-6.0, 1.0], dtype=torch.float64)
+    lost = (wanted / 32768.0).half().double() * 32768.0
     assert ((lost - wanted).abs() / wanted.abs()).max() > 0.01
     # Half a unit in float16's last place.
     torch.testing.assert_close(grad.double(), wanted.expand(N, 2), rtol=5e-4, atol=0.0)
@@ -398,8 +398,7 @@ def test_twice_is_refused(reduction):
         grads[1].square().sum().backward()
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("reduction, dynamic", [("mean", False), ("none", True)])
 def test_compiles_into_one_graph(reduction, dynamic):
     H, W, b, y, v = problem()
     options = {"weight": v, "reduction": reduction, "label_smoothing": 0.1}
@@ -483,7 +482,7 @@ def test_layouts_and_label_dtypes():
     )
 
 
-@pytest.mark.parametrize("N, K, d", [(3000, 10, 24), (700, 300, 70), (300, 11_000, 48)])
+@pytest.mark.parametrize("N, K, d", [(6000, 10, 24), (700, 300, 70), (300, 11_000, 48)])
 def test_the_bits_depend_neither_on_threads_nor_on_company(N, K, d):
     H, W, b, y, v = problem(N, K, d, dtype=torch.float32)
 

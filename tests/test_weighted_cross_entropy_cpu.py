@@ -13,7 +13,8 @@ SHAPES = {
     "smaller than a block": (3, 5, 4),
     "two classes, one feature, one sample": (2, 1, 1),
     "one class": (1, 3, 5),
-    "several parts, padded": (10, 20, 700),
+    "one part of many chunks, padded": (10, 20, 700),
+    "several parts, padded": (10, 20, 6000),
     "BLAS": (90, 211, 333),
 }
 MANY = {
@@ -128,7 +129,7 @@ def test_only_what_is_wanted_is_written(many, monkeypatch):
 
 
 @pytest.mark.parametrize("many", [False, True])
-@pytest.mark.parametrize("shape", [(10, 20, 700), (90, 211, 333)])
+@pytest.mark.parametrize("shape", [(10, 20, 6000), (90, 211, 333)])
 def test_the_bits_do_not_depend_on_the_threads(shape, many, monkeypatch):
     if many:
         monkeypatch.setattr(weighted_cross_entropy_cpu, "MANY", 0)

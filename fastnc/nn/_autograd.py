@@ -57,6 +57,7 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         ctx.options = arguments[5:]
+        ctx.dtypes = _dtypes(arguments)
         ctx.grads = None
         ctx.save_for_backward(*arguments[:5])
         loss: Tensor
@@ -73,13 +74,13 @@ class _Eager(torch.autograd.Function):
         # through a retained graph makes them again.
         made, ctx.grads = ctx.grads, None
         if ctx.options[0] == "none":
-            made = evaluate(*ctx.saved_tensors, *ctx.options, upstream)[1:]
-        elif made is None:
-            made = evaluate(*ctx.saved_tensors, *ctx.options)[1:]
-        kinds = ctx.saved_tensors[:3]
-        grads = _finished(made, kinds, None if ctx.options[0] == "none" else upstream)
+            made, upstream_left = evaluate(*ctx.saved_tensors, *ctx.options, upstream)[1:], None
+        else:
+            made = evaluate(*ctx.saved_tensors, *ctx.options)[1:] if made is None else made
+            upstream_left = upstream
+        grads = _finished(made, ctx.dtypes, upstream_left)
         if torch.is_grad_enabled():
-            grads = _Once.apply(upstream, *kinds, *grads)
+            grads = _Once.apply(upstream, *ctx.saved_tensors[:3], *grads)
         return (*grads, None, None, None, None, None, None)
 
 
@@ -106,8 +107,8 @@ class _Functional(torch.autograd.Function):
             made = _FunctionalRows.apply(upstream, *tensors[:5], *ctx.options)
         else:
             made = tuple(g if g is None else g * upstream.to(g.dtype) for g in tensors[5:])
-        kinds = tensors[:3]
-        grads = _Once.apply(upstream, *kinds, *_finished(made, kinds, None))
+        grads = _finished(made, _dtypes(tensors), None)
+        grads = _Once.apply(upstream, *tensors[:3], *grads)
         return (*grads, None, None, None, None, None, None)
 
     @staticmethod
@@ -176,13 +177,20 @@ def _refuse_vmap() -> NoReturn:
     )
 
 
-def _finished(made: Any, kinds: Any, upstream: Tensor | None) -> Grads:
+def _dtypes(arguments: Any) -> tuple[torch.dtype, torch.dtype, torch.dtype | None]:
+    bias = arguments[2]
+    return arguments[0].dtype, arguments[1].dtype, None if bias is None else bias.dtype
+
+
+def _finished(made: Any, dtypes: Any, upstream: Tensor | None) -> Grads:
     """Gradients times the upstream one, in the dtypes of what they are gradients of."""
     # On the CPU a look at the scalar is free, and saves a pass over N x d in the usual case.
     if upstream is not None and not (upstream.is_cpu and upstream.item() == 1.0):
         made = [g if g is None else g.mul_(upstream.to(g.dtype)) for g in made]
-    grads = [g if g is None else g.to(kind.dtype) for g, kind in zip(made, kinds, strict=True)]
-    return grads[0], grads[1], grads[2]
+    return tuple(
+        g if g is None or g.dtype == dtype else g.to(dtype)
+        for g, dtype in zip(made, dtypes, strict=True)
+    )
 
 
 @torch.library.custom_op("fastnc::linear_cross_entropy", mutates_args=())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,9 +37,7 @@ def evaluate(
         reduction, ignore_index, label_smoothing, wanted, upstream,
     )  # fmt: skip
     if input.is_cpu and not target.is_floating_point():
-        from fastnc.nn import _numba_rows
-
-        loss, *grads = _numba_rows.evaluate(*arguments)
+        loss, *grads = _by_numba()(*arguments)
     elif serves(input) and not target.is_floating_point():
         from fastnc.nn import _triton_rows
 
@@ -46,9 +47,18 @@ def evaluate(
     return loss.to(loss_dtype(input, linear_weight)), grads[0], grads[1], grads[2]
 
 
+@cache
+def _by_numba() -> Any:
+    from fastnc.nn import _numba_rows
+
+    return _numba_rows.evaluate
+
+
 def loss_dtype(input: Tensor, linear_weight: Tensor) -> torch.dtype:
     """That of torch's own: of the operands, but float32 where autocast is on."""
     dtype = input.dtype
+    if dtype == linear_weight.dtype == torch.float32:
+        return dtype
     if linear_weight.dtype != dtype:
         dtype = torch.promote_types(dtype, linear_weight.dtype)
     if dtype.itemsize < 4 and torch.is_autocast_enabled(input.device.type):

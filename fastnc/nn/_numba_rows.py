@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from typing import Any
 
 import numba
@@ -16,9 +15,6 @@ from fastnc.kernels.weighted_cross_entropy_cpu import examine, loss_and_grads
 
 Array = NDArray[Any]
 Result = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
-
-# Numba's simplest threading layer ends the process when two threads start kernels at once.
-_one_at_a_time = threading.Lock()
 
 
 def evaluate(
@@ -67,19 +63,18 @@ def evaluate(
     grad_W = np.empty(W.shape if wanted & 2 else (0, W.shape[1]), W.dtype)
     grad_bias = np.empty(K if wanted & 4 else 0, W.dtype)
     if len(y):
-        with _one_at_a_time:
-            before = numba.get_num_threads()
-            threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+        before = numba.get_num_threads()
+        threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+        if threads != before:
+            numba.set_num_threads(threads)
+        try:
+            loss_and_grads(
+                W, H, y, bias, weights, label_smoothing, scale, total, losses, grad_W, grad_H,
+                grad_bias,
+            )  # fmt: skip
+        finally:
             if threads != before:
-                numba.set_num_threads(threads)
-            try:
-                loss_and_grads(
-                    W, H, y, bias, weights, label_smoothing, scale, total, losses, grad_W, grad_H,
-                    grad_bias,
-                )  # fmt: skip
-            finally:
-                if threads != before:
-                    numba.set_num_threads(before)
+                numba.set_num_threads(before)
     else:
         grad_W[:], grad_bias[:] = 0.0, 0.0
     if kept is not None and wanted & 1:
