@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from fastnc.kernels import blas_cpu, cross_entropy_cpu
 from fastnc.kernels.plan_cpu import Plan, plan
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "bench"))
+from suite.cases import CASES  # noqa: E402
 
 # What `plan` would choose for a small problem, and what it chooses for large ones, made small:
 # register tiles and BLAS, one part and several (the last shorter than a chunk, or empty).
@@ -135,6 +138,15 @@ def test_the_plan_reaches_both_arrangements_and_several_parts():
     assert plan(*many, 8).blas and plan(*many, 8).parts > 1
     compare(*problem(*few, "float64"))
     compare(*problem(*many, "float64"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_regimes_of_the_benchmarks(name):
+    """Their K and d, the arrangement that those get, and at most 130 of their samples."""
+    case = CASES[name]
+    assert plan(case.n_classes, case.dim, case.n_samples, 4).blas == (case.n_classes >= 1000)
+    few = replace(case, n_samples=min(case.n_samples, 130 if case.n_classes < 5000 else 20))
+    compare(*few.arrays(labels="unbalanced"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
