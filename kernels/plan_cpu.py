@@ -10,8 +10,8 @@ the least milliseconds of a step, or of loss and gradients, at chunks of so many
 
 Tiles read W from the second-level cache once a block of samples, so W and a part's sums must fit
 it with room for the chunk: 64 KiB of W, and 160 KiB of samples and logits, are what they are given.
-A BLAS packs W for every chunk, which is why a chunk is not smaller than 256; chunks of 1000 lose, as
-their logits go to memory and back. Every part of the BLAS arrangement has a K x d sum of its
+A BLAS packs W for every chunk, which is why a chunk is not smaller than 256; chunks of 1000 lose,
+as their logits go to memory and back. Every part of the BLAS arrangement has a K x d sum of its
 own: at most 32 MiB of them together, but never fewer than 4, so that threads find work to share.
 """
 
