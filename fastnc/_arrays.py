@@ -41,7 +41,8 @@ def dtype_name(x: Any) -> str:
 def as_numpy(x: Any) -> np.ndarray:
     """`x` as a NumPy array, without a copy where it shares memory (a CPU tensor does)."""
     if is_torch(x):
-        return x.detach().cpu().numpy()
+        array: np.ndarray = x.detach().cpu().numpy()
+        return array
     return np.asarray(x)
 
 
@@ -125,7 +126,8 @@ def check_labels(y: np.ndarray, n_samples: int, n_classes: int | None) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) < math.inf
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and bool(abs(value) < math.inf)
 
 
 def check_positive(name: str, value: Any) -> None:
@@ -157,6 +159,7 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
 
 def float_dtype(dtype: Any) -> np.dtype[Any]:
     """What NumPy understands by `dtype`, which must be float32 or float64."""
+    found: np.dtype[Any] | None
     try:
         found = np.dtype(dtype)
     except TypeError:

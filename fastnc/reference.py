@@ -116,12 +116,14 @@ def hessian_vector_product(
 def simplex_etf(n_classes: int) -> Floats:
     """Definition 2.1 with Q = I: `sqrt(K/(K-1)) (I - 11^T/K)`, rows of unit length."""
     K = n_classes
-    return np.sqrt(K / (K - 1)) * (np.eye(K) - 1.0 / K)
+    etf: Floats = np.sqrt(K / (K - 1)) * (np.eye(K) - 1.0 / K)
+    return etf
 
 
 def margins(W: Floats, H: Floats, y: Labels) -> Floats:
     """`q_i = z_y - max_{j != y} z_j` (N,), section 3.1.1."""
-    return -logit_gaps(W, H, y).max(axis=1)
+    largest: Floats = logit_gaps(W, H, y).max(axis=1)
+    return -largest
 
 
 def neural_collapse_margin(W: Floats, H: Floats, y: Labels) -> float:
