@@ -27,6 +27,9 @@ from fastnc.trajectory import Trajectory
 
 # Up to this K N d the gradient is a matter of microseconds on one thread.
 _SMALL = 200_000
+# log of t times the loss: of the order of 0 wherever the classes become separated. Otherwise the
+# gradient is a cancellation down to 1 / t, of which nothing is left at t = 1e16.
+_LOG_RESOLVED = 30.0
 
 
 def snapshot_times(log10_time: float, a_decade: int) -> NDArray[np.float64]:
@@ -176,15 +179,17 @@ class FlowRun:
         if integrator.status == "failed" or not np.isfinite(integrator.y).all():
             raise self._failed(integrator.t, message or "W or H is not finite")
         self.theta = integrator.y
+        if math.sinh(integrator.t) > _LOG_RESOLVED:
+            at = Residuals(*self._split(self.theta), self.y)
+            mean_log_loss = at.log_loss - math.log(self.N)
+            if math.sinh(integrator.t) + mean_log_loss > _LOG_RESOLVED:
+                raise self._failed(
+                    integrator.t,
+                    f"the mean loss is still {math.exp(mean_log_loss):.3g} and does not vanish, as "
+                    "the classes are not separated, so that the gradient is rounding from here on",
+                )
 
     def _failed(self, x: float, why: str) -> Diverged:
-        log_loss = Residuals(*self._split(self.theta), self.y).log_loss - math.log(self.N)
-        if math.sinh(x) + log_loss > 600.0:
-            why = (
-                f"the mean loss is still {math.exp(log_loss):.3g} and does not vanish, as the "
-                "classes are not separated; t times it leaves float64, so that no farther time "
-                "can be reached"
-            )
         return Diverged(
             f"the flow stopped at log10 t = {_log10(x):.8g}: {why.rstrip('.')}. The run holds the "
             "snapshots until then.",
