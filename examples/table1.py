@@ -49,7 +49,9 @@ def main() -> None:
 
     # Without balance the simplex is lost, and the angles are those of other closed forms.
     uneven = min(row.metrics["equiangular_classifier"] for row in rows if row not in balanced)
-    print(f"literature: unequal classes bend the simplex; here: angles off by {uneven:.2g} at least")
+    print(
+        f"literature: unequal classes bend the simplex; here: angles off by {uneven:.2g} at least"
+    )
     assert uneven > 0.01
 
 
