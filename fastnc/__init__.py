@@ -33,6 +33,7 @@ _HOME = {
     "which": "objective",
     "ULPM": "models",
     "descend": "descent",
+    "peel": "peeling",
     "sweep": "sweep",
     "flow": "flow",
     "Trajectory": "trajectory",

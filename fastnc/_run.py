@@ -73,7 +73,7 @@ class Run:
         self, path: Path | None, every: float, interrupted: Callable[[], bool], bar: Bar
     ) -> Trajectory:
         """Run to the end on this thread; the state goes to `path` meanwhile, not at the end."""
-        saved = time.monotonic()
+        saved = self.now()
         slice_epochs = 1
         while True:
             if (
@@ -84,22 +84,30 @@ class Run:
                 return self._trajectory("callback")
             if self.epoch == self.epochs:
                 return self._trajectory("epochs")
-            now = time.monotonic()
+            now = self.now()
             if path is not None and now - saved >= every:
                 self._save(path)
                 saved = now
-            if interrupted():
+            if self.stop_asked(interrupted):
                 raise self._interrupted(path)
             upcoming = self.due[bisect_right(self.due, self.epoch)]
             made = min(slice_epochs, upcoming - self.epoch)
             self._advance(made)
             bar.update(made)
             # Twice as many next time, unless that would take too long or this was no full slice.
-            seconds = time.monotonic() - now
+            seconds = self.now() - now
             if seconds > _SECONDS_A_SLICE:
                 slice_epochs = max(1, slice_epochs // 2)
             elif made == slice_epochs and seconds < 0.5 * _SECONDS_A_SLICE:
                 slice_epochs *= 2
+
+    def now(self) -> float:
+        """Seconds of a clock by which slices and checkpoints are timed."""
+        return time.monotonic()
+
+    def stop_asked(self, interrupted: Callable[[], bool]) -> bool:
+        """Whether Ctrl-C fell."""
+        return interrupted()
 
     def _measure_if_due(self) -> bool:
         measured = bool(self.rows) and self.rows[-1]["epoch"] == self.epoch

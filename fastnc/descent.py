@@ -35,6 +35,7 @@ def descend(
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 60.0,
     resume: bool = False,
+    sharded: bool = False,
     progress: bool = False,
 ) -> Trajectory:
     """Gradient descent on the mean loss of a model, measured at log-spaced epochs.
@@ -71,6 +72,10 @@ def descend(
         opportunity) and at the end.
     resume : bool
         Go on from `checkpoint` if it exists; the end has the same bits as without a stop.
+    sharded : bool
+        Spread the rows of H over the ranks of `torch.distributed`, all of which call this: on
+        a CPU, constant `lr`, no noise. `H` and the result's H and y are then the rank's own
+        rows, and each rank keeps checkpoints of its own.
     progress : bool
         Show a progress bar on a terminal.
 
@@ -96,6 +101,16 @@ def descend(
     True
     """
     _arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
+    if sharded:
+        if (device, schedule, noise) != ("cpu", "constant", 0.0):
+            raise ValueError(
+                "`sharded` goes with device='cpu', schedule='constant' and noise=0 only; got "
+                f"{device!r}, {schedule!r} and {noise!r}."
+            )
+        from fastnc.sharding import prepare_sharded
+
+        run: Run = prepare_sharded(model, lr, epochs, seed, W, H, snapshots, dtype, callback)
+        return run.go(checkpoint, checkpoint_every, resume, progress)
     run = prepare(
         model, lr, epochs, seed, W, H, snapshots, dtype, device, schedule, noise, callback
     )
@@ -121,6 +136,8 @@ def prepare(
     _arrays.check_count("epochs", epochs, 1)
     _arrays.check_count("snapshots", snapshots, 1)
     _arrays.check_at_least_zero("noise", noise)
+    _arrays.check_choice("device", device, ("cpu", "cuda"))
+    _arrays.check_choice("schedule", schedule, ("constant", "loss-scaled"))
     W, H = start(model, seed, W, H, dtype)
     about = {
         "kind": "descent",
@@ -155,7 +172,8 @@ def start(
     dtypes = {_arrays.dtype_name(x) for x in given.values()}
     if len(dtypes) > 1:
         raise TypeError(f"`W` and `H` must have one dtype; got {' and '.join(sorted(dtypes))}.")
-    own = dict(zip("WH", model.init(seed, dtype or next(iter(dtypes), "float64")), strict=True))
+    precision = next(iter(dtypes), "float64") if dtype is None else dtype
+    own = dict(zip("WH", model.init(seed, precision), strict=True))
     for name, x in given.items():
         np.copyto(own[name], _arrays.as_numpy(x), casting="same_kind")
     return own["W"], own["H"]

@@ -248,7 +248,14 @@ class _Training:
         self.rows.append({"epoch": self.epoch, **columns, "lr": lr})
         self.features = features if self.epoch == self.epochs else None
         if self.workers.rank == 0 and self.out is not None:
-            self.trajectory().to_csv(self.out / "run.csv")
+            try:
+                self.trajectory().to_csv(self.out / "run.csv")
+            except OSError as error:
+                raise OSError(
+                    f"{str(self.out / 'run.csv')!r} could not be written "
+                    f"({error.strerror or error}); what was written before is whole. Make room "
+                    "and resume."
+                ) from None
         if self.writer is not None:
             for name, value in self.rows[-1].items():
                 self.writer.add_scalar(f"collapse/{name}", value, self.epoch)

@@ -71,8 +71,9 @@ class State:
             RuntimeError, ValueError, TypeError, EOFError, KeyError, OSError,
             pickle.UnpicklingError, zipfile.BadZipFile,
         ) as error:  # fmt: skip
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(
-                f"the checkpoint {str(path)!r} is not readable ({str(error).splitlines()[0]}); it "
+                f"the checkpoint {str(path)!r} is not readable ({reason}); it "
                 "is damaged or of another kind. Nothing was changed."
             ) from None
         for name in identity:

@@ -55,16 +55,11 @@ class Workers:
         return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
 
 
-def started_by_torchrun() -> bool:
-    """Whether `torchrun` started this process as one of several."""
-    return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 @contextmanager
 def workers_of_torchrun(device: str | None) -> Iterator[Workers]:
     """Join the other ranks where `torchrun` started this one: NCCL on CUDA, else gloo."""
     dist = torch.distributed
-    if not started_by_torchrun() or not dist.is_available() or dist.is_initialized():
+    if "LOCAL_RANK" not in os.environ or not dist.is_available() or dist.is_initialized():
         yield Workers()
         return
     cuda = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"

@@ -64,7 +64,8 @@ def main(folder, kills):
             status = os.waitpid(child, 0)[1]
             if status == 0:
                 break
-            if not os.WIFSIGNALED(status):
+            if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
+                print("a child ended with status", status)
                 return 1
             made += 1
             before_first += not (cut / "checkpoint.pt").exists()

@@ -18,7 +18,8 @@ from fastnc import network
 from fastnc.cli import build
 
 HERE = Path(__file__).parent
-OPTIONS = "--image-size 6 --feature-dim 12 --batch-size 20 --lr 0.02 --snapshots 4".split()
+OPTIONS = ["--image-size", "6", "--feature-dim", "12", "--batch-size", "20", "--lr", "0.02"]
+OPTIONS += ["--snapshots", "4"]
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_writes_the_figure_the_table_the_run_and_the_checkpoint(root, tmp_path):
         assert (out / name).stat().st_size > 1000 and name in done.output
     assert "epoch 12: training accuracy 1.0000, test" in done.output
     run = fastnc.Trajectory.load(out / "run.npz")
-    rows = list(csv.DictReader((out / "run.csv").open()))
+    rows = list(csv.DictReader((out / "run.csv").read_text().splitlines()))
     assert [float(row["nc1"]) for row in rows] == run["nc1"].tolist()
     assert run["epoch"][-1] == 12 and run.about["kind"] == "training"
     assert run.H.shape == (60, 12)
@@ -82,7 +83,9 @@ def test_peel_goes_on_without_the_network(root, tmp_path):
 
 def test_killed_at_twenty_moments_and_resumed_ends_in_the_same_bits(tmp_path):
     command = [sys.executable, str(HERE / "killed_training.py"), str(tmp_path), "20"]
+    # Numba's OpenMP layer ends a process that forks; this layer allows it.
     few = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    few["NUMBA_THREADING_LAYER"] = "workqueue"
     done = subprocess.run(command, capture_output=True, text=True, env=few)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "20 kills" in done.stdout and "ended in the same bits" in done.stdout
@@ -167,10 +170,11 @@ def test_without_torchvision(root, tmp_path, monkeypatch):
 
 def test_help_names_every_option():
     text = CliRunner().invoke(build(), ["train", "--help"], env={"COLUMNS": "200"}).output
-    for option in (
+    options = (
         "--data --download --subset --image-size --feature-dim --batch-norm --dropout --epochs "
         "--batch-size --lr --momentum --schedule --schedule-args --seed --precision --snapshots "
         "--device --compile --tensorboard --peel --out --resume --checkpoint-every"
-    ).split():
+    )
+    for option in options.split():
         assert option in text, text
     assert "[default: 600]" in text and "[default: 4096]" in text

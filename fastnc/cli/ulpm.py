@@ -28,9 +28,11 @@ def ulpm(
 ) -> None:
     """Gradient descent on the unconstrained layer-peeled model: the paper's Figure 2.
 
-    Writes figure2.png, figure2.pdf, run.npz, run.csv and checkpoint.npz to --out.
+    Writes figure2.png, figure2.pdf, run.npz, run.csv and checkpoint.npz to --out. Under torchrun
+    the rows of H are spread over the ranks, and each writes a run and checkpoints of its own.
     """
     from fastnc._files import out_dir
+    from fastnc.cli._torchrun import joined_ranks
     from fastnc.descent import descend
     from fastnc.models import ULPM
     from fastnc.stopping import Diverged, Interrupted
@@ -38,20 +40,26 @@ def ulpm(
     model = ULPM(n_classes, n_per_class, dim)
     folder = out_dir(out)
     checkpoint = folder / "checkpoint.npz"
-    if resume and not checkpoint.exists():
-        print(f"No checkpoint in {folder}: starting afresh.")
-    try:
-        run = descend(
-            model, lr, epochs, seed, snapshots=snapshots, dtype=dtype, device=device,
-            checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume, progress=True,
-        )  # fmt: skip
-    except (Diverged, Interrupted) as stop:
-        stop.run.save(folder / "run.npz")
-        print(f"The snapshots so far are in {folder / 'run.npz'}.")
-        if isinstance(stop, Interrupted):
-            print("Go on with the same command and --resume.")
-        raise
-    written = [run.save(folder / "run.npz"), run.to_csv(folder / "run.csv")]
+    with joined_ranks(device) as (rank, ranks):
+        kept = folder / ("run.npz" if ranks == 1 else f"run-rank{rank}of{ranks}.npz")
+        if resume and rank == 0 and not any(folder.glob("checkpoint*.npz")):
+            print(f"No checkpoint in {folder}: starting afresh.")
+        try:
+            run = descend(
+                model, lr, epochs, seed, snapshots=snapshots, dtype=dtype, device=device,
+                checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume,
+                sharded=ranks > 1, progress=True,
+            )  # fmt: skip
+        except (Diverged, Interrupted) as stop:
+            stop.run.save(kept)
+            print(f"The snapshots so far are in {kept}.")
+            if isinstance(stop, Interrupted):
+                print("Go on with the same command and --resume.")
+            raise
+    run.save(kept)
+    if rank > 0:
+        return
+    written = [kept, run.to_csv(folder / "run.csv")]
     from fastnc.plots import figure2, save, summary
 
     print(summary(run))

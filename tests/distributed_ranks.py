@@ -1,0 +1,81 @@
+"""What two gloo ranks do under `torchrun`; test_distributed compares it with one process.
+
+`torchrun --nproc-per-node 2 distributed_ranks.py FOLDER` leaves `rank0.pt` and `rank1.pt` there.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import small_training
+import torch
+
+import fastnc
+from fastnc import evaluation
+from fastnc.cli import build
+from fastnc.network import Pixels
+from fastnc.training import Experiment, train
+from fastnc.workers import Workers, workers_of_torchrun
+
+# 61 samples of 5 classes: the shares of two ranks differ.
+MODEL = fastnc.ULPM(5, dim=6, labels=np.arange(61) % 5)
+PLAIN = Experiment(feature_dim=12, batch_size=15, lr=0.02, snapshots=4)
+NORMED = Experiment(feature_dim=12, batch_size=20, lr=0.02, snapshots=4, batch_norm=True)
+
+
+def untrained():
+    """A network at its start, in evaluation of 61 images."""
+    torch.manual_seed(7)
+    data = small_training.dataset(61, 23)
+    return small_training.network(), Pixels(data.mean, data.std), data
+
+
+def command(arguments):
+    """`fastnc ...`, in this process."""
+    build()(list(map(str, arguments)), standalone_mode=False)
+
+
+def main(folder):
+    small_training.put_in_place()
+    found = {}
+    with workers_of_torchrun("cpu"):
+        workers = Workers()
+        command(["ulpm", "--epochs", 200, "--out", folder / "ulpm", "--n-per-class", 7])
+        options = ["--data", folder / "data", "--image-size", 6, "--feature-dim", 12]
+        options += ["--batch-size", 15, "--lr", 0.02, "--snapshots", 4, "--epochs", 6]
+        command(["train", *options, "--out", folder / "train"])
+        columns, H = evaluation.measure(*untrained(), workers)
+        found["measured"], found["features"] = columns, workers.gathered(H)
+        run = train(small_training.dataset(), 6, PLAIN)
+        found["trained"] = {name: run[name].tolist() for name in run.columns}
+        found["W"], found["H"] = torch.from_numpy(run.W), torch.from_numpy(run.H)
+        run = train(small_training.dataset(), 3, NORMED)
+        found["normed"] = torch.from_numpy(run.H)
+        found["normed nc1"] = run["nc1"].tolist()
+        for dtype in ("float64", "float32"):
+            run = fastnc.descend(MODEL, 2.0, 300, seed=2, dtype=dtype, snapshots=5, sharded=True)
+            found[dtype] = {name: run[name].tolist() for name in run.columns}
+            found[dtype + " W"], found[dtype + " H"] = map(torch.from_numpy, (run.W, run.H))
+        # A first leg, whose second save one rank did not live to make.
+        path = folder / "checkpoint.npz"
+        legs = {"seed": 2, "snapshots": 5, "sharded": True, "checkpoint": path}
+        fastnc.descend(MODEL, 2.0, 100, **legs)
+        fastnc.descend(MODEL, 2.0, 160, resume=True, **legs)
+        if workers.rank == 1:
+            latest = sorted(
+                folder.glob("checkpoint-rank1of2-*"), key=lambda p: p.stat().st_mtime_ns
+            )
+            latest[-1].unlink()
+        torch.distributed.barrier()
+        run = fastnc.descend(MODEL, 2.0, 300, resume=True, **legs)
+        found["resumed H"] = torch.from_numpy(run.H)
+        try:
+            fastnc.descend(MODEL, 1e300, 50, seed=2, sharded=True)
+        except fastnc.Diverged as stop:
+            found["diverged"] = str(stop)
+        found["rank"] = workers.rank
+    torch.save(found, folder / f"rank{found['rank']}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
