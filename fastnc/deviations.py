@@ -74,7 +74,22 @@ class ClassDeviations:
     ----
     Memory K d + min(K, d)^2. Time 2 N d (r + K) + 2 N r K FLOP, r <= min(K - 1, d); without a
     classifier 2 N d r. Products are in float64, except for half and single precision features
-    where r >= 48: their centred rows are multiplied in float32.
+    where r >= 48: their centred rows are multiplied in float32. `metrics` takes 2 K^2 d FLOP
+    (with a classifier 10 K^2 d) by tiles: no K x K array is ever held.
+
+    Examples
+    --------
+    >>> import numpy as np, fastnc
+    >>> H, y = np.array([[1.0], [3.0], [-2.0]]), np.array([0, 0, 1])
+    >>> batches = [(H[:2], y[:2]), (H[2:], y[2:])]
+    >>> first = fastnc.ClassStatistics(n_classes=2, dim=1)
+    >>> for H, y in batches:
+    ...     first.update(H, y)
+    >>> second = fastnc.ClassDeviations(first, W=np.array([[1.0], [-1.0]]))
+    >>> for H, y in batches:
+    ...     second.update(H, y)
+    >>> second.metrics().margin, second.metrics().nc4_agreement
+    (2.0, 1.0)
     """
 
     def __init__(
@@ -295,7 +310,10 @@ def check_classifier(
         return rows, np.zeros(n_classes)
     if is_torch(bias):
         bias = bias.detach().cpu().double()  # type: ignore[union-attr]
-    offsets = np.asarray(bias, dtype=np.float64)
+    offsets = np.asarray(bias)
+    if offsets.dtype.kind not in "fiu":
+        raise TypeError(f"`bias` must hold real numbers; got {offsets.dtype}.")
+    offsets = offsets.astype(np.float64)
     if offsets.shape != (n_classes,):
         raise ValueError(f"`bias` must have shape ({n_classes},); got {offsets.shape}.")
     check_finite("bias", offsets)

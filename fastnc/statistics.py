@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastnc._arrays import as_numpy, check_count, is_torch
+from fastnc._arrays import as_numpy, check_choice, check_count, is_torch
 from fastnc._batches import CudaMoments, check_batch, moments_of, scatter_rows, sum_over_ranks
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ class ClassStatistics:
     def __init__(self, n_classes: int, dim: int, scatter: Scatter = "trace") -> None:
         self.n_classes = check_count("n_classes", n_classes, 1)
         self.dim = check_count("dim", dim, 1)
-        if scatter not in ("trace", "full"):
-            raise ValueError(f"`scatter` must be 'trace' or 'full'; got {scatter!r}.")
+        check_choice("scatter", scatter, ("trace", "full"))
         self.scatter: Scatter = scatter
         self._counts: Counts = np.zeros(n_classes, np.int64)
         self._means: Floats = np.zeros((n_classes, dim))

@@ -228,7 +228,8 @@ class Unequal(LayerPeeled):
 
     def _set_up_unequal(self) -> None:
         given = self.class_sizes
-        if isinstance(given, str) or not hasattr(given, "__len__") or len(given) < 2:
+        given = given.tolist() if hasattr(given, "tolist") else given
+        if isinstance(given, (str, bytes)) or not isinstance(given, Sequence) or len(given) < 2:
             raise ValueError(
                 f"`class_sizes` must list the samples of at least 2 classes; got {given!r}."
             )
