@@ -1,6 +1,6 @@
 """NC1 and the class geometry of features beside torch, a peer's algorithm and the floor.
 
-    python bench/statistics.py [CASE ...]
+    python bench/collapse.py [CASE ...]
 
 Cases are numbers of the table below; all by default. Everything is float32, in one process, the
 contenders take turns, and medians are compared. The contenders:
@@ -166,9 +166,8 @@ def main():
     chosen = parser.parse_args().cases or range(len(CASES))
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32, ms")
     head = ("floor", "fastnc", "with W", "torch", "chunked", "package")
-    print(
-        f"{'N, d, K':<22}" + "".join(f"{name:>10}" for name in head) + "   torch/ chunked/ package/"
-    )
+    over = "".join(f"{name + '/':>9}" for name in head[3:])
+    print(f"{'N, d, K':<22}" + "".join(f"{name:>10}" for name in head) + over)
     for number in chosen:
         sizes, rounds = CASES[number]
         ms = measure(sizes, rounds)
