@@ -7,13 +7,10 @@ wider than a register. Wherever a vector may stand, a tuple of vectors may stand
 the operation is applied to each member (a lone vector or scalar is paired with every one),
 written instruction by instruction across the members so that their chains overlap.
 
-`exp` and `log1p` evaluate minimax polynomials (found by Remez exchange in 60 digits):
-
-    exp    x = n log 2 + r, |r| <= log 2 / 2; degree 11 (float64, error 4e-18 before
-           rounding), degree 6 (float32, 3e-9); the result is within 1 ulp.
-           `exp` wants |x| <= EXP_LIMIT; `exp_wide` takes any x below it, subnormal results
-           and -inf included.
-    log1p  of x >= 0 through log(u) + (x - (u - 1)) / u, u = 1 + x: within 3 ulp.
+`exp` evaluates minimax polynomials (found by Remez exchange in 60 digits): x = n log 2 + r,
+|r| <= log 2 / 2, of degree 11 (float64, error 4e-18 before rounding) or 6 (float32, 3e-9); the
+result is within 1 ulp. It wants |x| <= EXP_LIMIT; `exp_wide` takes any x below it, subnormal
+results and -inf included. Memory, labels and products stand in `simd_blocks_cpu`.
 
 Multiplications and additions are never reassociated: what is written is what is computed.
 """
@@ -132,7 +129,7 @@ def _broadcast(context, builder, kinds, values):
     vector = next(v for v in map(_vector_of, kinds) if v is not None)
     count = max(k.count if isinstance(k, types.UniTuple) else 1 for k in kinds)
     lists = []
-    for kind, value in zip(kinds, values):
+    for kind, value in zip(kinds, values, strict=True):
         if _vector_of(kind) is None:
             scalar = context.cast(builder, value, kind, vector.dtype)
             members = [_splat(builder, vector, scalar)]
@@ -192,21 +189,21 @@ def _emit_exp(builder, kind, xs, wide):
         xs = [_max_keep_nan(builder, x, floor) for x in xs]
     ks = [_fma(builder, x, _const(kind, 1.0 / np.log(2.0)), _const(kind, magic)) for x in xs]
     ns = [builder.fsub(k, _const(kind, magic)) for k in ks]
-    rs = [_fma(builder, n, _const(kind, -high), x) for n, x in zip(ns, xs)]
-    rs = [_fma(builder, n, _const(kind, -low), r) for n, r in zip(ns, rs)]
+    rs = [_fma(builder, n, _const(kind, -high), x) for n, x in zip(ns, xs, strict=True)]
+    rs = [_fma(builder, n, _const(kind, -low), r) for n, r in zip(ns, rs, strict=True)]
     ps = _polynomial(builder, kind, rs, _EXP[str(kind.dtype)])
     integer, shift = _int_type(kind), _int_const(kind, mantissa)
     if not wide:
         # The low bits of k hold n; added to the exponent they scale by 2^n, and a NaN stays.
         out = []
-        for k, p in zip(ks, ps):
+        for k, p in zip(ks, ps, strict=True):
             n = builder.shl(builder.bitcast(k, integer), shift)
             bits = builder.add(builder.bitcast(p, integer), n)
             out.append(builder.bitcast(bits, _llvm_type(kind)))
         return out
     # Two factors, neither of them subnormal, so that the product underflows gradually.
     out = []
-    for n, p in zip(ns, ps):
+    for n, p in zip(ns, ps, strict=True):
         whole = builder.fptosi(n, integer)
         half = builder.ashr(whole, _int_const(kind, 1))
         for part in (half, builder.sub(whole, half)):
@@ -224,53 +221,7 @@ def _polynomial(builder, kind, xs, coefficients):
     """Horner's rule, lowest coefficient first, one coefficient at a time over all of xs."""
     out = [_const(kind, coefficients[-1])] * len(xs)
     for c in reversed(coefficients[:-1]):
-        out = [_fma(builder, p, x, _const(kind, c)) for p, x in zip(out, xs)]
-    return out
-
-
-def _emit_log1p(builder, kind, xs):
-    double = kind.dtype == types.float64
-    integer, mantissa = _int_type(kind), 52 if double else 23
-    bias = (1023 if double else 127) << mantissa
-    high, low = _LOG2[str(kind.dtype)]
-    one = _const(kind, 1.0)
-    out = []
-    for x in xs:
-        u = builder.fadd(one, x)
-        # What 1 + x has rounded away; exact, as one of the two operands is the larger.
-        big = builder.fcmp_ordered(">", x, one)
-        lost = builder.select(
-            big,
-            builder.fsub(one, builder.fsub(u, x)),
-            builder.fsub(x, builder.fsub(u, one)),
-        )
-        # u = 2^e m with m in [sqrt 1/2, sqrt 2).
-        root = int(np.float64(np.sqrt(0.5)).view(np.int64)) if double else int(
-            np.float32(np.sqrt(0.5)).view(np.int32)
-        )
-        bits = builder.sub(builder.bitcast(u, integer), _int_const(kind, root))
-        e = builder.ashr(bits, _int_const(kind, mantissa))
-        scaled = builder.sub(
-            builder.bitcast(u, integer), builder.shl(e, _int_const(kind, mantissa))
-        )
-        m = builder.bitcast(scaled, _llvm_type(kind))
-        e_bits = builder.shl(
-            builder.sub(_int_const(kind, bias >> mantissa), e), _int_const(kind, mantissa)
-        )
-        lost = builder.fmul(lost, builder.bitcast(e_bits, _llvm_type(kind)))
-        e = builder.sitofp(e, _llvm_type(kind))
-        # log m = 2 atanh(s), s = f / (2 + f), f = m - 1, corrected by lost / m.
-        f = builder.fadd(builder.fsub(m, one), lost)
-        s = builder.fdiv(f, builder.fadd(_const(kind, 2.0), f))
-        s2 = builder.fmul(s, s)
-        q = builder.fmul(_polynomial(builder, kind, [s2], _ATANH[str(kind.dtype)])[0], s2)
-        half = builder.fmul(builder.fmul(_const(kind, 0.5), f), f)
-        # f - (f^2/2 - s (f^2/2 + q)): the large part of the logarithm is f itself.
-        small = _fma(builder, s, builder.fadd(half, q), builder.fmul(e, _const(kind, low)))
-        log = builder.fsub(f, builder.fsub(half, small))
-        log = _fma(builder, e, _const(kind, high), log)
-        # 1 + x = inf has no mantissa to work on.
-        out.append(builder.select(builder.fcmp_ordered("<", x, _const(kind, np.inf)), log, x))
+        out = [_fma(builder, p, x, _const(kind, c)) for p, x in zip(out, xs, strict=True)]
     return out
 
 
@@ -304,41 +255,30 @@ _EXP = {
         0.0013814583653584123,
     ],
 }
-# 2 (atanh(s)/s - 1) / s^2 as a polynomial in s^2, |s| <= 0.1716.
-_ATANH = {
-    "float64": [2.0 / (2 * i + 3) for i in range(10)],
-    "float32": [2.0 / (2 * i + 3) for i in range(5)],
-}
-
 add = _elementwise(
     "add",
     "a + b.",
-    lambda builder, kind, a, b: [builder.fadd(p, q) for p, q in zip(a, b)],
+    lambda builder, kind, a, b: [builder.fadd(p, q) for p, q in zip(a, b, strict=True)],
 )
 sub = _elementwise(
     "sub",
     "a - b.",
-    lambda builder, kind, a, b: [builder.fsub(p, q) for p, q in zip(a, b)],
+    lambda builder, kind, a, b: [builder.fsub(p, q) for p, q in zip(a, b, strict=True)],
 )
 mul = _elementwise(
     "mul",
     "a * b.",
-    lambda builder, kind, a, b: [builder.fmul(p, q) for p, q in zip(a, b)],
+    lambda builder, kind, a, b: [builder.fmul(p, q) for p, q in zip(a, b, strict=True)],
 )
 div = _elementwise(
     "div",
     "a / b.",
-    lambda builder, kind, a, b: [builder.fdiv(p, q) for p, q in zip(a, b)],
-)
-fma = _elementwise(
-    "fma",
-    "a * b + c, rounded once.",
-    lambda builder, kind, a, b, c: [_fma(builder, p, q, r) for p, q, r in zip(a, b, c)],
+    lambda builder, kind, a, b: [builder.fdiv(p, q) for p, q in zip(a, b, strict=True)],
 )
 maximum = _elementwise(
     "maximum",
     "The larger of a and b; b where either is NaN.",
-    lambda builder, kind, a, b: [_max(builder, p, q) for p, q in zip(a, b)],
+    lambda builder, kind, a, b: [_max(builder, p, q) for p, q in zip(a, b, strict=True)],
 )
 exp = _elementwise(
     "exp",
@@ -350,74 +290,10 @@ exp_wide = _elementwise(
     "e^x for any x <= EXP_LIMIT: subnormal results and e^-inf = 0 too; NaN stays NaN.",
     lambda builder, kind, xs: _emit_exp(builder, kind, xs, wide=True),
 )
-log1p = _elementwise(
-    "log1p",
-    "log(1 + x) for x >= 0, inf included; NaN stays NaN.",
-    lambda builder, kind, xs: _emit_log1p(builder, kind, xs),
-)
-
-
-# Memory. Indices count floats; nothing is assumed of alignment beyond that of one float.
-
-
-def _pointer(context, builder, array_type, array, index_type, index):
-    data = context.make_array(array_type)(context, builder, array).data
-    index = context.cast(builder, index, index_type, types.intp)
-    return builder.gep(data, [index])
-
-
-def _access_size(array_type):
-    return array_type.dtype.bitwidth // 8
 
 
 def _literal(kind):
     return kind.literal_value if isinstance(kind, types.IntegerLiteral) else None
-
-
-@intrinsic
-def load(typingctx, array, index, lanes):
-    """`lanes` floats of a contiguous array from a flat index on."""
-    count = _literal(lanes)
-    if count is None:
-        return None
-    kind = Vector(array.dtype, count)
-
-    def codegen(context, builder, signature, args):
-        array_type, index_type, _ = signature.args
-        pointer = _pointer(context, builder, array_type, args[0], index_type, args[1])
-        pointer = builder.bitcast(pointer, _llvm_type(kind).as_pointer())
-        return builder.load(pointer, align=_access_size(array_type))
-
-    return kind(array, index, lanes), codegen
-
-
-@intrinsic
-def load_like(typingctx, array, index, like):
-    """As many floats as `like` has lanes, from a flat index on."""
-    kind = _vector_of(like)
-
-    def codegen(context, builder, signature, args):
-        array_type, index_type, _ = signature.args
-        pointer = _pointer(context, builder, array_type, args[0], index_type, args[1])
-        pointer = builder.bitcast(pointer, _llvm_type(kind).as_pointer())
-        return builder.load(pointer, align=_access_size(array_type))
-
-    return kind(array, index, like), codegen
-
-
-@intrinsic
-def store(typingctx, array, index, value):
-    """Write the lanes of a vector to a contiguous array from a flat index on."""
-    kind = value
-
-    def codegen(context, builder, signature, args):
-        array_type, index_type, _ = signature.args
-        pointer = _pointer(context, builder, array_type, args[0], index_type, args[1])
-        pointer = builder.bitcast(pointer, _llvm_type(kind).as_pointer())
-        builder.store(args[2], pointer, align=_access_size(array_type))
-        return context.get_dummy_value()
-
-    return types.none(array, index, value), codegen
 
 
 @intrinsic
@@ -501,205 +377,3 @@ def all_within(typingctx, values, limit):
         return builder.icmp_unsigned("==", bits, ir.Constant(bits.type, 0))
 
     return types.boolean(values, limit), codegen
-
-
-# The label's own entry. `labels` holds each lane's label as a float.
-
-
-def _is_label(builder, kind, labels, k):
-    return builder.fcmp_ordered("==", labels, _const(kind, float(k)))
-
-
-@intrinsic
-def label_gaps(typingctx, logits, labels):
-    """From K logits the K - 1 gaps z_j - z_y, j != y: the last class stands in place y."""
-    kind = _vector_of(logits)
-    result = types.UniTuple(kind, logits.count - 1)
-
-    def codegen(context, builder, signature, args):
-        zs = _unpack(builder, logits, args[0])
-        last = zs[-1]
-        own = last
-        masks = [_is_label(builder, kind, args[1], k) for k in range(len(zs) - 1)]
-        for mask, z in zip(masks, zs):
-            own = builder.select(mask, z, own)
-        gaps = [
-            builder.fsub(builder.select(mask, last, z), own) for mask, z in zip(masks, zs)
-        ]
-        return context.make_tuple(builder, result, gaps)
-
-    return result(logits, labels), codegen
-
-
-@intrinsic
-def label_entries(typingctx, others, own, labels):
-    """The inverse arrangement: K entries from the K - 1 of j != y and the one of the label."""
-    kind = _vector_of(others)
-    result = types.UniTuple(kind, others.count + 1)
-
-    def codegen(context, builder, signature, args):
-        entries = _unpack(builder, others, args[0])
-        own = last = args[1]
-        out = []
-        for k, entry in enumerate(entries):
-            mask = _is_label(builder, kind, args[2], k)
-            out.append(builder.select(mask, own, entry))
-            last = builder.select(mask, entry, last)
-        return context.make_tuple(builder, result, [*out, last])
-
-    return result(others, own, labels), codegen
-
-
-# Products of a block of samples with a row of a matrix; one broadcast serves every lane.
-
-
-@intrinsic
-def add_outer(typingctx, sums, array, index, h):
-    """sums[k] + array[index + k] * h for every member of the tuple `sums`."""
-    kind = _vector_of(sums)
-
-    def codegen(context, builder, signature, args):
-        _, array_type, index_type, _ = signature.args
-        base = _pointer(context, builder, array_type, args[1], index_type, args[2])
-        out = []
-        for k, total in enumerate(_unpack(builder, sums, args[0])):
-            scalar = builder.load(builder.gep(base, [ir.Constant(ir.IntType(64), k)]))
-            out.append(_fma(builder, _splat(builder, kind, scalar), args[3], total))
-        return context.make_tuple(builder, sums, out)
-
-    return sums(sums, array, index, h), codegen
-
-
-@intrinsic
-def inner(typingctx, factors, values):
-    """sum_k factors[k] * values[k] of two tuples of vectors, from left to right."""
-    kind = _vector_of(values)
-
-    def codegen(context, builder, signature, args):
-        total = None
-        for a, b in zip(*(_unpack(builder, k, v) for k, v in zip(signature.args, args))):
-            total = builder.fmul(a, b) if total is None else _fma(builder, a, b, total)
-        return total
-
-    return kind(factors, values), codegen
-
-
-@intrinsic
-def splats(typingctx, array, index, like):
-    """array[index + k] in every lane, for each k of the tuple `like`."""
-    kind = _vector_of(like)
-
-    def codegen(context, builder, signature, args):
-        array_type, index_type, _ = signature.args
-        base = _pointer(context, builder, array_type, args[0], index_type, args[1])
-        out = []
-        for k in range(like.count):
-            scalar = builder.load(builder.gep(base, [ir.Constant(ir.IntType(64), k)]))
-            out.append(_splat(builder, kind, scalar))
-        return context.make_tuple(builder, like, out)
-
-    return like(array, index, like), codegen
-
-
-def _parts(builder, value, lanes):
-    """A wide vector as vectors of `lanes`."""
-    count = value.type.count
-    if count <= lanes:
-        return [value]
-    undefined = ir.Constant(value.type, ir.Undefined)
-    index = ir.VectorType(ir.IntType(32), lanes)
-    return [
-        builder.shuffle_vector(value, undefined, ir.Constant(index, [*range(i, i + lanes)]))
-        for i in range(0, count, lanes)
-    ]
-
-
-@intrinsic
-def add_products(typingctx, sums, rs, h):
-    """sums[k] + rs[k] * h; where rs and h are wider than the sums, their parts are folded."""
-    kind = _vector_of(sums)
-
-    def codegen(context, builder, signature, args):
-        h_parts = _parts(builder, args[2], kind.lanes)
-        out = []
-        pairs = zip(*(_unpack(builder, k, v) for k, v in zip(signature.args[:2], args[:2])))
-        for total, r in pairs:
-            for r_part, h_part in zip(_parts(builder, r, kind.lanes), h_parts):
-                total = _fma(builder, r_part, h_part, total)
-            out.append(total)
-        return context.make_tuple(builder, sums, out)
-
-    return sums(sums, rs, h), codegen
-
-
-@intrinsic
-def load_members(typingctx, array, index, stride, like):
-    """The vectors at array[index + k * stride], as a tuple like `like`."""
-    kind = _vector_of(like)
-
-    def codegen(context, builder, signature, args):
-        array_type, index_type, *_ = signature.args
-        base = _pointer(context, builder, array_type, args[0], index_type, args[1])
-        out = []
-        for k in range(like.count):
-            place = builder.gep(base, [builder.mul(args[2], ir.Constant(args[2].type, k))])
-            place = builder.bitcast(place, _llvm_type(kind).as_pointer())
-            out.append(builder.load(place, align=_access_size(array_type)))
-        return context.make_tuple(builder, like, out)
-
-    return like(array, index, stride, like), codegen
-
-
-@intrinsic
-def store_members(typingctx, array, index, stride, values):
-    """Write the vectors of a tuple to array[index + k * stride]."""
-    kind = _vector_of(values)
-
-    def codegen(context, builder, signature, args):
-        array_type, index_type, *_ = signature.args
-        base = _pointer(context, builder, array_type, args[0], index_type, args[1])
-        for k, value in enumerate(_unpack(builder, values, args[3])):
-            place = builder.gep(base, [builder.mul(args[2], ir.Constant(args[2].type, k))])
-            place = builder.bitcast(place, _llvm_type(kind).as_pointer())
-            builder.store(value, place, align=_access_size(array_type))
-        return context.get_dummy_value()
-
-    return types.none(array, index, stride, values), codegen
-
-
-@intrinsic
-def sum_rows(typingctx, array, index):
-    """The sums of the w vectors of w floats from array[index * w] on; w the native lanes."""
-    width = native_lanes(str(array.dtype))
-    kind = Vector(array.dtype, width)
-
-    def codegen(context, builder, signature, args):
-        array_type, index_type = signature.args
-        first = builder.mul(args[1], ir.Constant(args[1].type, width))
-        base = _pointer(context, builder, array_type, args[0], index_type, first)
-        rows = []
-        for k in range(width):
-            place = builder.gep(base, [ir.Constant(ir.IntType(64), k * width)])
-            place = builder.bitcast(place, _llvm_type(kind).as_pointer())
-            rows.append(builder.load(place, align=_access_size(array_type)))
-        return _sum_transposed(builder, rows)
-
-    return kind(array, index), codegen
-
-
-def _sum_transposed(builder, rows):
-    """Lane i of the result is the sum of rows[i]: a butterfly, halving the rows each time."""
-    width, step = len(rows), 1
-    index = ir.VectorType(ir.IntType(32), width)
-    while step < width:
-        low = [i if not i & step else width + i - step for i in range(width)]
-        high = [i + step if not i & step else width + i for i in range(width)]
-        rows = [
-            builder.fadd(
-                builder.shuffle_vector(x, y, ir.Constant(index, low)),
-                builder.shuffle_vector(x, y, ir.Constant(index, high)),
-            )
-            for x, y in zip(rows[::2], rows[1::2])
-        ]
-        step *= 2
-    return rows[0]

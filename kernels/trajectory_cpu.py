@@ -1,39 +1,59 @@
 """Many epochs of gradient descent on scale * (4) in one compiled call: W and H stay in cache.
+
+Samples lie in the lanes of explicit vectors, features in rows, so that H is read and written
+without a gather; W lies feature-major, each entry broadcast. A chunk of samples at a time:
+
+    1. logits of a block of samples, a group of classes in registers; its softmax by the one
+       stable formula, step * (p - onehot) to R, which stays in the first-level cache;
+    2. feature by feature, both sums over R: dW[:, f] += R^T h_f, and h_f += R W[:, f], which
+       has then been read for the last time in this epoch.
+
+W moves when all samples have been seen. With `W_low`, `H_low` (float32) each sum's rounding
+error waits there for the next epoch (Kahan). K, the group and the block are known to the
+compiler, d, N and the number of epochs are not; nothing of the order of a sum depends on how
+epochs are divided among calls.
+
+Letters: K classes, d features, N samples. `6 K N d` FLOP and N (K - 1) exponentials an epoch,
+bound by multiply-adds and by the arithmetic of the exponentials while H stays in cache. Beyond
+`FUSED_CLASSES` classes an epoch is a call of `cross_entropy_cpu`.
 """
 
 import functools
+import threading
 
 import numpy as np
 from numba import njit
 
 from fastnc.kernels import cross_entropy_cpu
 from fastnc.kernels.geometry_cpu import SERIAL_WORK
-from fastnc.kernels.simd_cpu import (
-    EXP_LIMIT,
-    N_REGISTERS,
-    add,
+from fastnc.kernels.simd_blocks_cpu import (
     add_outer,
     add_products,
-    all_within,
-    div,
-    exp,
-    exp_wide,
     inner,
     label_entries,
     label_gaps,
     load_like,
     load_members,
+    splats,
+    store,
+    store_members,
+    sum_rows,
+)
+from fastnc.kernels.simd_cpu import (
+    EXP_LIMIT,
+    N_REGISTERS,
+    add,
+    all_within,
+    div,
+    exp,
+    exp_wide,
     max_members,
     maximum,
     mul,
     n_lanes,
     native_lanes,
-    splats,
-    store,
-    store_members,
     sub,
     sum_members,
-    sum_rows,
     zeros,
 )
 
@@ -93,7 +113,7 @@ def _residual_block(W, H, R, labels, steps, place, sample, to, row, d, group, al
     as many lanes if one pass makes them all, else of one register.
     """
     lanes, narrow = n_lanes(group), n_lanes(all_classes)
-    if len(group) == len(all_classes):
+    if lanes == narrow and len(group) == len(all_classes):
         z = _logits(W, H, 0, len(group), place, row, d, group)
         label = load_like(labels, sample, z)
         r = _residuals(z, label, load_like(steps, sample, z), limit)
@@ -129,6 +149,18 @@ def _sweep_block(sums, w, H, H_low, R, G, place, first, r_place, lanes, begin, e
     return new_sums
 
 
+def _once(make):
+    """One result for each set of arguments, also where several threads ask at once."""
+    cached, lock = functools.cache(make), threading.Lock()
+
+    @functools.wraps(make)
+    def made(*arguments):
+        with lock:
+            return cached(*arguments)
+
+    return made
+
+
 def _group_of_classes(K):
     """Classes that share a pass over H, as even as the registers allow."""
     most = 6 if N_REGISTERS == 16 else 12
@@ -143,12 +175,14 @@ def _lanes_of_block(dtype, group):
     return vectors * native_lanes(dtype)
 
 
-@functools.lru_cache(maxsize=None)
+@_once
 def _fused_epochs(K, group, wide, native, limit, compensated):
     """The epoch loop for K classes, `group` of them a pass, `wide` samples a block."""
     n_groups = -(-K // group)
     padded_K = n_groups * group
-    softmax = wide if n_groups == 1 else native
+    # Lanes of the second sweep: with one group the registers hold just one vector of samples
+    # without a spill; with several the wider block was as fast or faster.
+    stride = native if n_groups == 1 else wide
 
     @njit(**_OPTIONS)
     def epochs_of(W, H, W_low, H_low, dW, R, G, labels, steps, d, chunk, row, epochs):
@@ -159,14 +193,38 @@ def _fused_epochs(K, group, wide, native, limit, compensated):
                 n_wide = size // wide * wide
                 h = c // chunk * d * row
                 for i in range(0, n_wide, wide):
-                    part, whole = zeros(H, group, wide), zeros(H, K, softmax)
+                    part, whole = zeros(H, group, wide), zeros(H, K, native)
                     _residual_block(
-                        W, H, R, labels, steps, h + i, c + i, i * padded_K, row, d, part, whole, limit
+                        W,
+                        H,
+                        R,
+                        labels,
+                        steps,
+                        h + i,
+                        c + i,
+                        i * padded_K,
+                        row,
+                        d,
+                        part,
+                        whole,
+                        limit,
                     )
                 for i in range(n_wide, size, native):
                     part, whole = zeros(H, group, native), zeros(H, K, native)
                     _residual_block(
-                        W, H, R, labels, steps, h + i, c + i, i * padded_K, row, d, part, whole, limit
+                        W,
+                        H,
+                        R,
+                        labels,
+                        steps,
+                        h + i,
+                        c + i,
+                        i * padded_K,
+                        row,
+                        d,
+                        part,
+                        whole,
+                        limit,
                     )
                 for f in range(d):
                     for g in range(n_groups):
@@ -175,17 +233,31 @@ def _fused_epochs(K, group, wide, native, limit, compensated):
                         sums = zeros(H, group, native)
                         if c > 0:
                             sums = load_members(dW, k * native, native, sums)
-                        w = splats(W, k, zeros(H, group, wide))
+                        w = splats(W, k, zeros(H, group, stride))
                         for i in range(0, n_wide, wide):
                             r = i * padded_K + g * group * wide
-                            sums = _sweep_block(
-                                sums, w, H, H_low, R, G, h + i, i, r, wide, begin, end, compensated
-                            )
+                            for j in range(0, wide, stride):
+                                sums = _sweep_block(
+                                    sums, w, H, H_low, R, G, h + i + j, i + j, r + j, wide,
+                                    begin, end, compensated,
+                                )  # fmt: skip
                         w = splats(W, k, zeros(H, group, native))
                         for i in range(n_wide, size, native):
                             r = i * padded_K + g * group * native
                             sums = _sweep_block(
-                                sums, w, H, H_low, R, G, h + i, i, r, native, begin, end, compensated
+                                sums,
+                                w,
+                                H,
+                                H_low,
+                                R,
+                                G,
+                                h + i,
+                                i,
+                                r,
+                                native,
+                                begin,
+                                end,
+                                compensated,
                             )
                         store_members(dW, k * native, native, sums)
                     h += row
@@ -216,12 +288,19 @@ def _round_up(n, multiple):
     return -(-n // multiple) * multiple
 
 
-def _aligned_zeros(size, dtype):
-    """Zeros that start on a cache line: a vector that straddles two costs a second access."""
+def _aligned(size, dtype):
+    """An array that starts on a cache line: a vector that straddles two costs a second access."""
     itemsize = np.dtype(dtype).itemsize
-    spare = np.zeros(size + 64 // itemsize, dtype)
+    spare = np.empty(size + 64 // itemsize, dtype)
     first = -spare.ctypes.data % 64 // itemsize
     return spare[first : first + size]
+
+
+def _aligned_zeros(size, dtype):
+    """Zeros, where a lane that holds no sample must not bring a NaN."""
+    out = _aligned(size, dtype)
+    out[:] = 0.0
+    return out
 
 
 def _descend_fused(W, H, W_low, H_low, y, step, epochs):
@@ -246,8 +325,9 @@ def _descend_fused(W, H, W_low, H_low, y, step, epochs):
     W_rows, H_rows = rows(W, padded_K, padded_K), rows(H, chunk, row)
     W_rest = rows(W_low, padded_K, padded_K) if compensated else W_low.ravel()
     H_rest = rows(H_low, chunk, row) if compensated else H_low.ravel()
-    dW, G = _aligned_zeros(W_rows.size * native, dtype), _aligned_zeros(chunk, dtype)
-    R = _aligned_zeros(chunk * padded_K, dtype)
+    dW, G = _aligned(W_rows.size * native, dtype), _aligned(chunk, dtype)
+    dW[padded_K * d * native :] = 0.0
+    R = _aligned(chunk * padded_K, dtype)
     run = _fused_epochs(K, group, wide, native, EXP_LIMIT[dtype.name], compensated)
     run(W_rows, H_rows, W_rest, H_rest, dW, R, G, labels, steps, d, chunk, row, epochs)
 

@@ -55,12 +55,19 @@ def test_killed_anywhere_and_resumed_ends_in_the_same_bits(tmp_path):
 
 
 def test_interrupt_saves_and_says_how_to_resume(tmp_path):
-    arguments = [*COMMAND, "--epochs", "1000000000", "--out", str(tmp_path)]
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    while not (tmp_path / "checkpoint.npz").exists() and process.poll() is None:
-        time.sleep(1.5)
-        process.send_signal(signal.SIGINT)
-        time.sleep(1.0)
+    arguments = [*COMMAND, "--epochs", "1000000000", "--checkpoint-every", "0"]
+    process = subprocess.Popen(
+        [*arguments, "--out", str(tmp_path)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    # From its first checkpoint on the command holds Ctrl-C back until a slice has ended.
+    while not (tmp_path / "checkpoint.npz").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate()
     assert process.returncode == 130 and "Traceback" not in err
     assert "stopped by Ctrl-C at epoch" in err and "--resume" in out
