@@ -28,8 +28,10 @@ from fastnc.trajectory import Trajectory
 # Up to this K N d the gradient is a matter of microseconds on one thread.
 _SMALL = 200_000
 # log of t times the loss: of the order of 0 wherever the classes become separated. Otherwise the
-# gradient is a cancellation down to 1 / t, of which nothing is left at t = 1e16.
-_LOG_RESOLVED = 30.0
+# gradient is a cancellation down to 1 / t, and its rounding, times t, is what shrinks the steps.
+_LOG_VANISHING = 9.0
+# Steps in x = log log t are of the size of 1e-2; this many in a row below that are a stall.
+_TINY_STEP, _PATIENCE = 1e-4, 60
 
 
 def snapshot_times(log10_time: float, a_decade: int) -> NDArray[np.float64]:
@@ -72,6 +74,7 @@ class FlowRun:
         self.work = {"steps": 0, "evaluations": 0, "jacobians": 0, "factorisations": 0}
         self.aligned = aligned_singular_values(W, H, self.y)
         self.rows: list[dict[str, float]] = []
+        self.tiny_steps = 0
 
     def go(self, resume: bool, progress: bool) -> Trajectory:
         """Integrate to each of the times in turn and measure there."""
@@ -179,15 +182,23 @@ class FlowRun:
         if integrator.status == "failed" or not np.isfinite(integrator.y).all():
             raise self._failed(integrator.t, message or "W or H is not finite")
         self.theta = integrator.y
-        if math.sinh(integrator.t) > _LOG_RESOLVED:
-            at = Residuals(*self._split(self.theta), self.y)
-            mean_log_loss = at.log_loss - math.log(self.N)
-            if math.sinh(integrator.t) + mean_log_loss > _LOG_RESOLVED:
-                raise self._failed(
-                    integrator.t,
-                    f"the mean loss is still {math.exp(mean_log_loss):.3g} and does not vanish, as "
-                    "the classes are not separated, so that the gradient is rounding from here on",
-                )
+        self._look_for_a_stall(integrator)
+
+    def _look_for_a_stall(self, integrator: Any) -> None:
+        """Ends a flow whose steps stay tiny while the loss does not vanish."""
+        tiny = integrator.step_size < _TINY_STEP and integrator.t > 1.0
+        self.tiny_steps = self.tiny_steps + 1 if tiny else 0
+        if self.tiny_steps < _PATIENCE:
+            return
+        self.tiny_steps = 0
+        at = Residuals(*self._split(self.theta), self.y)
+        mean_log_loss = at.log_loss - math.log(self.N)
+        if math.sinh(integrator.t) + mean_log_loss > _LOG_VANISHING:
+            raise self._failed(
+                integrator.t,
+                f"the mean loss is still {math.exp(mean_log_loss):.3g} and does not vanish, as the "
+                "classes are not separated, so that the gradient is rounding from here on",
+            )
 
     def _failed(self, x: float, why: str) -> Diverged:
         return Diverged(
