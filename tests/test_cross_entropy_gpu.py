@@ -21,9 +21,9 @@ CASES = [
     ("narrow", (17, 33, 70), "float64"),
     ("narrow", (67, 2, 3), "float32"),
     ("wide", (2, 1, 1), "float64"),
-    ("wide", (32, 32, 64), "float64"),
+    ("wide", (32, 32, 32), "float64"),
     ("wide", (33, 33, 70), "float32"),
-    ("wide", (67, 5, 37), "float64"),
+    ("wide", (67, 5, 9), "float64"),
 ]
 
 
@@ -165,7 +165,7 @@ def test_samples_that_are_wrong_by_a_thousand(monkeypatch, regime, dtype):
 @pytest.mark.parametrize("regime", ["narrow", "wide"])
 def test_the_fast_tier_is_tf32_and_the_exact_one_is_not(monkeypatch, regime):
     use_small_tiles(monkeypatch, cross_entropy_gpu, regime)
-    W, H, y = problem(7, 20, 20, "float32")
+    W, H, y = problem(7, 20, 16, "float32")
     _, dW, _ = reference.loss_and_grads(*wide(W, H), y)
     _, _, exact_W, *_ = run_all(cross_entropy_gpu, W, H, y)
     loss, log_loss, fast_W, _, log_W, _ = run_all(cross_entropy_fast_gpu, W, H, y)
@@ -185,7 +185,7 @@ def test_the_fast_tier_is_tf32_and_the_exact_one_is_not(monkeypatch, regime):
 @pytest.mark.parametrize("regime", ["narrow", "wide"])
 def test_the_same_bits_every_time(monkeypatch, regime):
     use_small_tiles(monkeypatch, cross_entropy_gpu, regime)
-    W, H, y = problem(17, 7, 33, "float32")
+    W, H, y = problem(17, 7, 17, "float32")
     once, again = (run_all(cross_entropy_gpu, W, H, y) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 

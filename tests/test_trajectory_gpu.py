@@ -49,23 +49,23 @@ def test_epochs_of_a_small_problem(sizes):
 
 def test_many_problems_at_once_have_the_bits_of_each_alone(monkeypatch):
     monkeypatch.setattr(trajectory_gpu, "EPOCHS_A_LAUNCH", 2)
-    B, K, d, N = 3, 3, 9, 17
+    B, K, d, N = 2, 3, 9, 17
     starts = [problem(K, d, N, "float64", seed=b) for b in range(B)]
     y = starts[0][2]
     W, H, rates = tensors(
         np.stack([s[0] for s in starts]),
         np.stack([s[1] for s in starts]),
-        np.array([0.1, 1.0, 5.0]),
+        np.array([0.1, 5.0]),
     )
     (ty,) = tensors(y)
     none = W.new_empty((B, 0, 0))
-    trajectory_gpu.descend_many(W, H, none, none, ty, 1.0 / N, rates, 5)
+    trajectory_gpu.descend_many(W, H, none, none, ty, 1.0 / N, rates, 3)
     for b, (W_b, H_b, _) in enumerate(starts):
         alone = tensors(W_b, H_b)
         low = tensors(*lows(W_b, H_b, False))
-        trajectory_gpu.descend(*alone, *low, ty, 1.0 / N, float(rates[b]), 5)
+        trajectory_gpu.descend(*alone, *low, ty, 1.0 / N, float(rates[b]), 3)
         assert torch.equal(W[b], alone[0]) and torch.equal(H[b], alone[1])
-        exact = plain(W_b, H_b, y, float(rates[b]), 5)
+        exact = plain(W_b, H_b, y, float(rates[b]), 3)
         # Roundings of the first epochs grow with the curvature times the step, up to 5.
         np.testing.assert_allclose(W[b].cpu(), exact[0], rtol=1e-11, atol=1e-12)
 
@@ -78,7 +78,7 @@ def test_compensated_float32_keeps_what_rounding_takes(monkeypatch, regime):
         monkeypatch.setattr(trajectory_gpu, "is_small", lambda W, H, W_low: False)
         use_small_tiles(monkeypatch, cross_entropy_gpu, regime)
     # Steps so short that float32 would lose most of each: an entry's unit is 1e-7.
-    lr, epochs = 1e-6, 6
+    lr, epochs = 1e-6, 4
     exact = plain(W, H, y, lr, epochs)
     moved = np.abs(exact[0] - W).max()
     errors = {}

@@ -45,18 +45,17 @@ def by_torch(W, H, y, bias, weight, smoothing, scale):
     return [x.detach().numpy() for x in (losses, W.grad, H.grad, bias.grad)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
-    ("sizes", "bias", "weight", "smoothing", "many"),
+    ("sizes", "bias", "weight", "smoothing", "many", "dtype"),
     [
-        ((2, 1, 1), True, True, 0.1, True),
-        ((33, 17, 70), True, True, 0.2, True),
-        ((67, 5, 37), False, False, 0.0, True),
-        ((3, 33, 5), True, False, 0.0, False),
-        ((32, 32, 64), False, True, 0.3, False),
+        ((2, 1, 1), True, True, 0.1, True, "float64"),
+        ((33, 17, 70), True, True, 0.2, True, "float32"),
+        ((67, 5, 9), False, False, 0.0, True, "float64"),
+        ((3, 33, 5), True, False, 0.0, False, "float32"),
+        ((32, 32, 32), False, True, 0.3, False, "float64"),
     ],
 )
-def test_every_option_agrees_with_torch(sizes, dtype, bias, weight, smoothing, many):
+def test_every_option_agrees_with_torch(sizes, bias, weight, smoothing, many, dtype):
     W, H, y = problem(*sizes, dtype, scale=0.7)
     rng = np.random.default_rng(sum(sizes))
     y[:: max(3, len(y) // 5)] = -1
