@@ -1,5 +1,6 @@
 """`fastnc ulpm` as a user types it: outputs, kills, resumes, and one sentence for each mistake."""
 
+import inspect
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 import fastnc
 from fastnc.cli import build
+from fastnc.cli.ulpm import ulpm
 
 COMMAND = [sys.executable, "-m", "fastnc", "ulpm"]
 
@@ -130,8 +132,7 @@ def test_epochs_below_ten_have_no_figure_but_a_run(tmp_path):
 
 def test_help_names_every_option():
     text = CliRunner().invoke(build(), ["ulpm", "--help"], env={"COLUMNS": "200"}).output
-    for option in (
-        "--n-classes --n-per-class --dim --lr --epochs --seed --dtype --device --out --resume"
-        " --checkpoint-every"
-    ).split():
+    parameters = inspect.signature(ulpm).parameters
+    for name in ("n_classes", "lr", "out", "resume", "checkpoint_every", *parameters):
+        option = f"--{name.replace('_', '-')}"
         assert option in text, os.linesep + text

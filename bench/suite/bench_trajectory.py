@@ -1,0 +1,67 @@
+"""The trajectory kernel in epochs a second, and the 1e5-epoch job from model to snapshots."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+import fastnc
+from fastnc.kernels.trajectory_cpu import descend
+
+from .cases import CASES
+
+# Long enough to time, short enough that the descent is still in its ordinary range.
+EPOCHS = {"tiny": 20_000, "middle": 200, "middle_wide": 20}
+
+
+class Epochs:
+    """Epochs of the compiled loop alone."""
+
+    params = (list(EPOCHS), ["float32", "float64"])
+    param_names = ("case", "dtype")
+
+    def setup(self, case, dtype):
+        self.start = CASES[case].arrays(dtype)
+        # Compiles, and checks that what is timed descends.
+        before, after = (fastnc.loss(*self._run(case, n)) for n in (1, EPOCHS[case]))
+        if not after < before:
+            raise RuntimeError(f"the loss did not fall: {before} to {after}.")
+
+    def _run(self, case, epochs):
+        W, H, y = self.start
+        W, H = W.copy(), H.copy()
+        # float32 is compensated, as in `fastnc.descend`.
+        low = [np.zeros_like(x) if W.dtype == np.float32 else np.zeros((0, 0)) for x in (W, H)]
+        descend(W, H, *low, y, 1.0 / len(y), 1.0, epochs)
+        return W, H, y
+
+    def track_epochs_a_second(self, case, dtype):
+        """The best of five."""
+        seconds = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            self._run(case, EPOCHS[case])
+            seconds.append(time.perf_counter() - begin)
+        return EPOCHS[case] / min(seconds)
+
+    track_epochs_a_second.unit = "epochs/s"
+
+
+class Job:
+    """The paper's experiment, snapshots included."""
+
+    params = (["float32", "float64"],)
+    param_names = ("dtype",)
+
+    def setup(self, dtype):
+        self.model = fastnc.ULPM(5, 10, 20)
+        run = fastnc.descend(self.model, epochs=1000, dtype=dtype)
+        if not run["margin"][-1] > 5.0:
+            raise RuntimeError(f"the margin after 1000 epochs is {run['margin'][-1]}.")
+
+    def time_1e5_epochs(self, dtype):
+        fastnc.descend(self.model, epochs=100_000, dtype=dtype)
+
+    def time_sweep_of_16_seeds(self, dtype):
+        fastnc.sweep(self.model, epochs=20_000, seeds=range(16), dtype=dtype)
