@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._arrays import row_major
 from fastnc.metrics import NAMES
 
 Floats = NDArray[np.float64]
