@@ -142,10 +142,11 @@ def test_the_plan_reaches_both_arrangements_and_several_parts():
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_regimes_of_the_benchmarks(name):
-    """Their K and d, the arrangement that those get, and at most 130 of their samples."""
+    """Their K and d, the arrangement that those get, and some of their samples and features."""
     case = CASES[name]
     assert plan(case.n_classes, case.dim, case.n_samples, 4).blas == (case.n_classes >= 1000)
-    few = replace(case, n_samples=min(case.n_samples, 130 if case.n_classes < 5000 else 20))
+    samples, dim = (130, case.dim) if case.n_classes < 5000 else (20, 24)
+    few = replace(case, n_samples=min(case.n_samples, samples), dim=dim)
     compare(*few.arrays(labels="unbalanced"))
 
 
