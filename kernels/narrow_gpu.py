@@ -63,9 +63,7 @@ def narrow_loss(
         left = tl.minimum(tl.maximum(n_samples - first, 0), BN).to(tl.int32)
         real = rows < left
         zero = tl.zeros((BN, BK), dtype)
-        Z = block_logits(
-            W, H + first * dim, rows, cols, left, n_classes, dim, zero, BD, LOGITS
-        )
+        Z = block_logits(W, H + first * dim, rows, cols, left, n_classes, dim, zero, BD, LOGITS)
         labels = tl.load(y + first + rows, mask=real, other=0).to(tl.int32)
         label = cols[None, :] == labels[:, None]
         D, m = gaps(Z, label, (cols < n_classes)[None, :])
@@ -112,9 +110,7 @@ def narrow_grads(
         left = tl.minimum(tl.maximum(n_samples - first, 0), BN).to(tl.int32)
         real = rows < left
         zero = tl.zeros((BN, BK), dtype)
-        Z = block_logits(
-            W, H + first * dim, rows, cols, left, n_classes, dim, zero, BD, LOGITS
-        )
+        Z = block_logits(W, H + first * dim, rows, cols, left, n_classes, dim, zero, BD, LOGITS)
         labels = tl.load(y + first + rows, mask=real, other=0).to(tl.int32)
         label = cols[None, :] == labels[:, None]
         D, m = gaps(Z, label, class_real[None, :])

@@ -136,15 +136,11 @@ def plan(
         if most * n_classes * dim * word <= SCRATCH_BYTES:
             blocks = cdiv(n_blocks, most)
             programs = cdiv(n_blocks, blocks)
-            return Narrow(
-                BN, padded, BD, *PRODUCTS[key], num_warps, num_stages, programs, blocks
-            )
+            return Narrow(BN, padded, BD, *PRODUCTS[key], num_warps, num_stages, programs, blocks)
     return wide_plan(n_classes, dim, n_samples, dtype, tier, large)
 
 
-def wide_plan(
-    n_classes: int, dim: int, n_samples: int, dtype: str, tier: str, large: bool
-) -> Wide:
+def wide_plan(n_classes: int, dim: int, n_samples: int, dtype: str, tier: str, large: bool) -> Wide:
     """The wide regime's chunks and tiles for any number of classes."""
     key = (dtype, EXACT if dtype == "float64" else tier)
     word = 8 if dtype == "float64" else 4

@@ -87,9 +87,7 @@ def weighted_rows(
         tl.debug_barrier()
         for start in range(0, n_classes, BN):
             cols = start + lanes
-            gap, col_real, wrong = _gaps(
-                Z, bias, base, z_y, labels, counted, cols, n_classes, BIAS
-            )
+            gap, col_real, wrong = _gaps(Z, bias, base, z_y, labels, counted, cols, n_classes, BIAS)
             r = exp(tl.where(wrong, gap - m[:, None], float("-inf"))) * (own * inverse)[:, None]
             if SMOOTH:
                 B = tl.load(uniform + cols, mask=col_real, other=0.0)
