@@ -29,7 +29,7 @@ class Finding:
     @property
     def holds(self) -> bool:
         """Whether the claim, as it must read, was found to hold."""
-        return self.error <= self.tolerance
+        return bool(self.error <= self.tolerance)
 
     @property
     def verdict(self) -> str:
@@ -40,7 +40,7 @@ class Finding:
         """Every field, and the verdict."""
         return {
             "claim": self.claim, "says": self.says, "measured": self.measured,
-            "error": self.error, "tolerance": self.tolerance, "why": self.why,
+            "error": float(self.error), "tolerance": self.tolerance, "why": self.why,
             "holds": self.holds, "verdict": self.verdict, "printed": self.printed,
         }  # fmt: skip
 
