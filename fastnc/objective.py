@@ -238,6 +238,15 @@ def hessian_vector_product(
     -----
     Cost: `12KNd` operations, about two evaluations of the gradients; exact in the tail as they
     are. Used by `tangent_curvature` (Definition 3.2, Theorem 3.4).
+
+    Examples
+    --------
+    >>> import fastnc
+    >>> model = fastnc.ULPM(n_classes=5, n_per_class=10, dim=20)
+    >>> (W, H), (dW, dH) = model.init(seed=0), model.init(seed=1)
+    >>> HW, HH = fastnc.hessian_vector_product(W, H, model.y, dW, dH)
+    >>> HW.shape, HH.shape
+    ((5, 20), (50, 20))
     """
     call = Call(W, H, y, reduction, impl, precision, dW=dW, dH=dH)
     HW, HH = call.empty_like(0), call.empty_like(1)

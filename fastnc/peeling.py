@@ -34,6 +34,15 @@ def peel(run: Trajectory, epochs: int = 100_000, lr: float | None = None) -> Tra
     ------
     ValueError
         The run holds no features, as one that was interrupted.
+
+    Examples
+    --------
+    Any run will do as the first half: what counts is where it stopped.
+
+    >>> import fastnc
+    >>> first = fastnc.descend(fastnc.ULPM(5, 2, 5), epochs=100)
+    >>> bool(fastnc.peel(first, epochs=100)["log_loss"][-1] < first["log_loss"][-1])
+    True
     """
     if not len(run.H):
         raise ValueError("`run` must hold features; it was stopped before. Train to the end.")

@@ -28,6 +28,13 @@ class Trajectories(Sequence[Trajectory]):
     Parameters
     ----------
     runs : iterable of Trajectory
+
+    Examples
+    --------
+    >>> import fastnc
+    >>> runs = fastnc.sweep(fastnc.ULPM(5, 2, 5), epochs=100, seeds=range(3))
+    >>> len(runs), len(runs[:2]), bool((runs.quantiles("margin", 0.5) < 10).all())
+    (3, 2, True)
     """
 
     def __init__(self, runs: Iterable[Trajectory]) -> None:

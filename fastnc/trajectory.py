@@ -32,6 +32,15 @@ class Trajectory:
         Where the run ended, and its labels.
     about : mapping of JSON values
         What was run: model, lr, seed, ...
+
+    Examples
+    --------
+    >>> import fastnc
+    >>> run = fastnc.descend(fastnc.ULPM(5, 2, 5), epochs=1000)
+    >>> run.columns[:2], int(run["epoch"][-1])
+    (('epoch', 'log_loss'), 1000)
+    >>> bool(run.at("margin", 3.0) == run["margin"][-1])
+    True
     """
 
     def __init__(
