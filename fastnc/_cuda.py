@@ -100,9 +100,11 @@ def batch_moments(H: Any, y: Any, full: bool) -> tuple[Any, Any, Any, Any, Any]:
     starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
     means = torch.empty((len(present), H.shape[1]), dtype=torch.float64, device=H.device)
     squares = torch.empty(len(present), dtype=torch.float64, device=H.device)
-    class_moments(H, order, starts, means, squares)
     within = None
-    if full:
-        within = torch.empty((H.shape[1],) * 2, dtype=torch.float64, device=H.device)
-        centred_scatter(H, torch.searchsorted(present, y), means, within)
+    # Triton launches on the current device, which need not be that of H.
+    with torch.cuda.device_of(H):  # type: ignore[no-untyped-call]
+        class_moments(H, order, starts, means, squares)
+        if full:
+            within = torch.empty((H.shape[1],) * 2, dtype=torch.float64, device=H.device)
+            centred_scatter(H, torch.searchsorted(present, y), means, within)
     return present, counts.double(), means, squares, within

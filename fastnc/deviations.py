@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastnc._arrays import as_numpy, check_finite, check_matrix, dtype_name, is_torch
 from fastnc._batches import check_batch, refuse_not_finite, sum_over_ranks
+from fastnc._cuda import serves
 from fastnc.conventions import sample_mean_gap
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ Floats = NDArray[np.float64]
 WIDE = 48
 # Class means of at most this many bytes stay in the cache, in whatever order samples come.
 RESIDENT = 1 << 18
+# The same of a GPU's level-2 cache.
+RESIDENT_CUDA = 1 << 24
 
 
 class Directions(NamedTuple):
@@ -144,7 +147,10 @@ class ClassDeviations:
             )
         if len(labels) == 0:
             return
-        sums = self._torch_sums(H, y) if is_torch(H) else self._numpy_sums(H, y)
+        if is_torch(H):
+            sums = self._triton_sums(H, y) if serves(H) else self._torch_sums(H, y)
+        else:
+            sums = self._numpy_sums(H, y)
         if not np.isfinite(sums[:2].sum()):
             refuse_not_finite(as_numpy(H), first)
         self._add(sums, len(labels))
@@ -249,16 +255,43 @@ class ClassDeviations:
             deviations(gemm_address(dtype), H, order, owner, self.present, self._frame(dtype), sums)
         return sums
 
-    def _torch_sums(self, H: Any, y: Any) -> Floats:
-        """The same sums by torch operations, in float64 on the device of H."""
+    def _triton_sums(self, H: Any, y: Any) -> Floats:
+        """The same sums on the device of H, with the same precision of products."""
         import torch
 
-        frame = [torch.from_numpy(a).to(H.device) for a in self._frame(np.dtype(np.float64))]
+        from fastnc.kernels.deviations_gpu import deviations
+
+        frame, row, present = self._frame_on(H.device, self._product_dtype(H))
+        owner, order = row[y], torch.arange(len(y), device=H.device)
+        if self.means.nbytes > RESIDENT_CUDA:
+            owner, order = torch.sort(owner, stable=True)
+        sums = torch.zeros(len(self._sums), dtype=torch.float64, device=H.device)
+        sums[-1] = torch.inf
+        with torch.cuda.device_of(H):  # type: ignore[no-untyped-call]
+            deviations(H.contiguous(), order, owner, present, frame, sums)
+        return as_numpy(sums)
+
+    def _frame_on(self, device: Any, dtype: Any) -> tuple[tuple[Any, ...], Any, Any]:
+        """As tensors there: the frame, the mean of each class, the class of each mean."""
+        import torch
+
+        key = dtype, device
+        if key not in self._frames:
+            frame = tuple(torch.from_numpy(a).to(device) for a in self._frame(dtype))
+            row, present = (torch.from_numpy(a).to(device) for a in (self._row, self.present))
+            self._frames[key] = frame, row, present
+        return self._frames[key]
+
+    def _torch_sums(self, H: Any, y: Any) -> Floats:
+        """The same sums by torch operations in float64, where no kernel can run."""
+        import torch
+
+        frame, row, present = self._frame_on(H.device, np.dtype(np.float64))
         means, g, Q, A, weights, tilt, squares_C, W, offset = frame
-        row = torch.from_numpy(self._row).to(H.device)
-        present = torch.from_numpy(self.present).to(H.device)
         zero = torch.zeros((), dtype=torch.float64, device=H.device)
-        sums = [zero, zero, zero, zero, zero, zero + torch.inf]
+        # Without a direction NC1 is not defined.
+        projected = zero if len(weights) else zero + torch.nan
+        sums = [zero, zero, projected, zero, zero, zero + torch.inf]
         rows = max((1 << 24) // (H.shape[1] + len(A) + len(W)), 1)
         for lo in range(0, len(H), rows):
             labels = y[lo : lo + rows]

@@ -15,6 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastnc.kernels import (
+    deviations_gpu,
     hessian_gpu,
     narrow_gpu,
     plan_gpu,
@@ -34,10 +35,10 @@ DOUBLES = (
     "loss_parts", "shift_parts", "extent", "log_loss", "means", "squares", "chunk_means",
     "chunk_squares", "centre",
 )  # fmt: skip
-INTEGERS = ("y", "order", "starts", "first", "class_of", "nearest")
+INTEGERS = ("y", "order", "starts", "first", "class_of", "nearest", "owner", "present")
 SIZES = (
     "n_samples", "n_classes", "dim", "blocks", "n_rows", "n_tiles", "rows_per_split", "n_parts",
-    "size", "n_means", "epochs",
+    "size", "n_means", "epochs", "n_directions",
 )  # fmt: skip
 
 
@@ -122,6 +123,7 @@ def configurations(capability):
     for dtype in ("float32", "float64"):
         yield from _sums(dtype)
         yield from _classes(dtype)
+    yield from _deviations(plan_gpu.has_large_tiles((capability // 10, 0)))
     yield from _small()
 
 
@@ -204,6 +206,30 @@ def _classes(dtype):
     yield Configuration(scatter_gpu.scatter_tiles, dtype, constants, eight, dtype == "float32")
     constants = {"BN": 64, "BK": 32, "BD": 32, "LOGITS": products}
     yield Configuration(scatter_gpu.nearest_tiles, dtype, constants, four, dtype == "float32")
+
+
+def _deviations(large):
+    numbers = ("g", "weights", "tilt", "offset", "parts")
+    # Features, products, and widths: single-precision products are for many directions only.
+    forms = (
+        ("float32", False, (64,)),
+        ("float32", True, (16, 32, 64)),
+        ("float64", True, (16, 32, 64)),
+    )
+    for dtype, double, widths in forms:
+        doubles = numbers + (("Q", "A", "W", "projections") if double else ())
+        tiles = {"BN": deviations_gpu.rows_of(double, large), "BD": 32}
+        tiles["PRODUCTS"] = "ieee" if double else "bf16x6"
+        for wide, keep in itertools.product(widths, (False, True)):
+            constants = {**tiles, "BR": wide, "KEEP": keep}
+            kernel = deviations_gpu.deviation_rows
+            options = deviations_gpu.spread(wide)
+            yield Configuration(kernel, dtype, constants, options, not double, doubles)
+        for wide in widths:
+            constants = {**tiles, "BK": wide}
+            kernel = deviations_gpu.decision_rows
+            options = deviations_gpu.spread(wide)
+            yield Configuration(kernel, dtype, constants, options, not double, doubles)
 
 
 # (K, d, N): the paper's problem, the least, and some of the largest in each direction.

@@ -44,6 +44,11 @@ def test_twins_agree(op, tier):
         assert gpu[name] == cpu[name]
 
 
+def test_the_second_pass_asks_for_no_blas_on_the_gpu():
+    cpu, gpu = (functions(KERNELS / f"deviations_{home}.py") for home in ("cpu", "gpu"))
+    assert ["gemm", *gpu["deviations"]] == cpu["deviations"]
+
+
 def test_no_public_twin_was_forgotten():
     for op, names in LAUNCHERS.items():
         cpu, gpu = (functions(KERNELS / f"{op}_{home}.py") for home in ("cpu", "gpu"))
