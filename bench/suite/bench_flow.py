@@ -50,7 +50,8 @@ class Curvature:
         W, H = model.init(0)
         self.arguments = W, H, model.y
         self.hessian = SphereHessian(*self.arguments)
-        self.x = np.random.default_rng(0).standard_normal(W.size + H.size)
+        # Another seed than the model's, whose draw is the point itself: nothing tangent.
+        self.x = np.random.default_rng(1).standard_normal(W.size + H.size)
         left, right = self.hessian(self.x), self.hessian(left_of := np.roll(self.x, 1))
         # Symmetric, to rounding.
         scale = np.linalg.norm(left) * np.linalg.norm(left_of)
