@@ -22,10 +22,9 @@ import functools
 import threading
 
 import numpy as np
-from numba import njit
+from numba import njit, prange
 
-from fastnc.kernels import cross_entropy_cpu
-from fastnc.kernels.geometry_cpu import SERIAL_WORK
+from fastnc.kernels import blas_cpu, trajectory_tiles_cpu
 from fastnc.kernels.simd_blocks_cpu import (
     add_outer,
     add_products,
@@ -59,6 +58,8 @@ from fastnc.kernels.simd_cpu import (
 
 # Residuals of a chunk of samples: they stay in the first-level cache beside a row of H.
 CHUNK_BYTES = 12 * 1024
+# Multiply-adds of one product in a part, of those that threads share.
+PART_WORK, MOST_PARTS = 160_000, 64
 
 _OPTIONS = {"nogil": True, "error_model": "numpy", "cache": True}
 
@@ -97,16 +98,16 @@ def _add(array, low, index, change, compensated):
 
 
 @njit(forceinline=True, **_OPTIONS)
-def _logits(W, H, first_class, n_classes, place, row, d, zero):
-    """Logits of one group of classes: W feature-major, H's features `row` floats apart."""
-    z = zero
+def _logits(W, H, first_class, n_classes, place, d, zero):
+    """Logits of one group of classes: W feature-major, H's features a block's lanes apart."""
+    z, lanes = zero, n_lanes(zero)
     for f in range(d):
-        z = add_outer(z, W, f * n_classes + first_class, load_like(H, place + f * row, z))
+        z = add_outer(z, W, f * n_classes + first_class, load_like(H, place + f * lanes, z))
     return z
 
 
 @njit(forceinline=True, **_OPTIONS)
-def _residual_block(W, H, R, labels, steps, place, sample, to, row, d, group, all_classes, limit):
+def _residual_block(W, H, R, labels, steps, place, sample, to, d, group, all_classes, limit):
     """Residuals of a block of samples, to R[to:]: class by class, a block's lanes each.
 
     `group` holds zeros for the classes of one pass, `all_classes` for the K of a softmax: of
@@ -114,7 +115,7 @@ def _residual_block(W, H, R, labels, steps, place, sample, to, row, d, group, al
     """
     lanes, narrow = n_lanes(group), n_lanes(all_classes)
     if lanes == narrow and len(group) == len(all_classes):
-        z = _logits(W, H, 0, len(group), place, row, d, group)
+        z = _logits(W, H, 0, len(group), place, d, group)
         label = load_like(labels, sample, z)
         r = _residuals(z, label, load_like(steps, sample, z), limit)
         store_members(R, to, lanes, r)
@@ -122,7 +123,7 @@ def _residual_block(W, H, R, labels, steps, place, sample, to, row, d, group, al
     n_groups = -(-len(all_classes) // len(group))
     for g in range(n_groups):
         first = g * len(group)
-        z = _logits(W, H, first, n_groups * len(group), place, row, d, group)
+        z = _logits(W, H, first, n_groups * len(group), place, d, group)
         store_members(R, to + first * lanes, lanes, z)
     for j in range(0, lanes, narrow):
         z = load_members(R, to + j, lanes, all_classes)
@@ -180,108 +181,132 @@ def _fused_epochs(K, group, wide, native, limit, compensated):
     """The epoch loop for K classes, `group` of them a pass, `wide` samples a block."""
     n_groups = -(-K // group)
     padded_K = n_groups * group
-    # Lanes of the second sweep: with one group the registers hold just one vector of samples
-    # without a spill; with several the wider block was as fast or faster.
-    stride = native if n_groups == 1 else wide
+
+    @njit(forceinline=True, **_OPTIONS)
+    def sweep_of(
+        W, H, H_low, dW, R, G, d, block, f, g, place, rest, n_wide, size, continued, begin, end
+    ):  # fmt: skip
+        """Feature f and group g of a chunk; `begin` and `end` are literals at every call."""
+        k = f * padded_K + g * group
+        sums = zeros(H, group, native)
+        if continued:
+            sums = load_members(dW, k * native, native, sums)
+        w = splats(W, k, sums)
+        for i in range(0, n_wide, wide):
+            r = i * padded_K + g * group * wide
+            # One register of samples at a time: two would not leave room for sums and w.
+            for j in range(0, wide, native):
+                sums = _sweep_block(
+                    sums, w, H, H_low, R, G, place + j, i + j, r + j, wide, begin, end, compensated
+                )
+            place += block
+        for i in range(n_wide, size, native):
+            r = i * padded_K + g * group * native
+            sums = _sweep_block(
+                sums, w, H, H_low, R, G, rest + (i - n_wide) * d, i, r, native, begin, end,
+                compensated,
+            )  # fmt: skip
+        store_members(dW, k * native, native, sums)
 
     @njit(**_OPTIONS)
-    def epochs_of(W, H, W_low, H_low, dW, R, G, labels, steps, d, chunk, row, epochs):
-        N = labels.size
+    def part_of(W, H, H_low, dW, R, G, labels, steps, d, block, chunk, first, last):
+        """Samples `first` to `last - 1`: their H moves, `dW` gets their sums."""
+        for c in range(first, last, chunk):
+            size = min(chunk, last - c)
+            n_wide = size // wide * wide
+            h = c // wide * block
+            rest = h + n_wide // wide * block
+            for i in range(0, n_wide, wide):
+                _residual_block(
+                    W, H, R, labels, steps, h + i // wide * block, c + i, i * padded_K, d,
+                    zeros(H, group, wide), zeros(H, K, native), limit,
+                )  # fmt: skip
+            for i in range(n_wide, size, native):
+                _residual_block(
+                    W, H, R, labels, steps, rest + (i - n_wide) * d, c + i, i * padded_K, d,
+                    zeros(H, group, native), zeros(H, K, native), limit,
+                )  # fmt: skip
+            for f in range(d):
+                place, rest_place = h + f * wide, rest + f * native
+                if n_groups == 1:
+                    sweep_of(
+                        W, H, H_low, dW, R, G, d, block, f, 0, place, rest_place, n_wide, size,
+                        c > first, True, True,
+                    )  # fmt: skip
+                    continue
+                sweep_of(
+                    W, H, H_low, dW, R, G, d, block, f, 0, place, rest_place, n_wide, size,
+                    c > first, True, False,
+                )  # fmt: skip
+                for g in range(1, n_groups - 1):
+                    sweep_of(
+                        W, H, H_low, dW, R, G, d, block, f, g, place, rest_place, n_wide, size,
+                        c > first, False, False,
+                    )  # fmt: skip
+                sweep_of(
+                    W, H, H_low, dW, R, G, d, block, f, n_groups - 1, place, rest_place, n_wide,
+                    size, c > first, False, True,
+                )  # fmt: skip
+
+    @njit(**_OPTIONS)
+    def epochs_of(W, H, W_low, H_low, dW, R, G, labels, steps, d, block, chunk, bounds, epochs):
         for _ in range(epochs):
-            for c in range(0, N, chunk):
-                size = min(chunk, N - c)
-                n_wide = size // wide * wide
-                h = c // chunk * d * row
-                for i in range(0, n_wide, wide):
-                    part, whole = zeros(H, group, wide), zeros(H, K, native)
-                    _residual_block(
-                        W,
-                        H,
-                        R,
-                        labels,
-                        steps,
-                        h + i,
-                        c + i,
-                        i * padded_K,
-                        row,
-                        d,
-                        part,
-                        whole,
-                        limit,
-                    )
-                for i in range(n_wide, size, native):
-                    part, whole = zeros(H, group, native), zeros(H, K, native)
-                    _residual_block(
-                        W,
-                        H,
-                        R,
-                        labels,
-                        steps,
-                        h + i,
-                        c + i,
-                        i * padded_K,
-                        row,
-                        d,
-                        part,
-                        whole,
-                        limit,
-                    )
-                for f in range(d):
-                    for g in range(n_groups):
-                        k = f * padded_K + g * group
-                        begin, end = g == 0, g == n_groups - 1
-                        sums = zeros(H, group, native)
-                        if c > 0:
-                            sums = load_members(dW, k * native, native, sums)
-                        w = splats(W, k, zeros(H, group, stride))
-                        for i in range(0, n_wide, wide):
-                            r = i * padded_K + g * group * wide
-                            for j in range(0, wide, stride):
-                                sums = _sweep_block(
-                                    sums, w, H, H_low, R, G, h + i + j, i + j, r + j, wide,
-                                    begin, end, compensated,
-                                )  # fmt: skip
-                        w = splats(W, k, zeros(H, group, native))
-                        for i in range(n_wide, size, native):
-                            r = i * padded_K + g * group * native
-                            sums = _sweep_block(
-                                sums,
-                                w,
-                                H,
-                                H_low,
-                                R,
-                                G,
-                                h + i,
-                                i,
-                                r,
-                                native,
-                                begin,
-                                end,
-                                compensated,
-                            )
-                        store_members(dW, k * native, native, sums)
-                    h += row
+            part_of(W, H, H_low, dW[0], R[0], G[0], labels, steps, d, block, chunk, 0, labels.size)
             for j in range(0, W.size, native):
-                _add(W, W_low, j, sum_rows(dW, j), compensated)
+                _add(W, W_low, j, sum_rows(dW[0], j), compensated)
 
-    return epochs_of
+    @njit(parallel=True, **_OPTIONS)
+    def epochs_of_parts(
+        W, H, W_low, H_low, dW, R, G, labels, steps, d, block, chunk, bounds, epochs
+    ):  # fmt: skip
+        totals = np.empty((dW.shape[0], W.size), W.dtype)
+        for _ in range(epochs):
+            for index in prange(dW.shape[0]):
+                p = np.int64(index)
+                part_of(
+                    W, H, H_low, dW[p], R[p], G[p], labels, steps, d, block, chunk,
+                    bounds[p], bounds[p + 1],
+                )  # fmt: skip
+                for j in range(0, W.size, native):
+                    store(totals[p], j, sum_rows(dW[p], j))
+            _add_parts(W, W_low, totals, zeros(W, 1, native), compensated)
+
+    return epochs_of, epochs_of_parts
 
 
 @njit(**_OPTIONS)
-def _to_rows(matrix, rows, tile, stride):
-    """Tiles of `tile` rows of a matrix, each transposed, its columns `stride` floats apart."""
-    for i in range(matrix.shape[0]):
-        place = i // tile * matrix.shape[1] * stride + i % tile
-        for f in range(matrix.shape[1]):
-            rows[place + f * stride] = matrix[i, f]
+def _add_parts(W, W_low, totals, zero, compensated):
+    for j in range(0, W.size, n_lanes(zero)):
+        change = zero[0]
+        for p in range(totals.shape[0]):
+            change = add(change, load_like(totals[p], j, change))
+        _add(W, W_low, j, change, compensated)
 
 
 @njit(**_OPTIONS)
-def _from_rows(matrix, rows, tile, stride):
+def _place(i, d, n_wide, wide, block, narrow):
+    """Where sample i's first feature is, and how far the next one: blocks of `wide`, the rest."""
+    if i < n_wide:
+        return i // wide * block + i % wide, wide
+    j = i - n_wide
+    return n_wide // wide * block + j // narrow * narrow * d + j % narrow, narrow
+
+
+@njit(**_OPTIONS)
+def _to_blocks(matrix, out, n_wide, wide, block, narrow):
+    """Blocks of `wide` rows of a matrix, each transposed; from `n_wide` on, of `narrow`."""
     for i in range(matrix.shape[0]):
-        place = i // tile * matrix.shape[1] * stride + i % tile
+        place, stride = _place(i, matrix.shape[1], n_wide, wide, block, narrow)
         for f in range(matrix.shape[1]):
-            matrix[i, f] = rows[place + f * stride]
+            out[place + f * stride] = matrix[i, f]
+
+
+@njit(**_OPTIONS)
+def _from_blocks(matrix, blocks, n_wide, wide, block, narrow):
+    for i in range(matrix.shape[0]):
+        place, stride = _place(i, matrix.shape[1], n_wide, wide, block, narrow)
+        for f in range(matrix.shape[1]):
+            matrix[i, f] = blocks[place + f * stride]
 
 
 def _round_up(n, multiple):
@@ -310,58 +335,50 @@ def _descend_fused(W, H, W_low, H_low, y, step, epochs):
     compensated = W_low.size > 0
     line = 64 // dtype.itemsize
     padded = _round_up(N, native)
-    n_chunks = -(-padded * padded_K * dtype.itemsize // CHUNK_BYTES)
-    chunk = _round_up(-(-padded // n_chunks), line)
-    # An odd number of cache lines a row: no two rows of H then fall into the same few sets.
-    row = (chunk // line | 1) * line
+    parts = max(1, min(MOST_PARTS, K * d * N // PART_WORK))
+    bounds = np.array([padded * p // parts // wide * wide for p in range(parts)] + [padded])
+    longest = int(np.diff(bounds).max())
+    n_chunks = -(-longest * padded_K * dtype.itemsize // CHUNK_BYTES)
+    chunk = _round_up(-(-longest // n_chunks), wide)
+    # An odd number of cache lines a block: a feature's lines do not fall into the same few sets.
+    block = (-(-d * wide // line) | 1) * line
 
-    def rows(matrix, tile, stride):
-        out = _aligned_zeros(_round_up(-(-len(matrix) // tile) * d * stride, native), dtype)
-        _to_rows(matrix, out, tile, stride)
+    of_W = (padded_K, padded_K, padded_K * d, padded_K)
+    of_H = (padded // wide * wide, wide, block, native)
+
+    def blocks(matrix, size, how):
+        out = _aligned_zeros(size, dtype)
+        _to_blocks(matrix, out, *how)
         return out
 
     labels, steps = _aligned_zeros(padded, dtype), _aligned_zeros(padded, dtype)
     labels[:N], steps[:N] = y, step
-    W_rows, H_rows = rows(W, padded_K, padded_K), rows(H, chunk, row)
-    W_rest = rows(W_low, padded_K, padded_K) if compensated else W_low.ravel()
-    H_rest = rows(H_low, chunk, row) if compensated else H_low.ravel()
-    dW, G = _aligned(W_rows.size * native, dtype), _aligned(chunk, dtype)
-    dW[padded_K * d * native :] = 0.0
-    R = _aligned(chunk * padded_K, dtype)
+    W_size = _round_up(padded_K * d, native)
+    H_size = padded // wide * block + padded % wide * d
+    W_rows, H_rows = blocks(W, W_size, of_W), blocks(H, H_size, of_H)
+    W_rest = blocks(W_low, W_size, of_W) if compensated else W_low.ravel()
+    H_rest = blocks(H_low, H_size, of_H) if compensated else H_low.ravel()
+
+    def of_parts(size):
+        return _aligned(parts * _round_up(size, line), dtype).reshape(parts, -1)
+
+    dW, G, R = of_parts(W_rows.size * native), of_parts(chunk), of_parts(chunk * padded_K)
+    dW[:, padded_K * d * native :] = 0.0
     run = _fused_epochs(K, group, wide, native, EXP_LIMIT[dtype.name], compensated)
-    run(W_rows, H_rows, W_rest, H_rest, dW, R, G, labels, steps, d, chunk, row, epochs)
+    arguments = (
+        W_rows, H_rows, W_rest, H_rest, dW, R, G, labels, steps, d, block, chunk, bounds, epochs,
+    )  # fmt: skip
+    if parts == 1:
+        run[0](*arguments)
+    else:
+        with blas_cpu.one_thread():
+            run[1](*arguments)
 
-    for matrix, values, tile, stride in (
-        (W, W_rows, padded_K, padded_K),
-        (H, H_rows, chunk, row),
-        (W_low, W_rest, padded_K, padded_K),
-        (H_low, H_rest, chunk, row),
-    ):
-        _from_rows(matrix, values, tile, stride)
-
-
-@njit(**_OPTIONS)
-def _add_scaled(array, low, change, factor):
-    """array + low += factor * change, the large part in `array` and the rest in `low`."""
-    for i in range(array.shape[0]):
-        for j in range(array.shape[1]):
-            due = factor * change[i, j] + low[i, j]
-            old = array[i, j]
-            array[i, j] = old + due
-            low[i, j] = due - (array[i, j] - old)
-
-
-def _descend_in_chunks(W, H, W_low, H_low, y, scale, lr, epochs):
-    loss = np.empty(1)
-    if not W_low.size:
-        for _ in range(epochs):
-            cross_entropy_cpu.gradient_step(W, H, y, scale, lr, loss)
-        return
-    dW, dH, factor = np.empty_like(W), np.empty_like(H), W.dtype.type(-lr)
-    for _ in range(epochs):
-        cross_entropy_cpu.loss_and_grads(W, H, y, scale, loss, dW, dH)
-        _add_scaled(W, W_low, dW, factor)
-        _add_scaled(H, H_low, dH, factor)
+    # The low parts are empty where nothing is compensated.
+    _from_blocks(W, W_rows, *of_W)
+    _from_blocks(H, H_rows, *of_H)
+    _from_blocks(W_low, W_rest, *of_W)
+    _from_blocks(H_low, H_rest, *of_H)
 
 
 # Most classes whose logits are held in registers.
@@ -370,12 +387,10 @@ FUSED_CLASSES = 16
 
 def stays_on_one_thread(n_classes, dim, n_samples):
     """Whether `descend` and a snapshot run on the calling thread alone."""
-    return n_classes <= FUSED_CLASSES and n_classes * dim * n_samples < SERIAL_WORK
+    return n_classes <= FUSED_CLASSES and n_classes * dim * n_samples < 2 * PART_WORK
 
 
 def descend(W, H, W_low, H_low, y, scale, lr, epochs):
     """`epochs` steps of gradient descent on scale * (4), W and H in place."""
-    if len(W) <= FUSED_CLASSES:
-        _descend_fused(W, H, W_low, H_low, y, -float(lr) * float(scale), epochs)
-    else:
-        _descend_in_chunks(W, H, W_low, H_low, y, scale, lr, epochs)
+    run = _descend_fused if len(W) <= FUSED_CLASSES else trajectory_tiles_cpu.descend
+    run(W, H, W_low, H_low, y, -float(lr) * float(scale), epochs)

@@ -1,0 +1,89 @@
+"""Many epochs of gradient descent on scale * (4) by chunks of samples: any number of classes.
+
+An epoch is what `cross_entropy_cpu` does in a step: parts of the samples shared among threads,
+three products of a chunk by register tiles or a BLAS, one softmax. Here all epochs are one
+compiled call, and with `W_low`, `H_low` (float32) each sum's rounding error waits there for the
+next epoch (Kahan): a part's rows of H move as soon as their gradient is known, while it is in
+cache. A part whose loss is not finite moves no row where the sums are compensated; W then stays.
+
+Letters: K classes, d features, N samples. `6 K N d` FLOP and N K exponentials an epoch. Parts,
+chunks and the order of every sum depend on the shape alone, and so do the bits.
+"""
+
+import math
+
+import numpy as np
+from numba import njit, prange
+
+from fastnc.kernels import blas_cpu, tile_cpu
+from fastnc.kernels.cross_entropy_cpu import GRADS, OPTIONS, STEP, _part
+from fastnc.kernels.plan_cpu import plan
+
+
+@njit(**OPTIONS)
+def _add_low(array, low, change, first, last, d):
+    """Rows of array + low += change, the large part in `array` and the rest in `low`."""
+    for i in range(first, last):
+        for f in range(d):
+            due = change[i, f] + low[i, f]
+            old = array[i, f]
+            new = old + due
+            array[i, f] = new
+            low[i, f] = due - (new - old)
+
+
+@njit(**OPTIONS)
+def _move_class(W, W_low, sums, step, j, d, compensated):
+    """Row j of W moves by `step` times the parts' sums, added in order."""
+    total = sums[0, j]
+    for p in range(1, sums.shape[0]):
+        for f in range(d):
+            total[f] += sums[p, j, f]
+    for f in range(d):
+        total[f] *= step
+    if compensated:
+        _add_low(W, W_low, sums[0], j, j + 1, d)
+    else:
+        for f in range(d):
+            W[j, f] += total[f]
+
+
+@njit(parallel=True, **OPTIONS)
+def _epochs(gemm, n_parts, chunk, W, H, W_low, H_low, dH, y, step, epochs, compensated):
+    N, d = H.shape
+    K, D = W.shape
+    sums = np.empty((n_parts, K, D), W.dtype)
+    losses, shifts, chunk_shifts = np.empty(n_parts), np.empty(n_parts), np.empty((n_parts, 0))
+    mode = GRADS if compensated else STEP
+    for _ in range(epochs):
+        for index in prange(n_parts):
+            # A loop's index is unsigned where it is parallel: `_part` would be compiled twice.
+            part = np.int64(index)
+            sums[part] = 0.0
+            _part(
+                mode, gemm, part, n_parts, chunk, W, H, y, step, dH, sums, losses, shifts,
+                chunk_shifts,
+            )  # fmt: skip
+            if compensated and math.isfinite(losses[part]):
+                low, high = N * part // n_parts, N * (part + 1) // n_parts
+                _add_low(H, H_low, dH, low, high, d)
+        if math.isfinite(losses.sum()):
+            for j in prange(K):
+                _move_class(W, W_low, sums, step, np.int64(j), d, compensated)
+
+
+def descend(W, H, W_low, H_low, y, step, epochs):
+    """`epochs` times `W += step * sum of r^T H`, `H += step * r W`, in place."""
+    (K, d), N = W.shape, len(H)
+    how = plan(K, d, N, W.itemsize)
+    moving = W if how.blas else tile_cpu.padded(W)
+    compensated = W_low.size > 0
+    dH = np.empty_like(H) if compensated else H
+    gemm = blas_cpu.gemm_address(W.dtype) if how.blas else 0
+    with blas_cpu.one_thread():
+        _epochs(
+            gemm, how.parts, how.chunk, moving, H, W_low, H_low, dH, y, W.dtype.type(step),
+            epochs, compensated,
+        )  # fmt: skip
+    if moving is not W:
+        W[:] = moving[:, :d]
