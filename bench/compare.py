@@ -1,10 +1,14 @@
 """fastnc beside NumPy, torch and JAX: interleaved, medians, one table.
 
     python bench/compare.py --regime hundred_classes [--quick] [--csv FILE] [--plot FILE]
+    taskset -c 0 python bench/compare.py --clock cpu
+
+The second form is for a machine that is not idle: every library finds one CPU, starts one thread,
+and is charged the time that it ran, not the time that it waited for others.
 
 Per peer: milliseconds, GFLOP/s, the share of the floor of `roofline` (measured before and after,
-the faster of the two), how many times as long as fastnc, the peak of memory beside the arguments,
-in a process of its own, and the largest relative error of grad_H at margin 30, where p_y rounds
+the faster of the two), how many times as long as fastnc, the peak of memory beside the arguments
+(Linux), and the largest relative error of grad_H at margin 30, where p_y rounds
 to 1 in float32 (1 means that nothing of the label's entry is left). A peer that is not installed,
 or refuses, is named with its reason.
 """
@@ -13,8 +17,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import subprocess
-import sys
+import ctypes
+import gc
 import time
 
 import numpy as np
@@ -25,6 +29,7 @@ from suite.cases import OBJECTIVES
 import fastnc
 
 COLUMNS = ("peer", "ms", "GFLOP/s", "of floor", "x fastnc", "extra MB", "error at margin 30")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 REGIMES = {case.name: case for case in OBJECTIVES}
 
 
@@ -49,24 +54,29 @@ def agrees(make, case, dtype) -> None:
             raise ValueError(f"off by {np.abs(found - want).max():.1e}")
 
 
-def extra_memory(case, name, dtype) -> float:
-    """Peak MB beside the arguments of one call, prepared or not, in a fresh process."""
-    code = (
-        "import sys, resource; sys.path[:0] = [sys.argv[4]]\n"
-        "from peers import PEERS; from suite.cases import CASES\n"
-        "case, make = CASES[sys.argv[1]], PEERS[sys.argv[2]]\n"
-        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
-        "W, H, y = case.arrays(sys.argv[3])\n"
-        "small = slice(0, 64); step = case.operation == 'step'\n"
-        "make(W[:8], H[small], y[small] % 8, step)()\n"
-        "call = make(W, H, y, step); before = peak(); call(); print(peak() - before)\n"
-    )
-    arguments = [case.name, name, dtype, sys.path[0]]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
-    return float(done.stdout.split()[-1]) if done.returncode == 0 else float("nan")
+def resident(field) -> float:
+    """MB of this process: `VmRSS` now, `VmHWM` at most."""
+    with open("/proc/self/status") as file:
+        return next(float(line.split()[1]) for line in file if line.startswith(field)) / 1024
 
 
-def measure(case, names, dtype, rounds, with_memory):
+def extra_memory(call) -> float:
+    """Peak MB beside the arguments of one call that has run before, its results included."""
+    gc.collect()
+    try:
+        # What was freed and kept for later would be taken for memory in use.
+        ctypes.CDLL(None).malloc_trim(0)
+        with open("/proc/self/clear_refs", "w") as file:
+            # 5 sets the peak back to what is in use.
+            file.write("5")
+        before = resident("VmRSS")
+        call()
+        return resident("VmHWM") - before
+    except (AttributeError, OSError):
+        return float("nan")
+
+
+def measure(case, names, dtype, rounds, clock):
     """Rows of the table, fastest first; and sentences about who did not take part."""
     W, H, y = case.arrays(dtype)
     calls, absent = {}, []
@@ -78,15 +88,15 @@ def measure(case, names, dtype, rounds, with_memory):
         except Exception as reason:
             absent.append(f"{name}: {type(reason).__name__}: {str(reason).splitlines()[:1]}")
             calls.pop(name, None)
-    before = floors(dtype)
+    before = floors(dtype, clock)
     times = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = clock()
             call()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     floors.cache_clear()
-    floor = Floors(*map(max, before, floors(dtype))).seconds(case, W.itemsize)
+    floor = Floors(*map(max, before, floors(dtype, clock))).seconds(case, W.itemsize)
     medians = {name: float(np.median(t)) for name, t in times.items()}
     rows = [
         (
@@ -95,12 +105,21 @@ def measure(case, names, dtype, rounds, with_memory):
             case.flops / seconds / 1e9,
             floor / seconds,
             seconds / medians.get("fastnc", np.nan),
-            extra_memory(case, name, dtype) if with_memory else float("nan"),
+            extra_memory(calls[name]),
             terminal_error(PEERS[name], dtype),
         )
         for name, seconds in sorted(medians.items(), key=lambda item: item[1])
     ]
     return floor, rows, absent
+
+
+def append(path, regime, rows) -> None:
+    """One regime's rows at the end of a CSV file, under a header if it is new."""
+    with open(path, "a", newline="") as file:
+        writer = csv.writer(file)
+        if not file.tell():
+            writer.writerow(("regime", *COLUMNS))
+        writer.writerows((regime, *row) for row in rows)
 
 
 def plot(tables, path) -> None:
@@ -125,8 +144,9 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default 9)")
-    parser.add_argument("--quick", action="store_true", help="3 rounds, no memory, no compiler")
-    parser.add_argument("--csv", metavar="FILE", help="write the rows of all regimes")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="whose time (default wall)")
+    parser.add_argument("--quick", action="store_true", help="3 rounds, no compiler")
+    parser.add_argument("--csv", metavar="FILE", help="append the rows, regime by regime")
     parser.add_argument("--plot", metavar="FILE", help="draw shares of the floor")
     options = parser.parse_args()
     names = [n for n in options.peers if not (options.quick and n == "torch.compile")]
@@ -134,8 +154,9 @@ def main() -> None:
     for regime in options.regime:
         case = REGIMES[regime]
         floor, rows, absent = measure(
-            case, names, options.dtype, 3 if options.quick else options.rounds, not options.quick
-        )
+            case, names, options.dtype, 3 if options.quick else options.rounds,
+            CLOCKS[options.clock],
+        )  # fmt: skip
         tables[regime] = rows
         print(
             f"\n{regime}: K={case.n_classes}, d={case.dim}, N={case.n_samples}, {case.operation}, "
@@ -146,12 +167,9 @@ def main() -> None:
         for name, *numbers in rows:
             print(f"{name:36s}" + "".join(f"{x:20.3g}" for x in numbers), flush=True)
         for sentence in absent:
-            print(f"  not taking part: {sentence}")
-    if options.csv:
-        with open(options.csv, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("regime", *COLUMNS))
-            writer.writerows((regime, *row) for regime, rows in tables.items() for row in rows)
+            print(f"  not taking part: {sentence}", flush=True)
+        if options.csv:
+            append(options.csv, regime, rows)
     if options.plot:
         plot(tables, options.plot)
 

@@ -65,13 +65,14 @@ def _torch(objective):
         function = objective(torch)
 
         def call():
-            W.grad = H.grad = None
             value = function(W, H, y)
             value.backward()
+            dW, dH = W.grad, H.grad
+            W.grad = H.grad = None
             if not step:
-                return value.item(), W.grad.numpy(), H.grad.numpy()
+                return value.item(), dW.numpy(), dH.numpy()
             with torch.no_grad():
-                W.sub_(W.grad, alpha=LR), H.sub_(H.grad, alpha=LR)
+                W.sub_(dW, alpha=LR), H.sub_(dH, alpha=LR)
             return value.item()
 
         return call
@@ -84,7 +85,9 @@ def _eager(torch):
 
 
 def _compiled(torch):
-    return torch.compile(_eager(torch))
+    # Shapes met before would make sizes variables, and the ninth shape would not be compiled.
+    torch.compiler.reset()
+    return torch.compile(_eager(torch), dynamic=False)
 
 
 def _linear(torch):
@@ -104,10 +107,9 @@ def torch_by_hand(W, H, y, step):
     W, H, y = torch.tensor(W), torch.tensor(H), torch.tensor(y)
     K, N = len(W), len(H)
     size = rows_per_chunk(K, N)
-    dW, dH = torch.empty_like(W), torch.empty_like(H)
 
     def call():
-        dW.zero_()
+        dW, dH = torch.zeros_like(W), torch.empty_like(W if step else H)
         value = 0.0
         for first in range(0, N, size):
             h, label = H[first : first + size], y[first : first + size, None]
