@@ -17,6 +17,9 @@ takes over where W is so large that a sum for each part costs more than it saves
 depend on the threads.
 """
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit, prange
 
@@ -32,6 +35,9 @@ MANY_CLASSES = 4096
 # Multiply-adds that a second thread would hardly hasten: waking it, and the turns it spins
 # through afterwards beside torch's own threads, cost some 0.1 ms.
 ONE_PART = 1 << 20
+# Multiply-adds of a part, and at least 2^2 parts: each has sums for grad_W to be cleared and added.
+PART = 1 << 21
+LEAST_PARTS_LOG2 = 2
 # Numbers that are added sooner than a second thread is woken.
 ALONE = 1 << 17
 
@@ -181,37 +187,72 @@ def loss_and_grads(
         if len(weight):
             uniform *= weight
     options = bias, weight, uniform, real(1.0 - smoothing), scale
+    outs = grad_W_out, grad_H_out, grad_bias_out
     if W.nbytes > MANY or K > MANY_CLASSES:
-        many_classes_cpu.loss_and_grads(
-            W, H, y, *options, total_out, losses_out, grad_W_out, grad_H_out, grad_bias_out
-        )
+        many_classes_cpu.loss_and_grads(W, H, y, *options, total_out, losses_out, *outs)
         return
-    how = plan(K, d, len(H), W.itemsize)
-    if K * d * len(H) < ONE_PART:
-        how = how._replace(parts=1)
-    D = d if how.blas else -(-d // tile_cpu.lanes(W.dtype)) * tile_cpu.lanes(W.dtype)
-    direct = how.parts == 1 and d == D and not how.blas
-    if direct:
-        grad_W_out.fill(0.0)
-        sums = grad_W_out.reshape(1, len(grad_W_out), d)
-    else:
-        sums = np.zeros((how.parts, len(grad_W_out), D), W.dtype)
+    how = _arrangement(K, d, len(H), W.dtype)
+    if how.parts == 1 and not how.blas:
+        _in_one_part(how, W, H, y, options, total_out, losses_out, *outs)
+        return
+    sums = np.zeros((how.parts, len(grad_W_out), how.width), W.dtype)
     bias_sums = np.zeros((how.parts, len(grad_bias_out)), W.dtype)
     totals = np.empty(how.parts)
-    arguments = (how.chunk, W, H, y, *options, losses_out, totals, sums, bias_sums, grad_H_out)
+    arguments = how.chunk, W, H, y, *options, losses_out, totals, sums, bias_sums, grad_H_out
     gemm = blas_cpu.gemm_address(W.dtype) if how.blas else 0
-    if how.parts == 1 and not how.blas:
-        _part(gemm, 0, *arguments)
-    else:
-        with blas_cpu.one_thread():
-            if how.parts == 1:
-                _part(gemm, 0, *arguments)
-            else:
-                _parts(gemm, *arguments)
-            if sums.size > ALONE:
-                _add_parts(sums, grad_W_out)
+    with blas_cpu.one_thread():
+        if how.parts == 1:
+            _part(gemm, 0, *arguments)
+        else:
+            _parts(gemm, *arguments)
+        if sums.size > ALONE:
+            _add_parts(sums, grad_W_out)
     total_out[0] = totals.sum()
-    if len(grad_W_out) and not direct and sums.size <= ALONE:
+    if len(grad_W_out) and sums.size <= ALONE:
         np.sum(sums[:, :, :d], axis=0, out=grad_W_out)
     if len(grad_bias_out):
         bias_sums.sum(axis=0, out=grad_bias_out)
+
+
+def in_one_part(n_classes, dim, n_samples):
+    """Whether a problem is so small that `loss_and_grads` starts no second thread."""
+    return n_classes * dim * n_samples < ONE_PART
+
+
+class _Arrangement(NamedTuple):
+    blas: bool
+    chunk: int
+    parts: int
+    width: int  # of the sums for grad_W: whole vectors where register tiles are used
+
+
+@lru_cache(maxsize=256)
+def _arrangement(K, d, N, dtype):
+    how = plan(K, d, N, dtype.itemsize)
+    most = 1
+    if not in_one_part(K, d, N):
+        # A power of two: as many parts for each of 2 or 4 threads.
+        most = 1 << max((K * d * N // PART).bit_length() - 1, LEAST_PARTS_LOG2)
+    lanes = tile_cpu.lanes(dtype)
+    width = d if how.blas else -(-d // lanes) * lanes
+    return _Arrangement(how.blas, how.chunk, min(how.parts, most), width)
+
+
+def _in_one_part(
+    how, W, H, y, options, total_out, losses_out, grad_W_out, grad_H_out, grad_bias_out
+):
+    """On the caller's thread, into the outputs themselves: NumPy's sums take longer than these."""
+    padded = W.shape[1] != how.width
+    if len(grad_bias_out):
+        grad_bias_out.fill(0.0)
+    if padded:
+        sums = np.zeros((1, len(grad_W_out), how.width), W.dtype)
+    else:
+        grad_W_out.fill(0.0)
+        sums = grad_W_out[np.newaxis]
+    _part(
+        0, 0, how.chunk, W, H, y, *options, losses_out, total_out, sums,
+        grad_bias_out[np.newaxis], grad_H_out,
+    )  # fmt: skip
+    if padded:
+        grad_W_out[...] = sums[0, :, : W.shape[1]]

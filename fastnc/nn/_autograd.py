@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnc.nn import _dispatch
-from fastnc.nn._dispatch import Grads, loss_dtype, working_dtype
+from fastnc.nn._dispatch import loss_dtype, working_dtype
 
 _PLAIN = (Tensor, nn.Parameter)
 # Arguments travel as one tuple here.
@@ -48,40 +48,43 @@ def apply(
     ):
         loss = _operator(*arguments)[0]
         return loss
-    loss = _Eager.apply(*arguments) if wanted else evaluate(*arguments)[0]
+    loss = _Eager.apply(*arguments[:3], arguments[3:]) if wanted else evaluate(*arguments)[0]
     return loss
 
 
 class _Eager(torch.autograd.Function):
-    # A `setup_context` would have every call look up its own signature.
+    # Each argument costs time both ways, so those without a gradient are one; a `setup_context`
+    # would have every call look up its own signature.
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        ctx.options = arguments[5:]
-        ctx.dtypes = _dtypes(arguments)
-        ctx.grads = None
-        ctx.save_for_backward(*arguments[:5])
+    def forward(
+        ctx: Any, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, rest: Any
+    ) -> Tensor:
+        target, weight, *ctx.options = rest
+        ctx.save_for_backward(input, linear_weight, linear_bias, target, weight)
         loss: Tensor
-        if arguments[5] == "none":
-            loss, *_ = evaluate(*arguments[:8], 0)
+        if ctx.options[0] == "none":
+            ctx.grads = None
+            loss, *_ = evaluate(input, linear_weight, linear_bias, *rest[:-1], 0)
         else:
-            loss, *ctx.grads = evaluate(*arguments)
+            loss, *ctx.grads = evaluate(input, linear_weight, linear_bias, *rest)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
         (upstream,) = grad_outputs
         # Handed over, not shared, so that a leaf need not copy what it receives; a second pass
-        # through a retained graph makes them again.
+        # through a retained graph makes them again. Autograd itself casts to the leaf's dtype.
         made, ctx.grads = ctx.grads, None
-        if ctx.options[0] == "none":
-            made, upstream_left = evaluate(*ctx.saved_tensors, *ctx.options, upstream)[1:], None
+        if made is None:
+            by_sample = ctx.options[0] == "none"
+            given = (upstream,) if by_sample else ()
+            made = evaluate(*ctx.saved_tensors, *ctx.options, *given)[1:]
+            made = made if by_sample else _times(made, upstream)
         else:
-            made = evaluate(*ctx.saved_tensors, *ctx.options)[1:] if made is None else made
-            upstream_left = upstream
-        grads = _finished(made, ctx.dtypes, upstream_left)
+            made = _times(made, upstream)
         if torch.is_grad_enabled():
-            grads = _Once.apply(upstream, *ctx.saved_tensors[:3], *grads)
-        return (*grads, None, None, None, None, None, None)
+            made = _Once.apply(upstream, *ctx.saved_tensors[:3], *made)
+        return (*made, None)
 
 
 class _Functional(torch.autograd.Function):
@@ -107,8 +110,7 @@ class _Functional(torch.autograd.Function):
             made = _FunctionalRows.apply(upstream, *tensors[:5], *ctx.options)
         else:
             made = tuple(g if g is None else g * upstream.to(g.dtype) for g in tensors[5:])
-        grads = _finished(made, _dtypes(tensors), None)
-        grads = _Once.apply(upstream, *tensors[:3], *grads)
+        grads = _Once.apply(upstream, *tensors[:3], *made)
         return (*grads, None, None, None, None, None, None)
 
     @staticmethod
@@ -177,20 +179,12 @@ def _refuse_vmap() -> NoReturn:
     )
 
 
-def _dtypes(arguments: Any) -> tuple[torch.dtype, torch.dtype, torch.dtype | None]:
-    bias = arguments[2]
-    return arguments[0].dtype, arguments[1].dtype, None if bias is None else bias.dtype
-
-
-def _finished(made: Any, dtypes: Any, upstream: Tensor | None) -> Grads:
-    """Gradients times the upstream one, in the dtypes of what they are gradients of."""
+def _times(made: Any, upstream: Tensor) -> Any:
+    """Gradients times the upstream one, in place."""
     # On the CPU a look at the scalar is free, and saves a pass over N x d in the usual case.
-    if upstream is not None and not (upstream.is_cpu and upstream.item() == 1.0):
-        made = [g if g is None else g.mul_(upstream.to(g.dtype)) for g in made]
-    return tuple(
-        g if g is None or g.dtype == dtype else g.to(dtype)
-        for g, dtype in zip(made, dtypes, strict=True)
-    )
+    if upstream.is_cpu and upstream.item() == 1.0:
+        return made
+    return [g if g is None else g.mul_(upstream.to(g.dtype)) for g in made]
 
 
 @torch.library.custom_op("fastnc::linear_cross_entropy", mutates_args=())

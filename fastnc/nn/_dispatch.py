@@ -44,7 +44,8 @@ def evaluate(
         loss, *grads = _triton_rows.evaluate(*arguments)
     else:
         loss, *grads = _torch_rows.evaluate(*arguments)
-    return loss.to(loss_dtype(input, linear_weight)), grads[0], grads[1], grads[2]
+    kind = loss_dtype(input, linear_weight)
+    return loss if loss.dtype == kind else loss.to(kind), grads[0], grads[1], grads[2]
 
 
 @cache

@@ -268,8 +268,8 @@ def _check(
 ) -> None:
     _check_options(reduction, label_smoothing)
     N, d = input.shape
-    K = len(linear_weight)
-    if linear_weight.shape[1] != d:
+    K, columns = linear_weight.shape
+    if columns != d:
         raise ValueError(
             f"`linear_weight` must have {d} columns, as `input` has; "
             f"got shape {tuple(linear_weight.shape)}."
