@@ -94,6 +94,20 @@ def exact_grads(W, H, y, rows=8192):
     return total / len(H), grad_W, torch.cat(grad_H)
 
 
+def exact_hessian(W, H, y, dW, dH, rows=8192):
+    """The Hessian of the mean loss times (dW, dH), in float64, chunk by chunk."""
+    W64, dW64, HW, HH = W.double(), dW.double(), 0.0, []
+    for lo in range(0, len(H), rows):
+        h, dh = H[lo : lo + rows].double(), dH[lo : lo + rows].double()
+        p = torch.softmax(h @ W64.T, 1)
+        dz = dh @ W64.T + h @ dW64.T
+        dr = p * (dz - (p * dz).sum(1, keepdim=True)) / len(H)
+        r = p.scatter_add_(1, y[lo : lo + rows, None], -torch.ones_like(p[:, :1])) / len(H)
+        HW = HW + dr.T @ h + r.T @ dh
+        HH.append((dr @ W64 + r @ dW64).to(W.dtype))
+    return HW, torch.cat(HH)
+
+
 def by_kernels(kernels, W, H, y):
     out = torch.empty(1, dtype=DOUBLE, device=W.device)
     grad_W, grad_H = torch.empty_like(W), torch.empty_like(H)
@@ -178,25 +192,38 @@ def objective(name, K, d, N, dtype, device, dry):
         low = [x.bfloat16() for x in (W, H)] if half else (W, H)
         call = by_autograd(loss, *low, y)
         yield Measurement(f"grads, {name}", who, call, *grads, bound, share, call, exact)
-    for who, kernels, bound_, share_, _ in tiers:
+    # Timed at a rate that leaves the data what they are, however often it is taken; checked at
+    # one that moves H by its own size, so that nothing of the gradient hides below rounding.
+    lr = float(H.abs().max() / exact[2].abs().max())
+    ends = (exact[0], *(torch.add(x, g, alpha=-lr) for x, g in zip((W, H), exact[1:], strict=True)))
+    for who, kernels, bound_, share_, tolerance in tiers:
         out = torch.empty(1, dtype=DOUBLE, device=device)
-        # A step of 1e-12 leaves the data what they are, however often it is taken.
         stepped = W.clone(), H.clone()
+
+        def step(kernels=kernels, out=out):
+            after = W.clone(), H.clone()
+            kernels.gradient_step(*after, y, 1.0 / N, lr, out)
+            return out[0], *after
+
         yield Measurement(
             f"step, {name}", who,
             lambda k=kernels, s=stepped, o=out: k.gradient_step(*s, y, 1.0 / N, 1e-12, o),
-            *grads, bound_, share_,
+            *grads, bound_, share_, step, ends, tolerance,
         )  # fmt: skip
     dW, dH, _ = data(K, d, N, dtype, device, seed=1)
+    exact = exact_hessian(W, H, y, dW, dH)
     HW, HH = torch.empty_like(W), torch.empty_like(H)
     cost = 14.0 * K * N * d, 3.0 * word * N * d
     hessians = [hessian_gpu, hessian_fast_gpu][: len(tiers)]
-    for (who, _, bound_, share_, _), kernels in zip(tiers, hessians, strict=True):
+    for (who, _, bound_, share_, tolerance), kernels in zip(tiers, hessians, strict=True):
+
+        def product(k=kernels):
+            k.hessian_vector_product(W, H, y, dW, dH, 1.0 / N, HW, HH)
+            return HW, HH
+
         yield Measurement(
-            f"Hessian, {name}", who,
-            lambda k=kernels: k.hessian_vector_product(W, H, y, dW, dH, 1.0 / N, HW, HH),
-            *cost, bound_, share_,
-        )  # fmt: skip
+            f"Hessian, {name}", who, product, *cost, bound_, share_, product, exact, tolerance
+        )
 
 
 def terminal(device, dry):
@@ -287,7 +314,7 @@ def mid_size(device, dry):
 
 
 def statistics(device, dry):
-    """Class moments, scatter and nearest means; the peer sums by `index_add_`."""
+    """Class moments, scatter, nearest means, the second pass; the peers are of torch."""
     K, d, N = (3, 5, 9) if dry else (10, 512, 1_000_000)
     _, H, y = data(K, d, N, SINGLE, device)
     order = torch.argsort(y, stable=True)
@@ -309,13 +336,51 @@ def statistics(device, dry):
         yield Measurement("class moments", who, call, *cost, "copy", 1.0, call, (exact,), tolerance)
     scatter = torch.empty((d, d), dtype=DOUBLE, device=device)
     nearest = torch.empty(N, dtype=torch.int64, device=device)
+    within, distances = 0.0, []
+    for h, label in zip(H.double().split(1 << 16), y.split(1 << 16), strict=True):
+        x = h - exact[label]
+        within = within + x.T @ x
+        # Of equal distances, and of those that rounding could confuse, either mean is right.
+        distances.append(torch.cdist(h, exact, compute_mode="donot_use_mm_for_euclid_dist"))
+    distances = torch.cat(distances)
+
+    def centred():
+        scatter_gpu.centred_scatter(H, y, exact, scatter)
+        return (scatter,)
+
+    def chosen():
+        scatter_gpu.nearest_means(H, exact, exact.mean(0), nearest)
+        return (distances.gather(1, nearest[:, None])[:, 0],)
+
     yield Measurement(
-        "centred scatter", "fastnc",
-        lambda: scatter_gpu.centred_scatter(H, y, exact, scatter),
-        1.0 * N * d * d, 4.0 * N * d, "bf16", 1 / 6,
+        "centred scatter", "fastnc", centred,
+        1.0 * N * d * d, 4.0 * N * d, "bf16", 1 / 6, centred, (within,), 1e-5,
     )  # fmt: skip
     yield Measurement(
         "nearest class mean", "fastnc",
         lambda: scatter_gpu.nearest_means(H, exact, exact.mean(0), nearest),
-        2.0 * N * d * K, 4.0 * N * d, "copy",
+        2.0 * N * d * K, 4.0 * N * d, "copy", 1.0, chosen, (distances.amin(1),), 1e-6,
+    )  # fmt: skip
+    yield from second_pass(H, y, K, device)
+
+
+def second_pass(H, y, K, device):
+    """Deviations from known means and decisions, as `ClassDeviations` adds them up."""
+    N, d = H.shape
+    low, high = H.cpu(), y.cpu()
+    statistics = fastnc.ClassStatistics(K, d)
+    statistics.update(low, high)
+    W = np.random.default_rng(0).standard_normal((K, d))
+    second = fastnc.ClassDeviations(statistics, W)
+    exact = torch.from_numpy(second._torch_sums(H, y))
+    call = lambda: second._triton_sums(H, y)  # noqa: E731
+    # Six sums of different size: each in its own units.
+    yield Measurement(
+        "second pass", "fastnc", call,
+        4.0 * N * d * K, 8.0 * N * d, "copy", 1.0,
+        lambda: tuple(torch.from_numpy(call())), tuple(exact), 1e-9,
+    )  # fmt: skip
+    yield Measurement(
+        "second pass", "torch float64", lambda: second._torch_sums(H, y),
+        4.0 * N * d * K, 8.0 * N * d, "copy",
     )  # fmt: skip

@@ -76,6 +76,14 @@ def install():
         # The kernel that calls has patched the language for us, which takes a millisecond.
         return self.rewrite()(*arguments, **named)
 
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch(tensor, scope):
+        patch_tensor(tensor, scope)
+        # Triton 3.6 takes int() of an array of one element, which NumPy 2.4 refuses.
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    interpreter._patch_lang_tensor = patch
     interpreter.InterpretedFunction.__call__ = call
     interpreter.InterpreterBuilder.create_dot = create_dot
     interpreter.InterpreterBuilder.create_fma = create_fma
