@@ -15,11 +15,9 @@ AMPERE = {c.name: c for c in ahead_gpu.configurations(80)}
 CHOSEN = [
     "narrow_loss float32 BN64 BK128 BD32 LOGITSbf16x6 LOG warps8",
     "narrow_grads float32 BN64 BK16 BD64 LOGITSbf16x6 PRODUCTSbf16x3 STEP COMPENSATED warps4",
-    "narrow_grads float32 BN64 BK128 BD32 LOGITSbf16x6 PRODUCTSbf16x3 LOG warps8",
     "narrow_grads float64 BN16 BK128 BD16 LOGITSieee PRODUCTSieee STEP warps4",
     "narrow_hessian float32 BN128 BK64 BD32 LOGITSbf16x6 PRODUCTSbf16x3 warps8",
     "logits float32 BM128 BN128 BR32 LOGITSbf16x6 KEEP EPILOGUE warps8",
-    "logits float32 BM128 BN128 BR32 LOGITStf32 KEEP EPILOGUE warps8",
     "logits float64 BM64 BN64 BR16 LOGITSieee KEEP EPILOGUE warps4",
     "class_products float32 BM128 BN128 BR32 PRODUCTSbf16x3 ADD warps8",
     "sample_products float32 BM128 BN64 BR32 PRODUCTSbf16x3 STEP COMPENSATED warps8",
@@ -28,6 +26,8 @@ CHOSEN = [
     "weighted_rows float64 BM16 BN64 BIAS WEIGHT SMOOTH SCALES LOSSES GRADS warps4",
     "scatter_tiles float64 BN16 BD64 PRODUCTSieee warps8",
     "nearest_tiles float32 BN64 BK32 BD32 LOGITSbf16x6 warps4",
+    "deviation_rows float32 BN64 BD32 PRODUCTSbf16x6 BR64 KEEP warps8",
+    "decision_rows float64 BN32 BD32 PRODUCTSieee BK64 warps8",
     "merge_chunks float64 ROWS64 BC32 BD64 warps4",
     "sum_extents float64 BLOCK512 warps4",
     "small_problems float64 K5 BN64 SLABS3 warps2",
@@ -43,8 +43,8 @@ def test_hopper(name, tmp_path):
 SMALLER = [
     "narrow_grads float32 BN64 BK16 BD32 LOGITSbf16x6 PRODUCTSbf16x3 STEP COMPENSATED warps4",
     "narrow_hessian float32 BN64 BK64 BD32 LOGITSbf16x6 PRODUCTSbf16x3 warps8",
-    "narrow_hessian float32 BN32 BK128 BD32 LOGITStf32 PRODUCTStf32 warps8",
     "scatter_tiles float32 BN16 BD64 PRODUCTSbf16x6 warps8",
+    "deviation_rows float32 BN32 BD32 PRODUCTSbf16x6 BR64 KEEP warps8",
     "logits float32 BM64 BN64 BR32 LOGITSbf16x6 KEEP EPILOGUE warps4",
 ]
 
