@@ -15,7 +15,7 @@ def test_every_kernel_under_the_interpreter():
     files = sorted(str(path) for path in here.glob("test_*_gpu.py"))
     assert len(files) >= 5
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", *files],
+        [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", "--tb=short", *files],
         # Decided when triton is imported: other tests must find it compiling.
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=here.parent,
