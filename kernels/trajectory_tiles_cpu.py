@@ -48,28 +48,50 @@ def _move_class(W, W_low, sums, step, j, d, compensated):
             W[j, f] += total[f]
 
 
-@njit(parallel=True, **OPTIONS)
-def _epochs(gemm, n_parts, chunk, W, H, W_low, H_low, dH, y, step, epochs, compensated):
+@njit(**OPTIONS)
+def _move_part(
+    gemm, part, n_parts, chunk, W, H, H_low, dH, y, step, sums, losses, shifts, chunk_shifts,
+    compensated,
+):  # fmt: skip
+    """One part's rows of H move; its sums for W and its loss are left for later."""
     N, d = H.shape
-    K, D = W.shape
-    sums = np.empty((n_parts, K, D), W.dtype)
-    losses, shifts, chunk_shifts = np.empty(n_parts), np.empty(n_parts), np.empty((n_parts, 0))
     mode = GRADS if compensated else STEP
+    sums[part] = 0.0
+    _part(mode, gemm, part, n_parts, chunk, W, H, y, step, dH, sums, losses, shifts, chunk_shifts)
+    if compensated and math.isfinite(losses[part]):
+        _add_low(H, H_low, dH, N * part // n_parts, N * (part + 1) // n_parts, d)
+
+
+@njit(**OPTIONS)
+def _epochs_of_one(
+    gemm, n_parts, chunk, W, H, W_low, H_low, dH, y, step, sums, losses, shifts, chunk_shifts,
+    epochs, compensated,
+):  # fmt: skip
+    for _ in range(epochs):
+        _move_part(
+            gemm, 0, 1, chunk, W, H, H_low, dH, y, step, sums, losses, shifts, chunk_shifts,
+            compensated,
+        )  # fmt: skip
+        if math.isfinite(losses[0]):
+            for j in range(W.shape[0]):
+                _move_class(W, W_low, sums, step, j, H.shape[1], compensated)
+
+
+@njit(parallel=True, **OPTIONS)
+def _epochs(
+    gemm, n_parts, chunk, W, H, W_low, H_low, dH, y, step, sums, losses, shifts, chunk_shifts,
+    epochs, compensated,
+):  # fmt: skip
     for _ in range(epochs):
         for index in prange(n_parts):
             # A loop's index is unsigned where it is parallel: `_part` would be compiled twice.
-            part = np.int64(index)
-            sums[part] = 0.0
-            _part(
-                mode, gemm, part, n_parts, chunk, W, H, y, step, dH, sums, losses, shifts,
-                chunk_shifts,
+            _move_part(
+                gemm, np.int64(index), n_parts, chunk, W, H, H_low, dH, y, step, sums, losses,
+                shifts, chunk_shifts, compensated,
             )  # fmt: skip
-            if compensated and math.isfinite(losses[part]):
-                low, high = N * part // n_parts, N * (part + 1) // n_parts
-                _add_low(H, H_low, dH, low, high, d)
         if math.isfinite(losses.sum()):
-            for j in prange(K):
-                _move_class(W, W_low, sums, step, np.int64(j), d, compensated)
+            for j in prange(W.shape[0]):
+                _move_class(W, W_low, sums, step, np.int64(j), H.shape[1], compensated)
 
 
 def descend(W, H, W_low, H_low, y, step, epochs):
@@ -78,12 +100,28 @@ def descend(W, H, W_low, H_low, y, step, epochs):
     how = plan(K, d, N, W.itemsize)
     moving = W if how.blas else tile_cpu.padded(W)
     compensated = W_low.size > 0
-    dH = np.empty_like(H) if compensated else H
-    gemm = blas_cpu.gemm_address(W.dtype) if how.blas else 0
-    with blas_cpu.one_thread():
-        _epochs(
-            gemm, how.parts, how.chunk, moving, H, W_low, H_low, dH, y, W.dtype.type(step),
-            epochs, compensated,
-        )  # fmt: skip
+    arguments = (
+        blas_cpu.gemm_address(W.dtype) if how.blas else 0,
+        how.parts,
+        how.chunk,
+        moving,
+        H,
+        W_low,
+        H_low,
+        np.empty_like(H) if compensated else H,
+        y,
+        W.dtype.type(step),
+        np.empty((how.parts, *moving.shape), W.dtype),
+        np.empty(how.parts),
+        np.empty(how.parts),
+        np.empty((how.parts, 0)),
+        epochs,
+        compensated,
+    )
+    if how.parts == 1 and not how.blas:
+        _epochs_of_one(*arguments)
+    else:
+        with blas_cpu.one_thread():
+            _epochs(*arguments)
     if moving is not W:
         W[:] = moving[:, :d]

@@ -1,6 +1,7 @@
 """The trajectory kernel against a NumPy loop and, one step of it, against mpmath."""
 
 import mpmath
+import numba
 import numpy as np
 import pytest
 
@@ -41,8 +42,9 @@ def numpy_loop(W, H, y, lr, epochs):
     return W, H
 
 
-# A group is 6 classes with 16 registers, 12 with 32; beyond 16 the epochs are gradient steps.
-@pytest.mark.parametrize("K", [2, 3, 6, 7, 12, 13, 16, 17])
+# A group is 6 classes with 16 registers, 12 with 32: one, two and three of them; beyond 16
+# classes, register tiles.
+@pytest.mark.parametrize("K", [2, 7, 13, 17])
 def test_two_thousand_epochs_agree_with_the_numpy_loop(K):
     # 53 samples: whole blocks, a narrower one, and lanes that hold none.
     W, H, y = problem(K, 9, 53)
@@ -52,7 +54,7 @@ def test_two_thousand_epochs_agree_with_the_numpy_loop(K):
         np.testing.assert_allclose(ours, theirs, atol=1e-9)
 
 
-@pytest.mark.parametrize(("K", "d", "N"), [(5, 1, 1), (5, 20, 50), (5, 3, 1400), (2, 1, 3)])
+@pytest.mark.parametrize(("K", "d", "N"), [(5, 1, 1), (5, 20, 50), (5, 3, 1397), (5, 1, 3)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_one_sample_one_feature_and_several_chunks(K, d, N, dtype):
     W, H, y = problem(K, d, N, dtype)
@@ -61,6 +63,32 @@ def test_one_sample_one_feature_and_several_chunks(K, d, N, dtype):
     tolerance = 1e-10 if dtype == "float64" else 2e-5
     for ours, theirs in zip(run(W, H, y, 1.0, 500), numpy_loop(W, H, y, 1.0, 500), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("K", "d", "N", "dtype"),
+    [(5, 40, 1700, "float64"), (17, 9, 530, "float64"), (17, 9, 53, "float32")],
+)
+def test_parts_of_the_samples_and_low_parts_of_many_classes(K, d, N, dtype):
+    W, H, y = problem(K, d, N, dtype)
+    # As above: about 6e-8 of every step in float32, an ulp or two an epoch in float64.
+    tolerance = 1e-10 if dtype == "float64" else 2e-5
+    for ours, theirs in zip(run(W, H, y, 1.0, 100), numpy_loop(W, H, y, 1.0, 100), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=tolerance)
+
+
+def test_the_bits_are_those_of_one_thread():
+    # 17 * 9 * 530 and 5 * 40 * 1700 are divided into parts, as many on any machine.
+    for shape in ((5, 40, 1700), (17, 9, 530)):
+        W, H, y = problem(*shape)
+        all_threads = run(W, H, y, 1.0, 10)
+        before = numba.get_num_threads()
+        numba.set_num_threads(1)
+        try:
+            one = run(W, H, y, 1.0, 10)
+        finally:
+            numba.set_num_threads(before)
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(all_threads, one, strict=True))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
