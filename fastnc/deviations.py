@@ -40,9 +40,10 @@ class Directions(NamedTuple):
 
 def directions(C: Floats, sizes: Floats) -> Directions:
     """The directions of the centred means C (P, d) of classes with `sizes` (P,)."""
+    from fastnc.kernels.blas_cpu import gemm_address
     from fastnc.kernels.deviations_cpu import basis
 
-    Q, weights, A = basis(C)
+    Q, weights, A = basis(gemm_address(C.dtype), C)
     along = Q @ sample_mean_gap(C, sizes)
     tilt = len(C) * weights * along
     return Directions(Q, weights, A, tilt, 1.0 + float(tilt @ along))

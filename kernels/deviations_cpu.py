@@ -52,47 +52,6 @@ def squared_norm(v):
     return total
 
 
-@njit(**_OPTIONS)
-def basis(C):
-    """`Q (r, d)`, `weights (r,)`, `A (P, r)`: C = A Q, and the pseudo-inverse of C^T C is
-    `sum_j weights_j q_j q_j^T`.
-
-    The directions are eigenvectors of the smaller of C C^T and C^T C, but their lengths are
-    measured on C itself, with twice the digits that the eigenvalues of its square have. All are
-    kept that C has, so that no two means are confused; those whose eigenvalue is below 1e-12 of
-    the largest weigh nothing.
-    """
-    P, d = C.shape
-    if d >= P:
-        U = np.ascontiguousarray(np.linalg.eigh(np.dot(C, C.T))[1].T)
-        projections = np.dot(U, C)
-    else:
-        U = np.ascontiguousarray(np.linalg.eigh(np.dot(C.T, C))[1].T)
-        projections = np.ascontiguousarray(np.dot(U, C.T))
-    squares = np.empty(len(U))
-    largest = 0.0
-    for j in range(len(U)):
-        squares[j] = squared_norm(projections[j])
-        largest = max(largest, squares[j])
-    r = 0
-    for j in range(len(U)):
-        r += squares[j] > LENGTH_CUT**2 * largest
-    Q, A, weights = np.empty((r, d)), np.empty((P, r)), np.zeros(r)
-    r = 0
-    for j in range(len(U)):
-        if not squares[j] > LENGTH_CUT**2 * largest:
-            continue
-        length = np.sqrt(squares[j])
-        if squares[j] > RANK_CUT * largest:
-            weights[r] = 1.0 / squares[j]
-        for k in range(d):
-            Q[r, k] = projections[j, k] / length if d >= P else U[j, k]
-        for p in range(P):
-            A[p, r] = U[j, p] * length if d >= P else projections[j, p]
-        r += 1
-    return Q, weights, A
-
-
 @njit(fastmath=_SUMS, **_OPTIONS)
 def _narrow_nt(A, B, out):
     """out = A B^T for a B of few rows, by dot products of 4 x 2 rows at a time.
@@ -148,6 +107,48 @@ def matmul_nt(gemm, A, B, out):
     one = A.dtype.type(1.0)
     zero = A.dtype.type(0.0)
     _gemm(gemm, True, False, n, m, k, one, B, 0, k, A, 0, A.shape[1], zero, out, 0, n)
+
+
+@njit(**_OPTIONS)
+def basis(gemm, C):
+    """`Q (r, d)`, `weights (r,)`, `A (P, r)`: C = A Q, and the pseudo-inverse of C^T C is
+    `sum_j weights_j q_j q_j^T`.
+
+    The directions are eigenvectors of the smaller of C C^T and C^T C, but their lengths are
+    measured on C itself, with twice the digits that the eigenvalues of its square have. All are
+    kept that C has, so that no two means are confused; those whose eigenvalue is below 1e-12 of
+    the largest weigh nothing.
+    """
+    # Products by `matmul_nt`, which is compiled already; `np.dot` is 2 s more for a first run.
+    P, d = C.shape
+    D = C if d >= P else np.ascontiguousarray(C.T)
+    gram = np.empty((len(D), len(D)))
+    matmul_nt(gemm, D, D, gram)
+    U = np.ascontiguousarray(np.linalg.eigh(gram)[1].T)
+    projections = np.empty(D.shape)
+    matmul_nt(gemm, U, np.ascontiguousarray(D.T), projections)
+    squares = np.empty(len(U))
+    largest = 0.0
+    for j in range(len(U)):
+        squares[j] = squared_norm(projections[j])
+        largest = max(largest, squares[j])
+    r = 0
+    for j in range(len(U)):
+        r += squares[j] > LENGTH_CUT**2 * largest
+    Q, A, weights = np.empty((r, d)), np.empty((P, r)), np.zeros(r)
+    r = 0
+    for j in range(len(U)):
+        if not squares[j] > LENGTH_CUT**2 * largest:
+            continue
+        length = np.sqrt(squares[j])
+        if squares[j] > RANK_CUT * largest:
+            weights[r] = 1.0 / squares[j]
+        for k in range(d):
+            Q[r, k] = projections[j, k] / length if d >= P else U[j, k]
+        for p in range(P):
+            A[p, r] = U[j, p] * length if d >= P else projections[j, p]
+        r += 1
+    return Q, weights, A
 
 
 @njit(fastmath=_SUMS, **_OPTIONS)
@@ -300,7 +301,8 @@ def owners(starts):
     """For each place in the order by class, the number of its class (N,)."""
     owner = np.empty(starts[-1], np.int64)
     for p in range(len(starts) - 1):
-        owner[starts[p] : starts[p + 1]] = p
+        for i in range(starts[p], starts[p + 1]):
+            owner[i] = p
     return owner
 
 

@@ -198,11 +198,12 @@ def _geometry_serial(gemm, W, H, y, values_out):
         counts[present[p]] = starts[p + 1] - starts[p]
         sizes[p] = starts[p + 1] - starts[p]
         spreads[p] = squares[p] / sizes[p]
-        rows[p] = W[present[p]]
+        for j in range(d):
+            rows[p, j] = W[present[p], j]
     g = centre_of(means)
     C = centred(means, g)
     squares_C = squared_norms(C)
-    Q, weights, A = basis(C)
+    Q, weights, A = basis(gemm, C)
     offset = np.empty(K)
     for k in range(K):
         offset[k] = inner(W[k], g)
@@ -211,19 +212,21 @@ def _geometry_serial(gemm, W, H, y, values_out):
     frame = (means, g, Q, A, weights, np.zeros(len(weights)), squares_C, W, offset)
     deviations_serial(gemm, H, order, owners(starts), present, frame, sums)
     pair_sums = np.empty(N_PAIR_SUMS)
+    # A literal True or False would compile everything below a second time.
+    same, apart = np.bool_(True), np.bool_(False)
     along = total_of(squares_C) / (P - 1)
-    pairs_serial(gemm, C, C, True, squares_C, spreads, along, pair_sums)
+    pairs_serial(gemm, C, C, same, squares_C, spreads, along, pair_sums)
     features_values(squares_C, sizes, squares, sums, pair_sums, values_out)
 
     V = centred(W, centre_of(W))
     squares_V = squared_norms(V)
     along = total_of(squares_V) / (K - 1)
-    pairs_serial(gemm, V, V, True, squares_V, squares_V, along, pair_sums)
+    pairs_serial(gemm, V, V, same, squares_V, squares_V, along, pair_sums)
     classifier_values(squares_V, pair_sums, values_out)
 
     V = centred(rows, centre_of(rows))
     along = along_simplex(V, C)
-    pairs_serial(gemm, V, C, False, squares_C, squares_C, along, pair_sums)
+    pairs_serial(gemm, V, C, apart, squares_C, squares_C, along, pair_sums)
     energy = energy_of(means, sizes, squares) + total_of(squared_norms(W))
     joint_values(
         C,
@@ -307,7 +310,7 @@ def _geometry_parallel(W, H, y, values_out):
     counts[present] = np.diff(starts)
     g = centre_of(means)
     C = centred(means, g)
-    Q, weights, A = basis(C)
+    Q, weights, A = basis(DGEMM, C)
     sums = np.empty(N_SUMS)
     clear_sums(sums)
     frame = (means, g, Q, A, weights, np.zeros(len(weights)), squared_norms(C), W, W @ g)

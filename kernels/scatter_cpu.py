@@ -131,7 +131,8 @@ def _chunk_bounds(starts, first, rows, chunk):
 @njit(**_OPTIONS)
 def _merge_chunks(starts, first, rows, p, chunk_means, chunk_squares, mean):
     """The chunks of class p merged in order into `mean`; returns their squares."""
-    mean[:] = chunk_means[first[p]]
+    for j in range(len(mean)):
+        mean[j] = chunk_means[first[p], j]
     squares = chunk_squares[first[p]]
     n = float(min(rows, starts[p + 1] - starts[p]))
     for chunk in range(first[p] + 1, first[p + 1]):

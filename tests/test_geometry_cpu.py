@@ -73,7 +73,7 @@ def test_the_separation_constant_is_a_nuclear_norm(counts):
 def test_directions_give_back_the_means_and_their_pseudo_inverse(n_classes, dim):
     C = np.random.default_rng(0).standard_normal((n_classes, dim))
     C -= C.mean(axis=0)
-    Q, weights, A = deviations_cpu.basis(C)
+    Q, weights, A = deviations_cpu.basis(geometry_cpu.DGEMM, C)
     np.testing.assert_allclose(A @ Q, C, atol=1e-14)
     np.testing.assert_allclose(Q @ Q.T, np.eye(len(Q)), atol=1e-12)
     inverse = np.linalg.pinv(C.T @ C, rcond=1e-12)
@@ -84,6 +84,6 @@ def test_directions_give_back_the_means_and_their_pseudo_inverse(n_classes, dim)
 def test_directions_keep_means_that_nearly_meet():
     # The last direction is 1e-9 of the first: no part of the inverse, but of the means.
     C = np.array([[1.0, 0.0], [-1.0, 1e-9], [0.0, -1e-9]])
-    Q, weights, A = deviations_cpu.basis(C)
+    Q, weights, A = deviations_cpu.basis(geometry_cpu.DGEMM, C)
     np.testing.assert_allclose(A @ Q, C, rtol=0, atol=1e-15)
     assert (weights > 0).sum() == 1
