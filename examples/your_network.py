@@ -28,7 +28,7 @@ def images(folder: Path, n: int = 3000) -> tuple[torch.Tensor, torch.Tensor]:
 def spirals(n: int = 3000) -> tuple[torch.Tensor, torch.Tensor]:
     """Ten spirals in the plane, by their class."""
     y = torch.arange(n) % 10
-    r = torch.rand(n)
+    r = 0.25 + 0.75 * torch.rand(n)  # At the centre all classes are one.
     angle = 0.628 * y + 2.0 * r + 0.03 * torch.randn(n)
     return torch.stack([r * angle.cos(), r * angle.sin()], 1) * 2, y
 
@@ -47,8 +47,8 @@ def main() -> None:
             return fastnc.collapse_metrics(body(x), y, head.weight, head.bias)
 
     before = collapse()
-    for epoch in range(60):
-        if epoch == 40:
+    for epoch in range(100):
+        if epoch == 80:
             optimiser.param_groups[0]["lr"] = 2e-4
         for batch in torch.randperm(len(x)).split(100):
             optimiser.zero_grad()
@@ -59,7 +59,7 @@ def main() -> None:
     for name in ("nc1", "within_class", "nc4_agreement"):
         print(f"{name}: {getattr(before, name):.3g} -> {getattr(after, name):.3g}")
     # The paper: in the terminal phase features gather at their class means.
-    assert after.nc1 < before.nc1 and after.nc4_agreement > before.nc4_agreement
+    assert after.nc1 < 0.2 * before.nc1 and after.nc4_agreement > 0.98
 
 
 if __name__ == "__main__":
