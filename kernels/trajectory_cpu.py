@@ -1,7 +1,7 @@
 """Many epochs of gradient descent on scale * (4) in one compiled call: W and H stay in cache.
 
-Samples lie in the lanes of explicit vectors, features in rows, so that H is read and written
-without a gather; W lies feature-major, each entry broadcast. A chunk of samples at a time:
+Samples lie in the lanes of explicit vectors: H in blocks of samples, each [feature][lanes] and
+contiguous, read and written without a gather; W feature-major, each entry broadcast. A chunk of samples at a time:
 
     1. logits of a block of samples, a group of classes in registers; its softmax by the one
        stable formula, step * (p - onehot) to R, which stays in the first-level cache;
@@ -10,12 +10,16 @@ without a gather; W lies feature-major, each entry broadcast. A chunk of samples
 
 W moves when all samples have been seen. With `W_low`, `H_low` (float32) each sum's rounding
 error waits there for the next epoch (Kahan). K, the group and the block are known to the
-compiler, d, N and the number of epochs are not; nothing of the order of a sum depends on how
-epochs are divided among calls.
+compiler, d, N and the number of epochs are not. Large problems are parts of the samples, shared
+among threads, whose sums are added in order; parts depend on the shape alone, and no sum's order
+depends on threads or on how epochs are divided among calls.
+
+No function that takes arrays may branch on a value in the sweep: across a branch Numba keeps
+the counts of references, atomic additions that cost three times the arithmetic.
 
 Letters: K classes, d features, N samples. `6 K N d` FLOP and N (K - 1) exponentials an epoch,
 bound by multiply-adds and by the arithmetic of the exponentials while H stays in cache. Beyond
-`FUSED_CLASSES` classes an epoch is a call of `cross_entropy_cpu`.
+`FUSED_CLASSES` classes the epochs are those of `trajectory_tiles_cpu`.
 """
 
 import functools
@@ -59,7 +63,7 @@ from fastnc.kernels.simd_cpu import (
 # Residuals of a chunk of samples: they stay in the first-level cache beside a row of H.
 CHUNK_BYTES = 12 * 1024
 # Multiply-adds of one product in a part, of those that threads share.
-PART_WORK, MOST_PARTS = 160_000, 64
+PART_WORK, MOST_PARTS = 500_000, 64
 
 _OPTIONS = {"nogil": True, "error_model": "numpy", "cache": True}
 

@@ -67,7 +67,7 @@ def test_one_sample_one_feature_and_several_chunks(K, d, N, dtype):
 
 @pytest.mark.parametrize(
     ("K", "d", "N", "dtype"),
-    [(5, 40, 1700, "float64"), (17, 9, 530, "float64"), (17, 9, 53, "float32")],
+    [(5, 40, 5100, "float64"), (17, 9, 530, "float64"), (17, 9, 53, "float32")],
 )
 def test_parts_of_the_samples_and_low_parts_of_many_classes(K, d, N, dtype):
     W, H, y = problem(K, d, N, dtype)
@@ -78,8 +78,8 @@ def test_parts_of_the_samples_and_low_parts_of_many_classes(K, d, N, dtype):
 
 
 def test_the_bits_are_those_of_one_thread():
-    # 17 * 9 * 530 and 5 * 40 * 1700 are divided into parts, as many on any machine.
-    for shape in ((5, 40, 1700), (17, 9, 530)):
+    # 17 * 9 * 530 and 5 * 40 * 5100 are divided into parts, as many on any machine.
+    for shape in ((5, 40, 5100), (17, 9, 530)):
         W, H, y = problem(*shape)
         all_threads = run(W, H, y, 1.0, 10)
         before = numba.get_num_threads()
