@@ -1,7 +1,7 @@
 """Many epochs of gradient descent on scale * (4) in one compiled call: W and H stay in cache.
 
-Samples lie in the lanes of explicit vectors: H in blocks of samples, each [feature][lanes] and
-contiguous, read and written without a gather; W feature-major, each entry broadcast. A chunk of samples at a time:
+Samples lie in the lanes of explicit vectors: H in contiguous blocks, each [feature][lanes]; W
+lies feature-major, each entry broadcast. A chunk of samples at a time:
 
     1. logits of a block of samples, a group of classes in registers; its softmax by the one
        stable formula, step * (p - onehot) to R, which stays in the first-level cache;
