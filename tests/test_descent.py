@@ -125,7 +125,7 @@ def test_a_step_that_is_too_large_is_told():
         ({"checkpoint_every": -1}, "`checkpoint_every` must be a number of at least 0"),
         ({"dtype": "float16"}, "`dtype` must be 'float32' or 'float64'; got 'float16'"),
         ({"device": "tpu"}, "`device` must be 'cpu' or 'cuda'"),
-        ({"schedule": "cosine"}, "`schedule` 'constant' or 'loss-scaled'"),
+        ({"schedule": "cosine"}, "`schedule` must be 'constant' or 'loss-scaled'; got 'cosine'"),
         ({"W": np.ones((4, 20))}, r"`W` must have 5 rows; got shape \(4, 20\)"),
         ({"H": np.ones((50, 2))}, r"`H` must have 20 columns; got shape \(50, 2\)"),
         ({"W": [[1.0]]}, "`W` must be a NumPy array or a torch tensor; got list"),
