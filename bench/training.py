@@ -1,0 +1,91 @@
+"""Images a second of `fastnc train` beside a plain torch loop on the same network: interleaved.
+
+    python bench/training.py [--images 256] [--size 32] [--feature-dim 512] [--rounds 5]
+
+The plain loop is what one writes by hand: float images normalised beforehand, torchvision's
+VGG-13, `F.cross_entropy`, SGD with momentum. Also printed: what one measurement of the collapse
+costs, in images of training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fastnc.data import Dataset
+from fastnc.evaluation import measure
+from fastnc.experiment import Experiment
+from fastnc.network import vgg13
+from fastnc.training import _Training
+
+
+def data_set(images: int, size: int) -> Dataset:
+    """Random pixels: their values do not change what a step costs."""
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 256, (images, 1, size, size), dtype=np.uint8))
+    labels = torch.arange(images) % 10
+    return Dataset(pixels, labels, pixels[:10], labels[:10], 0.286, 0.353)
+
+
+def plain_step(data: Dataset, experiment: Experiment) -> Callable[[torch.Tensor], None]:
+    """A step of the loop that one writes by hand."""
+    torch.manual_seed(0)
+    net = vgg13(10, experiment.feature_dim, batch_norm=experiment.batch_norm)
+    optimizer = torch.optim.SGD(net.parameters(), lr=experiment.lr, momentum=experiment.momentum)
+    images = (data.train_images.float() / 255.0 - data.mean) / data.std
+    images = images.expand(-1, 3, -1, -1).contiguous()
+
+    def step(rows: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(net(images[rows]), data.train_labels[rows]).backward()
+        optimizer.step()
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--feature-dim", type=int, default=512)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    experiment = Experiment(
+        feature_dim=options.feature_dim, batch_norm=True, batch_size=options.batch_size
+    )
+    data = data_set(options.images, options.size)
+    training = _Training(data, 10**6, experiment, torch.device("cpu"), None, False, False)
+    plain = plain_step(data, experiment)
+    batches = torch.arange(options.images).split(options.batch_size)
+
+    seconds: dict[str, list[float]] = {"fastnc": [], "plain torch": []}
+    for number in range(options.rounds + 1):
+        for name in seconds:
+            began = time.perf_counter()
+            for rows in batches:
+                if name == "fastnc":
+                    training._batch()
+                else:
+                    plain(rows)
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - began)
+    rates = {name: options.images / statistics.median(times) for name, times in seconds.items()}
+    for name, rate in rates.items():
+        print(f"{name:<12} {rate:8.1f} images/s")
+    print(f"fastnc / plain torch: {rates['fastnc'] / rates['plain torch']:.3f}")
+    measure(training.net, training.pixels, data, training.workers)
+    began = time.perf_counter()
+    measure(training.net, training.pixels, data, training.workers)
+    spent = (time.perf_counter() - began) * rates["fastnc"] / (options.images + 10)
+    print(f"a measurement costs as much as training on {spent:.2f} of the images it measures")
+
+
+if __name__ == "__main__":
+    main()
