@@ -109,6 +109,4 @@ def solve(W, H, r, T, c, lu, pivots, right, out):
     dW = b.reshape(K, d)
     moved = np.dot(H, dW.T) - np.dot(r, c * np.dot(dW, W.T))
     out[:size] = b
-    out[size:] = (
-        eliminated - c * (np.dot(r, dW) + np.dot(_by_sample(T, moved), W))
-    ).ravel()
+    out[size:] = (eliminated - c * (np.dot(r, dW) + np.dot(_by_sample(T, moved), W))).ravel()

@@ -47,7 +47,7 @@ def test_a_flipped_byte_is_noticed(tmp_path, where):
 def test_pickles_and_truncated_files_are_refused(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, x=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(ValueError, match="the file .* is not readable"):
+    with pytest.raises(ValueError, match=r"the file .* is not readable"):
         read_npz(path, "the file")
     write_npz(path, {"x": np.arange(64.0)})
     path.write_bytes(path.read_bytes()[:200])

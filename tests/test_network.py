@@ -129,8 +129,6 @@ def test_torchvision_of_another_build(monkeypatch):
     for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Broken, *sys.meta_path])
-    sentence = (
-        r"torchvision does not fit this torch .*nms does not exist\): both must be CPU"
-    )
+    sentence = r"torchvision does not fit this torch .*nms does not exist\): both must be CPU"
     with pytest.raises(ImportError, match=sentence):
         vgg13(10, 4)

@@ -83,12 +83,14 @@ def test_interrupt_falls_between_slices_and_resume_gives_the_same_bits(tmp_path)
     whole = run(Decay())
     for stop_at in (1, 40, 1200, 3000):
 
-        def press(stepper_at=stop_at):
-            if stepper.epoch >= stepper_at:
+        stepper = Decay()
+
+        def press(stepper=stepper, stop_at=stop_at):
+            if stepper.epoch >= stop_at:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        stepper = Decay(each=press)
-        with pytest.raises(Interrupted, match="stopped by Ctrl-C at epoch .* resume") as caught:
+        stepper.each = press
+        with pytest.raises(Interrupted, match=r"stopped by Ctrl-C at epoch .* resume") as caught:
             run(stepper, path=path, resume=True)
         assert (
             caught.value.run["epoch"].tolist() == whole["epoch"][: len(caught.value.run)].tolist()
@@ -106,7 +108,7 @@ def test_a_finished_run_can_be_prolonged(tmp_path):
     longer = run(Decay(), epochs=5000, path=path, resume=True)
     assert longer["epoch"].tolist() == snapshot_epochs(5000, 10)
     with pytest.raises(
-        ValueError, match="`epochs` must be at least the checkpoint's; .* 5000, got 10"
+        ValueError, match=r"`epochs` must be at least the checkpoint's; .* 5000, got 10"
     ):
         run(Decay(), epochs=10, path=path, resume=True)
 
@@ -127,11 +129,11 @@ def test_another_problem_and_a_damaged_file_are_refused_and_kept(tmp_path):
     path = tmp_path / "checkpoint.npz"
     run(Decay(), epochs=50, path=path)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="of another problem: its `lr` is 0.001, this run's is 2"):
+    with pytest.raises(ValueError, match=r"of another problem: its `lr` is 0.001, this run's is 2"):
         Checkpoint.load(path, {**ABOUT, "lr": 2})
     assert path.read_bytes() == before
     path.write_bytes(before[:-40])
-    with pytest.raises(ValueError, match="the checkpoint .* is not readable"):
+    with pytest.raises(ValueError, match=r"the checkpoint .* is not readable"):
         run(Decay(), epochs=50, path=path, resume=True)
     np.savez(path, x=np.ones(2))
     with pytest.raises(ValueError, match="is not one that fastnc wrote"):
