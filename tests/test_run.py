@@ -82,7 +82,6 @@ def test_interrupt_falls_between_slices_and_resume_gives_the_same_bits(tmp_path)
     before = signal.getsignal(signal.SIGINT)
     whole = run(Decay())
     for stop_at in (1, 40, 1200, 3000):
-
         stepper = Decay()
 
         def press(stepper=stepper, stop_at=stop_at):
