@@ -49,8 +49,7 @@ class SphereHessian:
     """
 
     def __init__(self, W: Any, H: Any, y: Any, reduction: Reduction = "mean") -> None:
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"`reduction` must be 'mean' or 'sum'; got {reduction!r}.")
+        _arrays.check_choice("reduction", reduction, ("mean", "sum"))
         self.W, self.H, self.y = checked(W, H, y)
         self.theta = _flat(self.W, self.H)
         radius = float(np.linalg.norm(self.theta))
