@@ -11,6 +11,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+# What looking for one's own arrays in a file of another kind may raise.
+FOREIGN = (KeyError, IndexError, ValueError, TypeError, OverflowError, RecursionError)
+
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> Path:
     """Call `write` on a file beside `path`, flush it to the disk, then rename it to `path`.
@@ -61,7 +64,7 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
                 raise ValueError("not an archive of arrays")
             return {name: archive[name] for name in archive.files}
     except (
-        ValueError, EOFError, KeyError, OSError, MemoryError, SyntaxError,
+        *FOREIGN, EOFError, OSError, MemoryError, SyntaxError,
         NotImplementedError, tokenize.TokenError, zipfile.BadZipFile, zipfile.LargeZipFile,
     ) as error:  # fmt: skip
         raise ValueError(

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from scipy.integrate import BDF, Radau
 from scipy.sparse import csc_matrix
 
+from fastnc._files import FOREIGN
 from fastnc._flow_newton import DirectSolver, FlowJacobian, KrylovSolver, Residuals
 from fastnc._flow_state import integrator_state, restore_integrator
 from fastnc._progress import progress_bar
-from fastnc.checkpoint import Checkpoint
+from fastnc.checkpoint import Checkpoint, foreign
 from fastnc.flow_law import aligned_singular_values
 from fastnc.margin import TERMS, margin_decomposition
 from fastnc.models import ULPM
@@ -121,36 +122,31 @@ class FlowRun:
         found = None
         if resume and self.path is not None and self.path.exists():
             found = Checkpoint.load(self.path, self.about)
-        if found is None:
+        if self.path is None or found is None:
             self._measure(-math.inf)
         else:
-            self.rows = self._rows_of(found)
+            self.rows = found.rows(self.path, "log10_time", {-math.inf, *self.times.tolist()})
         try:
             integrator = self._integrator(bound)
         except (ArithmeticError, np.linalg.LinAlgError) as error:
             raise self._failed(0.0, str(error)) from None
-        if found is not None:
-            restore_integrator(integrator, found.state, self.y, integrator.lu)
+        if self.path is not None and found is not None:
+            try:
+                restore_integrator(integrator, found.state, self.shape, self.y, integrator.lu)
+                reached = float(found.state["log10_time"])
+                self.work = {name: int(found.state[f"work/{name}"]) for name in self.work}
+            except (*FOREIGN, ArithmeticError, np.linalg.LinAlgError):
+                raise foreign(self.path) from None
+            self._check_horizon(reached)
             self.theta = integrator.y
-            self.work = {name: int(found.state[f"work/{name}"]) for name in self.work}
         return integrator
 
-    def _rows_of(self, found: Checkpoint) -> list[dict[str, float]]:
-        """The checkpoint's snapshots that are on this run's grid."""
-        reached = float(found.state["log10_time"])
+    def _check_horizon(self, reached: float) -> None:
         if reached > self.times[-1] + 1e-9 * abs(reached):
             raise ValueError(
                 f"`log10_time` must be at least the checkpoint's; {str(self.path)!r} is at "
                 f"{reached:.6g}, got {self.times[-1]:g}."
             )
-        names = list(found.columns)
-        rows = zip(*(found.columns[name].tolist() for name in names), strict=True)
-        grid = {-math.inf, *self.times.tolist()}
-        return [
-            row
-            for row in (dict(zip(names, values, strict=True)) for values in rows)
-            if row["log10_time"] in grid
-        ]
 
     def _save(self, integrator: Any) -> None:
         if self.path is not None and self.work["steps"]:

@@ -182,13 +182,8 @@ class Run:
                 f"`epochs` must be at least the checkpoint's; {str(path)!r} is at epoch "
                 f"{found.epoch}, got {self.epochs}."
             )
-        self.stepper.restore(found.state)
-        self.epoch = found.epoch
+        state = found.state_like(path, self.stepper.state())
         # The last row of a run that was shorter may lie off this one's grid.
-        names = list(found.columns)
-        rows = zip(*(found.columns[name].tolist() for name in names), strict=True)
-        self.rows = [
-            r
-            for r in (dict(zip(names, row, strict=True)) for row in rows)
-            if r["epoch"] in self.due
-        ]
+        self.rows = found.rows(path, "epoch", self.due)
+        self.stepper.restore(state)
+        self.epoch = found.epoch

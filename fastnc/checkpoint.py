@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._files import describe, read_npz, write_npz
+from fastnc._files import FOREIGN, describe, read_npz, write_npz
 
 _STATE, _COLUMN = "state/", "column/"
 
@@ -48,14 +49,41 @@ class Checkpoint:
             epoch, found = int(arrays["epoch"]), json.loads(str(arrays["problem"]))
             state = _under(_STATE, arrays)
             columns = _under(_COLUMN, arrays)
-            if not (isinstance(found, dict) and state and columns):
+            if not (isinstance(found, dict) and state and epoch >= 0 and _is_table(columns)):
                 raise ValueError
-        except (KeyError, ValueError, TypeError):
-            raise ValueError(
-                f"the checkpoint {str(path)!r} is not one that fastnc wrote. Nothing was changed."
-            ) from None
+        except FOREIGN:
+            raise foreign(path) from None
         check_same_problem(path, found, problem)
         return cls(epoch, found, state, columns)
+
+    def state_like(
+        self, path: str | os.PathLike[str], state: Mapping[str, NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
+        """The state, if its arrays have the names, shapes and dtypes of those of `state`.
+
+        Kernels check nothing: what does not fit must not reach them.
+        """
+        found, own = ({k: (v.shape, v.dtype) for k, v in s.items()} for s in (self.state, state))
+        if found != own:
+            raise foreign(path)
+        return self.state
+
+    def rows(
+        self, path: str | os.PathLike[str], time: str, due: Container[float]
+    ) -> list[dict[str, Any]]:
+        """The snapshots, one dict a row, at those of the times that are `due`."""
+        if time not in self.columns:
+            raise foreign(path)
+        lists = [values.tolist() for values in self.columns.values()]
+        rows = [dict(zip(self.columns, values, strict=True)) for values in zip(*lists, strict=True)]
+        return [row for row in rows if row[time] in due]
+
+
+def foreign(path: str | os.PathLike[str]) -> ValueError:
+    """What to raise for a readable file that is no checkpoint of such a run."""
+    return ValueError(
+        f"the checkpoint {str(path)!r} is not one that fastnc wrote. Nothing was changed."
+    )
 
 
 def check_same_problem(
@@ -69,6 +97,12 @@ def check_same_problem(
                 f"{describe(found.get(name))}, this run's is {describe(problem.get(name))}. "
                 "Give the same options, or another folder, or do not resume."
             )
+
+
+def _is_table(columns: dict[str, NDArray[Any]]) -> bool:
+    """Whether these are columns of numbers, of one length."""
+    numbers = all(values.ndim == 1 and values.dtype.kind in "fiu" for values in columns.values())
+    return numbers and len({len(values) for values in columns.values()}) == 1
 
 
 def _under(prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

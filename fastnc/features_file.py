@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +105,9 @@ def _whole(read: Callable[[Path], Any], path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"the file {str(path)!r} does not exist.")
     try:
-        return read(path)
+        # A shape that overflows must be refused, not warned of as well.
+        with np.errstate(over="ignore"):
+            return read(path)
     except ImportError:
         raise
     except Exception as error:
@@ -163,6 +167,9 @@ def _mapped(path: Path, archive: zipfile.ZipFile, name: str) -> NDArray[Any] | N
         header = file.tell()
     if dtype.hasobject or 0 in shape or not shape:
         return None
+    n_bytes = dtype.itemsize * math.prod(shape)
+    if min(shape) < 0 or header + n_bytes != member.file_size:
+        raise ValueError(f"`{name}` is not of the size that its header tells")
     with open(path, "rb") as file:
         # The local header's name and extra field may be longer than the directory says.
         file.seek(member.header_offset + 26)
@@ -179,10 +186,25 @@ def _pt(path: Path) -> dict[str, Any]:
         import torch
     except ImportError:
         raise ImportError("a `.pt` file needs torch: pip install 'fastnc[torch]'.") from None
-    held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        # Torch's own message says how to load such a file all the same.
+        raise ValueError("it holds more than tensors, or is none of torch's") from None
     if not isinstance(held, dict):
         raise ValueError(f"it must hold a dict of tensors; got {type(held).__name__}")
+    for key, value in held.items():
+        if key in KEYS and isinstance(value, torch.Tensor):
+            _check_plain(key, value)
     return {str(key): value for key, value in held.items()}
+
+
+def _check_plain(key: str, tensor: Any) -> None:
+    """Nested, sparse and meta tensors have no rows in memory."""
+    kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+    if tensor.device.type != "cpu" or kind != "strided":
+        kind = kind if tensor.device.type == "cpu" else tensor.device.type
+        raise ValueError(f"`{key}` must be a dense tensor in memory; it is of kind {kind}")
 
 
 def _safetensors(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fastnc import _arrays
-from fastnc._files import read_npz, write_npz
+from fastnc._files import FOREIGN, read_npz, write_npz
 from fastnc._progress import Bar, progress_bar
 from fastnc._run import Run
 from fastnc.checkpoint import check_same_problem
@@ -185,7 +185,7 @@ class _Store:
             runs = Trajectories.from_arrays(arrays)
             if not isinstance(found, dict) or len(numbers) != len(runs):
                 raise ValueError
-        except (KeyError, IndexError, ValueError, TypeError):
+        except FOREIGN:
             raise ValueError(
                 f"the checkpoint {str(self.path)!r} is not one that `sweep` wrote. "
                 "Nothing was changed."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 import time
 from collections.abc import Callable
@@ -13,8 +14,10 @@ import numpy as np
 import torch
 
 from fastnc import _arrays
+from fastnc._files import FOREIGN
 from fastnc._progress import Bar, progress_bar
 from fastnc._run import snapshot_epochs
+from fastnc.checkpoint import foreign
 from fastnc.data import Dataset, fashion_mnist
 from fastnc.evaluation import measure
 from fastnc.experiment import Experiment as Experiment
@@ -307,19 +310,22 @@ class _Training:
         if self.out is None or not (self.out / CHECKPOINT).exists():
             return
         state = State.load(self.out / CHECKPOINT, self.identity, self.device)
-        if state.epoch > self.epochs:
+        try:
+            self.epoch, self.step = operator.index(state.epoch), operator.index(state.step)
+            self.loss_sum.copy_(state.loss_sum)
+            self.net.load_state_dict(state.net)
+            self.optimizer.load_state_dict(state.optimizer)
+            if self.schedule is not None and state.schedule is not None:
+                self.schedule.load_state_dict(state.schedule)
+            # The last row of a run that was shorter may lie off this one's grid.
+            self.rows = [row for row in state.rows if row["epoch"] in self.due]
+        except (*FOREIGN, RuntimeError, AttributeError):
+            raise foreign(self.out / CHECKPOINT) from None
+        if self.epoch > self.epochs:
             raise ValueError(
-                f"`epochs` must be at least the checkpoint's; it is at epoch {state.epoch}, got "
+                f"`epochs` must be at least the checkpoint's; it is at epoch {self.epoch}, got "
                 f"{self.epochs}."
             )
-        self.epoch, self.step = state.epoch, state.step
-        self.loss_sum.copy_(state.loss_sum)
-        self.net.load_state_dict(state.net)
-        self.optimizer.load_state_dict(state.optimizer)
-        if self.schedule is not None and state.schedule is not None:
-            self.schedule.load_state_dict(state.schedule)
-        # The last row of a run that was shorter may lie off this one's grid.
-        self.rows = [row for row in state.rows if row["epoch"] in self.due]
 
     def trajectory(self, final: bool = False) -> Trajectory:
         """The measurements so far; with W, and if `final` with the features H, of the network."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
-from fastnc._files import atomic_write, describe
+from fastnc._files import FOREIGN, atomic_write, describe
 
 CHECKPOINT = "checkpoint.pt"
 _FILLING: Any = torch.utils.deterministic
@@ -66,12 +67,18 @@ class State:
         """
         try:
             with open(path, "rb") as file:
+                _check_sums(file)
                 found = cls(**torch.load(file, map_location=device, weights_only=True))
+            if not isinstance(found.identity, dict):
+                raise TypeError("it holds no training")
         except (
-            RuntimeError, ValueError, TypeError, EOFError, KeyError, OSError,
-            pickle.UnpicklingError, zipfile.BadZipFile,
+            *FOREIGN, RuntimeError, EOFError, OSError, AttributeError, AssertionError,
+            NotImplementedError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
         ) as error:  # fmt: skip
             reason = (str(error) or type(error).__name__).splitlines()[0]
+            if isinstance(error, pickle.UnpicklingError):
+                # Torch's own message says how to load such a file all the same.
+                reason = "it holds more than tensors"
             raise ValueError(
                 f"the checkpoint {str(path)!r} is not readable ({reason}); it "
                 "is damaged or of another kind. Nothing was changed."
@@ -89,6 +96,15 @@ class State:
                     f"run's is {now}. {way_out}"
                 )
         return found
+
+
+def _check_sums(file: BinaryIO) -> None:
+    """Torch's reader takes no notice of the sums that its writer puts into the archive."""
+    with zipfile.ZipFile(file) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the sum of its part {damaged!r} is wrong")
+    file.seek(0)
 
 
 @contextmanager

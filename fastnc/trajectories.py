@@ -13,7 +13,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastnc._files import atomic_write, read_npz, write_npz
+from fastnc._files import FOREIGN, atomic_write, read_npz, write_npz
 from fastnc.trajectory import Trajectory
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -110,9 +110,10 @@ class Trajectories(Sequence[Trajectory]):
         ValueError
             The file is damaged or holds no trajectories.
         """
+        arrays = read_npz(path, "the trajectories")
         try:
-            return cls.from_arrays(read_npz(path, "the trajectories"))
-        except (KeyError, IndexError, TypeError):
+            return cls.from_arrays(arrays)
+        except FOREIGN:
             raise ValueError(
                 f"{str(path)!r} does not hold trajectories that `Trajectories.save` wrote."
             ) from None
@@ -173,5 +174,6 @@ class Trajectories(Sequence[Trajectory]):
                     for name, values in group.items()
                     if name.startswith("column/")
                 }
-                runs[i] = Trajectory(columns, group["W"][j], group["H"][j], group["y"], abouts[j])
+                W, H = group["W"][j], group["H"][j]
+                runs[i] = Trajectory.of_file(columns, W, H, group["y"], abouts[j])
         return cls(runs[i] for i in sorted(runs))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastnc._files import atomic_write, read_npz, write_npz
+from fastnc._files import FOREIGN, atomic_write, read_npz, write_npz
 
 _COLUMN = "column/"
 
@@ -123,13 +123,31 @@ class Trajectory:
                 if name.startswith(_COLUMN)
             }
             about = json.loads(str(arrays["about"]))
-            if not columns or not isinstance(about, dict):
-                raise ValueError
-            return cls(columns, arrays["W"], arrays["H"], arrays["y"], about)
-        except (KeyError, ValueError, TypeError):
+            return cls.of_file(columns, arrays["W"], arrays["H"], arrays["y"], about)
+        except FOREIGN:
             raise ValueError(
                 f"{str(path)!r} is not a trajectory that `Trajectory.save` wrote."
             ) from None
+
+    @classmethod
+    def of_file(
+        cls,
+        columns: Mapping[str, NDArray[Any]],
+        W: NDArray[Any],
+        H: NDArray[Any],
+        y: NDArray[Any],
+        about: Any,
+    ) -> Trajectory:
+        """A trajectory of what a file held; ValueError where that does not fit together."""
+        fits = (
+            isinstance(about, dict)
+            and (W.ndim, H.ndim, y.ndim) == (2, 2, 1)
+            and (W.shape[1], len(y)) == H.shape[::-1]
+            and all(values.ndim == 1 and values.dtype.kind in "fiu" for values in columns.values())
+        )
+        if not columns or not fits:
+            raise ValueError("not a trajectory")
+        return cls(columns, W, H, y, about)
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write the columns as CSV with every digit, atomically."""

@@ -44,6 +44,8 @@ def checkpoint():
 
 def content(loaded):
     """Everything a file held, to compare with."""
+    if isinstance(loaded, fastnc.Trajectories):
+        return {f"{i}/{k}": v for i, run in enumerate(loaded) for k, v in content(run).items()}
     if isinstance(loaded, Checkpoint):
         arrays = {**loaded.state, **loaded.columns}
         return {**arrays, "epoch": loaded.epoch, "about": loaded.problem}
@@ -57,6 +59,10 @@ READERS = {
     "checkpoint": (
         lambda path: checkpoint().save(path),
         lambda path: Checkpoint.load(path, checkpoint().problem),
+    ),
+    "trajectories": (
+        lambda path: fastnc.Trajectories([trajectory(), trajectory()]).save(path),
+        fastnc.Trajectories.load,
     ),
 }
 

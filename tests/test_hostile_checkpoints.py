@@ -1,0 +1,108 @@
+"""Checkpoints whose file is whole and whose contents are of something else: refused, untouched.
+
+The kernels check nothing, so an array of another shape that reached one would be read past its
+end. Every member of every kind of checkpoint is taken away, and replaced by arrays that do not
+fit, one at a time.
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+import fastnc
+from fastnc.models import weight_decay
+
+MODEL = fastnc.ULPM(n_classes=3, n_per_class=2, dim=4)
+
+
+def plain(path, dtype="float64", **more):
+    return fastnc.descend(MODEL, lr=0.5, epochs=40, dtype=dtype, checkpoint=path, **more)
+
+
+def noisy(path, **more):
+    return fastnc.descend(MODEL, lr=0.5, epochs=40, noise=0.1, checkpoint=path, **more)
+
+
+def decayed(path, **more):
+    model = weight_decay(3, 2, 4, 5e-3, 5e-3, bias=True)
+    return fastnc.descend(model, lr=0.5, epochs=40, checkpoint=path, **more)
+
+
+def by_flow(path, solver="direct", **more):
+    return fastnc.flow(MODEL, 3.0, solver=solver, checkpoint=path, **more)
+
+
+def swept(path, **more):
+    return fastnc.sweep(MODEL, lr=0.5, epochs=40, seeds=range(2), checkpoint=path, **more)
+
+
+RUNS = {
+    "plain": plain,
+    "compensated": lambda path, **more: plain(path, dtype="float32", **more),
+    "noisy": noisy,
+    "decayed": decayed,
+    "flow": by_flow,
+    "flow, Krylov": lambda path, **more: by_flow(path, solver="krylov", **more),
+    "sweep": swept,
+}
+# What takes the place of a member.
+WRONG = {
+    "gone": None,
+    "empty": np.zeros(0),
+    "short": np.ones(1),
+    "long": np.ones((9, 9, 9)),
+    "text": np.array("W"),
+    "JSON": np.array(json.dumps({"W": [1, 2]})),
+    "deep": np.array("[" * 100_000),
+    "infinite": np.array(np.inf),
+    "negative": np.array(-1),
+}
+# What scipy's integrators know of the step before: a first step does without it.
+SPARED = {
+    f"state/integrator/{name}" for name in ("t_old", "h_abs_old", "error_norm_old", "y_old", "Z")
+} | {f"state/factors/{name}" for name in ("LU", "LU_real", "LU_complex")}
+TIMES = {"column/epoch", "column/log10_time"}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_members_that_do_not_fit(name, tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    end = RUNS[name](path)
+    with np.load(path, allow_pickle=False) as archive:
+        members = dict(archive)
+    # A table may lack a quantity, if not its times.
+    quantities = {member for member in members if "column/" in member} - TIMES
+    resumed = RUNS[name](path, resume=True)
+    for run, again in zip(*((x if name == "sweep" else [x]) for x in (end, resumed)), strict=True):
+        assert run.W.tobytes() == again.W.tobytes() and run.H.tobytes() == again.H.tobytes()
+    for member, right in members.items():
+        for wrong in WRONG.values():
+            held = {**members, member: wrong}
+            if wrong is None:
+                del held[member]
+            elif wrong.shape == right.shape and "U" not in wrong.dtype.kind + right.dtype.kind:
+                # Another value of the same kind is another checkpoint, not a damaged one.
+                continue
+            np.savez(path, **held)
+            before = path.read_bytes()
+            if wrong is None and (member in SPARED or member in quantities):
+                continue
+            with pytest.raises(
+                ValueError, match=r"checkpoint.npz' is (not one|of another)"
+            ) as told:
+                RUNS[name](path, resume=True)
+            assert str(told.value).endswith(".") and path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["flow", "flow, Krylov"])
+@pytest.mark.parametrize("attribute", ["_step_impl", "lu", "fun", "step", "invented"])
+def test_no_attribute_of_the_integrator_is_replaced_that_holds_no_number(name, attribute, tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    RUNS[name](path)
+    with np.load(path, allow_pickle=False) as archive:
+        members = dict(archive)
+    for kind, value in (("integrator", np.array(1.0)), ("factors", np.array([1.0, 0.0]))):
+        np.savez(path, **members, **{f"state/{kind}/{attribute}": value})
+        with pytest.raises(ValueError, match=r"is not one that fastnc wrote. Nothing was changed"):
+            RUNS[name](path, resume=True)
