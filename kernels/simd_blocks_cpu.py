@@ -1,8 +1,8 @@
 """What a block of samples needs beside arithmetic: memory, its labels, products with a matrix.
 
 The vectors and tuples of vectors are those of `simd_cpu`. Samples lie in lanes, classes are the
-members of a tuple. Indices count floats, from the beginning of a contiguous array; nothing is
-assumed of alignment beyond that of one float.
+members of a tuple. Indices count floats, from the beginning of a contiguous array or from an
+address in it; nothing is assumed of alignment beyond that of one float.
 """
 
 from llvmlite import ir
@@ -10,6 +10,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from fastnc.kernels.simd_cpu import (
+    N_REGISTERS,
     Vector,
     _const,
     _fma,
@@ -22,13 +23,30 @@ from fastnc.kernels.simd_cpu import (
 
 
 def _pointer(context, builder, array_type, array, index_type, index):
-    data = context.make_array(array_type)(context, builder, array).data
+    if isinstance(array_type, types.CPointer):
+        data = array
+    else:
+        data = context.make_array(array_type)(context, builder, array).data
     index = context.cast(builder, index, index_type, types.intp)
     return builder.gep(data, [index])
 
 
 def _access_size(array_type):
     return array_type.dtype.bitwidth // 8
+
+
+@intrinsic
+def address(typingctx, array, index):
+    """Where array[index] is. Numba counts no references to an address, as it does to an array.
+
+    The array must be kept alive by whoever holds it.
+    """
+
+    def codegen(context, builder, signature, args):
+        array_type, index_type = signature.args
+        return _pointer(context, builder, array_type, args[0], index_type, args[1])
+
+    return types.CPointer(array.dtype)(array, index), codegen
 
 
 @intrinsic
@@ -129,23 +147,6 @@ def add_outer(typingctx, sums, array, index, h):
 
 
 @intrinsic
-def inner(typingctx, factors, values):
-    """sum_k factors[k] * values[k] of two tuples of vectors, from left to right."""
-    kind = _vector_of(values)
-
-    def codegen(context, builder, signature, args):
-        total = None
-        for a, b in zip(
-            *(_unpack(builder, k, v) for k, v in zip(signature.args, args, strict=True)),
-            strict=True,
-        ):
-            total = builder.fmul(a, b) if total is None else _fma(builder, a, b, total)
-        return total
-
-    return kind(factors, values), codegen
-
-
-@intrinsic
 def splats(typingctx, array, index, like):
     """array[index + k] in every lane, for each k of the tuple `like`."""
     kind = _vector_of(like)
@@ -162,37 +163,44 @@ def splats(typingctx, array, index, like):
     return like(array, index, like), codegen
 
 
-def _parts(builder, value, lanes):
-    """A wide vector as vectors of `lanes`."""
-    count = value.type.count
-    if count <= lanes:
-        return [value]
-    undefined = ir.Constant(value.type, ir.Undefined)
-    index = ir.VectorType(ir.IntType(32), lanes)
-    return [
-        builder.shuffle_vector(value, undefined, ir.Constant(index, [*range(i, i + lanes)]))
-        for i in range(0, count, lanes)
-    ]
-
-
 @intrinsic
-def add_products(typingctx, sums, rs, h):
-    """sums[k] + rs[k] * h; where rs and h are wider than the sums, their parts are folded."""
+def both_products(typingctx, sums, factors, array, index, stride, h):
+    """sums[k] + r_k h for every k and, as one more member, sum_k factors[k] r_k.
+
+    r_k is the vector at array[index + k * stride].
+    """
     kind = _vector_of(sums)
+    result = types.UniTuple(kind, sums.count + 1)
 
     def codegen(context, builder, signature, args):
-        h_parts = _parts(builder, args[2], kind.lanes)
-        out = []
-        totals, factors = (
-            _unpack(builder, k, v) for k, v in zip(signature.args[:2], args[:2], strict=True)
-        )
-        for total, r in zip(totals, factors, strict=True):
-            for r_part, h_part in zip(_parts(builder, r, kind.lanes), h_parts, strict=True):
-                total = _fma(builder, r_part, h_part, total)
-            out.append(total)
-        return context.make_tuple(builder, sums, out)
+        _, _, array_type, index_type, _, _ = signature.args
+        base = _pointer(context, builder, array_type, args[2], index_type, args[3])
+        out, total = [], None
+        for k in range(sums.count):
+            place = builder.gep(base, [builder.mul(args[4], ir.Constant(args[4].type, k))])
+            place = builder.bitcast(place, _llvm_type(kind).as_pointer())
+            r = builder.load(place, align=_access_size(array_type))
+            factor = builder.extract_value(args[1], k)
+            moved = _fma(builder, r, args[5], builder.extract_value(args[0], k))
+            total = builder.fmul(factor, r) if k == 0 else _fma(builder, factor, r, total)
+            moved, total = _settled(builder, moved, total)
+            out.append(moved)
+        return context.make_tuple(builder, result, [*out, total])
 
-    return sums(sums, rs, h), codegen
+    return result(sums, factors, array, index, stride, h), codegen
+
+
+def _settled(builder, a, b):
+    """a and b, computed before whatever is loaded next.
+
+    LLVM would load every r_k first and, where registers are few, spill the factors for them.
+    """
+    if N_REGISTERS > 16:
+        return a, b
+    pair = ir.LiteralStructType([a.type, b.type])
+    kind = ir.FunctionType(pair, [a.type, b.type])
+    both = builder.asm(kind, "", "=x,=x,0,1,~{memory}", [a, b], True)
+    return builder.extract_value(both, 0), builder.extract_value(both, 1)
 
 
 @intrinsic

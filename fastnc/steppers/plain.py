@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,16 @@ class PlainDescent:
         compensated = W.dtype == np.float32
         self.W_low = np.zeros_like(W) if compensated else np.zeros((0, 0), W.dtype)
         self.H_low = np.zeros_like(H) if compensated else np.zeros((0, 0), H.dtype)
+        self._epochs: Callable[[int], None] | None = None
 
     def advance(self, epochs: int) -> None:
-        from fastnc.kernels.trajectory_cpu import descend
+        if self._epochs is None:
+            from fastnc.kernels.trajectory_cpu import prepared
 
-        descend(self.W, self.H, self.W_low, self.H_low, self.y, 1.0 / len(self.y), self.lr, epochs)
+            self._epochs = prepared(
+                self.W, self.H, self.W_low, self.H_low, self.y, 1.0 / len(self.y), self.lr
+            )
+        self._epochs(epochs)
 
     def measure(self) -> dict[str, float]:
         if self.W_low.size:
