@@ -94,11 +94,11 @@ def _softmax(Z, rows, y, first, weight, uniform, keep, scale, with_grads, losses
 
 
 @njit(**OPTIONS)
-def _part(
+def one_part(
     gemm, part, chunk, W, H, y, bias, weight, uniform, keep, scale, losses, totals, sums,
     bias_sums, grad_H,
 ):  # fmt: skip
-    """One part: its summed loss, `sums[part] += r^T H`, `bias_sums[part] += sum r`, rows of r W.
+    """One part: its summed loss, `sums[part] = r^T H`, `bias_sums[part] = sum r`, rows of r W.
 
     `gemm` is 0 for register tiles, which need `sums` with whole vectors of features.
     """
@@ -111,12 +111,17 @@ def _part(
     padded = np.zeros((chunk if d != D else 0, D), W.dtype)
     if d != D:
         wide = np.zeros((K, D), W.dtype)
-        wide[:, :d] = W
+        tile_cpu.copy_rows(W, 0, wide, 0, K, d)
         W = wide
     one = W.dtype.type(1.0)
     with_bias = len(bias) > 0
     with_grads = sums.shape[1] + bias_sums.shape[1] + len(grad_H) > 0
     total = 0.0
+    for j in range(sums.shape[1]):
+        for f in range(D):
+            sums[part, j, f] = 0.0
+    for j in range(bias_sums.shape[1]):
+        bias_sums[part, j] = 0.0
     for first in range(low, high, chunk):
         rows = min(chunk, high - first)
         source, target, start, ahead = H, grad_H, first, chunk
@@ -124,7 +129,8 @@ def _part(
             tile_cpu.copy_rows(H, first, padded, 0, rows, d)
             source, target, start, ahead = padded, padded, 0, 0
         for j in range(len(bias)):
-            Z[j, :rows] = bias[j]
+            for i in range(rows):
+                Z[j, i] = bias[j]
         if gemm == 0:
             tile_cpu.logits(W, source, start, rows, Z, with_bias, ahead)
         else:
@@ -146,28 +152,35 @@ def _part(
 
 
 @njit(parallel=True, **OPTIONS)
-def _parts(
+def all_parts(
     gemm, chunk, W, H, y, bias, weight, uniform, keep, scale, losses, totals, sums, bias_sums,
     grad_H,
 ):  # fmt: skip
     for index in prange(len(totals)):
-        # A loop's index is unsigned where it is parallel: `_part` would be compiled twice.
+        # A loop's index is unsigned where it is parallel: `one_part` would be compiled twice.
         part = np.int64(index)
-        _part(
+        one_part(
             gemm, part, chunk, W, H, y, bias, weight, uniform, keep, scale, losses, totals, sums,
             bias_sums, grad_H,
         )  # fmt: skip
 
 
-@njit(parallel=True, **OPTIONS)
-def _add_parts(sums, out):
-    """`out[j, f] = sum_p sums[p, j, f]`, in the order of p."""
-    for j in prange(out.shape[0]):
+@njit(**OPTIONS)
+def add_rows(sums, low, high, out):
+    """`out[j, f] = sum_p sums[p, j, f]` for some j, in the order of p."""
+    for j in range(low, high):
         for f in range(out.shape[1]):
             total = sums[0, j, f]
             for p in range(1, sums.shape[0]):
                 total += sums[p, j, f]
             out[j, f] = total
+
+
+@njit(parallel=True, **OPTIONS)
+def add_parts(sums, out):
+    for index in prange(out.shape[0]):
+        j = np.int64(index)
+        add_rows(sums, j, j + 1, out)
 
 
 def loss_and_grads(
@@ -188,38 +201,37 @@ def loss_and_grads(
             uniform *= weight
     options = bias, weight, uniform, real(1.0 - smoothing), scale
     outs = grad_W_out, grad_H_out, grad_bias_out
-    if W.nbytes > MANY or K > MANY_CLASSES:
+    if outgrown(K, d, W.itemsize):
         many_classes_cpu.loss_and_grads(W, H, y, *options, total_out, losses_out, *outs)
         return
-    how = _arrangement(K, d, len(H), W.dtype)
-    if how.parts == 1 and not how.blas:
-        _in_one_part(how, W, H, y, options, total_out, losses_out, *outs)
-        return
-    sums = np.zeros((how.parts, len(grad_W_out), how.width), W.dtype)
-    bias_sums = np.zeros((how.parts, len(grad_bias_out)), W.dtype)
-    totals = np.empty(how.parts)
-    arguments = how.chunk, W, H, y, *options, losses_out, totals, sums, bias_sums, grad_H_out
-    gemm = blas_cpu.gemm_address(W.dtype) if how.blas else 0
+    blas, chunk, parts, width = arrangement(K, d, len(H), W.dtype)
+    # NumPy asks for large pages.
+    sums = np.empty((parts, len(grad_W_out), width), W.dtype)
+    bias_sums = np.empty((parts, len(grad_bias_out)), W.dtype)
+    totals = np.empty(parts)
+    arguments = chunk, W, H, y, *options, losses_out, totals, sums, bias_sums, grad_H_out
+    gemm = blas_cpu.gemm_address(W.dtype) if blas else 0
     with blas_cpu.one_thread():
-        if how.parts == 1:
-            _part(gemm, 0, *arguments)
+        if parts == 1:
+            one_part(gemm, 0, *arguments)
         else:
-            _parts(gemm, *arguments)
+            all_parts(gemm, *arguments)
         if sums.size > ALONE:
-            _add_parts(sums, grad_W_out)
+            add_parts(sums, grad_W_out)
+        else:
+            add_rows(sums, 0, len(grad_W_out), grad_W_out)
     total_out[0] = totals.sum()
-    if len(grad_W_out) and sums.size <= ALONE:
-        np.sum(sums[:, :, :d], axis=0, out=grad_W_out)
-    if len(grad_bias_out):
-        bias_sums.sum(axis=0, out=grad_bias_out)
+    bias_sums.sum(axis=0, out=grad_bias_out)
 
 
-def in_one_part(n_classes, dim, n_samples):
-    """Whether a problem is so small that `loss_and_grads` starts no second thread."""
-    return n_classes * dim * n_samples < ONE_PART
+def outgrown(K, d, itemsize):
+    """Whether many_classes_cpu takes over."""
+    return K * d * itemsize > MANY or K > MANY_CLASSES
 
 
-class _Arrangement(NamedTuple):
+class Arrangement(NamedTuple):
+    """How a problem is divided; one part needs no second thread."""
+
     blas: bool
     chunk: int
     parts: int
@@ -227,32 +239,15 @@ class _Arrangement(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _arrangement(K, d, N, dtype):
+def arrangement(K, d, N, dtype):
+    """Of K classes, d features, N samples; `dtype` is NumPy's."""
     how = plan(K, d, N, dtype.itemsize)
     most = 1
-    if not in_one_part(K, d, N):
+    if K * d * N >= ONE_PART:
         # A power of two: as many parts for each of 2 or 4 threads.
         most = 1 << max((K * d * N // PART).bit_length() - 1, LEAST_PARTS_LOG2)
     lanes = tile_cpu.lanes(dtype)
     width = d if how.blas else -(-d // lanes) * lanes
-    return _Arrangement(how.blas, how.chunk, min(how.parts, most), width)
-
-
-def _in_one_part(
-    how, W, H, y, options, total_out, losses_out, grad_W_out, grad_H_out, grad_bias_out
-):
-    """On the caller's thread, into the outputs themselves: NumPy's sums take longer than these."""
-    padded = W.shape[1] != how.width
-    if len(grad_bias_out):
-        grad_bias_out.fill(0.0)
-    if padded:
-        sums = np.zeros((1, len(grad_W_out), how.width), W.dtype)
-    else:
-        grad_W_out.fill(0.0)
-        sums = grad_W_out[np.newaxis]
-    _part(
-        0, 0, how.chunk, W, H, y, *options, losses_out, total_out, sums,
-        grad_bias_out[np.newaxis], grad_H_out,
-    )  # fmt: skip
-    if padded:
-        grad_W_out[...] = sums[0, :, : W.shape[1]]
+    # What is cleared for a chunk should not be more than its samples need.
+    chunk = min(how.chunk, max(-(-N // GROUP), 1) * GROUP)
+    return Arrangement(how.blas, chunk, min(how.parts, most), width)

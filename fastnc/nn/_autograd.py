@@ -10,46 +10,36 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from fastnc.nn import _dispatch
-from fastnc.nn._dispatch import loss_dtype, working_dtype
+from fastnc.nn._dispatch import evaluate, loss_dtype, working_dtype
+from fastnc.nn._problem import Problem
 
 _PLAIN = (Tensor, nn.Parameter)
-# Arguments travel as one tuple here.
-evaluate: Any = _dispatch.evaluate
 
 
-def apply(
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    target: Tensor,
-    weight: Tensor | None,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-) -> Tensor:
-    """The loss of checked arguments, `input (N, d)`, differentiable once."""
-    wanted = 0
-    if torch.is_grad_enabled():
-        wanted = input.requires_grad + 2 * linear_weight.requires_grad
-        if linear_bias is not None:
-            wanted += 4 * linear_bias.requires_grad
-    arguments = (
-        input, linear_weight, linear_bias, target, weight, reduction, ignore_index,
-        label_smoothing, wanted,
-    )  # fmt: skip
+def apply(problem: Problem) -> Tensor:
+    """The loss of a checked problem, differentiable once by what it says is wanted."""
+    loss: Tensor
     if torch._C._are_functorch_transforms_active():
-        loss: Tensor = _Functional.apply(*arguments)[0]
-        return loss
-    if (
+        loss = _Functional.apply(*problem)[0]
+    elif (
         torch.compiler.is_compiling()
-        or type(input) not in _PLAIN
-        or type(linear_weight) not in _PLAIN
+        or type(problem.input) not in _PLAIN
+        or type(problem.linear_weight) not in _PLAIN
     ):
-        loss = _operator(*arguments)[0]
-        return loss
-    loss = _Eager.apply(*arguments[:3], arguments[3:]) if wanted else evaluate(*arguments)[0]
+        loss = _operator(*problem)[0]
+    elif problem.wanted:
+        loss = _Eager.apply(*problem[:3], problem)
+    else:
+        loss = evaluate(problem)[0]
     return loss
+
+
+def wanted_of(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> int:
+    """`Problem.wanted`: what autograd would ask for."""
+    if not torch.is_grad_enabled():
+        return 0
+    wanted: int = input.requires_grad + 2 * linear_weight.requires_grad
+    return wanted if linear_bias is None else wanted + 4 * linear_bias.requires_grad
 
 
 class _Eager(torch.autograd.Function):
@@ -57,16 +47,20 @@ class _Eager(torch.autograd.Function):
     # would have every call look up its own signature.
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, rest: Any
+        ctx: Any,
+        input: Tensor,
+        linear_weight: Tensor,
+        linear_bias: Tensor | None,
+        problem: Problem,
     ) -> Tensor:
-        target, weight, *ctx.options = rest
-        ctx.save_for_backward(input, linear_weight, linear_bias, target, weight)
+        ctx.options = problem[5:]
+        ctx.save_for_backward(*problem[:5])
         loss: Tensor
-        if ctx.options[0] == "none":
+        if problem.reduction == "none":
             ctx.grads = None
-            loss, *_ = evaluate(input, linear_weight, linear_bias, *rest[:-1], 0)
+            loss, *_ = evaluate(problem._replace(wanted=0))
         else:
-            loss, *ctx.grads = evaluate(input, linear_weight, linear_bias, *rest)
+            loss, *ctx.grads = evaluate(problem)
         return loss
 
     @staticmethod
@@ -76,9 +70,9 @@ class _Eager(torch.autograd.Function):
         # through a retained graph makes them again. Autograd itself casts to the leaf's dtype.
         made, ctx.grads = ctx.grads, None
         if made is None:
-            by_sample = ctx.options[0] == "none"
-            given = (upstream,) if by_sample else ()
-            made = evaluate(*ctx.saved_tensors, *ctx.options, *given)[1:]
+            problem = Problem(*ctx.saved_tensors, *ctx.options)
+            by_sample = problem.reduction == "none"
+            made = evaluate(problem, upstream if by_sample else None)[1:]
             made = made if by_sample else _times(made, upstream)
         else:
             made = _times(made, upstream)
@@ -93,8 +87,9 @@ class _Functional(torch.autograd.Function):
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor | None, ...]:
         # Here `requires_grad` tells nothing: every transform has tensors of its own.
-        arguments = (*arguments[:8], 0 if arguments[5] == "none" else _all_of(arguments))
-        loss, *grads = evaluate(*arguments)
+        problem = Problem(*arguments)
+        wanted = 0 if problem.reduction == "none" else _all_of(arguments)
+        loss, *grads = evaluate(problem._replace(wanted=wanted))
         return loss, *grads
 
     @staticmethod
@@ -123,7 +118,7 @@ class _FunctionalRows(torch.autograd.Function):
 
     @staticmethod
     def forward(upstream: Tensor, *arguments: Any) -> tuple[Tensor | None, ...]:
-        _, *grads = evaluate(*arguments, upstream)
+        _, *grads = evaluate(Problem(*arguments), upstream)
         return tuple(grads)
 
     @staticmethod
@@ -199,10 +194,11 @@ def _operator(
     label_smoothing: float,
     wanted: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    loss, *grads = evaluate(
+    problem = Problem(
         input, linear_weight, linear_bias, target, weight, reduction, ignore_index,
         label_smoothing, 0 if reduction == "none" else wanted,
     )  # fmt: skip
+    loss, *grads = evaluate(problem)
     return loss, *_filled(input, grads)
 
 
@@ -218,29 +214,25 @@ def _rows_backward(
     label_smoothing: float,
     wanted: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _, *grads = evaluate(
+    problem = Problem(
         input, linear_weight, linear_bias, target, weight, "none", ignore_index, label_smoothing,
-        wanted, upstream,
+        wanted,
     )  # fmt: skip
+    _, *grads = evaluate(problem, upstream)
     return _filled(input, grads)
 
 
 @_operator.register_fake
-def _(
-    input: Tensor, linear_weight: Tensor, linear_bias: Any, target: Tensor, weight: Any,
-    reduction: str, ignore_index: int, label_smoothing: float, wanted: int,
-) -> tuple[Tensor, ...]:  # fmt: skip
+def _(input: Tensor, linear_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *_, reduction, _, _, wanted = rest
     shape = (len(input),) if reduction == "none" else ()
     loss = input.new_empty(shape, dtype=loss_dtype(input, linear_weight))
     return loss, *_like(input, linear_weight, 0 if reduction == "none" else wanted)
 
 
 @_rows_backward.register_fake
-def _(
-    upstream: Tensor, input: Tensor, linear_weight: Tensor, linear_bias: Any, target: Tensor,
-    weight: Any, ignore_index: int, label_smoothing: float, wanted: int,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    return _like(input, linear_weight, wanted)
+def _(upstream: Tensor, input: Tensor, linear_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return _like(input, linear_weight, rest[-1])
 
 
 def _filled(input: Tensor, grads: list[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,40 +10,28 @@ from torch import Tensor
 
 from fastnc._cuda import serves
 from fastnc.nn import _torch_rows
+from fastnc.nn._problem import Problem, Result
 
-Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
+def evaluate(problem: Problem, upstream: Tensor | None = None) -> Result:
+    """The loss in its dtype, and the gradients that are wanted.
 
-def evaluate(
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    target: Tensor,
-    weight: Tensor | None,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-    wanted: int,
-    upstream: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The loss in its dtype, and the gradients that `wanted` asks for.
-
-    `wanted` is the sum of 1 (input), 2 (linear_weight) and 4 (linear_bias). Gradients are those
-    of a reduced loss, or of `sum_i upstream_i loss_i`, and in the working dtype, float32 or
-    float64: half precision has no room for what is yet to be multiplied by an upstream gradient.
+    Gradients are those of a reduced loss, or of `sum_i upstream_i loss_i`, and in the working
+    dtype, float32 or float64: half precision has no room for what is yet to be multiplied by an
+    upstream gradient.
     """
-    arguments = (
-        working_dtype(input, linear_weight), input, linear_weight, linear_bias, target, weight,
-        reduction, ignore_index, label_smoothing, wanted, upstream,
-    )  # fmt: skip
-    if input.is_cpu and not target.is_floating_point():
-        loss, *grads = _by_numba()(*arguments)
-    elif serves(input) and not target.is_floating_point():
+    input, linear_weight, _, target, *_ = problem
+    dtype = working_dtype(input, linear_weight)
+    if target.is_floating_point():
+        loss, *grads = _torch_rows.evaluate(dtype, problem, upstream)
+    elif input.is_cpu:
+        loss, *grads = _by_numba()(dtype, problem, upstream)
+    elif serves(input):
         from fastnc.nn import _triton_rows
 
-        loss, *grads = _triton_rows.evaluate(*arguments)
+        loss, *grads = _triton_rows.evaluate(dtype, *problem, upstream)
     else:
-        loss, *grads = _torch_rows.evaluate(*arguments)
+        loss, *grads = _torch_rows.evaluate(dtype, problem, upstream)
     kind = loss_dtype(input, linear_weight)
     return loss if loss.dtype == kind else loss.to(kind), grads[0], grads[1], grads[2]
 

@@ -10,113 +10,166 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from fastnc.kernels.blas_cpu import one_thread
 from fastnc.kernels.weighted_cross_entropy_cpu import (
+    arrangement,
     examine,
-    in_one_part,
     loss_and_grads,
+    outgrown,
 )
+from fastnc.kernels.weighted_loss_cpu import (
+    BIAS,
+    DONE,
+    GRAD_BIAS,
+    GRAD_H,
+    GRAD_W,
+    LOSSES,
+    MEAN,
+    SCALE,
+    SOME_IGNORED,
+    WEIGHT,
+    loss_call,
+)
+from fastnc.nn._problem import Problem, Result
 
-Array = NDArray[Any]
 _ALONE = nullcontext()
-Result = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+# From this many numbers on NumPy asks for large pages, which torch does not: fresh memory is most
+# of a small K's cost.
+_LARGE = 1 << 20
+_KINDS: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float32: np.dtype("float32"),
+    torch.float64: np.dtype("float64"),
+}
 
 
-def evaluate(
-    dtype: torch.dtype,
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    target: Tensor,
-    weight: Tensor | None,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-    wanted: int,
-    upstream: Tensor | None = None,
-) -> Result:
-    """The loss and the gradients of the bits in `wanted`, in `dtype`.
+def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = None) -> Result:
+    """The loss and the gradients that are wanted, in `dtype`.
 
     With `upstream (N,)` the gradients are those of `sum_i upstream_i loss_i`.
     """
-    H, W, y = _array(input, dtype), _array(linear_weight, dtype), _array(target, torch.int64)
-    empty = np.empty(0, W.dtype)
-    bias = empty if linear_bias is None else _array(linear_bias, dtype)
-    weights = empty if weight is None else _array(weight, dtype)
-    N, K = len(H), len(W)
-    ignored, bad = examine(y, K, ignore_index)
-    if bad >= 0:
-        raise ValueError(
-            f"`target` must lie in 0..{K - 1} (`linear_weight` has {K} rows) or be "
-            f"`ignore_index`, {ignore_index}; got {y[bad]} at index {bad}."
-        )
-    kept = None
-    if ignored:
-        kept = np.flatnonzero(y != ignore_index)
-        H, y = H[kept], y[kept]
-    inverse = 1.0
-    if reduction == "mean":
-        divisor = len(y) if weight is None else float(weights[y].sum(dtype=np.float64))
-        inverse = 1.0 / divisor if divisor else math.inf
-    if upstream is None:
-        scale = np.empty(1, H.dtype)
-        scale[0] = inverse
+    H, W, bias, y, weight, reduction, ignore_index, smoothing, flags = problem
+    H, W, y = _laid(H, dtype), _laid(W, dtype), _laid(y, torch.int64)
+    bias = None if bias is None else _laid(bias, dtype)
+    weight = None if weight is None else _laid(weight, dtype)
+    scale = None if upstream is None else _laid(upstream, dtype)
+    kind = _KINDS[dtype]
+    (N, d), K = H.shape, len(W)
+    outs = (
+        torch.empty(N if reduction == "none" else (), dtype=dtype, device=H.device),
+        _fresh(H) if flags & GRAD_H else None,
+        _fresh(W) if flags & GRAD_W else None,
+        torch.empty(K, dtype=dtype, device=H.device) if flags & GRAD_BIAS else None,
+    )
+    how = arrangement(K, d, N, kind)
+    if how.blas or outgrown(K, d, kind.itemsize):
+        laid = Problem(H, W, bias, y, weight, *problem[5:])
+        found = _by_arrays(laid, scale, outs)
     else:
-        scale = _array(upstream, dtype) if kept is None else _array(upstream, dtype)[kept]
-    # NumPy asks for large pages, torch does not: fresh memory is most of a small K's cost.
+        flags += MEAN if reduction == "mean" else LOSSES if reduction == "none" else 0
+        flags += BIAS if bias is not None else 0
+        flags += WEIGHT if weight is not None else 0
+        flags += SCALE if scale is not None else 0
+        loss, grad_H, grad_W, grad_bias = outs
+        with _ALONE if how.parts == 1 else _torch_threads():
+            found = loss_call(kind)(
+                W.data_ptr(), H.data_ptr(), y.data_ptr(), _place(bias), _place(weight),
+                _place(scale), loss.data_ptr(), _place(grad_W), _place(grad_H),
+                _place(grad_bias), K, d, N, how.chunk, how.parts, how.width, flags, ignore_index,
+                smoothing,
+            )  # fmt: skip
+    if found == DONE:
+        return outs
+    laid = Problem(H, W, bias, y, weight, *problem[5:])
+    if found == SOME_IGNORED:
+        return _of_the_others(dtype, laid, scale)
+    raise ValueError(
+        f"`target` must lie in 0..{K - 1} (`linear_weight` has {K} rows) or be "
+        f"`ignore_index`, {ignore_index}; got {int(y[found])} at index {found}."
+    )
+
+
+def _by_arrays(problem: Problem, scale: Tensor | None, outs: Result) -> Any:
+    """Where W has outgrown the register tiles; answers as `loss_call` does."""
+    loss, *grads = outs
+    W, H, y = (x.detach().numpy() for x in (problem.linear_weight, problem.input, problem.target))
+    empty = np.empty(0, W.dtype)
+    bias, weight = (
+        empty if x is None else x.detach().numpy() for x in (problem.linear_bias, problem.weight)
+    )
+    ignored, bad = examine(y, len(W), problem.ignore_index)
+    if bad >= 0 or ignored:
+        return bad if bad >= 0 else SOME_IGNORED
+    grad_H, grad_W, grad_bias = (
+        np.empty((0, *rest), W.dtype) if x is None else x.numpy()
+        for x, rest in zip(grads, (H.shape[1:], W.shape[1:], ()), strict=True)
+    )
+    inverse = 1.0
+    if problem.reduction == "mean":
+        divisor = float(weight[y].sum(dtype=np.float64)) if len(weight) else len(y)
+        inverse = 1.0 / divisor if divisor else math.inf
+    each = np.full(1, inverse, W.dtype) if scale is None else scale.detach().numpy()
     total = np.zeros(1)
-    losses = np.empty(len(y) if reduction == "none" else 0, H.dtype)
-    grad_H = np.empty(H.shape if wanted & 1 else (0, H.shape[1]), H.dtype)
-    grad_W = np.empty(W.shape if wanted & 2 else (0, W.shape[1]), W.dtype)
-    grad_bias = np.empty(K if wanted & 4 else 0, W.dtype)
+    by_sample = problem.reduction == "none"
+    losses = loss.numpy() if by_sample else empty
     if len(y):
-        with _ALONE if in_one_part(*W.shape, len(y)) else _torch_threads():
+        with _torch_threads():
             loss_and_grads(
-                W, H, y, bias, weights, label_smoothing, scale, total, losses, grad_W, grad_H,
-                grad_bias,
+                W, H, y, bias, weight, problem.label_smoothing, each, total, losses, grad_W,
+                grad_H, grad_bias,
             )  # fmt: skip
     else:
         grad_W[:], grad_bias[:] = 0.0, 0.0
-    if kept is not None and wanted & 1:
-        grad_H = _among(grad_H, kept, N)
-    if reduction != "none":
-        losses = np.array(total.item() * inverse, H.dtype)
-    elif kept is not None:
-        losses = _among(losses, kept, N)
-    return (
-        torch.from_numpy(losses),
-        torch.from_numpy(grad_H) if wanted & 1 else None,
-        torch.from_numpy(grad_W) if wanted & 2 else None,
-        torch.from_numpy(grad_bias) if wanted & 4 else None,
-    )
+    if not by_sample:
+        loss.fill_(total.item() * inverse)
+    return DONE
+
+
+@torch.no_grad()
+def _of_the_others(dtype: torch.dtype, problem: Problem, upstream: Tensor | None) -> Result:
+    """The same of the samples that are not to be ignored, among zeros for those that are."""
+    kept = torch.nonzero(problem.target != problem.ignore_index).squeeze(1)
+    others = problem._replace(input=problem.input[kept], target=problem.target[kept])
+    scale = None if upstream is None else upstream[kept]
+    loss, grad_H, grad_W, grad_bias = evaluate(dtype, others, scale)
+
+    def among_zeros(rows: Tensor) -> Tensor:
+        shape = (len(problem.target), *rows.shape[1:])
+        return torch.from_numpy(np.zeros(shape, _KINDS[dtype])).index_copy_(0, kept, rows)
+
+    if problem.reduction == "none":
+        loss = among_zeros(loss)
+    return loss, None if grad_H is None else among_zeros(grad_H), grad_W, grad_bias
 
 
 @contextmanager
 def _torch_threads() -> Iterator[None]:
-    """As many threads as torch may use."""
+    """As many threads as torch may use, and nobody else's parallel loop meanwhile."""
     before = numba.get_num_threads()
     threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     if threads != before:
         numba.set_num_threads(threads)
     try:
-        yield
+        with one_thread():
+            yield
     finally:
         if threads != before:
             numba.set_num_threads(before)
 
 
-def _array(x: Tensor, dtype: torch.dtype) -> Array:
-    if x.requires_grad:
-        x = x.detach()
-    if x.dtype != dtype or not x.is_contiguous():
-        x = x.to(dtype).contiguous()
-    return x.numpy()
+def _laid(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """With its elements side by side, in `dtype`."""
+    if x.dtype is dtype and x.is_contiguous() and not x.is_neg():
+        return x
+    return x.detach().to(dtype).resolve_neg().contiguous()
 
 
-def _among(rows: Array, kept: Array, n_rows: int) -> Array:
-    """Values of the rows that count, among zeros for those that do not."""
-    all_rows = np.zeros((n_rows, *rows.shape[1:]), rows.dtype)
-    all_rows[kept] = rows
-    return all_rows
+def _fresh(like: Tensor) -> Tensor:
+    if like.numel() < _LARGE:
+        return torch.empty_like(like)
+    return torch.from_numpy(np.empty(like.shape, _KINDS[like.dtype]))
+
+
+def _place(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()

@@ -15,28 +15,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastnc.nn._problem import Problem, Result
+
 # A block's logits and what is made of them stay within a last-level cache.
 _ENTRIES_A_BLOCK = 1 << 20
 
 
-def evaluate(
-    dtype: torch.dtype,
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    target: Tensor,
-    weight: Tensor | None,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-    wanted: int,
-    upstream: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The loss, in float64 where it is reduced, and the gradients of the bits in `wanted`.
+def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = None) -> Result:
+    """The loss, in float64 where it is reduced, and the gradients that are wanted.
 
     Cost: `2 K N d` FLOP, and as many again for each of the two large gradients; memory for
     one block of logits. A device is not waited for: a label that does not fit raises there.
     """
+    (
+        input, linear_weight, linear_bias, target, weight, reduction, ignore_index,
+        label_smoothing, wanted,
+    ) = problem  # fmt: skip
     H, W = input.detach().to(dtype), linear_weight.detach().to(dtype)
     bias = None if linear_bias is None else linear_bias.detach().to(dtype)
     N, K = len(H), len(W)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastnc.nn._autograd import apply
+from fastnc.nn._autograd import apply, wanted_of
+from fastnc.nn._problem import Problem
 
 _REDUCTIONS = ("none", "mean", "sum")
 
@@ -91,10 +92,12 @@ def linear_cross_entropy(
             "`ignore_index` must be left alone when `target` holds probabilities; "
             f"got {ignore_index}."
         )
-    return apply(
+    problem = Problem(
         input, linear_weight, linear_bias, target, weight, reduction,
         -100 if ignore_index is None else ignore_index, float(label_smoothing),
+        wanted_of(input, linear_weight, linear_bias),
     )  # fmt: skip
+    return apply(problem)
 
 
 class LinearCrossEntropyLoss(nn.Module):
