@@ -20,7 +20,7 @@ import math
 import numpy as np
 from numba import njit, prange
 
-from fastnc.kernels import blas_cpu, tile_cpu
+from fastnc.kernels import blas_cpu, panel_cpu, tile_cpu
 from fastnc.kernels.plan_cpu import plan
 from fastnc.kernels.residual_cpu import GROUP, N_WORK, exponentials, residuals
 
@@ -30,17 +30,21 @@ OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 @njit(**OPTIONS)
 def _part(
-    mode, gemm, part, n_parts, chunk, W, H, y, alpha, out, sums, losses, shifts, chunk_shifts
-):
+    mode, gemm, part, n_parts, chunk, W, panels, H, y, alpha, out, sums, losses, shifts,
+    chunk_shifts,
+):  # fmt: skip
     """One part: `sums[part]` += r^T H, `losses[part]`, and `out` += or = alpha r W.
 
-    `gemm` is 0 for register tiles, or the address of a BLAS routine. In the log domain all of
+    `gemm` is 0 for register tiles, or the address of a BLAS routine; `panels` are those of W, or
+    empty where the logits come from W itself. In the log domain all of
     it is divided by e^shifts[part], rows of `out` by e^chunk_shifts of their chunk.
     """
     N, d = H.shape
     K, D = W.shape
     low, high = N * part // n_parts, N * (part + 1) // n_parts
-    Z = np.empty((K, chunk + GROUP), W.dtype)
+    # Panels are whole vectors of classes.
+    all_Z = np.empty((max(K, len(panels) // D), chunk + GROUP), W.dtype)
+    Z = all_Z[:K]
     work = np.empty((N_WORK, chunk + GROUP), W.dtype)
     padded = np.zeros((chunk if d != D else 0, D), W.dtype)
     one = W.dtype.type(1.0)
@@ -51,7 +55,9 @@ def _part(
         if d != D:
             tile_cpu.copy_rows(H, first, padded, 0, rows, d)
             source, target, start, ahead = padded, padded, 0, 0
-        if gemm == 0:
+        if len(panels):
+            panel_cpu.logits(panels, source, D, start, rows, all_Z, ahead)
+        elif gemm == 0:
             tile_cpu.logits(W, source, start, rows, Z, False, ahead)
         else:
             blas_cpu.logits(gemm, W, source, start, rows, Z, False)
@@ -76,8 +82,8 @@ def _part(
         residuals(Z, rows, y, first, factor, work)
         keep = mode == STEP
         if gemm == 0:
-            tile_cpu.class_sums(Z, source, start, rows, sums[part])
-            tile_cpu.sample_sums(Z, W, alpha, keep, target, start, rows)
+            tile_cpu.class_sums(Z, source, start, rows, sums[part], ahead)
+            tile_cpu.sample_sums(Z, W, alpha, keep, target, start, rows, ahead)
         else:
             blas_cpu.class_sums(gemm, Z, source, start, rows, sums[part])
             blas_cpu.sample_sums(gemm, Z, W, alpha, keep, target, start, rows)
@@ -88,12 +94,14 @@ def _part(
 
 
 @njit(parallel=True, **OPTIONS)
-def _parts(mode, gemm, n_parts, chunk, W, H, y, alpha, out, sums, losses, shifts, chunk_shifts):
+def _parts(
+    mode, gemm, n_parts, chunk, W, panels, H, y, alpha, out, sums, losses, shifts, chunk_shifts
+):
     for index in prange(n_parts):
         # A loop's index is unsigned where it is parallel: `_part` would be compiled twice.
         part = np.int64(index)
         _part(
-            mode, gemm, part, n_parts, chunk, W, H, y, alpha, out, sums, losses, shifts,
+            mode, gemm, part, n_parts, chunk, W, panels, H, y, alpha, out, sums, losses, shifts,
             chunk_shifts,
         )  # fmt: skip
 
@@ -118,6 +126,7 @@ def _run(mode, W, H, y, alpha, out):
     how = plan(K, d, N, W.itemsize)
     padded = W if how.blas else tile_cpu.padded(W)
     gemm = blas_cpu.gemm_address(W.dtype) if how.blas else 0
+    panels = panel_cpu.packed(W, padded.shape[1]) if how.panels else np.empty(0, W.dtype)
     sums = np.zeros((how.parts if mode != LOSS else 0, *padded.shape), W.dtype)
     losses, shifts = np.empty(how.parts), np.empty(how.parts)
     # No part has more samples than this.
@@ -125,8 +134,8 @@ def _run(mode, W, H, y, alpha, out):
     per_part = (most + how.chunk - 1) // how.chunk if mode == LOG_GRADS else 0
     chunk_shifts = np.empty((how.parts, per_part))
     arguments = (
-        how.parts, how.chunk, padded, H, y, W.dtype.type(alpha), out, sums, losses, shifts,
-        chunk_shifts,
+        how.parts, how.chunk, padded, panels, H, y, W.dtype.type(alpha), out, sums, losses,
+        shifts, chunk_shifts,
     )  # fmt: skip
     if how.parts == 1 and not how.blas:
         _part(mode, gemm, 0, *arguments)

@@ -24,11 +24,15 @@ class Plan(NamedTuple):
     blas: bool  # one-thread BLAS calls instead of register tiles
     chunk: int  # samples whose logits are formed at a time
     parts: int  # ranges of samples with sums of their own
+    panels: bool = False  # logits from W packed in panels of classes
 
 
 TILES_W_BYTES = 64 << 10
-TILES_CHUNK_BYTES = 160 << 10
+TILES_H_BYTES = 100 << 10
+TILES_Z_BYTES = 20 << 10
 BLAS_SUMS_BYTES = 32 << 20
+PANELS_CLASSES = 12
+PANELS_SAMPLES = 64
 
 
 def plan(n_classes, dim, n_samples, itemsize):
@@ -39,7 +43,8 @@ def plan(n_classes, dim, n_samples, itemsize):
         chunk = 256
         parts = max(4, min(16, BLAS_SUMS_BYTES // matrix))
     else:
-        row = (dim + n_classes) * itemsize
-        chunk = max(32, min(256, TILES_CHUNK_BYTES // row // 16 * 16))
+        chunk = min(TILES_H_BYTES // dim, TILES_Z_BYTES // n_classes) // itemsize
+        chunk = max(32, min(128, chunk // 16 * 16))
         parts = 64
-    return Plan(blas, chunk, max(1, min(parts, n_samples // 64)))
+    panels = n_classes >= PANELS_CLASSES and n_samples >= PANELS_SAMPLES
+    return Plan(blas, chunk, max(1, min(parts, n_samples // 64)), panels)

@@ -4,9 +4,9 @@ For W (and sums over samples) small enough for the L2 cache, where packing opera
 does, costs more than it saves. Letters: K classes, D features (a multiple of `lanes`), a chunk
 of `rows` samples of H from row `first` on, `Z (K, >= rows)` class by class.
 
-    logits         Z[j, i] (+)= <w_j, h_i>           4 samples x 2 classes, lanes over features
+    logits         Z[j, i] (+)= <w_j, h_i>           2 samples x 5 classes, lanes over features
     class_sums     S[j] += sum_i Z[j, i] h_i         6 classes x 2 vectors of features
-    sample_sums    C[i] (+)= a sum_j Z[j, i] w_j     6 samples x 2 vectors of features
+    sample_sums    C[i] (+)= a sum_j Z[j, i] w_j     4 or 6 samples x 2 vectors of features
 
 Each tile holds its sums in registers over the whole inner loop: 8 to 12 of AVX2's 16, enough to
 hide the latency of a multiply-add, with at most 2 loads for 3 multiply-adds. Bound by the
@@ -23,6 +23,7 @@ from numba.extending import intrinsic
 REGISTER_BYTES = 32
 # Half of a level-one cache holds the samples that meet every class before the next ones do.
 BLOCK_BYTES = 16384
+FEW_CLASSES = 32
 OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
@@ -88,7 +89,11 @@ class Emitter:
         return self.builder.call(function, [a, b, c])
 
     def accumulate(self, count, n_sums, body, start):
-        """`count >= 1` rounds of `sums = body(round, sums)` from `start`, in registers."""
+        """`count >= 1` rounds of `sums = body(round, sums)`, in registers.
+
+        `start` is where all sums begin, or the list of where each does.
+        """
+        starts = start if isinstance(start, list) else [start] * n_sums
         builder, integer = self.builder, ir.IntType(64)
         before = builder.block
         loop = builder.append_basic_block("tile.loop")
@@ -101,7 +106,7 @@ class Emitter:
         following = builder.add(index, ir.Constant(integer, 1))
         for phi, first, value in (
             (index, ir.Constant(integer, 0), following),
-            *((p, start, v) for p, v in zip(sums, new, strict=True)),
+            *zip(sums, starts, new, strict=True),
         ):
             phi.add_incoming(first, before)
             phi.add_incoming(value, builder.block)
@@ -114,69 +119,82 @@ class Emitter:
         return self.builder.shuffle_vector(x, y, mask)
 
     def sum_each(self, vectors):
-        """Lane i of the result is the sum of the lanes of vectors[i]; `lanes` vectors."""
-        step = 1
-        while step < self.lanes:
-            keep = [i if not i & step else self.lanes + i - step for i in range(self.lanes)]
-            swap = [i + step if not i & step else self.lanes + i for i in range(self.lanes)]
-            vectors = [
-                self.builder.fadd(self.shuffle(x, y, keep), self.shuffle(x, y, swap))
-                for x, y in zip(vectors[::2], vectors[1::2], strict=True)
-            ]
-            step *= 2
-        return vectors[0]
+        """Lane i of the result is the sum of the lanes of vectors[i]; `lanes` vectors.
+
+        Neighbours are added within 16 bytes, where one instruction shuffles two vectors.
+        """
+        n, half = self.lanes, self.lanes // 2
+        even = [q + k + i for q in (0, half) for k in (0, n) for i in range(0, half, 2)]
+        odd = [i + 1 for i in even]
+        low = [i if i < half else n + i for i in range(n)]
+        high = [half + i for i in range(n)]
+
+        def sums(x, y, first, second):
+            return self.builder.fadd(self.shuffle(x, y, first), self.shuffle(x, y, second))
+
+        while len(vectors) > 2:
+            pairs = zip(vectors[::2], vectors[1::2], strict=True)
+            vectors = [sums(x, y, even, odd) for x, y in pairs]
+        return sums(*vectors, low, high)
 
 
 def data_of(context, builder, kind, array):
     return context.make_array(kind)(context, builder, array).data
 
 
-def _constants(*kinds):
+def constants(*kinds):
+    """The values of literal arguments, None where one is not."""
     return [getattr(kind, "literal_value", None) for kind in kinds]
 
 
 @intrinsic
-def _outer_tile(typingctx, m, v, C, c, ldc, A, a, step_k, step_m, B, b, ldb, count, alpha, keep):
-    """C[c + i ldc + f] = keep C + alpha sum_k A[a + k step_k + i step_m] B[b + k ldb + f]."""
-    n_rows, n_vectors = _constants(m, v)
-    if n_rows is None or n_vectors is None:
+def _outer_tile(typingctx, m, v, u, C, c, ldc, A, a, step_k, step_m, B, b, ldb, count, alpha):
+    """C[c + i ldc + f] += alpha sum_k A[a + k step_k + i step_m] B[b + k ldb + f].
+
+    k runs over `count` rounds of u steps.
+    """
+    n_rows, n_vectors, n_steps = constants(m, v, u)
+    if None in (n_rows, n_vectors, n_steps):
         return None
 
     def codegen(context, builder, signature, args):
-        _, _, C_, c_, ldc_, A_, a_, step_k_, step_m_, B_, b_, ldb_, count_, alpha_, keep_ = args
+        C_, c_, ldc_, A_, a_, step_k_, step_m_, B_, b_, ldb_, count_, alpha_ = args[3:]
         emit = Emitter(builder, B.dtype)
         A_ = builder.gep(data_of(context, builder, A, A_), [a_])
         B_ = builder.gep(data_of(context, builder, B, B_), [b_])
         C_ = builder.gep(data_of(context, builder, C, C_), [c_])
 
-        def body(k, sums):
-            row = emit.offset(B_, (k, ldb_))
-            others = [emit.load(emit.skip(row, i * emit.lanes)) for i in range(n_vectors)]
-            column = emit.offset(A_, (k, step_k_))
-            new = []
-            for i in range(n_rows):
-                factor = emit.splat(builder.load(emit.offset(column, (i, step_m_))))
-                for f, other in enumerate(others):
-                    new.append(emit.multiply_add(factor, other, sums[i * n_vectors + f]))
-            return new
+        def body(turn, sums):
+            for step in range(n_steps):
+                k = builder.mul(turn, ir.Constant(ir.IntType(64), n_steps))
+                row = emit.offset(B_, (k, ldb_), (step, ldb_))
+                others = [emit.load(emit.skip(row, i * emit.lanes)) for i in range(n_vectors)]
+                column = emit.offset(A_, (k, step_k_), (step, step_k_))
+                new = []
+                for i in range(n_rows):
+                    factor = emit.splat(builder.load(emit.offset(column, (i, step_m_))))
+                    for f, other in enumerate(others):
+                        new.append(emit.multiply_add(factor, other, sums[i * n_vectors + f]))
+                sums = new
+            return sums
 
         sums = emit.accumulate(count_, n_rows * n_vectors, body, emit.zero)
         scale = emit.splat(alpha_)
         for i in range(n_rows):
             for f in range(n_vectors):
                 place = emit.skip(emit.offset(C_, (i, ldc_)), f * emit.lanes)
-                old = builder.select(keep_, emit.load(place), emit.zero)
-                emit.store(emit.multiply_add(scale, sums[i * n_vectors + f], old), place)
+                total = emit.multiply_add(scale, sums[i * n_vectors + f], emit.load(place))
+                emit.store(total, place)
         return context.get_dummy_value()
 
-    kinds = (m, v, C, c, ldc, A, a, step_k, step_m, B, b, ldb, count, alpha, keep)
+    kinds = (m, v, u, C, c, ldc, A, a, step_k, step_m, B, b, ldb, count, alpha)
     return types.none(*kinds), codegen
 
 
 @intrinsic
 def _dot_tile(typingctx, m, n, Z, z, ldz, W, w, H, h, ld, count, keep):
     """Z[z + j ldz + i] = keep Z + <W[w + j ld :], H[h + i ld :]>, `count` vectors long."""
-    n_samples, n_classes = _constants(m, n)
+    n_samples, n_classes = constants(m, n)
     if n_samples is None or n_classes is None:
         return None
 
@@ -220,13 +238,11 @@ def _dot_tile(typingctx, m, n, Z, z, ldz, W, w, H, h, ld, count, keep):
 
 
 @intrinsic
-def _prefetch(typingctx, A, a, first, last, ld):
-    """Ask for the lines `first` to `last - 1`, 64 bytes each, of 4 rows of A from index a on."""
+def prefetch(typingctx, A, first, end):
+    """Ask for the 64-byte lines of A from one flat index up to another."""
 
     def codegen(context, builder, signature, args):
-        A_, a_, first_, last_, ld_ = args
-        emit = Emitter(builder, A.dtype)
-        A_ = builder.gep(data_of(context, builder, A, A_), [a_])
+        A_, first_, end_ = args
         function = cgutils.get_or_insert_function(
             builder.module,
             ir.FunctionType(ir.VoidType(), [ir.PointerType(ir.IntType(8)), *[ir.IntType(32)] * 3]),
@@ -234,113 +250,148 @@ def _prefetch(typingctx, A, a, first, last, ld):
         )
         # For reading, into all caches, data.
         flags = [ir.Constant(ir.IntType(32), x) for x in (0, 3, 1)]
-        stride = ir.Constant(ir.IntType(64), 64 // emit.size)
-        with cgutils.for_range_slice(builder, first_, last_, ir.Constant(first_.type, 1)) as (k, _):
-            for i in range(4):
-                place = emit.offset(A_, (i, ld_), (k, stride))
-                place = builder.bitcast(place, ir.PointerType(ir.IntType(8)))
-                builder.call(function, [place, *flags])
+        step = ir.Constant(first_.type, 64 * 8 // A.dtype.bitwidth)
+        data = data_of(context, builder, A, A_)
+        with cgutils.for_range_slice(builder, first_, end_, step) as (index, _):
+            place = builder.bitcast(builder.gep(data, [index]), ir.PointerType(ir.IntType(8)))
+            builder.call(function, [place, *flags])
         return context.get_dummy_value()
 
-    return types.none(A, a, first, last, ld), codegen
+    return types.none(A, first, end), codegen
+
+
+@njit(**OPTIONS)
+def share_of(third, A, first, rows, D, turns):
+    """A third (0, 1, 2) of some rows of A, flat: its start, its end, and a turn's share of it."""
+    start, end = (first + rows * third // 3) * D, (first + rows * (third + 1) // 3) * D
+    line = 64 // A.itemsize
+    return start, end, -(-(end - start) // (line * max(1, turns))) * line
 
 
 @njit(**OPTIONS)
 def logits(W, H, first, rows, Z, keep, ahead):
     """`Z[j, i] = <w_j, h_{first + i}>`, added to Z where `keep`.
 
-    Meanwhile the rows of H that stand `ahead` rows further on are fetched, unless it is 0: a
-    chunk is read in a burst otherwise, and arithmetic and memory wait for each other.
+    Meanwhile a third of the rows of H that stand `ahead` rows further on is fetched, unless that
+    is 0, and the other thirds in the other products: a chunk is read in a burst otherwise, and
+    arithmetic and memory wait for each other.
     """
     K, D = W.shape
     ldz = Z.shape[1]
     count = D * W.itemsize // 32
     block = max(4, BLOCK_BYTES // (D * W.itemsize) // 4 * 4)
-    # Each of the K // 2 rounds over a block asks for its share of the lines of a row.
-    lines = D * W.itemsize // 64 if ahead else 0
-    share = -(-lines // (K // 2))
+    at, end, share = share_of(0, H, first + ahead, rows if ahead else 0, D, K // 5 * (rows // 2))
     for low in range(0, rows, block):
         high = min(low + block, rows)
-        for j in range(0, K - 1, 2):
-            line, end = min(lines, j // 2 * share), min(lines, (j // 2 + 1) * share)
-            i = low
-            while i + 4 <= high:
-                h = (first + i) * D
-                _prefetch(H, h + ahead * D, line, end, D)
-                _dot_tile(4, 2, Z, j * ldz + i, ldz, W, j * D, H, h, D, count, keep)
-                i += 4
-            while i < high:
-                h = (first + i) * D
-                _dot_tile(1, 2, Z, j * ldz + i, ldz, W, j * D, H, h, D, count, keep)
-                i += 1
-        if K % 2:
-            j = K - 1
-            i = low
-            while i + 4 <= high:
-                h = (first + i) * D
-                _dot_tile(4, 1, Z, j * ldz + i, ldz, W, j * D, H, h, D, count, keep)
-                i += 4
-            while i < high:
-                h = (first + i) * D
-                _dot_tile(1, 1, Z, j * ldz + i, ldz, W, j * D, H, h, D, count, keep)
-                i += 1
+        twos = low + (high - low) // 2 * 2
+        fours = low + (high - low) // 4 * 4
+        j = 0
+        while j + 5 <= K:
+            w, z = j * D, j * ldz
+            for i in range(low, twos, 2):
+                prefetch(H, at, min(at + share, end))
+                at += share
+                _dot_tile(2, 5, Z, z + i, ldz, W, w, H, (first + i) * D, D, count, keep)
+            for i in range(twos, high):
+                _dot_tile(1, 5, Z, z + i, ldz, W, w, H, (first + i) * D, D, count, keep)
+            j += 5
+        while j + 2 <= K:
+            w, z = j * D, j * ldz
+            for i in range(low, fours, 4):
+                _dot_tile(4, 2, Z, z + i, ldz, W, w, H, (first + i) * D, D, count, keep)
+            for i in range(fours, high):
+                _dot_tile(1, 2, Z, z + i, ldz, W, w, H, (first + i) * D, D, count, keep)
+            j += 2
+        if j < K:
+            w, z = j * D, j * ldz
+            for i in range(low, fours, 4):
+                _dot_tile(4, 1, Z, z + i, ldz, W, w, H, (first + i) * D, D, count, keep)
+            for i in range(fours, high):
+                _dot_tile(1, 1, Z, z + i, ldz, W, w, H, (first + i) * D, D, count, keep)
 
 
 @njit(**OPTIONS)
-def class_sums(Z, H, first, rows, sums):
-    """`sums[j] += sum_i Z[j, i] h_{first + i}`."""
+def class_sums(Z, H, first, rows, sums, ahead=0):
+    """`sums[j] += sum_i Z[j, i] h_{first + i}`; `ahead` as in `logits`."""
     K, D = sums.shape
     one = sums.dtype.type(1.0)
     L = 32 // H.itemsize
     ld = Z.shape[1]
+    at, end, share = share_of(1, H, first + ahead, rows if ahead else 0, D, D // (2 * L) * (K // 4))
     # A strip of H, one cache line wide, meets all classes while it is in the L1 cache.
     for f in range(0, D - 2 * L + 1, 2 * L):
         h = first * D + f
         j = 0
         while j + 6 <= K:
-            _outer_tile(6, 2, sums, j * D + f, D, Z, j * ld, 1, ld, H, h, D, rows, one, True)
+            prefetch(H, at, min(at + share, end))
+            at += share
+            _outer_tile(6, 2, 1, sums, j * D + f, D, Z, j * ld, 1, ld, H, h, D, rows, one)
             j += 6
         if j + 4 <= K:
-            _outer_tile(4, 2, sums, j * D + f, D, Z, j * ld, 1, ld, H, h, D, rows, one, True)
+            prefetch(H, at, min(at + share, end))
+            at += share
+            _outer_tile(4, 2, 1, sums, j * D + f, D, Z, j * ld, 1, ld, H, h, D, rows, one)
             j += 4
         while j < K:
-            _outer_tile(1, 2, sums, j * D + f, D, Z, j * ld, 1, ld, H, h, D, rows, one, True)
+            _outer_tile(1, 2, 1, sums, j * D + f, D, Z, j * ld, 1, ld, H, h, D, rows, one)
             j += 1
     if D % (2 * L):
         f = D - L
         h = first * D + f
         j = 0
         while j + 6 <= K:
-            _outer_tile(6, 1, sums, j * D + f, D, Z, j * ld, 1, ld, H, h, D, rows, one, True)
+            _outer_tile(6, 1, 1, sums, j * D + f, D, Z, j * ld, 1, ld, H, h, D, rows, one)
             j += 6
         while j < K:
-            _outer_tile(1, 1, sums, j * D + f, D, Z, j * ld, 1, ld, H, h, D, rows, one, True)
+            _outer_tile(1, 1, 1, sums, j * D + f, D, Z, j * ld, 1, ld, H, h, D, rows, one)
             j += 1
 
 
 @njit(**OPTIONS)
-def sample_sums(Z, W, alpha, keep, C, first, rows):
-    """`C[first + i] = alpha sum_j Z[j, i] w_j`, added to C where `keep`."""
+def sample_sums(Z, W, alpha, keep, C, first, rows, ahead=0):
+    """`C[first + i] = alpha sum_j Z[j, i] w_j`, added to C where `keep`; `ahead` as in `logits`."""
     K, D = W.shape
     L = 32 // W.itemsize
     ld = Z.shape[1]
+    for i in range(first, first + rows if not keep else first):
+        for f in range(C.shape[1]):
+            C[i, f] = 0.0
+    at, end, share = share_of(
+        2, C, first + ahead, rows if ahead else 0, D, rows // 6 * (D // (2 * L))
+    )
     # A few rows of C are finished at a time, so that they are visited page by page.
     i = 0
-    while i + 6 <= rows:
+    # A sum over few classes is soon done: tiles are smaller, so that the next one begins meanwhile.
+    while K <= FEW_CLASSES and i + 4 <= rows:
         c = (first + i) * D
         for f in range(0, D - 2 * L + 1, 2 * L):
-            _outer_tile(6, 2, C, c + f, D, Z, i, ld, 1, W, f, D, K, alpha, keep)
+            prefetch(C, at, min(at + share, end))
+            at += share
+            if K % 5:
+                _outer_tile(4, 2, 1, C, c + f, D, Z, i, ld, 1, W, f, D, K, alpha)
+            else:
+                _outer_tile(4, 2, 5, C, c + f, D, Z, i, ld, 1, W, f, D, K // 5, alpha)
         if D % (2 * L):
             f = D - L
-            _outer_tile(6, 1, C, c + f, D, Z, i, ld, 1, W, f, D, K, alpha, keep)
+            _outer_tile(4, 1, 1, C, c + f, D, Z, i, ld, 1, W, f, D, K, alpha)
+        i += 4
+    while K > FEW_CLASSES and i + 6 <= rows:
+        c = (first + i) * D
+        for f in range(0, D - 2 * L + 1, 2 * L):
+            prefetch(C, at, min(at + share, end))
+            at += share
+            _outer_tile(6, 2, 1, C, c + f, D, Z, i, ld, 1, W, f, D, K, alpha)
+        if D % (2 * L):
+            f = D - L
+            _outer_tile(6, 1, 1, C, c + f, D, Z, i, ld, 1, W, f, D, K, alpha)
         i += 6
     while i < rows:
         c = (first + i) * D
         for f in range(0, D - 2 * L + 1, 2 * L):
-            _outer_tile(1, 2, C, c + f, D, Z, i, ld, 1, W, f, D, K, alpha, keep)
+            _outer_tile(1, 2, 1, C, c + f, D, Z, i, ld, 1, W, f, D, K, alpha)
         if D % (2 * L):
             f = D - L
-            _outer_tile(1, 1, C, c + f, D, Z, i, ld, 1, W, f, D, K, alpha, keep)
+            _outer_tile(1, 1, 1, C, c + f, D, Z, i, ld, 1, W, f, D, K, alpha)
         i += 1
 
 

@@ -15,7 +15,7 @@ import math
 import numpy as np
 from numba import njit, prange
 
-from fastnc.kernels import blas_cpu, tile_cpu
+from fastnc.kernels import blas_cpu, panel_cpu, tile_cpu
 from fastnc.kernels.cross_entropy_cpu import GRADS, OPTIONS, STEP, _part
 from fastnc.kernels.plan_cpu import plan
 
@@ -50,48 +50,55 @@ def _move_class(W, W_low, sums, step, j, d, compensated):
 
 @njit(**OPTIONS)
 def _move_part(
-    gemm, part, n_parts, chunk, W, H, H_low, dH, y, step, sums, losses, shifts, chunk_shifts,
-    compensated,
+    gemm, part, n_parts, chunk, W, panels, H, H_low, dH, y, step, sums, losses, shifts,
+    chunk_shifts, compensated,
 ):  # fmt: skip
     """One part's rows of H move; its sums for W and its loss are left for later."""
     N, d = H.shape
     mode = GRADS if compensated else STEP
     sums[part] = 0.0
-    _part(mode, gemm, part, n_parts, chunk, W, H, y, step, dH, sums, losses, shifts, chunk_shifts)
+    _part(
+        mode, gemm, part, n_parts, chunk, W, panels, H, y, step, dH, sums, losses, shifts,
+        chunk_shifts,
+    )  # fmt: skip
     if compensated and math.isfinite(losses[part]):
         _add_low(H, H_low, dH, N * part // n_parts, N * (part + 1) // n_parts, d)
 
 
 @njit(**OPTIONS)
 def _epochs_of_one(
-    gemm, n_parts, chunk, W, H, W_low, H_low, dH, y, step, sums, losses, shifts, chunk_shifts,
-    epochs, compensated,
+    gemm, n_parts, chunk, W, panels, H, W_low, H_low, dH, y, step, sums, losses, shifts,
+    chunk_shifts, epochs, compensated,
 ):  # fmt: skip
     for _ in range(epochs):
         _move_part(
-            gemm, 0, 1, chunk, W, H, H_low, dH, y, step, sums, losses, shifts, chunk_shifts,
-            compensated,
+            gemm, 0, 1, chunk, W, panels, H, H_low, dH, y, step, sums, losses, shifts,
+            chunk_shifts, compensated,
         )  # fmt: skip
         if math.isfinite(losses[0]):
             for j in range(W.shape[0]):
                 _move_class(W, W_low, sums, step, j, H.shape[1], compensated)
+            for q in range(panel_cpu.n_panels(panels, W.shape[1])):
+                panel_cpu.pack_panel(W, panels, W.shape[1], q)
 
 
 @njit(parallel=True, **OPTIONS)
 def _epochs(
-    gemm, n_parts, chunk, W, H, W_low, H_low, dH, y, step, sums, losses, shifts, chunk_shifts,
-    epochs, compensated,
+    gemm, n_parts, chunk, W, panels, H, W_low, H_low, dH, y, step, sums, losses, shifts,
+    chunk_shifts, epochs, compensated,
 ):  # fmt: skip
     for _ in range(epochs):
         for index in prange(n_parts):
             # A loop's index is unsigned where it is parallel: `_part` would be compiled twice.
             _move_part(
-                gemm, np.int64(index), n_parts, chunk, W, H, H_low, dH, y, step, sums, losses,
-                shifts, chunk_shifts, compensated,
+                gemm, np.int64(index), n_parts, chunk, W, panels, H, H_low, dH, y, step, sums,
+                losses, shifts, chunk_shifts, compensated,
             )  # fmt: skip
         if math.isfinite(losses.sum()):
             for j in prange(W.shape[0]):
                 _move_class(W, W_low, sums, step, np.int64(j), H.shape[1], compensated)
+            for q in prange(panel_cpu.n_panels(panels, W.shape[1])):
+                panel_cpu.pack_panel(W, panels, W.shape[1], np.int64(q))
 
 
 def descend(W, H, W_low, H_low, y, step, epochs):
@@ -105,6 +112,7 @@ def descend(W, H, W_low, H_low, y, step, epochs):
         how.parts,
         how.chunk,
         moving,
+        panel_cpu.packed(W, moving.shape[1]) if how.panels else np.empty(0, W.dtype),
         H,
         W_low,
         H_low,

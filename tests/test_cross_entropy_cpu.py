@@ -18,17 +18,20 @@ sys.path.insert(0, str(ROOT / "bench"))
 from suite.cases import CASES  # noqa: E402
 
 # What `plan` would choose for a small problem, and what it chooses for large ones, made small:
-# register tiles and BLAS, one part and several (the last shorter than a chunk, or empty).
+# register tiles, BLAS and logits from panels, one part and several (the last shorter than a chunk,
+# or empty).
 ARRANGEMENTS = {
     "chosen": None,
     "tiles": Plan(blas=False, chunk=16, parts=3),
     "tiles, one part": Plan(blas=False, chunk=32, parts=1),
     "blas": Plan(blas=True, chunk=16, parts=3),
     "blas, one part": Plan(blas=True, chunk=32, parts=1),
+    "panels": Plan(blas=False, chunk=16, parts=3, panels=True),
+    "panels and blas": Plan(blas=True, chunk=32, parts=1, panels=True),
 }
 
-# K, d, N: tiles are 2 or 6 classes, 4 or 6 samples, 1 or 2 vectors of 4 or 8 features; samples go
-# by in groups of 16.
+# K, d, N: tiles are 2, 5 or 6 classes, or 2 or 3 vectors of 4 or 8 of them; 2, 4 or 6 samples; 1 or
+# 2 vectors of features. Samples go by in groups of 16.
 SHAPES = {
     "aligned": (12, 32, 96),
     "primes": (7, 13, 101),
