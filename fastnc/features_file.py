@@ -120,7 +120,8 @@ def _whole(read: Callable[[Path], Any], path: Path) -> Any:
 
 
 def _npy(path: Path) -> NDArray[Any]:
-    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    # `np.load` would try it as a zip as well, and leave that open.
+    array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     return array
 
 

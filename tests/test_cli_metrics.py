@@ -6,52 +6,20 @@ import subprocess
 import sys
 
 import numpy as np
-import oracles
 import pytest
+from hostile import ALL, BIAS, FORMATS, Bomb, H, W, Y, npy, npz
 from typer.testing import CliRunner
 
 import fastnc
 from fastnc.cli import build
 from fastnc.features_file import read_features
 
-H, Y, W, BIAS = oracles.clouds(7, 13, 501)
-ALL = {"features": H, "labels": Y, "weight": W, "bias": BIAS}
-
 
 def invoke(*arguments):
     return CliRunner().invoke(build(), ["metrics", *map(str, arguments)])
 
 
-def npz(folder):
-    np.savez(folder / "all.npz", **ALL, extra=np.array("kept out"))
-    return folder / "all.npz"
-
-
-def compressed(folder):
-    np.savez_compressed(folder / "small.npz", **ALL)
-    return folder / "small.npz"
-
-
-def npy(folder):
-    for key, array in ALL.items():
-        np.save(folder / f"train-{key}.npy", array)
-    return folder / "train-features.npy"
-
-
-def pt(folder):
-    torch = pytest.importorskip("torch")
-    held = {key: torch.from_numpy(array) for key, array in ALL.items()}
-    torch.save(held, folder / "all.pt")
-    return folder / "all.pt"
-
-
-def safetensors(folder):
-    numpy = pytest.importorskip("safetensors.numpy")
-    numpy.save_file(ALL, folder / "all.safetensors")
-    return folder / "all.safetensors"
-
-
-@pytest.mark.parametrize("write", [npz, compressed, npy, pt, safetensors])
+@pytest.mark.parametrize("write", FORMATS)
 def test_every_format_gives_the_same_metrics(tmp_path, write):
     path = write(tmp_path)
     done = invoke(path, "--out", tmp_path / "out")
@@ -175,21 +143,11 @@ def test_mistakes_are_told_in_a_line(tmp_path, mistake, sentence):
     assert not (tmp_path / "out").exists()
 
 
-class Trap:
-    """Its unpickling writes a file."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return (open, (self.path, "w"))
-
-
 @pytest.mark.parametrize("ending", [".npz", ".npy", ".pt", ".safetensors"])
 def test_nothing_is_unpickled(tmp_path, ending):
     trap = tmp_path / "sprung"
     path = tmp_path / f"features{ending}"
-    path.write_bytes(pickle.dumps({"features": Trap(trap), "labels": Y}))
+    path.write_bytes(pickle.dumps({"features": Bomb(trap), "labels": Y}))
     done = invoke(path, "--out", tmp_path)
     assert done.exit_code == 2 and "is not readable" in done.output
     assert done.output.count("\n") == 1 and not trap.exists()

@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from hostile import Bomb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,16 +17,6 @@ from fastnc import _files
 from fastnc.checkpoint import Checkpoint
 
 REFUSED = (ValueError, OSError)
-
-
-class Bomb:
-    """Whoever unpickles this creates a file."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return (open, (self.path, "w"))
 
 
 def trajectory():

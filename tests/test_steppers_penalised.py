@@ -27,7 +27,8 @@ def test_goes_down_to_the_optimum_on_the_constraint(model, lr):
     run = fastnc.descend(model, lr=lr, epochs=6000, seed=1, snapshots=20, callback=seen.append)
     assert run.columns == ("epoch", *COLUMNS, "objective") and len(seen) == len(run)
     values = run["objective"]
-    # Monotone for a step below the inverse curvature, to the rounding of a sum near 1.
+    # Monotone for a step below the inverse curvature, to the rounding of two values, each a sum
+    # near 1 over at most 20 samples, one rounding of 1.1e-16 a sample.
     assert np.diff(values).max() <= 4e-15
     best = model.optimum().value
     # The slowest direction, of curvature sqrt(lW lH) = 0.014 or more, shrinks by e^-40 or more;

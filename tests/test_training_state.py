@@ -7,6 +7,7 @@ import stat
 import pytest
 import small_training
 import torch
+from hostile import Bomb
 
 from fastnc import training
 from fastnc.training import Experiment, train
@@ -96,11 +97,7 @@ def test_a_damaged_checkpoint_is_refused_and_untouched(stopped, damage):
 
 
 def test_pickled_code_is_not_run(stopped, tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "sprung"), "w"))
-
-    torch.save({"identity": Trap()}, stopped)
+    torch.save({"identity": Bomb(tmp_path / "sprung")}, stopped)
     with pytest.raises(ValueError, match=r"is not readable"):
         resumed(stopped)
     assert not (tmp_path / "sprung").exists()

@@ -25,6 +25,15 @@ class UnknownOptimum(ValueError):
     """No global optimum is known for these parameters; the message says why."""
 
 
+def gaussian_start(n_classes: int, n_samples: int, dim: int, seed: int) -> tuple[Floats, Floats]:
+    """W (K, d) and H (N, d) with Gaussian entries of variance 1/d, W drawn first."""
+    rng = np.random.default_rng(check_count("seed", seed, 0))
+    scale = 1.0 / np.sqrt(dim)
+    W = rng.standard_normal((n_classes, dim)) * scale
+    H = rng.standard_normal((n_samples, dim)) * scale
+    return W, H
+
+
 class Gradients(NamedTuple):
     """The objective at one point, and its gradients (`bias` is None where there is none)."""
 
@@ -144,11 +153,8 @@ class LayerPeeled:
         Drawn as the ULPM's are: the same seed and sizes give the same start, so that runs
         of different rows can be compared. A free bias starts at zero.
         """
-        check_count("seed", seed, 0)
         precision = float_dtype(dtype)
-        rng = np.random.default_rng(seed)
-        W = rng.standard_normal((self.n_classes, self.dim)) / np.sqrt(self.dim)
-        H = rng.standard_normal((self.n_samples, self.dim)) / np.sqrt(self.dim)
+        W, H = gaussian_start(self.n_classes, self.n_samples, self.dim, seed)
         W, H = self.retract(W, np.abs(H) if self.non_negative else H)
         return W.astype(precision), H.astype(precision)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastnc._arrays import as_numpy, check_count, check_labels, float_dtype
-from fastnc.models.layer_peeled import UnknownOptimum
+from fastnc.models.layer_peeled import UnknownOptimum, gaussian_start
 
 
 @dataclass(frozen=True, init=False, eq=False)
@@ -89,12 +89,8 @@ class ULPM:
 
         The draw is made in float64 and then rounded, so that both dtypes start alike.
         """
-        check_count("seed", seed, 0)
         precision = float_dtype(dtype)
-        rng = np.random.default_rng(seed)
-        scale = 1.0 / np.sqrt(self.dim)
-        W = rng.standard_normal((self.n_classes, self.dim)) * scale
-        H = rng.standard_normal((self.n_samples, self.dim)) * scale
+        W, H = gaussian_start(self.n_classes, self.n_samples, self.dim, seed)
         return W.astype(precision), H.astype(precision)
 
     def optimum(self) -> NoReturn:
