@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
+from roofline import best
 
 import fastnc
 from fastnc.kernels.trajectory_cpu import descend
@@ -20,6 +19,7 @@ class Epochs:
 
     params = (list(EPOCHS), ["float32", "float64"])
     param_names = ("case", "dtype")
+    timeout = 300
 
     def setup(self, case, dtype):
         self.start = CASES[case].arrays(dtype)
@@ -37,15 +37,15 @@ class Epochs:
         return W, H, y
 
     def track_epochs_a_second(self, case, dtype):
-        """The best of five."""
-        seconds = []
-        for _ in range(5):
-            begin = time.perf_counter()
-            self._run(case, EPOCHS[case])
-            seconds.append(time.perf_counter() - begin)
-        return EPOCHS[case] / min(seconds)
+        return EPOCHS[case] / best(lambda: self._run(case, EPOCHS[case]), rounds=5)
 
     track_epochs_a_second.unit = "epochs/s"
+
+    def track_microseconds_an_epoch(self, case, dtype):
+        """The same, smaller where it is better: what `asv continuous` judges."""
+        return 1e6 / self.track_epochs_a_second(case, dtype)
+
+    track_microseconds_an_epoch.unit = "us"
 
 
 class Job:
@@ -53,6 +53,7 @@ class Job:
 
     params = (["float32", "float64"],)
     param_names = ("dtype",)
+    timeout = 300
 
     def setup(self, dtype):
         self.model = fastnc.ULPM(5, 10, 20)
