@@ -150,8 +150,7 @@ class Run:
     def _is_finite(self) -> bool:
         # A sample whose features are not finite makes the classifier so within an epoch, and
         # the classifier is the small one of the two.
-        with np.errstate(all="ignore"):
-            return math.isfinite(float(np.sum(self.stepper.W)))
+        return bool(np.isfinite(self.stepper.W).all())
 
     def _interrupted(self, path: Path | None) -> Interrupted:
         saved = ""

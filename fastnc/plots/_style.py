@@ -20,13 +20,22 @@ NEUTRAL = "#444444"
 def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
     """Write `stem`.png and `stem`.pdf, each atomically."""
     path = Path(stem)
-    return [
-        atomic_write(
-            path.with_name(f"{path.name}.{kind}"),
-            lambda file, kind=kind: figure.savefig(file, format=kind, dpi=160),  # type: ignore[misc]
-        )
-        for kind in ("png", "pdf")
-    ]
+    # A layout takes as long as a drawing and would be made for each of the two.
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)
+    try:
+        return [
+            atomic_write(
+                path.with_name(f"{path.name}.{kind}"),
+                lambda file, kind=kind: figure.savefig(file, format=kind, dpi=160),  # type: ignore[misc]
+            )
+            for kind in ("png", "pdf")
+        ]
+    finally:
+        if engine is not None:
+            figure.set_layout_engine(engine)
 
 
 def log_log_time(axes: Axes, low: float, high: float) -> None:
