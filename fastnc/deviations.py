@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastnc._arrays import as_numpy, check_finite, check_matrix, dtype_name, is_torch
 from fastnc._batches import check_batch, refuse_not_finite, sum_over_ranks
 from fastnc._cuda import serves
-from fastnc.conventions import sample_mean_gap
+from fastnc._directions import Directions, directions, whitening
 
 if TYPE_CHECKING:
     from fastnc.metrics import CollapseMetrics
@@ -26,37 +26,14 @@ RESIDENT = 1 << 18
 RESIDENT_CUDA = 1 << 24
 
 
-class Directions(NamedTuple):
-    """Of the centred class means C (P, d): C = A Q, weights of the pseudo-inverse of C^T C, and
-    what moves NC1 to the mean of all samples as g: `tilt` and `gain = 1 + gap^T Sigma_B^+ gap`.
-    """
-
-    Q: Floats
-    weights: Floats
-    A: Floats
-    tilt: Floats
-    gain: float
-
-
-def directions(C: Floats, sizes: Floats) -> Directions:
-    """The directions of the centred means C (P, d) of classes with `sizes` (P,)."""
-    from fastnc.kernels.blas_cpu import gemm_address
-    from fastnc.kernels.deviations_cpu import basis
-
-    Q, weights, A = basis(gemm_address(C.dtype), C)
-    along = Q @ sample_mean_gap(C, sizes)
-    tilt = len(C) * weights * along
-    return Directions(Q, weights, A, tilt, 1.0 + float(tilt @ along))
-
-
 class ClassDeviations:
     """The second pass over features whose class statistics are known: it tells every metric.
 
     With `x_i = h_i - m_{y_i}` it sums `|x_i|`, `|h_i - g|` and `|Sigma_B^{-1/2} x_i|^2` (NC1, by
-    projection on the at most K-1 directions of Sigma_B; the eigenvectors come from the smaller of
-    the K x K Gram matrix and the d x d Sigma_B, and no pseudo-inverse is formed), and with a
-    classifier counts how often its decision is the nearest class mean, and keeps the smallest
-    margin.
+    projection on the at most K-1 directions of Sigma_B: eigenvectors of the smaller of the K x K
+    Gram matrix and the d x d Sigma_B, or its Cholesky factor where it is large and well-conditioned
+    and no decision is asked for; no pseudo-inverse is formed), and with a classifier counts how
+    often its decision is the nearest class mean, and keeps the smallest margin.
 
     Parameters
     ----------
@@ -120,9 +97,8 @@ class ClassDeviations:
         self._row = np.full(self.n_classes, -1)
         self._row[self.present] = np.arange(len(self.present))
         self._g = centre_of(self.means)
-        C = centred(self.means, self._g)
-        self._directions = directions(C, self.counts[self.present].astype(np.float64))
-        self._squares_C = squared_norms(C)
+        self._squares_C = squared_norms(centred(self.means, self._g))
+        self._found: dict[bool, Directions] = {}
         self._frames: dict[Any, tuple[Any, ...]] = {}
         self._sums = np.empty(N_SUMS)
         clear_sums(self._sums)
@@ -208,7 +184,7 @@ class ClassDeviations:
             self.counts,
             self.squares,
             (self.W, self.bias),
-            self._directions,
+            self._directions(orthonormal=True in self._found),
             self._sums,
         )
 
@@ -217,12 +193,25 @@ class ClassDeviations:
         self._sums[-1] = min(self._sums[-1], sums[-1])
         self.n_samples += n_samples
 
-    def _frame(self, dtype: Any) -> tuple[Any, ...]:
+    def _directions(self, orthonormal: bool) -> Directions:
+        """Of the means; those that are not orthonormal are found sooner where there are many."""
+        from fastnc.kernels.pairs_cpu import centred
+
+        few = min(len(self.means) - 1, self.dim) < WIDE
+        orthonormal = orthonormal or few or len(self.W) > 0
+        if orthonormal not in self._found:
+            find = directions if orthonormal else whitening
+            sizes = self.counts[self.present].astype(np.float64)
+            self._found[orthonormal] = find(centred(self.means, self._g), sizes)
+        return self._found[orthonormal]
+
+    def _frame(self, dtype: Any, orthonormal: bool) -> tuple[Any, ...]:
         """The operands of the kernel, with products in `dtype`."""
-        if dtype not in self._frames:
-            Q, weights, A, tilt, _ = self._directions
+        key = dtype, orthonormal
+        if key not in self._frames:
+            Q, weights, A, tilt, _ = self._directions(orthonormal)
             offset = self.W @ self._g + self.bias
-            self._frames[dtype] = (
+            self._frames[key] = (
                 self.means,
                 self._g,
                 Q.astype(dtype),
@@ -233,10 +222,10 @@ class ClassDeviations:
                 self.W.astype(dtype),
                 offset,
             )
-        return self._frames[dtype]
+        return self._frames[key]
 
-    def _product_dtype(self, H: Any) -> Any:
-        wide = len(self._directions.weights) >= WIDE and dtype_name(H) == "float32"
+    def _product_dtype(self, H: Any, orthonormal: bool) -> Any:
+        wide = len(self._directions(orthonormal).weights) >= WIDE and dtype_name(H) == "float32"
         return np.dtype(np.float32 if wide else np.float64)
 
     def _numpy_sums(self, H: NDArray[Any], y: NDArray[np.int64]) -> Floats:
@@ -249,11 +238,12 @@ class ClassDeviations:
         else:
             order, present, starts = group(y, self.n_classes)
             owner = self._row[present][owners(starts)]
-        dtype = self._product_dtype(H)
+        dtype = self._product_dtype(H, orthonormal=False)
+        frame = self._frame(dtype, orthonormal=False)
         sums = np.empty_like(self._sums)
         clear_sums(sums)
         with one_thread():
-            deviations(gemm_address(dtype), H, order, owner, self.present, self._frame(dtype), sums)
+            deviations(gemm_address(dtype), H, order, owner, self.present, frame, sums)
         return sums
 
     def _triton_sums(self, H: Any, y: Any) -> Floats:
@@ -262,7 +252,7 @@ class ClassDeviations:
 
         from fastnc.kernels.deviations_gpu import deviations
 
-        frame, row, present = self._frame_on(H.device, self._product_dtype(H))
+        frame, row, present = self._frame_on(H.device, self._product_dtype(H, orthonormal=True))
         owner, order = row[y], torch.arange(len(y), device=H.device)
         if self.means.nbytes > RESIDENT_CUDA:
             owner, order = torch.sort(owner, stable=True)
@@ -278,7 +268,7 @@ class ClassDeviations:
 
         key = dtype, device
         if key not in self._frames:
-            frame = tuple(torch.from_numpy(a).to(device) for a in self._frame(dtype))
+            frame = tuple(torch.from_numpy(a).to(device) for a in self._frame(dtype, True))
             row, present = (torch.from_numpy(a).to(device) for a in (self._row, self.present))
             self._frames[key] = frame, row, present
         return self._frames[key]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastnc._batches import batches, check_features, check_integers
+from fastnc._directions import Directions, whitening
 from fastnc.conventions import (
     CONVENTIONS,
     NEEDS_FEATURES_ONLY,
@@ -22,9 +23,7 @@ from fastnc.conventions import (
 )
 from fastnc.deviations import (
     ClassDeviations,
-    Directions,
     check_classifier,
-    directions,
     present_classes,
 )
 from fastnc.statistics import ClassStatistics
@@ -308,7 +307,7 @@ def metrics_of_statistics(
     present = present_classes(counts)
     means = np.ascontiguousarray(statistics.means[present])
     classifier = check_classifier(W, bias, statistics.n_classes, statistics.dim)
-    found = directions(centred(means, centre_of(means)), counts[present].astype(np.float64))
+    found = whitening(centred(means, centre_of(means)), counts[present].astype(np.float64))
     sums = np.full(N_SUMS, np.nan)
     within = statistics.within
     unknown = {"within_class", *_DECISIONS}

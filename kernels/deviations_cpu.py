@@ -165,6 +165,22 @@ def _centre(H, order, owner, lo, means, X, squares):
 
 
 @njit(fastmath=_SUMS, **_OPTIONS)
+def _centre_twice(H, order, owner, lo, means, g, X, squares, distances):
+    """`_centre`, and the squares of h - g while the row is in cache."""
+    for i in range(len(X)):
+        a, p = order[lo + i], owner[lo + i]
+        square, distance = 0.0, 0.0
+        for j in range(H.shape[1]):
+            h = np.float64(H[a, j])
+            x, z = h - means[p, j], h - g[j]
+            square += x * x
+            distance += z * z
+            X[i, j] = x
+        squares[i] = square
+        distances[i] = distance
+
+
+@njit(fastmath=_SUMS, **_OPTIONS)
 def _distance(h, g):
     """`|h - g|^2`."""
     total = 0.0
@@ -175,38 +191,41 @@ def _distance(h, g):
 
 
 @njit(fastmath=_SUMS, **_OPTIONS)
-def _project(gemm, X, Q, A, weights, tilt, T, owner, lo, dots, sums):
-    """T = X Q^T + A[y], the projections of h - g; those of x enter NC1 before that.
-
-    `dots (n,)` becomes <x_i, c_y>.
-    """
+def _project(gemm, X, Q, weights, tilt, T, sums):
+    """T = X Q^T, the projections of x, and their part in NC1."""
     matmul_nt(gemm, X, Q, T)
     for i in range(len(X)):
-        p = owner[lo + i]
-        square, tilted, dot = 0.0, 0.0, 0.0
+        square, tilted = 0.0, 0.0
         for j in range(len(weights)):
             t = np.float64(T[i, j])
             square += t * t * weights[j]
             tilted += t * tilt[j]
-            dot += t * A[p, j]
-            T[i, j] += A[p, j]
-        dots[i] = dot
         sums[PROJECTED] += square
         sums[TILTED] += tilted * tilted
     if len(weights) == 0:
         sums[PROJECTED] = np.nan
 
 
+@njit(fastmath=_SUMS, **_OPTIONS)
+def _shift(T, A, owner, lo, dots):
+    """`dots (n,)` = <x_i, c_y>, and T += A[y], the projections of h - g."""
+    for i in range(len(T)):
+        p = owner[lo + i]
+        dot = 0.0
+        for j in range(A.shape[1]):
+            dot += np.float64(T[i, j]) * A[p, j]
+            T[i, j] += A[p, j]
+        dots[i] = dot
+
+
 @njit(**_OPTIONS)
-def _norms(H, order, owner, lo, g, squares, dots, squares_C, exact, sums):
-    """The sums of |x| and of |h - g|; the latter from `dots` where they are in float64."""
+def _expand(H, order, owner, lo, g, squares, dots, squares_C, distances):
+    """`|h - g|^2 = |x|^2 + 2 <x, c_y> + |c_y|^2`, directly where that cancels."""
     for i in range(len(squares)):
-        sums[DEVIATION] += np.sqrt(squares[i])
         scale = squares[i] + squares_C[owner[lo + i]]
-        distance = scale + 2.0 * dots[i]
-        if not (exact and distance > CANCELLED * scale):
-            distance = _distance(H[order[lo + i]], g)
-        sums[DISTANCE] += np.sqrt(distance)
+        distances[i] = scale + 2.0 * dots[i]
+        if not distances[i] > CANCELLED * scale:
+            distances[i] = _distance(H[order[lo + i]], g)
 
 
 @njit(**_OPTIONS)
@@ -255,7 +274,7 @@ def _decide(gemm, Y, W, offset, owner, present, nearest, lo, sums):
 
 @njit(**_OPTIONS)
 def _block(gemm, H, order, owner, present, lo, hi, frame, sums):
-    """One block of rows; W with no rows asks for no decision."""
+    """One block of rows; W with no rows asks for no decision, and then A may have none."""
     means, g, Q, A, weights, tilt, squares_C, W, offset = frame
     n, d = hi - lo, H.shape[1]
     clear_sums(sums)
@@ -263,10 +282,22 @@ def _block(gemm, H, order, owner, present, lo, hi, frame, sums):
     stride = d + 8 if d % 256 == 0 else d
     X = np.empty((n, stride), Q.dtype)
     T = np.empty((n, len(weights)), Q.dtype)
-    squares, dots = np.empty(n), np.empty(n)
-    _centre(H, order, owner, lo, means, X, squares)
-    _project(gemm, X, Q, A, weights, tilt, T, owner, lo, dots, sums)
-    _norms(H, order, owner, lo, g, squares, dots, squares_C, X.itemsize == 8, sums)
+    squares, distances = np.empty(n), np.empty(n)
+    # Rows of products in single precision are no good for distances.
+    expands = len(A) > 0 and X.itemsize == 8
+    if expands:
+        _centre(H, order, owner, lo, means, X, squares)
+    else:
+        _centre_twice(H, order, owner, lo, means, g, X, squares, distances)
+    _project(gemm, X, Q, weights, tilt, T, sums)
+    if len(A) > 0:
+        dots = np.empty(n)
+        _shift(T, A, owner, lo, dots)
+        if expands:
+            _expand(H, order, owner, lo, g, squares, dots, squares_C, distances)
+    for i in range(n):
+        sums[DEVIATION] += np.sqrt(squares[i])
+        sums[DISTANCE] += np.sqrt(distances[i])
     if len(W) > 0:
         nearest = np.empty(n, np.int64)
         _nearest_means(gemm, T, A, squares_C, nearest)

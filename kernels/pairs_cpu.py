@@ -19,6 +19,8 @@ from fastnc.kernels.deviations_cpu import matmul_nt, squared_norm
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 TILE = 256
+# Below this part of |a|^2 + |b|^2 the expansion of |a - b|^2 has cancelled too far.
+CANCELLED = 1e-3
 
 # What a sweep over pairs of classes sums, in this order.
 N_PAIR_SUMS = 3
@@ -83,35 +85,78 @@ def squared_norms(V):
 
 
 @njit(fastmath=_SUMS, **_OPTIONS)
-def _same_side(A, i0, i1, j0, j1, D, squares, spreads, along, sums):
-    """Adds a tile of the Gram matrix A A^T on or above the diagonal to a sweep's sums."""
-    K = len(A)
-    for i in range(i0, i1):
-        for j in range(max(i, j0), j1):
-            dot = D[i - i0, j - j0]
-            if i == j:
-                sums[RESIDUAL] += (dot - along * (1.0 - 1.0 / K)) ** 2
-                continue
-            sums[RESIDUAL] += 2.0 * (dot + along / K) ** 2
-            sums[ANGLE] += abs(dot / np.sqrt(squares[i] * squares[j]) + 1.0 / (K - 1))
-            gap = squares[i] + squares[j] - 2.0 * dot
-            # Where two means nearly meet the expansion has cancelled: take the difference.
-            if gap < 1e-3 * (squares[i] + squares[j]):
-                gap = _squared_gap(A[i], A[j])
-            sums[CDNV] += (spreads[i] + spreads[j]) / (2.0 * gap)
+def _row_sums(dots, square, inverse, spread, squares, inverses, spreads, target, uniform, sums):
+    """Adds the pairs of one class with others; returns for how many |a - b|^2 has cancelled.
+
+    Nothing but sums, so that it runs by vectors of pairs.
+    """
+    residual, angle, cdnv, cancelled = 0.0, 0.0, 0.0, 0
+    for j in range(len(dots)):
+        residual += (dots[j] + target) ** 2
+        angle += abs(dots[j] * inverse * inverses[j] + uniform)
+        both = square + squares[j]
+        gap = both - 2.0 * dots[j]
+        near = gap < CANCELLED * both
+        cancelled += near
+        cdnv += 0.0 if near else (spread + spreads[j]) / gap
+    sums[RESIDUAL] += 2.0 * residual
+    sums[ANGLE] += angle
+    sums[CDNV] += 0.5 * cdnv
+    return cancelled
 
 
 @njit(fastmath=_SUMS, **_OPTIONS)
-def _two_sides(K, i0, i1, j0, j1, D, along, sums):
-    """Adds a tile of A B^T to the residual of a sweep."""
+def _same_side(A, i0, i1, j0, j1, D, squares, inverses, spreads, along, sums):
+    """Adds a tile of the Gram matrix A A^T on or above the diagonal to a sweep's sums."""
+    K = len(A)
+    target, uniform = along / K, 1.0 / (K - 1)
     for i in range(i0, i1):
-        for j in range(j0, j1):
-            target = along * ((1.0 if i == j else 0.0) - 1.0 / K)
-            sums[RESIDUAL] += (D[i - i0, j - j0] - target) ** 2
+        if j0 <= i:
+            sums[RESIDUAL] += (D[i - i0, i - j0] - along * (1.0 - 1.0 / K)) ** 2
+        first = max(i + 1, j0)
+        cancelled = _row_sums(
+            D[i - i0, first - j0 :], squares[i], inverses[i], spreads[i], squares[first:j1],
+            inverses[first:j1], spreads[first:j1], target, uniform, sums,
+        )  # fmt: skip
+        # Where two means nearly meet take the difference itself.
+        for j in range(first, j1 if cancelled else first):
+            both = squares[i] + squares[j]
+            if both - 2.0 * D[i - i0, j - j0] < CANCELLED * both:
+                sums[CDNV] += (spreads[i] + spreads[j]) / (2.0 * _squared_gap(A[i], A[j]))
+
+
+@njit(fastmath=_SUMS, **_OPTIONS)
+def _squares_about(row, target):
+    total = 0.0
+    for j in range(len(row)):
+        total += (row[j] + target) ** 2
+    return total
 
 
 @njit(**_OPTIONS)
-def _tile_row(gemm, A, B, same, row, squares, spreads, along, sums):
+def _two_sides(K, i0, i1, j0, j1, D, along, sums):
+    """Adds a tile of A B^T to the residual of a sweep."""
+    target = along / K
+    for i in range(i0, i1):
+        # The diagonal is not taken with the others: near collapse it is all there is.
+        own = min(max(i, j0), j1)
+        sums[RESIDUAL] += _squares_about(D[i - i0, : own - j0], target)
+        if j0 <= i < j1:
+            sums[RESIDUAL] += (D[i - i0, i - j0] - along * (1.0 - 1.0 / K)) ** 2
+            own += 1
+        sums[RESIDUAL] += _squares_about(D[i - i0, own - j0 :], target)
+
+
+@njit(**_OPTIONS)
+def _inverse_roots(squares):
+    out = np.empty(len(squares))
+    for k in range(len(squares)):
+        out[k] = 1.0 / np.sqrt(squares[k])
+    return out
+
+
+@njit(**_OPTIONS)
+def _tile_row(gemm, A, B, same, row, squares, inverses, spreads, along, sums):
     """One row of tiles of A B^T; with `same`, of A A^T from the diagonal on."""
     K = len(A)
     i0, i1 = row * TILE, min((row + 1) * TILE, K)
@@ -121,7 +166,7 @@ def _tile_row(gemm, A, B, same, row, squares, spreads, along, sums):
         D = np.empty((i1 - i0, j1 - j0))
         matmul_nt(gemm, A[i0:i1], B[j0:j1], D)
         if same:
-            _same_side(A, i0, i1, j0, j1, D, squares, spreads, along, sums)
+            _same_side(A, i0, i1, j0, j1, D, squares, inverses, spreads, along, sums)
         else:
             _two_sides(K, i0, i1, j0, j1, D, along, sums)
 
@@ -138,8 +183,9 @@ def _ordered_sum(rows, sums_out):
 def pairs_serial(gemm, A, B, same, squares, spreads, along, sums_out):
     """`pairs` on the calling thread alone: the bits are the same."""
     rows = np.empty(((len(A) + TILE - 1) // TILE, N_PAIR_SUMS))
+    inverses = _inverse_roots(squares)
     for row in range(len(rows)):
-        _tile_row(gemm, A, B, same, row, squares, spreads, along, rows[row])
+        _tile_row(gemm, A, B, same, row, squares, inverses, spreads, along, rows[row])
     _ordered_sum(rows, sums_out)
 
 
@@ -151,8 +197,12 @@ def pairs(gemm, A, B, same, squares, spreads, along, sums_out):
     `along = tr(A B^T) / (K - 1)`. Cost: 2 K^2 d FLOP (half if `same`), no K x K memory.
     """
     rows = np.empty(((len(A) + TILE - 1) // TILE, N_PAIR_SUMS))
-    for row in prange(len(rows)):
-        _tile_row(gemm, A, B, same, row, squares, spreads, along, rows[row])
+    inverses = _inverse_roots(squares)
+    for index in prange(len(rows)):
+        # With `same` the first rows are the longest: each thread takes from both ends.
+        half = np.int64(index) // 2
+        row = half if index % 2 == 0 else len(rows) - 1 - half
+        _tile_row(gemm, A, B, same, row, squares, inverses, spreads, along, rows[row])
     _ordered_sum(rows, sums_out)
 
 
