@@ -6,11 +6,14 @@
 The second form is for a machine that is not idle: every library finds one CPU, starts one thread,
 and is charged the time that it ran, not the time that it waited for others.
 
+Libraries take turns. A call that counts follows a pause, in which the threads of the library before
+come to rest (they spin for a while, on cores that others need), and a call that does not count.
+
 Per peer: milliseconds, GFLOP/s, the share of the floor of `roofline` (measured before and after,
 the faster of the two), how many times as long as fastnc, the peak of memory beside the arguments
-(Linux), and the largest relative error of grad_H at margin 30, where p_y rounds
-to 1 in float32 (1 means that nothing of the label's entry is left). A peer that is not installed,
-or refuses, is named with its reason.
+(Linux), and the largest relative error of grad_H at margin 30, where p_y rounds to 1 in float32 (1
+means that nothing of the label's entry is left). A peer that is not installed, or refuses, is named
+with its reason.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ import fastnc
 
 COLUMNS = ("peer", "ms", "GFLOP/s", "of floor", "x fastnc", "extra MB", "error at margin 30")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+PAUSE = 0.05
 REGIMES = {case.name: case for case in OBJECTIVES}
 
 
@@ -92,6 +96,8 @@ def measure(case, names, dtype, rounds, clock):
     times = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            time.sleep(PAUSE)
+            call()
             start = clock()
             call()
             times[name].append(clock() - start)

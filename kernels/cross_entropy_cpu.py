@@ -8,8 +8,9 @@ with `D_j = <w_j - w_y, h>` and the residual `r = p - onehot` of `residual_cpu`:
 The samples are divided into parts, one at a time to a thread, and a part into chunks of rows.
 A chunk's logits, class by class, stay in cache: three products and one softmax in place, and
 for `gradient_step` the rows of H are overwritten while they are still there, after the sums
-for grad_W have read them. Each part sums its own grad_W; parts are added in order. Parts and
-chunks depend on the shape alone, and so do the bits, not on the threads.
+for grad_W have read them. `plan_cpu` says which products are taken from W as it is, by tile_cpu,
+and which from packed copies, by panel_cpu and sweep_cpu. Each part sums its own grad_W; parts are
+added in order. Parts and chunks depend on the shape alone, and so do the bits, not on the threads.
 
 `6KNd` operations and N K exponentials; H is read once (`4Nd` bytes in float32) and a step
 writes it once. Bound by the multiply-add rate, by memory only where K is below about 8.
@@ -20,31 +21,39 @@ import math
 import numpy as np
 from numba import njit, prange
 
-from fastnc.kernels import blas_cpu, panel_cpu, tile_cpu
-from fastnc.kernels.plan_cpu import plan
+from fastnc.kernels import blas_cpu, panel_cpu, sweep_cpu, tile_cpu
+from fastnc.kernels.plan_cpu import step_plan
 from fastnc.kernels.residual_cpu import GROUP, N_WORK, exponentials, residuals
 
 LOSS, GRADS, STEP, LOG_GRADS = 0, 1, 2, 3
 OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
+# Classes whose sums a thread adds at a time, and numbers that one thread adds sooner than a second
+# one is woken.
+BLOCK = 64
+ALONE = 1 << 17
 
 
 @njit(**OPTIONS)
 def _part(
-    mode, gemm, part, n_parts, chunk, W, panels, H, y, alpha, out, sums, losses, shifts,
+    mode, part, n_parts, chunk, W, panels, strips, H, y, alpha, out, sums, losses, shifts,
     chunk_shifts,
 ):  # fmt: skip
     """One part: `sums[part]` += r^T H, `losses[part]`, and `out` += or = alpha r W.
 
-    `gemm` is 0 for register tiles, or the address of a BLAS routine; `panels` are those of W, or
-    empty where the logits come from W itself. In the log domain all of
-    it is divided by e^shifts[part], rows of `out` by e^chunk_shifts of their chunk.
+    `panels` and `strips` are copies of W, or empty where W itself serves; a row of `sums` is like
+    the strips, or like W. In the log domain all of it is divided by e^shifts[part], rows of `out`
+    by e^chunk_shifts of their chunk.
     """
     N, d = H.shape
     K, D = W.shape
     low, high = N * part // n_parts, N * (part + 1) // n_parts
-    # Panels are whole vectors of classes.
-    all_Z = np.empty((max(K, len(panels) // D), chunk + GROUP), W.dtype)
+    # Panels are whole vectors of classes, strips whole groups of them.
+    all_Z = np.empty((max(K, len(panels) // D, strips.shape[1]), chunk + GROUP), W.dtype)
+    all_Z[K:] = 0.0
     Z = all_Z[:K]
+    near = np.empty((2, strips.shape[0], chunk + GROUP, strips.shape[2]), W.dtype)
+    like_W = sums[part, : K * D].reshape(K, D)
+    like_strips = sums[part, : strips.size].reshape(strips.shape)
     work = np.empty((N_WORK, chunk + GROUP), W.dtype)
     padded = np.zeros((chunk if d != D else 0, D), W.dtype)
     one = W.dtype.type(1.0)
@@ -57,10 +66,8 @@ def _part(
             source, target, start, ahead = padded, padded, 0, 0
         if len(panels):
             panel_cpu.logits(panels, source, D, start, rows, all_Z, ahead)
-        elif gemm == 0:
-            tile_cpu.logits(W, source, start, rows, Z, False, ahead)
         else:
-            blas_cpu.logits(gemm, W, source, start, rows, Z, False)
+            tile_cpu.logits(W, source, start, rows, Z, False, ahead)
         shift, loss = exponentials(Z, rows, y, first, mode == LOG_GRADS, work)
         if mode == LOSS:
             total += loss
@@ -70,7 +77,7 @@ def _part(
             if shift > running:
                 scale = math.exp(running - shift)
                 total *= scale
-                tile_cpu.scale_rows(sums[part], W.dtype.type(scale))
+                tile_cpu.scale_rows(sums[part : part + 1], W.dtype.type(scale))
                 running = shift
             chunk_shifts[part, (first - low) // chunk] = running
             loss *= math.exp(shift - running)
@@ -81,12 +88,14 @@ def _part(
             continue
         residuals(Z, rows, y, first, factor, work)
         keep = mode == STEP
-        if gemm == 0:
-            tile_cpu.class_sums(Z, source, start, rows, sums[part], ahead)
-            tile_cpu.sample_sums(Z, W, alpha, keep, target, start, rows, ahead)
+        if strips.size:
+            sweep_cpu.products(
+                all_Z, strips, like_strips, source, start, rows, near[0], near[1], alpha, keep,
+                target, start,
+            )  # fmt: skip
         else:
-            blas_cpu.class_sums(gemm, Z, source, start, rows, sums[part])
-            blas_cpu.sample_sums(gemm, Z, W, alpha, keep, target, start, rows)
+            tile_cpu.class_sums(Z, source, start, rows, like_W, ahead)
+            tile_cpu.sample_sums(Z, W, alpha, keep, target, start, rows, ahead)
         if d != D:
             tile_cpu.copy_rows(padded, 0, out, first, rows, d)
     losses[part] = total
@@ -95,15 +104,37 @@ def _part(
 
 @njit(parallel=True, **OPTIONS)
 def _parts(
-    mode, gemm, n_parts, chunk, W, panels, H, y, alpha, out, sums, losses, shifts, chunk_shifts
+    mode, n_parts, chunk, W, panels, strips, H, y, alpha, out, sums, losses, shifts, chunk_shifts
 ):
     for index in prange(n_parts):
         # A loop's index is unsigned where it is parallel: `_part` would be compiled twice.
         part = np.int64(index)
         _part(
-            mode, gemm, part, n_parts, chunk, W, panels, H, y, alpha, out, sums, losses, shifts,
+            mode, part, n_parts, chunk, W, panels, strips, H, y, alpha, out, sums, losses, shifts,
             chunk_shifts,
         )  # fmt: skip
+
+
+@njit(**OPTIONS)
+def add_parts(sums, steps, width, factors, scale, keep, low, high, out):
+    """Rows low to high - 1 of `out` become `scale sum_p factors[p] sums[p]`, or move by it."""
+    step_j, step_f = steps
+    for j in range(low, high):
+        for f in range(0, out.shape[1], width):
+            at = j * step_j + f // width * step_f
+            for v in range(min(width, out.shape[1] - f)):
+                total = factors[0] * sums[0, at + v]
+                for p in range(1, len(sums)):
+                    total += factors[p] * sums[p, at + v]
+                out[j, f + v] = scale * total + (out[j, f + v] if keep else sums.dtype.type(0.0))
+
+
+@njit(parallel=True, **OPTIONS)
+def _add_all(sums, steps, width, factors, scale, keep, out):
+    K = len(out)
+    for block in prange((K + BLOCK - 1) // BLOCK):
+        low = np.int64(block) * BLOCK
+        add_parts(sums, steps, width, factors, scale, keep, low, min(low + BLOCK, K), out)
 
 
 @njit(parallel=True, **OPTIONS)
@@ -119,56 +150,75 @@ def _rescale(chunk, H, chunk_shifts, shift, factor):
                     H[i, f] *= scale
 
 
+def copies(how, W):
+    """W in whole vectors of features, its panels and strips or none, and the steps of its sums."""
+    padded = tile_cpu.padded(W)
+    D, L = padded.shape[1], tile_cpu.lanes(W.dtype)
+    panels = panel_cpu.packed(W, D) if how.panels else np.empty(0, W.dtype)
+    if not how.sweep:
+        return padded, panels, np.empty((0, 0, L), W.dtype), (D, L)
+    strips = sweep_cpu.packed(W, D)
+    return padded, panels, strips, (L, strips.shape[1] * L)
+
+
 def _run(mode, W, H, y, alpha, out):
     """All parts; returns their losses, sums of r^T H, shifts, and what `_rescale` needs."""
     K, d = W.shape
     N = len(H)
-    how = plan(K, d, N, W.itemsize)
-    padded = W if how.blas else tile_cpu.padded(W)
-    gemm = blas_cpu.gemm_address(W.dtype) if how.blas else 0
-    panels = panel_cpu.packed(W, padded.shape[1]) if how.panels else np.empty(0, W.dtype)
-    sums = np.zeros((how.parts if mode != LOSS else 0, *padded.shape), W.dtype)
+    how = step_plan(K, d, N, W.itemsize)
+    padded, panels, strips, steps = copies(how, W)
+    sums = np.zeros((how.parts, strips.size or padded.size), W.dtype)
     losses, shifts = np.empty(how.parts), np.empty(how.parts)
     # No part has more samples than this.
     most = (N + how.parts - 1) // how.parts
     per_part = (most + how.chunk - 1) // how.chunk if mode == LOG_GRADS else 0
     chunk_shifts = np.empty((how.parts, per_part))
     arguments = (
-        how.parts, how.chunk, padded, panels, H, y, W.dtype.type(alpha), out, sums, losses,
+        how.parts, how.chunk, padded, panels, strips, H, y, W.dtype.type(alpha), out, sums, losses,
         shifts, chunk_shifts,
     )  # fmt: skip
-    if how.parts == 1 and not how.blas:
-        _part(mode, gemm, 0, *arguments)
+    if how.parts == 1:
+        _part(mode, 0, *arguments)
     else:
-        with blas_cpu.one_thread():
-            _parts(mode, gemm, *arguments)
-    return losses, sums[:, :, :d], shifts, (how.chunk, chunk_shifts)
+        _parts(mode, *arguments)
+    return losses, (sums, steps, strips.shape[2]), shifts, (how.chunk, chunk_shifts)
+
+
+def _gather(sums, factors, scale, keep, out):
+    """`out = scale sum_p factors[p] sums[p]`, added to it where `keep`, in the order of p."""
+    real = out.dtype.type
+    arguments = *sums, factors.astype(out.dtype), real(scale), keep
+    if sums[0].size < ALONE:
+        add_parts(*arguments, 0, len(out), out)
+    else:
+        _add_all(*arguments, out)
 
 
 def loss(W, H, y, scale, loss_out):
     """`loss_out[0] = scale * sum of the losses`."""
-    losses, *_ = _run(LOSS, W, H, y, 0.0, H)
+    with blas_cpu.one_thread():
+        losses, *_ = _run(LOSS, W, H, y, 0.0, H)
     loss_out[0] = scale * losses.sum()
 
 
 def loss_and_grads(W, H, y, scale, loss_out, grad_W_out, grad_H_out):
     """The loss and both gradients, times `scale`."""
-    losses, sums, *_ = _run(GRADS, W, H, y, scale, grad_H_out)
+    with blas_cpu.one_thread():
+        losses, sums, *_ = _run(GRADS, W, H, y, scale, grad_H_out)
+        _gather(sums, np.ones(len(losses)), scale, False, grad_W_out)
     loss_out[0] = scale * losses.sum()
-    np.sum(sums, axis=0, out=grad_W_out)
-    grad_W_out *= W.dtype.type(scale)
 
 
 def log_loss_and_grads(W, H, y, log_loss_out, grad_W_out, grad_H_out):
     """log of the summed loss, and the gradients divided by the loss."""
-    losses, sums, shifts, (chunk, chunk_shifts) = _run(LOG_GRADS, W, H, y, 1.0, grad_H_out)
-    shift = shifts.max()
-    weights = np.exp(shifts - shift)
-    total = (weights * losses).sum()
-    log_loss_out[0] = shift + math.log(total) if total > 0.0 else math.nan
-    factors = (weights / total).astype(W.dtype)
-    np.sum(sums * factors[:, None, None], axis=0, out=grad_W_out)
-    _rescale(chunk, grad_H_out, chunk_shifts, shift, 1.0 / total)
+    with blas_cpu.one_thread():
+        losses, sums, shifts, (chunk, chunk_shifts) = _run(LOG_GRADS, W, H, y, 1.0, grad_H_out)
+        shift = shifts.max()
+        weights = np.exp(shifts - shift)
+        total = (weights * losses).sum()
+        log_loss_out[0] = shift + math.log(total) if total > 0.0 else math.nan
+        _gather(sums, weights / total, 1.0, False, grad_W_out)
+        _rescale(chunk, grad_H_out, chunk_shifts, shift, 1.0 / total)
 
 
 def gradient_step(W, H, y, scale, lr, loss_out):
@@ -176,9 +226,8 @@ def gradient_step(W, H, y, scale, lr, loss_out):
 
     If the loss is not finite, W keeps its values, and so do the chunks of H that made it so.
     """
-    losses, sums, *_ = _run(STEP, W, H, y, -lr * scale, H)
-    loss_out[0] = scale * losses.sum()
-    if math.isfinite(loss_out[0]):
-        total = sums.sum(axis=0)
-        total *= W.dtype.type(lr * scale)
-        W -= total
+    with blas_cpu.one_thread():
+        losses, sums, *_ = _run(STEP, W, H, y, -lr * scale, H)
+        loss_out[0] = scale * losses.sum()
+        if math.isfinite(loss_out[0]):
+            _gather(sums, np.ones(len(losses)), -lr * scale, True, W)

@@ -99,21 +99,50 @@ class Elementary:
             value = self.multiply_add(value, x, self.real(c))
         return value
 
-    def exp(self, x):
+    def by_pairs(self, coefficients, xs, squares):
+        """The polynomial of each x in few steps that wait for each other, not in few steps."""
+        c, out = coefficients, []
+        for x, power in zip(xs, squares, strict=True):
+            terms = [
+                self.multiply_add(x, self.real(c[i + 1]), self.real(c[i]))
+                for i in range(0, len(c) - 1, 2)
+            ]
+            if len(c) % 2:
+                terms.append(self.real(c[-1]))
+            while len(terms) > 1:
+                if len(terms) % 2:
+                    last = terms.pop()
+                    terms[-1] = self.multiply_add(last, power, terms[-1])
+                pairs = zip(terms[::2], terms[1::2], strict=True)
+                terms = [self.multiply_add(v, power, u) for u, v in pairs]
+                power = self.builder.fmul(power, power) if len(terms) > 1 else power
+            out.append(terms[0])
+        return out
+
+    def exps(self, xs):
+        """e^x of each x, step by step beside each other, so that none waits for another's."""
         builder, bits = self.builder, self.bits
         high, low = _LOG2[bits]
         magic, shift = self.real(_MAGIC[bits]), self.integer(_MANTISSA[bits])
-        shifted = self.multiply_add(x, self.real(1.4426950408889634), magic)
-        n = builder.fsub(shifted, magic)
-        r = self.multiply_add(n, self.real(-high), x)
-        r = self.multiply_add(n, self.real(-low), r)
-        q = self.polynomial(_EXP[bits], r)
-        p = builder.fadd(self.real(1.0), self.multiply_add(builder.fmul(r, r), q, r))
-        # The low bits of `shifted` are n; moved to the exponent they multiply by 2^n.
-        power = builder.shl(builder.bitcast(shifted, self.word), shift)
-        e = builder.bitcast(builder.add(builder.bitcast(p, self.word), power), self.kind)
-        small = builder.fcmp_ordered("<", x, self.real(_LEAST[bits]))
-        return builder.select(small, self.real(0.0), e)
+        shifted = [self.multiply_add(x, self.real(1.4426950408889634), magic) for x in xs]
+        ns = [builder.fsub(s, magic) for s in shifted]
+        rs = [self.multiply_add(n, self.real(-high), x) for n, x in zip(ns, xs, strict=True)]
+        rs = [self.multiply_add(n, self.real(-low), r) for n, r in zip(ns, rs, strict=True)]
+        squares = [builder.fmul(r, r) for r in rs]
+        qs = self.by_pairs(_EXP[bits], rs, squares)
+        ps = [self.multiply_add(s, q, r) for s, q, r in zip(squares, qs, rs, strict=True)]
+        out = []
+        for x, s, p in zip(xs, shifted, ps, strict=True):
+            one_more = builder.fadd(self.real(1.0), p)
+            # The low bits of `shifted` are n; moved to the exponent they multiply by 2^n.
+            power = builder.shl(builder.bitcast(s, self.word), shift)
+            e = builder.bitcast(builder.add(builder.bitcast(one_more, self.word), power), self.kind)
+            small = builder.fcmp_ordered("<", x, self.real(_LEAST[bits]))
+            out.append(builder.select(small, self.real(0.0), e))
+        return out
+
+    def exp(self, x):
+        return self.exps([x])[0]
 
     def log1p(self, x):
         builder, bits = self.builder, self.bits

@@ -1,50 +1,82 @@
 """Which arrangement a problem of a given shape gets on the CPU: the one place that says so.
 
-The choice rests on measurements of 2-core AMD Zen 3 (AVX2, 512 KB L2 a core, 32 MB L3), float32,
-the least milliseconds of a step, or of loss and gradients, at chunks of so many samples:
+The choice rests on measurements of a 2-core AMD Zen 3 (AVX2, 512 KB L2 a core, 32 MB L3), float32,
+one thread, nanoseconds a sample in cache (in brackets GFLOP/s; a square GEMM reaches 95):
 
-    K, d, N             tiles                                          BLAS
-    10, 64, 2e5         32: 12.1  64: 11.6  128: 11.9  256: 11.0
-    10, 512, 1e5        32: 32.1  64: 31.2   80: 29.8  128: 30.8
-    10000, 128, 4e3                                      128: 232  256: 241  512: 232  1000: 280
+    K, d         logits of W    panels        both products: tiles   sweep        chunk
+    10, 64       21 (61)        22 (57)       30 (85)                34 (74)      64
+    10, 512      115 (89)       173 (59)      280 (73)               -            64
+    100, 128     360 (71)       278 (92)      535 (95)               690 (77)     48
+    1000, 64     2080 (61)      1410 (91)     3620 (71)              2930 (87)    64
+    1000, 512    -              -             -                      22300 (92)   64
+    10000, 128   -              30600 (84)    -                      58600 (87)   96
 
-Tiles read W from the second-level cache once a block of samples, so W and a part's sums must fit
-it with room for the chunk: 64 KiB of W, and 160 KiB of samples and logits, are what they are given.
-A BLAS packs W for every chunk, which is why a chunk is not smaller than 256; chunks of 1000 lose,
-as their logits go to memory and back. Every part of the BLAS arrangement has a K x d sum of its
-own: at most 32 MiB of them together, but never fewer than 4, so that threads find work to share.
+A BLAS took logits of 10000, 128 at 71 GFLOP/s and the two products at 77 and 59, in chunks of 256.
+
+Tiles read W once for a few samples, a sweep once for a chunk: it is for W beyond 64 KiB, and adds
+to its sums in strips, so large that parts are few: at most 16, and 32 MiB of sums together, but
+never fewer than 4, so that threads find work to share. Milliseconds of a step on both threads at
+chunks of 16, 32, 48, 64, 96, 128: 10, 512, 1e5: 24.3, 23.5, 23.0, 23.3, 24.4, 25.2; of 100, 128,
+1e5: 68, 55.2, 53.0, 55.8, 52.9, 54.3. Of a sweep, one thread, at 48, 64, 96, 128: 1000, 64, 2e4:
+109, 108, 108, 107; 10000, 128, 4e3: 395, 384, 379, 383; 50000, 256, 1e3 at 64 and 128: 1318, 1066.
+So a chunk's logits take some 20 KiB by tiles, and its samples 100 KiB, or 128 KiB in a sweep.
 """
 
 from typing import NamedTuple
 
 
 class Plan(NamedTuple):
-    """How `cross_entropy_cpu` and `hessian_cpu` divide a problem."""
+    """How `hessian_cpu` and `weighted_cross_entropy_cpu` divide a problem."""
 
     blas: bool  # one-thread BLAS calls instead of register tiles
     chunk: int  # samples whose logits are formed at a time
     parts: int  # ranges of samples with sums of their own
-    panels: bool = False  # logits from W packed in panels of classes
+
+
+class StepPlan(NamedTuple):
+    """How `cross_entropy_cpu` divides a problem."""
+
+    sweep: bool  # both products from W packed in strips instead of register tiles from W
+    panels: bool  # logits from W packed in panels of classes
+    chunk: int  # samples whose logits are formed at a time
+    parts: int  # ranges of samples with sums of their own
 
 
 TILES_W_BYTES = 64 << 10
 TILES_H_BYTES = 100 << 10
 TILES_Z_BYTES = 20 << 10
-BLAS_SUMS_BYTES = 32 << 20
+SUMS_BYTES = 32 << 20
 PANELS_CLASSES = 12
 PANELS_SAMPLES = 64
+SWEEP_H_BYTES = 128 << 10
+
+
+def step_plan(n_classes, dim, n_samples, itemsize):
+    """How to divide the step, the gradients and the loss; it never depends on the machine."""
+    matrix = n_classes * dim * itemsize
+    sweep = matrix > TILES_W_BYTES
+    if sweep:
+        chunk = max(32, min(128, SWEEP_H_BYTES // (dim * itemsize) // 16 * 16))
+        parts = max(4, min(16, SUMS_BYTES // matrix))
+    else:
+        chunk, parts = _chunk(n_classes, dim, itemsize), 64
+    panels = n_classes >= PANELS_CLASSES and n_samples >= PANELS_SAMPLES
+    return StepPlan(sweep, panels, chunk, max(1, min(parts, n_samples // 64)))
+
+
+def _chunk(n_classes, dim, itemsize):
+    chunk = min(TILES_H_BYTES // dim, TILES_Z_BYTES // n_classes) // itemsize
+    return max(32, min(128, chunk // 16 * 16))
 
 
 def plan(n_classes, dim, n_samples, itemsize):
-    """The arrangement for `n_classes`, `dim`, `n_samples`; it never depends on the machine."""
+    """How to divide a product with the Hessian, or what networks use."""
     matrix = n_classes * dim * itemsize
     blas = matrix > TILES_W_BYTES
     if blas:
         chunk = 256
-        parts = max(4, min(16, BLAS_SUMS_BYTES // matrix))
+        parts = max(4, min(16, SUMS_BYTES // matrix))
     else:
-        chunk = min(TILES_H_BYTES // dim, TILES_Z_BYTES // n_classes) // itemsize
-        chunk = max(32, min(128, chunk // 16 * 16))
+        chunk = _chunk(n_classes, dim, itemsize)
         parts = 64
-    panels = n_classes >= PANELS_CLASSES and n_samples >= PANELS_SAMPLES
-    return Plan(blas, chunk, max(1, min(parts, n_samples // 64)), panels)
+    return Plan(blas, chunk, max(1, min(parts, n_samples // 64)))

@@ -75,40 +75,61 @@ def _largest(typingctx, Z, z, ld, K, out, o):
 
 
 @intrinsic
-def _exponentiate(typingctx, Z, z, ld, K, work, own, shift, total):
-    """Z[z + j ld + l] becomes exp((Z - work[own + l]) - work[shift + l]), summed over j."""
+def _exponentiate(typingctx, n, Z, z, ld, turns, work, own, shift, total):
+    """Z[z + j ld + l] becomes exp((Z - work[own + l]) - work[shift + l]), added to work[total + l].
+
+    j over n classes in each of `turns` turns.
+    """
+    n_classes = getattr(n, "literal_value", None)
+    if n_classes is None:
+        return None
 
     def codegen(context, builder, signature, args):
-        Z_, z_, ld_, K_, work_, own_, shift_, total_ = args
+        _, Z_, z_, ld_, turns_, work_, own_, shift_, total_ = args
         emit = Emitter(builder, Z.dtype)
         elementary = Elementary(builder, emit.vector)
         Z_ = builder.gep(data_of(context, builder, Z, Z_), [z_])
         work_ = data_of(context, builder, work, work_)
-        n = GROUP // emit.lanes
+        width = GROUP // emit.lanes
 
         def vectors(first):
             pointer = builder.gep(work_, [first])
-            return [emit.load(emit.skip(pointer, i * emit.lanes)) for i in range(n)]
+            return [emit.skip(pointer, i * emit.lanes) for i in range(width)]
 
-        labels, shifts = vectors(own_), vectors(shift_)
+        labels = [emit.load(p) for p in vectors(own_)]
+        shifts = [emit.load(p) for p in vectors(shift_)]
+        totals = vectors(total_)
 
-        def body(j, sums):
-            row = emit.offset(Z_, (j, ld_))
-            new = []
-            for i, value in enumerate(sums):
-                place = emit.skip(row, i * emit.lanes)
-                gap = builder.fsub(emit.load(place), labels[i])
-                e = elementary.exp(builder.fsub(gap, shifts[i]))
-                emit.store(e, place)
-                new.append(builder.fadd(value, e))
-            return new
+        def body(turn, sums):
+            first = builder.mul(turn, ir.Constant(ir.IntType(64), n_classes))
+            places, gaps = [], []
+            for j in range(n_classes):
+                row = emit.offset(Z_, (first, ld_), (j, ld_))
+                for i in range(width):
+                    places.append(emit.skip(row, i * emit.lanes))
+                    gap = builder.fsub(emit.load(places[-1]), labels[i])
+                    gaps.append(builder.fsub(gap, shifts[i]))
+            sums = list(sums)
+            for k, e in enumerate(elementary.exps(gaps)):
+                emit.store(e, places[k])
+                sums[k % width] = builder.fadd(sums[k % width], e)
+            return sums
 
-        pointer = builder.gep(work_, [total_])
-        for i, value in enumerate(emit.accumulate(K_, n, body, emit.zero)):
-            emit.store(value, emit.skip(pointer, i * emit.lanes))
+        start = [emit.load(p) for p in totals]
+        for place, value in zip(totals, emit.accumulate(turns_, width, body, start), strict=True):
+            emit.store(value, place)
         return context.get_dummy_value()
 
-    return types.none(Z, z, ld, K, work, own, shift, total), codegen
+    return types.none(n, Z, z, ld, turns, work, own, shift, total), codegen
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FLAGS | {"reassoc"})
+def _poison(values, n):
+    """0, or NaN where a value is not finite."""
+    total = 0.0
+    for i in range(n):
+        total += 0.0 * np.float64(values[i])
+    return total
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=FLAGS)
@@ -122,32 +143,40 @@ def exponentials(Z, rows, y, first, in_log_domain, work):
     real = Z.dtype.type
     own, shifts, S, inverse = work[0], work[1], work[2], work[3]
     for i in range(rows):
-        own[i] = Z[y[first + i], i]
-        Z[y[first + i], i] = -np.inf
+        label = y[first + i]
+        own[i] = Z[label, i]
+        Z[label, i] = -np.inf
     for i in range(0, rows, GROUP):
         _largest(Z, i, ld, K, work, m + i)
-    poison = 0.0
-    top = real(-np.inf)
     for i in range(rows):
-        poison += 0.0 * np.float64(own[i])
         shifts[i] -= own[i]
-        top = shifts[i] if shifts[i] > top else top
     shift = 0.0
     if in_log_domain:
+        top = real(-np.inf)
+        for i in range(rows):
+            top = shifts[i] if shifts[i] > top else top
         # Down, not up: nothing is then smaller than it is divided by the loss.
         shift = min(0.0, STEP * np.floor(np.float64(top) / STEP))
     unit = real(math.exp(shift))
+    above = 0
     for i in range(rows):
+        above += shifts[i] > real(LIMIT)
         shifts[i] = shifts[i] if shifts[i] > real(LIMIT) else real(shift)
+    poison = _poison(own, rows)
     for i in range(0, rows, GROUP):
-        _exponentiate(Z, i, ld, K, work, i, m + i, 2 * m + i)
+        for k in range(i, i + GROUP):
+            S[k] = real(0.0)
+        if K > 1:
+            _exponentiate(2, Z, i, ld, K // 2, work, i, m + i, 2 * m + i)
+        if K % 2:
+            _exponentiate(1, Z, (K - 1) * ld + i, ld, 1, work, i, m + i, 2 * m + i)
     # Below `tiny`, log1p(x) / x rounds to 1.
     tiny = real(1e-30)
     for i in range(rows):
         x = unit * S[i]
         inverse[i] = real(1.0) / (real(1.0) + x)
         own[i] = S[i] * (log1p(x) / x if x > tiny else real(1.0))
-    if top > real(LIMIT):
+    if above:
         for i in range(rows):
             if shifts[i] > real(LIMIT):
                 den = math.exp(-shifts[i]) + S[i]

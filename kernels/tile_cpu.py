@@ -89,10 +89,7 @@ class Emitter:
         return self.builder.call(function, [a, b, c])
 
     def accumulate(self, count, n_sums, body, start):
-        """`count >= 1` rounds of `sums = body(round, sums)`, in registers.
-
-        `start` is where all sums begin, or the list of where each does.
-        """
+        """`count >= 1` rounds of `sums = body(round, sums)` from `start`, one or a list of them."""
         starts = start if isinstance(start, list) else [start] * n_sums
         builder, integer = self.builder, ir.IntType(64)
         before = builder.block
@@ -149,10 +146,7 @@ def constants(*kinds):
 
 @intrinsic
 def _outer_tile(typingctx, m, v, u, C, c, ldc, A, a, step_k, step_m, B, b, ldb, count, alpha):
-    """C[c + i ldc + f] += alpha sum_k A[a + k step_k + i step_m] B[b + k ldb + f].
-
-    k runs over `count` rounds of u steps.
-    """
+    """C[c + i ldc + f] += alpha sum_k A[a + k step_k + i step_m] B[b + k ldb + f], k < u count."""
     n_rows, n_vectors, n_steps = constants(m, v, u)
     if None in (n_rows, n_vectors, n_steps):
         return None
@@ -356,26 +350,20 @@ def sample_sums(Z, W, alpha, keep, C, first, rows, ahead=0):
     for i in range(first, first + rows if not keep else first):
         for f in range(C.shape[1]):
             C[i, f] = 0.0
-    at, end, share = share_of(
-        2, C, first + ahead, rows if ahead else 0, D, rows // 6 * (D // (2 * L))
-    )
-    # A few rows of C are finished at a time, so that they are visited page by page.
+    turns = rows // 6 * (D // (2 * L))
+    at, end, share = share_of(2, C, first + ahead, rows if ahead else 0, D, turns)
+    # A few rows of C are finished at a time, so that they are visited page by page. A sum over few
+    # classes is soon done: tiles are smaller, so that the next one begins meanwhile.
     i = 0
-    # A sum over few classes is soon done: tiles are smaller, so that the next one begins meanwhile.
-    while K <= FEW_CLASSES and i + 4 <= rows:
-        c = (first + i) * D
-        for f in range(0, D - 2 * L + 1, 2 * L):
+    few = K <= FEW_CLASSES and K % 5 == 0 and D % (2 * L) == 0
+    while few and i + 4 <= rows:
+        for f in range(0, D, 2 * L):
             prefetch(C, at, min(at + share, end))
             at += share
-            if K % 5:
-                _outer_tile(4, 2, 1, C, c + f, D, Z, i, ld, 1, W, f, D, K, alpha)
-            else:
-                _outer_tile(4, 2, 5, C, c + f, D, Z, i, ld, 1, W, f, D, K // 5, alpha)
-        if D % (2 * L):
-            f = D - L
-            _outer_tile(4, 1, 1, C, c + f, D, Z, i, ld, 1, W, f, D, K, alpha)
+            c = (first + i) * D + f
+            _outer_tile(4, 2, 5, C, c, D, Z, i, ld, 1, W, f, D, K // 5, alpha)
         i += 4
-    while K > FEW_CLASSES and i + 6 <= rows:
+    while not few and i + 6 <= rows:
         c = (first + i) * D
         for f in range(0, D - 2 * L + 1, 2 * L):
             prefetch(C, at, min(at + share, end))

@@ -15,9 +15,9 @@ import math
 import numpy as np
 from numba import njit, prange
 
-from fastnc.kernels import blas_cpu, panel_cpu, tile_cpu
-from fastnc.kernels.cross_entropy_cpu import GRADS, OPTIONS, STEP, _part
-from fastnc.kernels.plan_cpu import plan
+from fastnc.kernels import blas_cpu, panel_cpu, sweep_cpu
+from fastnc.kernels.cross_entropy_cpu import GRADS, OPTIONS, STEP, _part, add_parts, copies
+from fastnc.kernels.plan_cpu import step_plan
 
 
 @njit(**OPTIONS)
@@ -33,24 +33,27 @@ def _add_low(array, low, change, first, last, d):
 
 
 @njit(**OPTIONS)
-def _move_class(W, W_low, sums, step, j, d, compensated):
+def _move_class(W, W_low, sums, steps, width, ones, step, dW, j, d, compensated):
     """Row j of W moves by `step` times the parts' sums, added in order."""
-    total = sums[0, j]
-    for p in range(1, sums.shape[0]):
-        for f in range(d):
-            total[f] += sums[p, j, f]
-    for f in range(d):
-        total[f] *= step
     if compensated:
-        _add_low(W, W_low, sums[0], j, j + 1, d)
+        add_parts(sums, steps, width, ones, step, False, j, j + 1, dW)
+        _add_low(W, W_low, dW, j, j + 1, d)
     else:
-        for f in range(d):
-            W[j, f] += total[f]
+        add_parts(sums, steps, width, ones, step, True, j, j + 1, W)
+
+
+@njit(**OPTIONS)
+def _pack_again(W, panels, strips, p):
+    """Panel p of W, and the same share of its strips."""
+    n = panel_cpu.n_panels(panels, W.shape[1])
+    panel_cpu.pack_panel(W, panels, W.shape[1], p)
+    K = strips.shape[1]
+    sweep_cpu.pack_some(W, strips, K * p // n, K * (p + 1) // n)
 
 
 @njit(**OPTIONS)
 def _move_part(
-    gemm, part, n_parts, chunk, W, panels, H, H_low, dH, y, step, sums, losses, shifts,
+    part, n_parts, chunk, W, panels, strips, H, H_low, dH, y, step, sums, losses, shifts,
     chunk_shifts, compensated,
 ):  # fmt: skip
     """One part's rows of H move; its sums for W and its loss are left for later."""
@@ -58,7 +61,7 @@ def _move_part(
     mode = GRADS if compensated else STEP
     sums[part] = 0.0
     _part(
-        mode, gemm, part, n_parts, chunk, W, panels, H, y, step, dH, sums, losses, shifts,
+        mode, part, n_parts, chunk, W, panels, strips, H, y, step, dH, sums, losses, shifts,
         chunk_shifts,
     )  # fmt: skip
     if compensated and math.isfinite(losses[part]):
@@ -67,66 +70,77 @@ def _move_part(
 
 @njit(**OPTIONS)
 def _epochs_of_one(
-    gemm, n_parts, chunk, W, panels, H, W_low, H_low, dH, y, step, sums, losses, shifts,
-    chunk_shifts, epochs, compensated,
+    n_parts, chunk, W, panels, strips, steps, ones, H, W_low, H_low, dW, dH, y, step, sums, losses,
+    shifts, chunk_shifts, epochs, compensated,
 ):  # fmt: skip
+    width = strips.shape[2]
     for _ in range(epochs):
         _move_part(
-            gemm, 0, 1, chunk, W, panels, H, H_low, dH, y, step, sums, losses, shifts,
+            0, 1, chunk, W, panels, strips, H, H_low, dH, y, step, sums, losses, shifts,
             chunk_shifts, compensated,
         )  # fmt: skip
         if math.isfinite(losses[0]):
             for j in range(W.shape[0]):
-                _move_class(W, W_low, sums, step, j, H.shape[1], compensated)
-            for q in range(panel_cpu.n_panels(panels, W.shape[1])):
-                panel_cpu.pack_panel(W, panels, W.shape[1], q)
+                _move_class(
+                    W, W_low, sums, steps, width, ones, step, dW, j, H.shape[1], compensated
+                )
+            for p in range(panel_cpu.n_panels(panels, W.shape[1])):
+                _pack_again(W, panels, strips, p)
 
 
 @njit(parallel=True, **OPTIONS)
 def _epochs(
-    gemm, n_parts, chunk, W, panels, H, W_low, H_low, dH, y, step, sums, losses, shifts,
-    chunk_shifts, epochs, compensated,
+    n_parts, chunk, W, panels, strips, steps, ones, H, W_low, H_low, dW, dH, y, step, sums, losses,
+    shifts, chunk_shifts, epochs, compensated,
 ):  # fmt: skip
+    width = strips.shape[2]
     for _ in range(epochs):
         for index in prange(n_parts):
             # A loop's index is unsigned where it is parallel: `_part` would be compiled twice.
             _move_part(
-                gemm, np.int64(index), n_parts, chunk, W, panels, H, H_low, dH, y, step, sums,
+                np.int64(index), n_parts, chunk, W, panels, strips, H, H_low, dH, y, step, sums,
                 losses, shifts, chunk_shifts, compensated,
             )  # fmt: skip
         if math.isfinite(losses.sum()):
             for j in prange(W.shape[0]):
-                _move_class(W, W_low, sums, step, np.int64(j), H.shape[1], compensated)
-            for q in prange(panel_cpu.n_panels(panels, W.shape[1])):
-                panel_cpu.pack_panel(W, panels, W.shape[1], np.int64(q))
+                _move_class(
+                    W, W_low, sums, steps, width, ones, step, dW, np.int64(j), H.shape[1],
+                    compensated,
+                )  # fmt: skip
+            for p in prange(panel_cpu.n_panels(panels, W.shape[1])):
+                _pack_again(W, panels, strips, np.int64(p))
 
 
 def descend(W, H, W_low, H_low, y, step, epochs):
     """`epochs` times `W += step * sum of r^T H`, `H += step * r W`, in place."""
     (K, d), N = W.shape, len(H)
-    how = plan(K, d, N, W.itemsize)
-    moving = W if how.blas else tile_cpu.padded(W)
+    how = step_plan(K, d, N, W.itemsize)
+    # Strips are packed again along with panels.
+    moving, panels, strips, steps = copies(how._replace(panels=how.panels or how.sweep), W)
     compensated = W_low.size > 0
     arguments = (
-        blas_cpu.gemm_address(W.dtype) if how.blas else 0,
         how.parts,
         how.chunk,
         moving,
-        panel_cpu.packed(W, moving.shape[1]) if how.panels else np.empty(0, W.dtype),
+        panels,
+        strips,
+        steps,
+        np.ones(how.parts, W.dtype),
         H,
         W_low,
         H_low,
+        np.empty_like(moving if compensated else moving[:0]),
         np.empty_like(H) if compensated else H,
         y,
         W.dtype.type(step),
-        np.empty((how.parts, *moving.shape), W.dtype),
+        np.empty((how.parts, strips.size or moving.size), W.dtype),
         np.empty(how.parts),
         np.empty(how.parts),
         np.empty((how.parts, 0)),
         epochs,
         compensated,
     )
-    if how.parts == 1 and not how.blas:
+    if how.parts == 1:
         _epochs_of_one(*arguments)
     else:
         with blas_cpu.one_thread():

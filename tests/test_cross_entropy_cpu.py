@@ -10,24 +10,23 @@ import numpy as np
 import pytest
 
 from fastnc import reference
-from fastnc.kernels import blas_cpu, cross_entropy_cpu
-from fastnc.kernels.plan_cpu import Plan, plan
+from fastnc.kernels import blas_cpu, cross_entropy_cpu, hessian_cpu
+from fastnc.kernels.plan_cpu import StepPlan, plan, step_plan
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 from suite.cases import CASES  # noqa: E402
 
-# What `plan` would choose for a small problem, and what it chooses for large ones, made small:
-# register tiles, BLAS and logits from panels, one part and several (the last shorter than a chunk,
-# or empty).
+# What `step_plan` would choose for a small problem, and what it chooses for large ones, made small:
+# products by register tiles of W or a sweep over its strips, logits from W or its panels; one part
+# and several (the last shorter than a chunk, or empty).
 ARRANGEMENTS = {
     "chosen": None,
-    "tiles": Plan(blas=False, chunk=16, parts=3),
-    "tiles, one part": Plan(blas=False, chunk=32, parts=1),
-    "blas": Plan(blas=True, chunk=16, parts=3),
-    "blas, one part": Plan(blas=True, chunk=32, parts=1),
-    "panels": Plan(blas=False, chunk=16, parts=3, panels=True),
-    "panels and blas": Plan(blas=True, chunk=32, parts=1, panels=True),
+    "tiles": StepPlan(sweep=False, panels=False, chunk=16, parts=3),
+    "tiles, one part": StepPlan(sweep=False, panels=False, chunk=32, parts=1),
+    "tiles and panels": StepPlan(sweep=False, panels=True, chunk=32, parts=1),
+    "sweep": StepPlan(sweep=True, panels=False, chunk=32, parts=1),
+    "sweep and panels": StepPlan(sweep=True, panels=True, chunk=16, parts=3),
 }
 
 # K, d, N: tiles are 2, 5 or 6 classes, or 2 or 3 vectors of 4 or 8 of them; 2, 4 or 6 samples; 1 or
@@ -47,7 +46,7 @@ SHAPES = {
 @pytest.fixture(params=ARRANGEMENTS)
 def arrangement(request, monkeypatch):
     if ARRANGEMENTS[request.param] is not None:
-        monkeypatch.setattr(cross_entropy_cpu, "plan", lambda *_: ARRANGEMENTS[request.param])
+        monkeypatch.setattr(cross_entropy_cpu, "step_plan", lambda *_: ARRANGEMENTS[request.param])
     return request.param
 
 
@@ -135,10 +134,10 @@ def test_any_labels(arrangement, labels):
 
 def test_the_plan_reaches_both_arrangements_and_several_parts():
     """The shapes above are of the smallest plans; these cross its thresholds."""
-    assert plan(5, 20, 50, 8) == plan(5, 20, 50, 8)
+    assert step_plan(5, 20, 50, 8) == step_plan(5, 20, 50, 8)
     few, many = (60, 40, 300), (200, 100, 150)
-    assert not plan(*few, 8).blas and plan(*few, 8).parts > 1
-    assert plan(*many, 8).blas and plan(*many, 8).parts > 1
+    assert not step_plan(*few, 8).sweep and step_plan(*few, 8).parts > 1
+    assert step_plan(*many, 8).sweep and step_plan(*many, 8).parts > 1
     compare(*problem(*few, "float64"))
     compare(*problem(*many, "float64"))
 
@@ -147,7 +146,8 @@ def test_the_plan_reaches_both_arrangements_and_several_parts():
 def test_the_regimes_of_the_benchmarks(name):
     """Their K and d, the arrangement that those get, and some of their samples and features."""
     case = CASES[name]
-    assert plan(case.n_classes, case.dim, case.n_samples, 4).blas == (case.n_classes >= 1000)
+    how = step_plan(case.n_classes, case.dim, case.n_samples, 4)
+    assert (how.sweep, how.panels) == (case.n_classes >= 1000, case.n_classes >= 100)
     samples, dim = (130, case.dim) if case.n_classes < 5000 else (20, 24)
     few = replace(case, n_samples=min(case.n_samples, samples), dim=dim)
     compare(*few.arrays(labels="unbalanced"))
@@ -197,12 +197,14 @@ import test_cross_entropy_cpu as t, test_hessian_cpu as h
 for threads in (1, 2, 3, 4):
     numba.set_num_threads(threads)
     digest = hashlib.sha256()
+    arrays = t.problem(13, 21, 95, "float64")
     for plan in filter(None, t.ARRANGEMENTS.values()):
-        t.cross_entropy_cpu.plan = h.hessian_cpu.plan = lambda *_: plan
-        arrays = t.problem(13, 21, 95, "float64")
+        t.cross_entropy_cpu.step_plan = lambda *_: plan
         for values in t.evaluate(*arrays).values():
             for value in values:
                 digest.update(value.tobytes())
+    for plan in filter(None, h.ARRANGEMENTS.values()):
+        h.hessian_cpu.plan = lambda *_: plan
         for value in h.evaluate(*arrays, *(x[::-1].copy() for x in arrays[:2])):
             digest.update(value.tobytes())
     print(digest.hexdigest())
@@ -242,6 +244,7 @@ def test_what_is_not_finite_shows_in_the_loss(arrangement, bad):
 
 
 def test_blas_has_as_many_threads_as_before():
+    """As it is called where the kernels still use it: by a product with the Hessian."""
     from threadpoolctl import threadpool_info, threadpool_limits
 
     def threads():
@@ -251,7 +254,8 @@ def test_blas_has_as_many_threads_as_before():
     assert plan(200, 100, 150, 8).blas
     with threadpool_limits(2, "blas"):
         before = threads()
-        evaluate(*arrays)
+        out = [np.empty_like(x) for x in arrays[:2]]
+        hessian_cpu.hessian_vector_product(*arrays, *arrays[:2], 1.0, *out)
         assert threads() == before
         with pytest.raises(RuntimeError), blas_cpu.one_thread(), blas_cpu.one_thread():
             # The library that is called has the one; NumPy's, a copy of its own, is left alone.

@@ -3,10 +3,21 @@
 import numpy as np
 import oracles
 import pytest
-from test_cross_entropy_cpu import ARRANGEMENTS, SHAPES, problem
+from test_cross_entropy_cpu import SHAPES, problem
 
 from fastnc import reference
 from fastnc.kernels import hessian_cpu
+from fastnc.kernels.plan_cpu import Plan
+
+# What `plan` would choose for a small problem, and what it chooses for large ones, made small:
+# register tiles and BLAS, one part and several (the last shorter than a chunk, or empty).
+ARRANGEMENTS = {
+    "chosen": None,
+    "tiles": Plan(blas=False, chunk=16, parts=3),
+    "tiles, one part": Plan(blas=False, chunk=32, parts=1),
+    "blas": Plan(blas=True, chunk=16, parts=3),
+    "blas, one part": Plan(blas=True, chunk=32, parts=1),
+}
 
 
 @pytest.fixture(params=ARRANGEMENTS)
