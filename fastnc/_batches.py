@@ -36,7 +36,7 @@ def check_features(H: Any, dim: int | None) -> None:
         raise ValueError(
             f"`H` must have {dim} columns, as the statistics have; got shape {tuple(H.shape)}."
         )
-    if dtype_name(H) not in FEATURES:
+    if dtype_name(native(H[:0])) not in FEATURES:
         raise TypeError(f"`H` must hold floats ({', '.join(FEATURES)}); got {dtype_name(H)}.")
 
 
@@ -68,6 +68,7 @@ def check_batch(H: Any, y: Any, n_classes: int, dim: int, first: int = 0) -> tup
             f"got {labels[i]} at index {first + i}. Relabel{more}."
         )
     labels = np.ascontiguousarray(labels, dtype=np.int64)
+    H = native(H)
     if is_torch(H):
         H = H.detach()
         if dtype_name(H) in ("float16", "bfloat16"):
@@ -80,6 +81,13 @@ def check_batch(H: Any, y: Any, n_classes: int, dim: int, first: int = 0) -> tup
     if H.dtype == np.float16:
         H = H.astype(np.float32)
     return _writable(np.ascontiguousarray(H)), labels
+
+
+def native(x: Any) -> Any:
+    """`x`, in the machine's order of bytes where it is a NumPy array."""
+    if isinstance(x, np.ndarray) and not x.dtype.isnative:
+        return x.astype(x.dtype.newbyteorder("="))
+    return x
 
 
 class _Memory:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastnc._arrays import as_numpy, check_finite, check_matrix, dtype_name, is_torch
-from fastnc._batches import check_batch, refuse_not_finite, sum_over_ranks
+from fastnc._batches import check_batch, native, refuse_not_finite, sum_over_ranks
 from fastnc._cuda import serves
 from fastnc._directions import Directions, directions, whitening
 
@@ -325,6 +325,7 @@ def check_classifier(
         if bias is not None:
             raise ValueError("`bias` belongs to a classifier; pass its `W` too.")
         return np.empty((0, dim)), np.empty(0)
+    W = native(W)
     if hasattr(W, "dtype") and dtype_name(W) in ("float16", "bfloat16"):
         W = W.float() if is_torch(W) else W.astype(np.float32)  # type: ignore[union-attr]
     check_matrix("W", W, (n_classes, dim))

@@ -289,7 +289,9 @@ def number_labels(labels: NDArray[Any]) -> tuple[int, NDArray[np.int64]]:
         classes, places = np.unique(labels, return_inverse=True)
         return len(classes), places.astype(np.int64)
     # A table is much cheaper than a sort where the labels' range allows it.
-    shifted = (labels - lo).astype(np.int64)
+    # Differences of small signed integers overflow, and large unsigned ones are no int64.
+    wide = labels if labels.dtype.kind == "u" else labels.astype(np.int64)
+    shifted = (wide - wide.dtype.type(lo)).astype(np.int64)
     seen = np.bincount(shifted) > 0
     if seen.all():
         return len(seen), shifted

@@ -145,6 +145,35 @@ def test_labels_are_any_integers_without_a_classifier():
     assert fastnc.collapse_metrics(H, y.astype(np.uint64)) == plain
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        np.array([-128, 127, 0, 5], np.int8),
+        np.array([0, 255, 7, 128], np.uint8),
+        np.array([-(2**63), 2**63 - 1, 0, 1]),
+        np.array([0, 1, 2, 3], np.uint64) + np.uint64(2**63),
+        np.array([3, 1, 2, 0], ">i4"),
+    ],
+    ids=str,
+)
+def test_labels_at_the_ends_of_their_dtype(names):
+    rng = np.random.default_rng(0)
+    H, y = rng.standard_normal((40, 3)), np.arange(40) % 4
+    order = np.argsort(names)
+    wanted = fastnc.collapse_metrics(H, np.argsort(order)[y])
+    assert fastnc.collapse_metrics(H, names[y]) == wanted
+
+
+def test_the_other_order_of_bytes():
+    """As FITS and old HDF5 files have it, which NumPy maps as it is."""
+    rng = np.random.default_rng(0)
+    H, y = rng.standard_normal((40, 3), dtype=np.float32), np.arange(40) % 4
+    W, bias = rng.standard_normal((4, 3)), rng.standard_normal(4)
+    swapped = [x.astype(x.dtype.newbyteorder()) for x in (H, y, W, bias)]
+    assert not swapped[0].dtype.isnative
+    assert fastnc.collapse_metrics(*swapped) == fastnc.collapse_metrics(H, y, W, bias)
+
+
 def test_without_a_classifier_its_metrics_are_none():
     H, y, _, _ = oracles.clouds(5, 4, 60)
     told = fastnc.collapse_metrics(H, y).as_dict()
