@@ -73,6 +73,13 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
         ) from None
 
 
+def scalar(values: np.ndarray) -> Any:
+    """The value of an array without dimensions, of which some NumPys make one of any array."""
+    if values.ndim:
+        raise ValueError("an array stands where a number should")
+    return values.item()
+
+
 def out_dir(path: str | os.PathLike[str]) -> Path:
     """The folder `path`, made if need be, tried by writing into it.
 

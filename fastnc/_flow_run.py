@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.integrate import BDF, Radau
 from scipy.sparse import csc_matrix
 
-from fastnc._files import FOREIGN
+from fastnc._files import FOREIGN, scalar
 from fastnc._flow_newton import DirectSolver, FlowJacobian, KrylovSolver, Residuals
 from fastnc._flow_state import integrator_state, restore_integrator
 from fastnc._progress import progress_bar
@@ -133,8 +133,8 @@ class FlowRun:
         if self.path is not None and found is not None:
             try:
                 restore_integrator(integrator, found.state, self.shape, self.y, integrator.lu)
-                reached = float(found.state["log10_time"])
-                self.work = {name: int(found.state[f"work/{name}"]) for name in self.work}
+                reached = float(scalar(found.state["log10_time"]))
+                self.work = {name: int(scalar(found.state[f"work/{name}"])) for name in self.work}
             except (*FOREIGN, ArithmeticError, np.linalg.LinAlgError):
                 raise foreign(self.path) from None
             self._check_horizon(reached)

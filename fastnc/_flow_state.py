@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastnc._files import scalar
 from fastnc._flow_newton import FlowJacobian, Residuals
 
 _NUMBER, _FACTORS, _JACOBIAN = "integrator/", "factors/", "jacobian/"
@@ -55,7 +56,7 @@ def restore_integrator(
     if not {_NUMBER + name for name, value in fresh.items() if _is_number(value)} <= state.keys():
         raise ValueError("a number of the integrator is missing")
     at = Residuals(state[_JACOBIAN + "W"], state[_JACOBIAN + "H"], y)
-    integrator.J = FlowJacobian(at, float(state[_JACOBIAN + "b"]))
+    integrator.J = FlowJacobian(at, float(scalar(state[_JACOBIAN + "b"])))
     for name, value in state.items():
         if name.startswith(_NUMBER):
             attribute = name.removeprefix(_NUMBER)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._files import FOREIGN, describe, read_npz, write_npz
+from fastnc._files import FOREIGN, describe, read_npz, scalar, write_npz
 
 _STATE, _COLUMN = "state/", "column/"
 
@@ -46,7 +46,7 @@ class Checkpoint:
         """
         arrays = read_npz(path, "the checkpoint")
         try:
-            epoch, found = int(arrays["epoch"]), json.loads(str(arrays["problem"]))
+            epoch, found = int(scalar(arrays["epoch"])), json.loads(str(arrays["problem"]))
             state = _under(_STATE, arrays)
             columns = _under(_COLUMN, arrays)
             if not (isinstance(found, dict) and state and epoch >= 0 and _is_table(columns)):

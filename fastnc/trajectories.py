@@ -13,7 +13,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastnc._files import FOREIGN, atomic_write, read_npz, write_npz
+from fastnc._files import FOREIGN, atomic_write, read_npz, scalar, write_npz
 from fastnc.trajectory import Trajectory
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -161,7 +161,7 @@ class Trajectories(Sequence[Trajectory]):
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Trajectories:
         """The runs that `arrays` took apart."""
         runs: dict[int, Trajectory] = {}
-        for g in range(int(arrays["n_groups"])):
+        for g in range(int(scalar(arrays["n_groups"]))):
             group = {
                 name.removeprefix(f"{g}/"): values
                 for name, values in arrays.items()
