@@ -2,7 +2,9 @@
 
 What the arrays hold, and why the loops see addresses in them, stands in `trajectory_cpu`. What is
 known of a shape when it is compiled comes as zeros, tuples of vectors: `group` has the classes of
-one pass over a block of samples, `classes` the K of a softmax, and both have so many lanes.
+one pass over a block of samples, `classes` the K of a softmax, and both have so many lanes. Where
+one pass makes all logits they are the K - 1 differences to the last one, `classes` as many, and
+only those are formed: h with W's K - 1 differences of rows, D.
 Everything here is made to be inlined.
 """
 
@@ -14,6 +16,7 @@ from fastnc.kernels.simd_blocks_cpu import (
     both_products,
     label_entries,
     label_gaps,
+    label_gaps_of_differences,
     load_like,
     load_members,
     splats,
@@ -38,13 +41,12 @@ OPTIONS = {"nogil": True, "error_model": "numpy", "cache": True}
 
 
 @njit(forceinline=True, **OPTIONS)
-def _residuals(logits, labels, step, limit):
+def _residuals(gaps, labels, step, limit):
     """step * (p - onehot) of a block of samples, K entries, by the one stable formula.
 
     The label's entry is minus the sum of the others, so that every digit survives at any
     margin; the shift by the largest gap is made only where an exponential could overflow.
     """
-    gaps = label_gaps(logits, labels)
     if all_within(gaps, limit):
         e = exp(gaps)
         total = sum_members(e)
@@ -83,14 +85,15 @@ def _logits(W, H, first_class, n_classes, d, stride, zero):
 def _residual_block(W, H, R, labels, steps, d, stride, group, classes, limit):
     """Residuals of a block of samples, to R: class by class, `stride` floats apart.
 
-    `group` holds zeros for the classes of one pass, `classes` for the K of a softmax: of as many
-    lanes if one pass makes them all, else of one register.
+    `group` holds zeros for the classes of one pass, `classes` for the K of a softmax, of one
+    register; or, where one pass makes them all, for the K - 1 differences, of as many lanes.
     """
     lanes, narrow = n_lanes(group), n_lanes(classes)
-    if len(group) == len(classes):
-        z = _logits(W, H, 0, len(group), d, stride, group)
-        r = _residuals(z, load_like(labels, 0, z), load_like(steps, 0, z), limit)
-        store_members(R, 0, stride, r)
+    if len(group) > len(classes):
+        z = _logits(W, H, 0, len(classes), d, stride, classes)
+        label = load_like(labels, 0, z)
+        gaps = label_gaps_of_differences(z, label)
+        store_members(R, 0, stride, _residuals(gaps, label, load_like(steps, 0, z), limit))
         return
     n_groups = -(-len(classes) // len(group))
     for g in range(n_groups):
@@ -99,7 +102,8 @@ def _residual_block(W, H, R, labels, steps, d, stride, group, classes, limit):
         store_members(R, first * stride, stride, z)
     for j in range(0, lanes, narrow):
         z = load_members(R, j, stride, classes)
-        r = _residuals(z, load_like(labels, j, z), load_like(steps, j, z), limit)
+        label = load_like(labels, j, z)
+        r = _residuals(label_gaps(z, label), label, load_like(steps, j, z), limit)
         store_members(R, j, stride, r)
 
 
@@ -149,13 +153,27 @@ def _sweep(
 
 
 @njit(forceinline=True, **OPTIONS)
+def _differences(W, D, d, classes, native):
+    """w_j - w_K of every feature, K - 1 of them: both have a vector to spare at their ends."""
+    n = len(classes)
+    for f in range(d):
+        w = splats(W, f * (n + 1) + n, classes)[0]
+        for j in range(0, n, native):
+            store(D, f * n + j, sub(load_like(W, f * (n + 1) + j, w), w))
+
+
+@njit(forceinline=True, **OPTIONS)
 def part_of_epoch(
-    W, H, H_low, dW, R, G, labels, steps, d, block, chunk, first, last, group, classes,
+    W, H, H_low, dW, R, G, D, labels, steps, d, block, chunk, first, last, group, classes,
     narrow_group, narrow_classes, limit, compensated, alone,
 ):  # fmt: skip
     """Samples `first` to `last - 1`: their H moves, `dW` gets their sums."""
     wide, native, members = n_lanes(group), n_lanes(narrow_group), len(group)
     n_groups = -(-len(classes) // members)
+    logits_of = W
+    if alone:
+        _differences(W, D, d, narrow_classes, native)
+        logits_of = D
     padded_K = n_groups * members
     for c in range(first, last, chunk):
         size = min(chunk, last - c)
@@ -163,12 +181,12 @@ def part_of_epoch(
         h = c // wide * block
         for i in range(0, n_wide, wide):
             _residual_block(
-                W, address(H, h + i // wide * block), address(R, i * padded_K),
+                logits_of, address(H, h + i // wide * block), address(R, i * padded_K),
                 address(labels, c + i), address(steps, c + i), d, wide, group, classes, limit,
             )  # fmt: skip
         for i in range(n_wide, size, native):
             _residual_block(
-                W, address(H, h + n_wide // wide * block + i - n_wide),
+                logits_of, address(H, h + n_wide // wide * block + i - n_wide),
                 address(R, n_wide * padded_K + i - n_wide), address(labels, c + i),
                 address(steps, c + i), d, wide, narrow_group, narrow_classes, limit,
             )  # fmt: skip

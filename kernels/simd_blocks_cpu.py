@@ -108,6 +108,26 @@ def label_gaps(typingctx, logits, labels):
 
 
 @intrinsic
+def label_gaps_of_differences(typingctx, differences, labels):
+    """`label_gaps` of K logits from the K - 1 differences z_j - z_K to the last one."""
+    kind = _vector_of(differences)
+
+    def codegen(context, builder, signature, args):
+        own = zero = _const(kind, 0.0)
+        zs = _unpack(builder, differences, args[0])
+        masks = [_is_label(builder, kind, args[1], k) for k in range(len(zs))]
+        for mask, z in zip(masks, zs, strict=True):
+            own = builder.select(mask, z, own)
+        gaps = [
+            builder.fsub(builder.select(mask, zero, z), own)
+            for mask, z in zip(masks, zs, strict=True)
+        ]
+        return context.make_tuple(builder, differences, gaps)
+
+    return differences(differences, labels), codegen
+
+
+@intrinsic
 def label_entries(typingctx, others, own, labels):
     """The inverse arrangement: K entries from the K - 1 of j != y and the one of the label."""
     kind = _vector_of(others)

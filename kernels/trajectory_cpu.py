@@ -72,12 +72,13 @@ def _fused_epochs(K, group, wide, native, limit, compensated):
     """The epoch loop for K classes, `group` of them a pass, `wide` samples a block."""
     alone = group == K
     padded_K = -(-K // group) * group
-    softmax = wide if alone else native
+    # One group forms logits less the last one.
+    members, lanes = (K - 1, wide) if alone else (K, native)
 
     @njit(**OPTIONS)
     def epochs_of(
-        W, H, W_low, H_low, W_rows, H_rows, W_rest, H_rest, dW, R, G, labels, steps, block, chunk,
-        bounds, epochs,
+        W, H, W_low, H_low, W_rows, H_rows, W_rest, H_rest, dW, R, G, D, labels, steps, block,
+        chunk, bounds, epochs,
     ):  # fmt: skip
         d = W.shape[1]
         _to_blocks(W, W_rows, padded_K, padded_K * d)
@@ -88,9 +89,10 @@ def _fused_epochs(K, group, wide, native, limit, compensated):
         for _ in range(epochs):
             part_of_epoch(
                 address(W_rows, 0), address(H_rows, 0), address(H_rest, 0), address(dW, 0),
-                address(R, 0), address(G, 0), address(labels, 0), address(steps, 0), d, block,
-                chunk, bounds[0], bounds[1], zeros(H, group, wide), zeros(H, K, softmax),
-                zeros(H, group, native), zeros(H, K, native), limit, compensated, alone,
+                address(R, 0), address(G, 0), address(D, 0), address(labels, 0), address(steps, 0),
+                d, block, chunk, bounds[0], bounds[1], zeros(H, group, wide),
+                zeros(H, members, lanes), zeros(H, group, native), zeros(H, members, native),
+                limit, compensated, alone,
             )  # fmt: skip
             for j in range(0, W_rows.size, native):
                 change = sum_rows(address(dW, 0), j)
@@ -103,8 +105,8 @@ def _fused_epochs(K, group, wide, native, limit, compensated):
 
     @njit(parallel=True, **OPTIONS)
     def epochs_of_parts(
-        W, H, W_low, H_low, W_rows, H_rows, W_rest, H_rest, dW, R, G, labels, steps, block, chunk,
-        bounds, epochs,
+        W, H, W_low, H_low, W_rows, H_rows, W_rest, H_rest, dW, R, G, D, labels, steps, block,
+        chunk, bounds, epochs,
     ):  # fmt: skip
         d, n_parts, size = W.shape[1], len(dW), W_rows.size
         _to_blocks(W, W_rows, padded_K, padded_K * d)
@@ -118,10 +120,10 @@ def _fused_epochs(K, group, wide, native, limit, compensated):
                 p = np.int64(index)
                 part_of_epoch(
                     address(W_rows, 0), address(H_rows, 0), address(H_rest, 0), address(dW[p], 0),
-                    address(R[p], 0), address(G[p], 0), address(labels, 0), address(steps, 0), d,
-                    block, chunk, bounds[p], bounds[p + 1], zeros(H, group, wide),
-                    zeros(H, K, softmax), zeros(H, group, native), zeros(H, K, native), limit,
-                    compensated, alone,
+                    address(R[p], 0), address(G[p], 0), address(D[p], 0), address(labels, 0),
+                    address(steps, 0), d, block, chunk, bounds[p], bounds[p + 1],
+                    zeros(H, group, wide), zeros(H, members, lanes), zeros(H, group, native),
+                    zeros(H, members, native), limit, compensated, alone,
                 )  # fmt: skip
                 for j in range(0, size, native):
                     store(totals[p], j, sum_rows(dW[p], j))
@@ -202,11 +204,13 @@ def _prepared_fused(W, H, W_low, H_low, y, step):
 
     dW, R, G = of_parts(W_size * native), of_parts(chunk * padded_K), of_parts(chunk)
     dW[:, padded_K * d * native :] = 0.0
-    rows = [_aligned(size, dtype) for size in (W_size, H_size)]
+    D = of_parts((K - 1) * d + native)
+    # A vector may begin at W's last entry.
+    rows = [_aligned(W_size + native, dtype)[:W_size], _aligned(H_size, dtype)]
     rest = [_aligned(size if compensated else 0, dtype) for size in (W_size, H_size)]
     run = _fused_epochs(K, group, wide, native, EXP_LIMIT[dtype.name], compensated)
     arguments = (
-        W, H, W_low, H_low, *rows, *rest, dW, R, G, labels, steps, block, chunk, bounds,
+        W, H, W_low, H_low, *rows, *rest, dW, R, G, D, labels, steps, block, chunk, bounds,
     )  # fmt: skip
 
     def advance(epochs):

@@ -6,8 +6,11 @@ import pytest
 from numba import njit
 
 from fastnc.kernels.simd_blocks_cpu import (
+    address,
+    both_products,
     label_entries,
     label_gaps,
+    label_gaps_of_differences,
     load_like,
     load_members,
     store,
@@ -116,3 +119,46 @@ def test_sums_of_rows_by_the_butterfly(dtype):
     out = np.empty(lanes, dtype)
     _row_sums(x, out, lanes)
     np.testing.assert_array_equal(out, x.reshape(lanes, lanes).sum(axis=1))
+
+
+@njit
+def _gaps_of_differences(differences, labels, gaps):
+    members = load_members(differences, 0, 4, zeros(differences, 2, 4))
+    label = load_like(labels, 0, members)
+    store_members(gaps, 0, 4, label_gaps_of_differences(members, label))
+
+
+@njit
+def _both(factors, r, h, sums, total, stride):
+    like = zeros(h, 3, 4)
+    both = both_products(
+        load_members(sums, 0, 4, like), load_members(factors, 0, 4, like), r, 1, stride,
+        load_like(h, 0, like),
+    )  # fmt: skip
+    store_members(sums, 0, 4, both[:-1])
+    # An address stands for the array from there on.
+    store(address(total, 2), 0, both[-1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gaps_of_differences_to_the_last_class(dtype):
+    rng = np.random.default_rng(2)
+    labels = np.array([0, 1, 2, 1], dtype)
+    z = np.rint(rng.standard_normal((3, 4)) * 64).astype(dtype) / 8
+    gaps = np.full((2, 4), np.nan, dtype)
+    _gaps_of_differences((z[:2] - z[2]).ravel(), labels, gaps.ravel())
+    for lane, label in enumerate(labels.astype(int)):
+        others = [2 if k == label else k for k in range(2)]
+        assert gaps[:, lane].tolist() == [z[k, lane] - z[label, lane] for k in others]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_both_products_of_one_load(dtype):
+    rng = np.random.default_rng(3)
+    # Small integers, so that every product and sum is exact.
+    factors, sums, r = (rng.integers(-9, 9, (3, n)).astype(dtype) for n in (4, 4, 6))
+    h = rng.integers(-9, 9, 4).astype(dtype)
+    out, total = sums.copy(), np.zeros(7, dtype)
+    _both(factors.ravel(), r.ravel(), h, out.ravel(), total, 6)
+    np.testing.assert_array_equal(out, sums + r[:, 1:5] * h)
+    np.testing.assert_array_equal(total, [0, 0, *(factors * r[:, 1:5]).sum(0), 0])
