@@ -38,14 +38,7 @@ def gradient_step(W, H, y, scale, lr, loss_out):
 
 
 def run_loss(tier, W, H, y, scale, loss_out):
-    parts, shape = _begin(tier, W, H)
-    if isinstance(shape, Narrow):
-        narrow_gpu.narrow_loss[(shape.programs,)](
-            W, H, y, parts, parts, len(H), *W.shape, shape.blocks,
-            LOG=False, **shape.tiles, **shape.options,
-        )  # fmt: skip
-    else:
-        parts = wide_gpu.losses(shape, W, H, y)
+    parts, _ = _losses(tier, W, H, y, False)
     sum_losses[(1,)](parts, loss_out, len(parts), scale, BLOCK=_BLOCK, **options(4, 1))
 
 
@@ -57,16 +50,8 @@ def run_grads(tier, W, H, y, scale, loss_out, grad_W_out, grad_H_out):
 
 def run_log_grads(tier, W, H, y, log_loss_out, grad_W_out, grad_H_out):
     """Two sweeps: the shift and the loss in its units, then the gradients over both."""
-    loss_parts, shape = _begin(tier, W, H)
-    shift_parts = torch.empty_like(loss_parts)
     extent = torch.empty(2, dtype=torch.float64, device=W.device)
-    if isinstance(shape, Narrow):
-        narrow_gpu.narrow_loss[(shape.programs,)](
-            W, H, y, loss_parts, shift_parts, len(H), *W.shape, shape.blocks,
-            LOG=True, **shape.tiles, **shape.options,
-        )  # fmt: skip
-    else:
-        loss_parts, shift_parts = wide_gpu.extents(shape, W, H, y)
+    loss_parts, shift_parts = _losses(tier, W, H, y, True)
     sum_extents[(1,)](
         loss_parts, shift_parts, extent, log_loss_out, len(loss_parts),
         BLOCK=_BLOCK, **options(4, 1),
@@ -96,23 +81,19 @@ def problem(W, H, tier):
     return *W.shape, len(H), str(W.dtype).removeprefix("torch."), tier, large
 
 
-def _begin(tier, W, H):
-    """Room for the programs' losses, and the plan."""
+def _regime(tier, W, H):
+    """The kernels that serve a problem, and how they go about it."""
     shape = plan(*problem(W, H, tier))
-    n = shape.programs if isinstance(shape, Narrow) else 0
-    return torch.empty(n, dtype=torch.float64, device=W.device), shape
+    return (narrow_gpu if isinstance(shape, Narrow) else wide_gpu), shape
+
+
+def _losses(tier, W, H, y, log):
+    """Partial sums of the losses; with `log` in units of `e^shift`, and the shifts."""
+    regime, shape = _regime(tier, W, H)
+    return regime.losses(shape, W, H, y, log)
 
 
 def _sweep(tier, W, H, H_low, y, scale, lr, H_out, extent, step):
     """Partials of the loss and of dW; `H_out` written. `extent` asks for the log-domain form."""
-    loss_parts, shape = _begin(tier, W, H)
-    if not isinstance(shape, Narrow):
-        return wide_gpu.sweep(shape, W, H, H_low, y, scale, lr, H_out, extent, step)
-    W_parts = W.new_empty((shape.programs, *W.shape))
-    narrow_gpu.narrow_grads[(shape.programs,)](
-        W, H, y, H if H_low is None else H_low, H_out, loss_parts, W_parts,
-        loss_parts if extent is None else extent, scale, lr, len(H), *W.shape, shape.blocks,
-        **shape.tiles, PRODUCTS=shape.PRODUCTS, LOG=extent is not None, STEP=step,
-        COMPENSATED=H_low is not None, **shape.options,
-    )  # fmt: skip
-    return loss_parts, W_parts
+    regime, shape = _regime(tier, W, H)
+    return regime.sweep(shape, W, H, H_low, y, scale, lr, H_out, extent, step)

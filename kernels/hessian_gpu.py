@@ -13,14 +13,16 @@ import triton.language as tl
 
 from fastnc.kernels.cross_entropy_gpu import problem, reduce_W
 from fastnc.kernels.narrow_gpu import block_logits
-from fastnc.kernels.plan_gpu import EXACT, Narrow, cdiv, options, plan
-from fastnc.kernels.softmax_gpu import dot, exp, gaps, losses_and_weights
-from fastnc.kernels.wide_gpu import Chunks, _largest_gaps, _sums
+from fastnc.kernels.parts_gpu import dot_parts, planes, two_parts
+from fastnc.kernels.plan_gpu import EXACT, Hessian, cdiv, hessian_plan, options
+from fastnc.kernels.softmax_gpu import exp, gaps, losses_and_weights
+from fastnc.kernels.wide_gpu import COLUMNS, ROWS, Chunks, _largest_gaps, _sums, store_parts
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_samples", "blocks"])
 def narrow_hessian(
-    W, H, y, dW, dH, W_parts, HH, scale: "fp64", n_samples: "i64", n_classes, dim, blocks,
+    W, H, y, dW, dH, W_parts, HH, scale: "fp64", n_samples: "i64", n_classes, dim, width,
+    blocks,
     BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, LOGITS: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ):  # fmt: skip
@@ -39,9 +41,9 @@ def narrow_hessian(
         real = rows < left
         base = first * dim
         zero = tl.zeros((BN, BK), dtype)
-        Z = block_logits(W, H + base, rows, cols, left, n_classes, dim, zero, BD, LOGITS)
-        dZ = block_logits(W, dH + base, rows, cols, left, n_classes, dim, zero, BD, PRODUCTS)
-        dZ = block_logits(dW, H + base, rows, cols, left, n_classes, dim, dZ, BD, PRODUCTS)
+        Z = block_logits(W, H + base, rows, cols, left, n_classes, dim, width, zero, BD, LOGITS)
+        dZ = block_logits(W, dH + base, rows, cols, left, n_classes, dim, width, zero, BD, PRODUCTS)
+        dZ = block_logits(dW, H + base, rows, cols, left, n_classes, dim, width, dZ, BD, PRODUCTS)
         labels = tl.load(y + first + rows, mask=real, other=0).to(tl.int32)
         label = cols[None, :] == labels[:, None]
         D, m = gaps(Z, label, class_real[None, :])
@@ -58,6 +60,8 @@ def narrow_hessian(
         inside = real[:, None] & class_real[None, :]
         r = tl.where(inside, r, 0.0)
         dr = tl.where(inside, dr, 0.0)
+        r0, r1 = two_parts(r, PRODUCTS)
+        dr0, dr1 = two_parts(dr, PRODUCTS)
         for start in tl.range(0, dim, BD, disable_licm=True):
             features = start + lanes
             feature_real = features < dim
@@ -66,19 +70,26 @@ def narrow_hessian(
             w_at = cols[:, None] * dim + features[None, :]
             w_real = class_real[:, None] & feature_real[None, :]
             part = tl.load(W_part + w_at, mask=w_real & (i > 0), other=0.0)
-            h = tl.load(H + base + at, mask=h_real, other=0.0)
-            part = dot(tl.trans(dr), h, part, PRODUCTS)
-            h = tl.load(dH + base + at, mask=h_real, other=0.0)
-            part = dot(tl.trans(r), h, part, PRODUCTS)
+            h0, h1 = two_parts(tl.load(H + base + at, mask=h_real, other=0.0), PRODUCTS)
+            part = dot_parts(tl.trans(dr0), tl.trans(dr1), h0, h1, part, PRODUCTS)
+            h0, h1 = two_parts(tl.load(dH + base + at, mask=h_real, other=0.0), PRODUCTS)
+            part = dot_parts(tl.trans(r0), tl.trans(r1), h0, h1, part, PRODUCTS)
             tl.store(W_part + w_at, part, mask=w_real)
         for start in tl.range(0, dim, BD, disable_licm=True):
             features = start + lanes
             feature_real = features < dim
-            w_at = cols[:, None] * dim + features[None, :]
+            w_at = cols[:, None] * width + features[None, :]
             w_real = class_real[:, None] & feature_real[None, :]
             out = tl.zeros((BN, BD), dtype)
-            out = dot(dr, tl.load(W + w_at, mask=w_real, other=0.0), out, PRODUCTS)
-            out = dot(r, tl.load(dW + w_at, mask=w_real, other=0.0), out, PRODUCTS)
+            w0 = tl.load(W + w_at, mask=w_real, other=0.0)
+            w1 = w0
+            if PRODUCTS == 3:
+                w1 = tl.load(W + n_classes * width + w_at, mask=w_real, other=0.0)
+            out = dot_parts(dr0, dr1, w0, w1, out, PRODUCTS)
+            w0 = tl.load(dW + w_at, mask=w_real, other=0.0)
+            if PRODUCTS == 3:
+                w1 = tl.load(dW + n_classes * width + w_at, mask=w_real, other=0.0)
+            out = dot_parts(r0, r1, w0, w1, out, PRODUCTS)
             tl.store(
                 HH + base + rows[:, None] * dim + features[None, :],
                 factor * out,
@@ -88,19 +99,19 @@ def narrow_hessian(
         tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "n_tiles"])
 def hessian_rows(
-    Z, dZ, y, tile_max, tile_sum, label_logit, n_rows, n_classes, n_tiles,
-    BM: tl.constexpr, BN: tl.constexpr,
+    Z, dZ, R, dR, y, tile_max, tile_sum, label_logit, n_rows: "i64", n_classes, z_width, n_tiles,
+    BM: tl.constexpr, BN: tl.constexpr, PRODUCTS: tl.constexpr,
 ):  # fmt: skip
-    """Z becomes r and dZ becomes dr, in place, BM rows a program."""
+    """The parts of r and of dr, BM rows a program; in float64 R is Z and dR is dZ."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     real = rows < n_rows
     lanes = tl.arange(0, BN)
-    base = rows.to(tl.int64) * n_classes
-    m, z_y = _largest_gaps(tile_max, label_logit, rows, real, n_tiles)
+    base = rows.to(tl.int64) * z_width
+    m, z_y = _largest_gaps(tile_max, label_logit, rows, real, n_rows, n_tiles)
     s = tl.where(m > 0.0, m, m * 0.0)
-    S = _sums(tile_max, tile_sum, z_y, s, rows, real, n_tiles)
+    S = _sums(tile_max, tile_sum, z_y, s, rows, real, n_rows, n_tiles)
     _loss, weight = losses_and_weights(S, s)
     labels = tl.load(y + rows, mask=real, other=0)
     move_y = tl.load(dZ + base + labels, mask=real, other=0.0)
@@ -116,7 +127,7 @@ def hessian_rows(
     own = exp(-tl.abs(s)) * weight * mean
     # Every thread must have read the label's entry before any of them overwrites it.
     tl.debug_barrier()
-    for start in range(0, n_classes, BN):
+    for start in range(0, z_width, BN):
         cols = start + lanes
         at = base[:, None] + cols[None, :]
         inside = real[:, None] & (cols < n_classes)[None, :]
@@ -124,9 +135,11 @@ def hessian_rows(
         gap = tl.load(Z + at, mask=inside, other=0.0) - z_y[:, None]
         p = exp(tl.where(inside, gap - s[:, None], float("-inf"))) * weight[:, None]
         move = tl.load(dZ + at, mask=inside, other=0.0) - move_y[:, None]
-        tl.store(Z + at, tl.where(label, -(S * weight)[:, None], p), mask=inside)
+        r = tl.where(label, -(S * weight)[:, None], p)
         dr = tl.where(label, -own[:, None], p * (move - mean[:, None]))
-        tl.store(dZ + at, dr, mask=inside)
+        room = real[:, None] & (cols < z_width)[None, :]
+        store_parts(R, at, r, n_rows * z_width, room, PRODUCTS)
+        store_parts(dR, at, dr, n_rows * z_width, room, PRODUCTS)
 
 
 def hessian_vector_product(W, H, y, dW, dH, scale, HW_out, HH_out):
@@ -135,33 +148,42 @@ def hessian_vector_product(W, H, y, dW, dH, scale, HW_out, HH_out):
 
 
 def run_hessian(tier, W, H, y, dW, dH, scale, HW_out, HH_out):
-    shape = plan(*problem(W, H, tier))
-    if isinstance(shape, Narrow):
-        W_parts = W.new_empty((shape.programs, *W.shape))
-        narrow_hessian[(shape.programs,)](
-            W, H, y, dW, dH, W_parts, HH_out, scale, len(H), *W.shape, shape.blocks,
-            **shape.tiles, PRODUCTS=shape.PRODUCTS, **shape.hessian_options,
-        )  # fmt: skip
-    else:
-        W_parts = _wide(shape, W, H, y, dW, dH, scale, HH_out)
+    shape = hessian_plan(*problem(W, H, tier))
+    sweep = _narrow if isinstance(shape, Hessian) else _wide
+    W_parts = sweep(shape, W, H, y, dW, dH, scale, HH_out)
     reduce_W(W_parts, W, None, HW_out, scale, 1.0, False)
+
+
+def _narrow(shape, W, H, y, dW, dH, scale, HH_out):
+    """Partials of HW; HH written."""
+    W_parts = W.new_empty((shape.programs, *W.shape))
+    W_planes, dW_planes = planes(W, 0, shape.W_parts), planes(dW, 0, shape.W_parts)
+    narrow_hessian[(shape.programs,)](
+        W_planes.brain, H, y, dW_planes.brain, dH, W_parts, HH_out, scale, len(H), *W.shape,
+        W_planes.width, shape.blocks, **shape.tiles, **shape.options,
+    )  # fmt: skip
+    return W_parts
 
 
 def _wide(shape, W, H, y, dW, dH, scale, HH_out):
     """Partials of HW; HH written, chunk by chunk."""
     chunks = Chunks(shape, W, H, y)
     Z, dZ = chunks.room(), chunks.room()
+    R, dR = chunks.room_for_parts(Z), chunks.room_for_parts(dZ)
+    w, dw = chunks.apart(W), chunks.apart(dW)
     W_parts = W.new_empty((shape.splits, *W.shape))
     for i, (lo, hi) in enumerate(chunks.chunks):
-        chunks.form(lo, hi, dH, W, dZ, True, False, False)
-        chunks.form(lo, hi, H, dW, dZ, True, True, False)
-        chunks.form(lo, hi, H, W, Z, True, False, True)
-        hessian_rows[(cdiv(hi - lo, chunks.rows),)](
-            Z, dZ, y[lo:hi], *chunks.tiles, chunks.label_logit, hi - lo, len(W), chunks.n_tiles,
-            BM=chunks.rows, BN=64, **options(4, 1),
+        h, dh = chunks.apart(H[lo:hi]), chunks.apart(dH[lo:hi])
+        chunks.form(lo, hi, dh, w, dZ, True, False, False)
+        chunks.form(lo, hi, h, dw, dZ, True, True, False)
+        chunks.form(lo, hi, h, w, Z, True, False, True)
+        hessian_rows[(cdiv(hi - lo, ROWS),)](
+            Z, dZ, R, dR, y[lo:hi], *chunks.tiles, chunks.label_logit, hi - lo, len(W),
+            chunks.z_width, chunks.n_tiles,
+            BM=ROWS, BN=COLUMNS, PRODUCTS=shape.PRODUCTS, **options(4, 1),
         )  # fmt: skip
-        chunks.add_class_products(lo, hi, dZ, H, W_parts, i > 0)
-        chunks.add_class_products(lo, hi, Z, dH, W_parts, True)
-        chunks.sample_products(lo, hi, dZ, W, None, HH_out, scale, 1.0, False, False)
-        chunks.sample_products(lo, hi, Z, dW, None, HH_out, scale, 1.0, False, True)
+        chunks.add_class_products(lo, hi, dR, h, W_parts, i > 0)
+        chunks.add_class_products(lo, hi, R, dh, W_parts, True)
+        chunks.sample_products(lo, hi, dR, w, None, HH_out, 1.0, 1.0, False, False)
+        chunks.sample_products(lo, hi, R, dw, None, HH_out, scale, 1.0, False, True)
     return W_parts

@@ -3,14 +3,14 @@
 Three regimes, chosen by shape; their tiles are smaller on GPUs with less shared memory, whose
 tensor cores take their operands from registers:
 
-- narrow: a row of K <= 128 logits is one tile. One pass over the samples; H is read from
-  memory once. K <= 32 is bound by memory, larger K by the tensor cores.
+- narrow: a row of K <= 128 logits is one tile. Two passes over the samples.
 - wide: everything else. Chunks of rows whose logits stay in L2; three matrix products.
 - small (trajectory_gpu only): W and H fit the registers of one program, epochs run inside.
 
-Tiers, for float32: "exact" forms the logits, whose error is exponentiated, from three bf16
-parts of each number (bf16x6), and the products with the residual, which only need relative
-accuracy, from two (bf16x3). "fast" is tf32 throughout. float64 is float64 in both.
+Tiers, for float32, told as the number of terms of the products (parts_gpu). "exact": logits, whose
+error is exponentiated, in all that float32 holds (6 terms of bf16, or 3 of scaled fp16), products
+with the residual, which need relative accuracy only, in 16 bits (3 terms of bf16). "fast": the
+products in 8 bits (1 term), and logits of K <= 128 in 16. float64 is float64 in both.
 """
 
 from typing import NamedTuple
@@ -19,25 +19,45 @@ EXACT, FAST = "exact", "fast"
 # Two programs a multiprocessor of the H200: a constant, so that the bits do not depend on the GPU.
 PROGRAMS = 264
 SCRATCH_BYTES = 256 * 2**20
-CHUNK_BYTES = 16 * 2**20
+CHUNK_BYTES, CHUNK_ROWS = 64 * 2**20, 2048
+
+
+class Tile(NamedTuple):
+    """An output tile (BM, BN) of a product whose reduction goes in steps of BR."""
+
+    BM: int
+    BN: int
+    BR: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def blocks(self) -> dict:
+        return {"BM": self.BM, "BN": self.BN, "BR": self.BR}
+
+    @property
+    def options(self) -> dict:
+        return options(self.num_warps, self.num_stages)
 
 
 class Narrow(NamedTuple):
-    """Tiles, products and grid of the kernels of narrow_gpu."""
+    """How narrow_gpu goes: blocks (BN, BK) of logits over slices of BD; the second pass's tile, of
+    BM samples and BN features; rows a chunk; partials of dW."""
 
     BN: int
     BK: int
     BD: int
-    LOGITS: str
-    PRODUCTS: str
     num_warps: int
     num_stages: int
-    programs: int
-    blocks: int
+    slices: Tile
+    LOGITS: int
+    PRODUCTS: int
+    chunk: int
+    splits: int
 
     @property
     def tiles(self) -> dict:
-        """The compile-time arguments that all narrow kernels take."""
+        """The compile-time arguments of the first pass."""
         return {"BN": self.BN, "BK": self.BK, "BD": self.BD, "LOGITS": self.LOGITS}
 
     @property
@@ -45,71 +65,126 @@ class Narrow(NamedTuple):
         return options(self.num_warps, self.num_stages)
 
     @property
-    def hessian_options(self) -> dict:
-        """In float64 r and dr together need the registers of twice as many warps."""
-        warps = self.num_warps * 2 if self.LOGITS == "ieee" else self.num_warps
-        return options(warps, self.num_stages)
+    def W_parts(self) -> int:
+        """Parts of W that the logits ask for."""
+        return {0: 0, 3: 2, 6: 3}[self.LOGITS]
+
+    @property
+    def R_parts(self) -> int:
+        """Parts of the residual that the products ask for."""
+        return 2 if self.PRODUCTS == 3 else 1
 
 
-class Wide(NamedTuple):
-    """Rows a chunk, tile, products and the number of partials of dW of wide_gpu."""
+class Hessian(NamedTuple):
+    """Tiles, products and grid of hessian_gpu's kernel for K <= 128."""
 
-    chunk: int
-    BM: int
     BN: int
-    BR: int
-    LOGITS: str
-    PRODUCTS: str
+    BK: int
+    BD: int
     num_warps: int
     num_stages: int
-    splits: int
+    LOGITS: int
+    PRODUCTS: int
+    programs: int
+    blocks: int
+
+    @property
+    def tiles(self) -> dict:
+        """The compile-time arguments."""
+        return {
+            "BN": self.BN, "BK": self.BK, "BD": self.BD, "LOGITS": self.LOGITS,
+            "PRODUCTS": self.PRODUCTS,
+        }  # fmt: skip
 
     @property
     def options(self) -> dict:
         return options(self.num_warps, self.num_stages)
 
-    def step_width(self, compensated: bool) -> int:
-        """Columns of a tile of H's step, whose compensation needs registers too."""
-        return self.BN // 2 if compensated else self.BN
+    @property
+    def W_parts(self) -> int:
+        """Parts of W that the logits ask for."""
+        return {0: 0, 3: 2, 6: 3}[self.LOGITS]
 
 
-# (BN, BD, warps, stages) by the padded number of classes; chosen so that nothing spills.
+class Wide(NamedTuple):
+    """Rows a chunk, tiles, products and the number of partials of dW of wide_gpu."""
+
+    chunk: int
+    logits: Tile
+    classes: Tile
+    samples: Tile
+    compensated: Tile
+    LOGITS: int
+    PRODUCTS: int
+    splits: int
+
+    @property
+    def parts(self) -> int:
+        """Parts of each factor that the products with the residual ask for."""
+        return 2 if self.PRODUCTS == 3 else 1
+
+    def step(self, compensated: bool) -> Tile:
+        """The tile of H's step, whose compensation needs registers too."""
+        return self.compensated if compensated else self.samples
+
+
+# By the padded number of classes: (BN, BD, warps, stages) of the logits; tile of the second pass.
 _NARROW = {
     ("float32", EXACT): {
-        16: (64, 64, 4, 1), 32: (64, 32, 4, 2), 64: (128, 32, 8, 2), 128: (64, 32, 8, 1)
-    },
-    ("float32", FAST): {
-        16: (64, 64, 4, 1), 32: (64, 32, 4, 2), 64: (128, 32, 8, 2), 128: (64, 32, 8, 2)
+        16: (64, 64, 4, 3, Tile(64, 64, 0, 4, 3)), 32: (64, 32, 4, 4, Tile(64, 64, 0, 4, 3)),
+        64: (64, 32, 4, 3, Tile(64, 64, 0, 4, 3)), 128: (64, 32, 4, 2, Tile(128, 64, 0, 8, 2)),
     },
     ("float64", EXACT): {
-        16: (32, 32, 4, 1), 32: (32, 32, 4, 1), 64: (32, 16, 4, 1), 128: (16, 16, 4, 1)
+        16: (32, 32, 4, 2, Tile(32, 32, 0, 4, 2)), 32: (32, 32, 4, 2, Tile(32, 32, 0, 4, 2)),
+        64: (32, 16, 4, 2, Tile(16, 32, 0, 4, 2)), 128: (16, 16, 4, 2, Tile(16, 32, 0, 4, 1)),
     },
 }  # fmt: skip
+_NARROW["float32", FAST] = _NARROW["float32", EXACT]
 _SMALL_NARROW = {
     ("float32", EXACT): {
-        16: (64, 32, 4, 1), 32: (64, 32, 8, 1), 64: (64, 32, 8, 1), 128: (32, 16, 8, 1)
-    },
-    ("float32", FAST): {
-        16: (64, 32, 4, 1), 32: (64, 32, 8, 1), 64: (64, 32, 8, 1), 128: (32, 32, 8, 1)
+        16: (64, 32, 4, 2, Tile(32, 64, 0, 4, 2)), 32: (64, 32, 4, 2, Tile(32, 64, 0, 4, 2)),
+        64: (64, 32, 8, 1, Tile(32, 64, 0, 8, 2)), 128: (64, 32, 8, 1, Tile(32, 64, 0, 8, 1)),
     },
     ("float64", EXACT): _NARROW["float64", EXACT],
 }  # fmt: skip
-# (BM, BN, BR, warps, stages): an output tile is BM x BN, its reduction goes in steps of BR.
+_SMALL_NARROW["float32", FAST] = _SMALL_NARROW["float32", EXACT]
+# (BN, BD, warps, stages).
+_HESSIAN = {
+    ("float32", EXACT): {
+        16: (64, 64, 4, 1), 32: (64, 32, 4, 2), 64: (128, 32, 8, 2), 128: (128, 32, 8, 2)
+    },
+    ("float64", EXACT): {
+        16: (32, 32, 8, 1), 32: (32, 32, 8, 1), 64: (32, 16, 8, 1), 128: (16, 16, 8, 1)
+    },
+}  # fmt: skip
+_HESSIAN["float32", FAST] = _HESSIAN["float32", EXACT]
+_SMALL_HESSIAN = {
+    ("float32", EXACT): {
+        16: (64, 32, 4, 1), 32: (64, 32, 8, 1), 64: (64, 32, 8, 1), 128: (32, 16, 8, 1)
+    },
+    ("float64", EXACT): _HESSIAN["float64", EXACT],
+}  # fmt: skip
+_SMALL_HESSIAN["float32", FAST] = _SMALL_HESSIAN["float32", EXACT]
+# Tiles of the logits, of dW, of dH or H's step, and of a compensated step.
 _WIDE = {
-    ("float32", EXACT): (128, 128, 32, 8, 2),
-    ("float32", FAST): (128, 128, 32, 8, 3),
-    ("float64", EXACT): (64, 64, 16, 4, 2),
-}
+    ("float32", EXACT): (
+        Tile(64, 128, 32, 4, 4), Tile(128, 128, 64, 8, 3), Tile(64, 128, 32, 4, 4),
+        Tile(64, 64, 32, 4, 4),
+    ),
+    ("float64", EXACT): (Tile(64, 64, 16, 4, 3),) * 4,
+}  # fmt: skip
+_WIDE["float32", FAST] = _WIDE["float32", EXACT]
 _SMALL_WIDE = {
-    ("float32", EXACT): (64, 64, 32, 4, 2),
-    ("float32", FAST): (64, 128, 32, 8, 2),
+    ("float32", EXACT): (
+        Tile(64, 64, 32, 4, 2), Tile(64, 64, 32, 4, 2), Tile(64, 64, 32, 4, 2),
+        Tile(64, 32, 32, 4, 2),
+    ),
     ("float64", EXACT): _WIDE["float64", EXACT],
-}
-PRODUCTS = {
-    ("float32", EXACT): ("bf16x6", "bf16x3"),
-    ("float32", FAST): ("tf32", "tf32"),
-    ("float64", EXACT): ("ieee", "ieee"),
-}
+}  # fmt: skip
+_SMALL_WIDE["float32", FAST] = _SMALL_WIDE["float32", EXACT]
+# Terms of the logits and of the products with the residual: of one tile, and in the wide regime.
+_TERMS = {("float32", EXACT): (6, 3), ("float32", FAST): (3, 1), ("float64", EXACT): (0, 0)}
+_WIDE_TERMS = {("float32", EXACT): (3, 3), ("float32", FAST): (3, 1), ("float64", EXACT): (0, 0)}
 
 
 def options(num_warps: int, num_stages: int) -> dict:
@@ -126,49 +201,77 @@ def plan(
     n_classes: int, dim: int, n_samples: int, dtype: str, tier: str, large: bool
 ) -> "Narrow | Wide":
     """The regime and the tiles of one problem; `dtype` is "float32" or "float64"."""
-    key = (dtype, EXACT if dtype == "float64" else tier)
-    word = 8 if dtype == "float64" else 4
-    if n_classes <= 128:
-        padded = max(16, 1 << (n_classes - 1).bit_length())
-        BN, BD, num_warps, num_stages = (_NARROW if large else _SMALL_NARROW)[key][padded]
-        n_blocks = cdiv(n_samples, BN)
-        most = PROGRAMS if num_warps == 4 else PROGRAMS // 2
-        if most * n_classes * dim * word <= SCRATCH_BYTES:
-            blocks = cdiv(n_blocks, most)
-            programs = cdiv(n_blocks, blocks)
-            return Narrow(BN, padded, BD, *PRODUCTS[key], num_warps, num_stages, programs, blocks)
-    return wide_plan(n_classes, dim, n_samples, dtype, tier, large)
+    if n_classes > 128:
+        return wide_plan(n_classes, dim, n_samples, dtype, tier, large)
+    key, padded = _key(dtype, tier), _padded(n_classes)
+    tiles = (_NARROW if large else _SMALL_NARROW)[key][padded]
+    chunk = min(n_samples, SCRATCH_BYTES // (padded * _word(dtype)))
+    rows, width, *_ = tiles[-1]
+    splits = max(1, min(PROGRAMS // cdiv(dim, width), cdiv(chunk, 4 * rows)))
+    return Narrow(tiles[0], padded, *tiles[1:], *_TERMS[key], chunk, splits)
 
 
 def wide_plan(n_classes: int, dim: int, n_samples: int, dtype: str, tier: str, large: bool) -> Wide:
     """The wide regime's chunks and tiles for any number of classes."""
-    key = (dtype, EXACT if dtype == "float64" else tier)
-    word = 8 if dtype == "float64" else 4
-    BM, BN, BR, num_warps, num_stages = (_WIDE if large else _SMALL_WIDE)[key]
-    # A chunk's logits stay in L2, but W is read again for every chunk: at least 1024 rows.
-    chunk = max(1024, CHUNK_BYTES // (word * n_classes))
+    key = _key(dtype, tier)
+    tiles = (_WIDE if large else _SMALL_WIDE)[key]
+    # A chunk's logits should stay in L2, but W is read again for every chunk.
+    chunk = max(CHUNK_ROWS, CHUNK_BYTES // (_word(dtype) * n_classes))
+    BM = tiles[0].BM
     chunk = min(cdiv(n_samples, BM), cdiv(chunk, BM)) * BM
-    tiles = cdiv(n_classes, BM) * cdiv(dim, BN)
-    splits = max(1, min(PROGRAMS // 2 // tiles, cdiv(chunk, 4 * BR)))
-    return Wide(chunk, BM, BN, BR, *PRODUCTS[key], num_warps, num_stages, splits)
+    n_tiles = cdiv(n_classes, tiles[1].BM) * cdiv(dim, tiles[1].BN)
+    splits = max(1, min(PROGRAMS // 2 // n_tiles, cdiv(chunk, 4 * tiles[1].BR)))
+    return Wide(chunk, *tiles, *_WIDE_TERMS[key], splits)
+
+
+def hessian_plan(
+    n_classes: int, dim: int, n_samples: int, dtype: str, tier: str, large: bool
+) -> "Hessian | Wide":
+    """The regime of the Hessian: one pass as long as its partials fit."""
+    if n_classes <= 128:
+        key, padded = _key(dtype, tier), _padded(n_classes)
+        BN, *rest = (_HESSIAN if large else _SMALL_HESSIAN)[key][padded]
+        n_blocks = cdiv(n_samples, BN)
+        blocks = cdiv(n_blocks, PROGRAMS if rest[1] == 4 else PROGRAMS // 2)
+        programs = cdiv(n_blocks, blocks)
+        if programs * n_classes * dim * _word(dtype) <= SCRATCH_BYTES:
+            return Hessian(BN, padded, *rest, *_TERMS[key], programs, blocks)
+    return wide_plan(n_classes, dim, n_samples, dtype, tier, large)
 
 
 def scratch_bytes(shape: "Narrow | Wide", n_classes: int, dim: int, word: int) -> int:
     """What one call of the gradients takes beside its arguments."""
+    parts_of_W = (shape.splits + 2) * n_classes * dim
     if isinstance(shape, Narrow):
-        return shape.programs * n_classes * dim * word
-    return (shape.splits * dim + shape.chunk) * n_classes * word
+        return (shape.chunk * shape.BK + parts_of_W) * word
+    # Logits and residual, two kinds of parts of H and of W, partials of dW.
+    return (shape.chunk * (2 * n_classes + 2 * dim) + parts_of_W) * word
 
 
 def shipped(large: bool):
     """Every (dtype, tier, plan) of a kind of GPU: what the tests compile ahead of time."""
     for key, table in (_NARROW if large else _SMALL_NARROW).items():
-        for padded, (BN, BD, num_warps, num_stages) in table.items():
-            yield *key, Narrow(BN, padded, BD, *PRODUCTS[key], num_warps, num_stages, 1, 1)
-    for key, (BM, BN, BR, num_warps, num_stages) in (_WIDE if large else _SMALL_WIDE).items():
-        yield *key, Wide(BM, BM, BN, BR, *PRODUCTS[key], num_warps, num_stages, 1)
+        for padded, tiles in table.items():
+            yield *key, Narrow(tiles[0], padded, *tiles[1:], *_TERMS[key], 1, 1)
+    for key, table in (_HESSIAN if large else _SMALL_HESSIAN).items():
+        for padded, (BN, *rest) in table.items():
+            yield *key, Hessian(BN, padded, *rest, *_TERMS[key], 1, 1)
+    for key, tiles in (_WIDE if large else _SMALL_WIDE).items():
+        yield *key, Wide(tiles[0].BM, *tiles, *_WIDE_TERMS[key], 1)
 
 
 def cdiv(a: int, b: int) -> int:
     """a / b rounded up."""
     return -(-a // b)
+
+
+def _key(dtype: str, tier: str) -> tuple[str, str]:
+    return dtype, EXACT if dtype == "float64" else tier
+
+
+def _word(dtype: str) -> int:
+    return 8 if dtype == "float64" else 4
+
+
+def _padded(n_classes: int) -> int:
+    return max(16, 1 << (n_classes - 1).bit_length())

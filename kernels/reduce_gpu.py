@@ -10,7 +10,7 @@ import triton.language as tl
 from fastnc.kernels.softmax_gpu import exp
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_parts"])
 def sum_losses(loss_parts, out, n_parts, scale: "fp64", BLOCK: tl.constexpr):
     """`out[0] = scale sum(loss_parts)`, one program."""
     lanes = tl.arange(0, BLOCK)
@@ -20,7 +20,7 @@ def sum_losses(loss_parts, out, n_parts, scale: "fp64", BLOCK: tl.constexpr):
     tl.store(out, tl.sum(total, axis=0) * scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_parts"])
 def sum_extents(loss_parts, shift_parts, extent, log_loss, n_parts, BLOCK: tl.constexpr):
     """The largest shift, the loss in its units (`extent`, 2 words) and the loss's logarithm."""
     lanes = tl.arange(0, BLOCK)
@@ -41,7 +41,7 @@ def sum_extents(loss_parts, shift_parts, extent, log_loss, n_parts, BLOCK: tl.co
     tl.store(log_loss, shift + tl.log(loss))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_parts"])
 def sum_parts(
     parts, old, low, out, n_parts, size: "i64", scale: "fp64", lr: "fp64",
     STEP: tl.constexpr, COMPENSATED: tl.constexpr, BLOCK: tl.constexpr,

@@ -2,13 +2,13 @@
 
 Counts, means `m_k` and `s_k = sum_{i: y_i = k} |h_i - m_k|^2` (section 2.1), as scatter_cpu:
 the samples are visited in the order of their classes, in chunks of one class. A program takes
-64 features of a chunk, whose mean is summed in float64 and whose deviations from it are
-squared while the tile is on the chip; then, with chunk means `m_c`,
+64 features of a chunk, 64 rows at a time, whose mean is summed in float64 and whose deviations
+from it are squared while the tile is on the chip; then, with chunk means `m_c`,
 
     m_k = sum_c n_c m_c / n_k,    s_k = sum_c s_c + n_c |m_c - m_k|^2
 
-in which nothing cancels. Bytes: H once (4 N d in float32), and a sixteenth of it for the chunks'
-means. Chunks and sums have a fixed order: the same bits every time, and no atomics.
+in which nothing cancels (and so within a chunk). Bytes: H once (4 N d in float32). Chunks and
+sums have a fixed order: the same bits every time, and no atomics.
 """
 
 import torch
@@ -18,7 +18,7 @@ import triton.language as tl
 from fastnc.kernels.plan_gpu import cdiv, options
 from fastnc.kernels.softmax_gpu import dot
 
-ROWS = 64
+ROWS, BLOCK = 1024, 64
 # Two centred tiles in float64 and their product leave room for no more, and for eight warps.
 SCATTER_ROWS = 16
 _TILE = 64
@@ -27,26 +27,35 @@ _TILE = 64
 @triton.jit
 def chunk_moments(
     H, order, starts, first, class_of, means, squares, dim,
-    ROWS: tl.constexpr, BD: tl.constexpr,
+    ROWS: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Mean and squared deviations of one chunk over BD features."""
+    """Mean and squared deviations of one chunk over BD features, merged from BN rows at a time."""
     chunk = tl.program_id(0)
     p = tl.load(class_of + chunk)
     lo = tl.load(starts + p) + (chunk - tl.load(first + p)) * ROWS
+    # The last chunks may not exist: their number is bounded on the host, without asking.
     hi = tl.minimum(lo + ROWS, tl.load(starts + p + 1))
     features = tl.program_id(1) * BD + tl.arange(0, BD)
-    places = lo + tl.arange(0, ROWS)
-    # The last chunks may not exist: their number is bounded on the host, without asking.
-    row_real = places < hi
-    samples = tl.load(order + places, mask=row_real, other=0)
-    real = row_real[:, None] & (features < dim)[None, :]
-    h = tl.load(H + samples[:, None] * dim + features[None, :], mask=real, other=0.0)
-    h = h.to(tl.float64)
-    count = tl.maximum(hi - lo, 1).to(tl.float64)
-    mean = tl.sum(h, axis=0) / count
-    x = tl.where(real, h - mean[None, :], 0.0)
+    inside = (features < dim)[None, :]
+    mean = tl.zeros((BD,), tl.float64)
+    spread = tl.zeros((BD,), tl.float64)
+    samples = tl.load(order + lo + tl.arange(0, BN), mask=lo + tl.arange(0, BN) < hi, other=0)
+    for done in range(0, ROWS, BN):
+        places = lo + done + tl.arange(0, BN)
+        real = (places < hi)[:, None] & inside
+        h = tl.load(H + samples[:, None] * dim + features[None, :], mask=real, other=0.0)
+        # The next rows' places, so that their features need not wait for them.
+        samples = tl.load(order + places + BN, mask=places + BN < hi, other=0)
+        h = h.to(tl.float64)
+        count = tl.minimum(tl.maximum(hi - lo - done, 0), BN).to(tl.float64)
+        all = tl.maximum(count + done, 1.0)
+        block = tl.sum(h, axis=0) / tl.maximum(count, 1.0)
+        x = tl.where(real, h - block[None, :], 0.0)
+        gap = tl.where(count > 0.0, block - mean, 0.0)
+        spread += tl.sum(x * x, axis=0) + gap * gap * (done * count / all)
+        mean += gap * (count / all)
     tl.store(means + chunk.to(tl.int64) * dim + features, mean, mask=features < dim)
-    total = tl.sum(tl.sum(x * x, axis=0), axis=0)
+    total = tl.sum(spread, axis=0)
     tl.store(squares + chunk.to(tl.int64) * tl.num_programs(1) + tl.program_id(1), total)
 
 
@@ -171,7 +180,7 @@ def class_moments(H, order, starts, means_out, squares_out):
     squares = squares_out.new_empty((n_chunks, n_tiles))
     chunk_moments[(n_chunks, n_tiles)](
         H, order, starts, first, class_of, means, squares, d,
-        ROWS=ROWS, BD=_TILE, **options(4, 1),
+        ROWS=ROWS, BN=BLOCK, BD=_TILE, **options(2, 1),
     )  # fmt: skip
     tiles = squares_out.new_empty((P, n_tiles))
     merge_chunks[(P, n_tiles)](

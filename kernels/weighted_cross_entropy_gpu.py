@@ -22,23 +22,24 @@ from fastnc.kernels.cross_entropy_gpu import problem, reduce_W
 from fastnc.kernels.plan_gpu import EXACT, cdiv, options, wide_plan
 from fastnc.kernels.reduce_gpu import sum_losses
 from fastnc.kernels.softmax_gpu import exp, losses_and_weights
-from fastnc.kernels.wide_gpu import Chunks
+from fastnc.kernels.wide_gpu import COLUMNS, ROWS, Chunks, store_parts
 
 
 @triton.jit
 def weighted_rows(
-    Z, y, bias, weight, uniform, scales, losses, loss_parts, n_rows, n_classes, smoothing: "fp64",
-    BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr, WEIGHT: tl.constexpr,
+    Z, R, y, bias, weight, uniform, scales, losses, loss_parts, n_rows: "i64", n_classes, z_width,
+    smoothing: "fp64", BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr, WEIGHT: tl.constexpr,
     SMOOTH: tl.constexpr, SCALES: tl.constexpr, LOSSES: tl.constexpr, GRADS: tl.constexpr,
+    PRODUCTS: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """Z becomes the residual times its sample's scale, in place, BM rows a program."""
+    """The parts of the residual times its sample's scale, BM rows a program; KEEP: also in Z."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     lanes = tl.arange(0, BN)
     dtype = Z.dtype.element_ty
     real = rows < n_rows
     labels = tl.load(y + rows, mask=real, other=-1)
     counted = labels >= 0
-    base = rows.to(tl.int64) * n_classes
+    base = rows.to(tl.int64) * z_width
     z_y = tl.load(Z + base + labels, mask=counted, other=0.0)
     if BIAS:
         z_y += tl.load(bias + labels, mask=counted, other=0.0)
@@ -85,7 +86,7 @@ def weighted_rows(
             label_entry += spread - tl.load(uniform + labels, mask=counted, other=0.0)
         # Every thread must have read the labels' logits before any of them overwrites one.
         tl.debug_barrier()
-        for start in range(0, n_classes, BN):
+        for start in range(0, z_width, BN):
             cols = start + lanes
             gap, col_real, wrong = _gaps(Z, bias, base, z_y, labels, counted, cols, n_classes, BIAS)
             r = exp(tl.where(wrong, gap - m[:, None], float("-inf"))) * (own * inverse)[:, None]
@@ -94,7 +95,11 @@ def weighted_rows(
                 r -= tl.where(wrong, B[None, :], 0.0)
             r = tl.where(cols[None, :] == labels[:, None], label_entry[:, None], r)
             r = tl.where(counted[:, None], r * factor[:, None], 0.0)
-            tl.store(Z + base[:, None] + cols[None, :], r, mask=real[:, None] & col_real[None, :])
+            at = base[:, None] + cols[None, :]
+            room = real[:, None] & (cols < z_width)[None, :]
+            if KEEP:
+                tl.store(Z + at, r, mask=room)
+            store_parts(R, at, r, n_rows * z_width, room, PRODUCTS)
 
 
 @triton.jit
@@ -110,8 +115,8 @@ def _gaps(Z, bias, base, z_y, labels, counted, cols, n_classes, BIAS: tl.constex
 
 @triton.jit
 def column_sums(
-    R, parts, n_rows, n_classes, rows_per_split, BM: tl.constexpr, BN: tl.constexpr,
-    ADD: tl.constexpr,
+    R, parts, n_rows: "i64", n_classes, z_width, rows_per_split, BM: tl.constexpr,
+    BN: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     """`parts[p]` gets the sum over the p-th range of rows of R, BN classes a program."""
     cols = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -122,7 +127,7 @@ def column_sums(
     last = tl.minimum(first + rows_per_split, n_rows)
     for start in range(first, last, BM):
         rows = start + tl.arange(0, BM)
-        at = rows.to(tl.int64)[:, None] * n_classes + cols[None, :]
+        at = rows.to(tl.int64)[:, None] * z_width + cols[None, :]
         inside = (rows < last)[:, None] & col_real[None, :]
         total += tl.sum(tl.load(R + at, mask=inside, other=0.0).to(tl.float64), axis=0)
     at = parts + split.to(tl.int64) * n_classes + cols
@@ -147,27 +152,30 @@ def loss_and_grads(
         uniform *= weight
     chunks = Chunks(shape, W, H, y)
     Z = chunks.room()
+    R = chunks.room_for_parts(Z)
     grads = bool(len(grad_W_out) or len(grad_H_out) or len(grad_bias_out))
+    W_planes = chunks.apart(W, brain=len(grad_H_out) > 0)
     W_parts = W.new_empty((shape.splits if len(grad_W_out) else 0, K, d))
     splits = min(64, cdiv(shape.chunk, 64))
     bias_parts = total_out.new_empty((splits if len(grad_bias_out) else 0, K))
     for i, (lo, hi) in enumerate(chunks.chunks):
-        chunks.form(lo, hi, H, W, Z, True, False, False)
-        weighted_rows[(cdiv(hi - lo, chunks.rows),)](
-            Z, y[lo:hi], bias, weight, uniform, scale if len(scale) == 1 else scale[lo:hi],
-            losses_out[lo:hi], chunks.parts[0, chunks.first[i] :], hi - lo, K, float(smoothing),
-            BM=chunks.rows, BN=64, BIAS=len(bias) > 0, WEIGHT=len(weight) > 0,
+        H_planes = chunks.apart(H[lo:hi], brain=len(grad_W_out) > 0)
+        chunks.form(lo, hi, H_planes, W_planes, Z, True, False, False)
+        weighted_rows[(cdiv(hi - lo, ROWS),)](
+            Z, R, y[lo:hi], bias, weight, uniform, scale if len(scale) == 1 else scale[lo:hi],
+            losses_out[lo:hi], chunks.parts[0, chunks.first[i] :], hi - lo, K, chunks.z_width,
+            float(smoothing), BM=ROWS, BN=COLUMNS, BIAS=len(bias) > 0, WEIGHT=len(weight) > 0,
             SMOOTH=smoothing > 0.0, SCALES=len(scale) > 1, LOSSES=len(losses_out) > 0,
-            GRADS=grads, **options(4, 1),
+            GRADS=grads, PRODUCTS=shape.PRODUCTS, KEEP=len(grad_bias_out) > 0, **options(4, 1),
         )  # fmt: skip
         if len(grad_W_out):
-            chunks.add_class_products(lo, hi, Z, H, W_parts, i > 0)
+            chunks.add_class_products(lo, hi, R, H_planes, W_parts, i > 0)
         if len(grad_H_out):
-            chunks.sample_products(lo, hi, Z, W, None, grad_H_out, 1.0, 1.0, False, False)
+            chunks.sample_products(lo, hi, R, W_planes, None, grad_H_out, 1.0, 1.0, False, False)
         if len(grad_bias_out):
             column_sums[(cdiv(K, 64), splits)](
-                Z, bias_parts, hi - lo, K, cdiv(hi - lo, splits), BM=64, BN=64, ADD=i > 0,
-                **options(4, 1),
+                Z, bias_parts, hi - lo, K, chunks.z_width, cdiv(hi - lo, splits),
+                BM=64, BN=64, ADD=i > 0, **options(4, 1),
             )  # fmt: skip
     parts = chunks.parts[0]
     sum_losses[(1,)](parts, total_out, len(parts), 1.0, BLOCK=512, **options(4, 1))

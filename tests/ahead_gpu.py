@@ -18,6 +18,7 @@ from fastnc.kernels import (
     deviations_gpu,
     hessian_gpu,
     narrow_gpu,
+    parts_gpu,
     plan_gpu,
     reduce_gpu,
     scatter_gpu,
@@ -38,8 +39,25 @@ DOUBLES = (
 INTEGERS = ("y", "order", "starts", "first", "class_of", "nearest", "owner", "present")
 SIZES = (
     "n_samples", "n_classes", "dim", "blocks", "n_rows", "n_tiles", "rows_per_split", "n_parts",
-    "size", "n_means", "epochs", "n_directions",
+    "size", "n_means", "epochs", "n_directions", "width", "z_width", "n_columns",
 )  # fmt: skip
+# Bytes of a thread's state that may lie in memory: of the end of a tile, once a tile, and of small
+# problems, where more warps were measured 40 % slower.
+LEFT = {"logits": 32, "slice_products": 128, "small_problems": 512}
+# Arguments that hold parts of floats, by kernel (parts_gpu).
+HALF = {"logits": ("A", "B"), "split_rows": ("half",)}
+BRAIN = {
+    "split_rows": ("brain",),
+    "block_losses": ("W",),
+    "narrow_hessian": ("W", "dW"),
+    "block_residuals": ("W", "R"),
+    "slice_products": ("W", "R"),
+    "residual_rows": ("R",),
+    "hessian_rows": ("R", "dR"),
+    "weighted_rows": ("R",),
+    "class_products": ("R", "A"),
+    "sample_products": ("R", "B"),
+}
 
 
 class Configuration(NamedTuple):
@@ -53,6 +71,11 @@ class Configuration(NamedTuple):
     doubles: tuple = ()
 
     @property
+    def stack(self):
+        """Bytes a thread that may be left in memory; see LEFT."""
+        return LEFT.get(self.kernel.fn.__name__, 0)
+
+    @property
     def name(self):
         flags = [k for k, v in self.constants.items() if v is True]
         tiles = [f"{k}{v}" for k, v in self.constants.items() if not isinstance(v, bool)]
@@ -61,13 +84,18 @@ class Configuration(NamedTuple):
 
     def types(self):
         """The Triton type of every run-time argument."""
-        types = {}
+        types, single = {}, self.dtype == "float32"
+        half, brain = (x.get(self.kernel.fn.__name__, ()) for x in (HALF, BRAIN))
         for parameter in self.kernel.params:
             name = parameter.name
             if name in self.constants:
                 continue
             if parameter.annotation_type:
                 types[name] = parameter.annotation_type
+            elif single and name in half:
+                types[name] = "*fp16"
+            elif single and name in brain:
+                types[name] = "*bf16"
             elif name in SIZES:
                 types[name] = "i32"
             elif name in INTEGERS:
@@ -75,7 +103,7 @@ class Configuration(NamedTuple):
             elif name in DOUBLES or name in self.doubles:
                 types[name] = "*fp64"
             else:
-                types[name] = "*fp64" if self.dtype == "float64" else "*fp32"
+                types[name] = "*fp32" if single else "*fp64"
         return types
 
 
@@ -118,8 +146,9 @@ def resources(compiled, folder):
 def configurations(capability):
     """Every form of every kernel on such a GPU, each once."""
     for dtype, tier, shape in plan_gpu.shipped(plan_gpu.has_large_tiles((capability // 10, 0))):
-        narrow = isinstance(shape, plan_gpu.Narrow)
-        yield from (_narrow if narrow else _wide)(dtype, tier, shape)
+        regime = {plan_gpu.Narrow: _narrow, plan_gpu.Hessian: _hessian, plan_gpu.Wide: _wide}
+        yield from regime[type(shape)](dtype, tier, shape)
+    yield from _parts()
     for dtype in ("float32", "float64"):
         yield from _sums(dtype)
         yield from _classes(dtype)
@@ -127,54 +156,81 @@ def configurations(capability):
     yield from _small()
 
 
+def _parts():
+    for half, brain in ((0, 3), (0, 2), (2, 0), (0, 1), (2, 2), (2, 1)):
+        constants = {
+            "BM": parts_gpu.BM,
+            "BD": parts_gpu.BD,
+            "HALF": half,
+            "BRAIN": brain,
+            "SCALED": half > 0,
+        }
+        yield Configuration(parts_gpu.split_rows, "float32", constants, plan_gpu.options(4, 1))
+
+
+def _forms(dtype, tier):
+    """(LOG, STEP, COMPENSATED) of the gradients; only float32 at the exact tier is compensated."""
+    for log, step, low in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 1, 1)):
+        if not low or (dtype == "float32" and tier == plan_gpu.EXACT):
+            yield bool(log), bool(step), bool(low)
+
+
 def _narrow(dtype, tier, shape):
     single = dtype == "float32"
-    products = {**shape.tiles, "PRODUCTS": shape.PRODUCTS}
     for log in (False, True):
-        yield Configuration(
-            narrow_gpu.narrow_loss, dtype, {**shape.tiles, "LOG": log}, shape.options, single
-        )
-    for log, step, low in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 1, 1)):
-        # Only float32 at the exact tier is compensated.
-        if not low or (single and tier == plan_gpu.EXACT):
-            flags = {"LOG": bool(log), "STEP": bool(step), "COMPENSATED": bool(low)}
-            constants = {**products, **flags}
-            yield Configuration(narrow_gpu.narrow_grads, dtype, constants, shape.options, single)
-    options = shape.hessian_options
-    yield Configuration(hessian_gpu.narrow_hessian, dtype, products, options, single)
+        constants = {**shape.tiles, "LOG": log}
+        yield Configuration(narrow_gpu.block_losses, dtype, constants, shape.options, single)
+        constants = {**shape.tiles, "PRODUCTS": shape.PRODUCTS, "LOG": log}
+        yield Configuration(narrow_gpu.block_residuals, dtype, constants, shape.options, single)
+    tile = shape.slices
+    tiles = {"BN": tile.BM, "BK": shape.BK, "BD": tile.BN, "PRODUCTS": shape.PRODUCTS}
+    for log, step, low in _forms(dtype, tier):
+        for add in (False, True) if not log else ():
+            constants = {**tiles, "STEP": step, "COMPENSATED": low, "ADD": add}
+            yield Configuration(narrow_gpu.slice_products, dtype, constants, tile.options, single)
+
+
+def _hessian(dtype, tier, shape):
+    kernel, single = hessian_gpu.narrow_hessian, dtype == "float32"
+    yield Configuration(kernel, dtype, shape.tiles, shape.options, single)
 
 
 def _wide(dtype, tier, shape):
     single = dtype == "float32"
-    tiles = {"BM": shape.BM, "BN": shape.BN, "BR": shape.BR}
+    products = {"PRODUCTS": shape.PRODUCTS}
     for keep, add, epilogue in ((0, 0, 1), (1, 0, 1), (1, 0, 0), (1, 1, 0)):
         flags = {"KEEP": bool(keep), "ADD": bool(add), "EPILOGUE": bool(epilogue)}
-        constants = {**tiles, "LOGITS": shape.LOGITS, **flags}
-        yield Configuration(wide_gpu.logits, dtype, constants, shape.options, single)
+        constants = {**shape.logits.blocks, "LOGITS": shape.LOGITS, **flags}
+        options = shape.logits.options if not add else plan_gpu.options(8, shape.logits.num_stages)
+        yield Configuration(wide_gpu.logits, dtype, constants, options, single)
     for add in (False, True):
-        constants = {**tiles, "PRODUCTS": shape.PRODUCTS, "ADD": add}
-        yield Configuration(wide_gpu.class_products, dtype, constants, shape.options, single)
+        constants = {**shape.classes.blocks, **products, "ADD": add}
+        options = shape.classes.options
+        yield Configuration(wide_gpu.class_products, dtype, constants, options, single)
     for step, low, add in ((0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 1, 0)):
         if not low or (single and tier == plan_gpu.EXACT):
+            tile = shape.step(bool(low))
             flags = {"STEP": bool(step), "COMPENSATED": bool(low), "ADD": bool(add)}
-            step_tiles = {**tiles, "BN": shape.step_width(bool(low))}
-            constants = {**step_tiles, "PRODUCTS": shape.PRODUCTS, **flags}
-            yield Configuration(wide_gpu.sample_products, dtype, constants, shape.options, single)
+            constants = {**tile.blocks, **products, **flags}
+            yield Configuration(wide_gpu.sample_products, dtype, constants, tile.options, single)
+    rows, four = {"BM": wide_gpu.ROWS, "BN": wide_gpu.COLUMNS}, plan_gpu.options(4, 1)
+    for log in (False, True):
+        constants = {**rows, **products, "LOG": log}
+        yield Configuration(wide_gpu.residual_rows, dtype, constants, four)
+    yield Configuration(hessian_gpu.hessian_rows, dtype, {**rows, **products}, four)
     if tier == plan_gpu.EXACT:
-        rows = max(shape.BM // 4, 16)
-        four = plan_gpu.options(4, 1)
         for log in (False, True):
-            yield Configuration(wide_gpu.row_extents, dtype, {"BM": rows, "LOG": log}, four)
-            constants = {"BM": rows, "BN": 64, "LOG": log}
-            yield Configuration(wide_gpu.residual_rows, dtype, constants, four)
-        yield Configuration(hessian_gpu.hessian_rows, dtype, {"BM": rows, "BN": 64}, four)
-        yield from _weighted(dtype, rows, four)
+            constants = {"BM": wide_gpu.ROWS, "LOG": log}
+            yield Configuration(wide_gpu.row_extents, dtype, constants, four)
+        yield from _weighted(dtype, {**rows, **products}, four)
 
 
 def _weighted(dtype, rows, options):
-    names = ("BIAS", "WEIGHT", "SMOOTH", "SCALES", "LOSSES", "GRADS")
-    for flags in ((0, 0, 0, 0, 0, 0), (0, 0, 0, 0, 0, 1), (1, 0, 0, 1, 1, 1), (1, 1, 1, 1, 1, 1)):
-        constants = {"BM": rows, "BN": 64, **dict(zip(names, map(bool, flags), strict=True))}
+    names = ("BIAS", "WEIGHT", "SMOOTH", "SCALES", "LOSSES", "GRADS", "KEEP")
+    for flags in (
+        (0, 0, 0, 0, 0, 0, 0), (0, 0, 0, 0, 0, 1, 0), (1, 0, 0, 1, 1, 1, 1), (1, 1, 1, 1, 1, 1, 1),
+    ):  # fmt: skip
+        constants = {**rows, **dict(zip(names, map(bool, flags), strict=True))}
         yield Configuration(weighted_cross_entropy_gpu.weighted_rows, dtype, constants, options)
     for add in (False, True):
         constants = {"BM": 64, "BN": 64, "ADD": add}
@@ -196,7 +252,8 @@ def _sums(dtype):
 def _classes(dtype):
     four = plan_gpu.options(4, 1)
     rows, tile = scatter_gpu.ROWS, 64
-    yield Configuration(scatter_gpu.chunk_moments, dtype, {"ROWS": rows, "BD": tile}, four)
+    constants = {"ROWS": rows, "BN": scatter_gpu.BLOCK, "BD": tile}
+    yield Configuration(scatter_gpu.chunk_moments, dtype, constants, plan_gpu.options(2, 1))
     constants = {"ROWS": rows, "BC": 32, "BD": tile}
     if dtype == "float64":
         yield Configuration(scatter_gpu.merge_chunks, dtype, constants, four)
@@ -239,8 +296,8 @@ SMALL += [(12, 8, 64), (4, 40, 40), (5, 20, 128), (10, 10, 128), (8, 16, 64)]
 
 def _small():
     for K, d, N in SMALL:
-        BN, slabs, num_warps = trajectory_gpu.small_tile(K, d, N, 8)
         for dtype, low in (("float64", False), ("float32", True)):
+            BN, slabs, num_warps = trajectory_gpu.small_tile(K, d, N, dtype == "float64")
             constants = {"K": K, "BN": BN, "SLABS": slabs, "COMPENSATED": low}
             yield Configuration(
                 trajectory_gpu.small_problems, dtype, constants,

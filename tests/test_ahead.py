@@ -13,24 +13,27 @@ CONFIGURATIONS = {c.name: c for c in ahead_gpu.configurations(90)}
 AMPERE = {c.name: c for c in ahead_gpu.configurations(80)}
 # A name is that of its configuration: kernel, dtype, tiles, flags, warps.
 CHOSEN = [
-    "narrow_loss float32 BN64 BK128 BD32 LOGITSbf16x6 LOG warps8",
-    "narrow_grads float32 BN64 BK16 BD64 LOGITSbf16x6 PRODUCTSbf16x3 STEP COMPENSATED warps4",
-    "narrow_grads float64 BN16 BK128 BD16 LOGITSieee PRODUCTSieee STEP warps4",
-    "narrow_hessian float32 BN128 BK64 BD32 LOGITSbf16x6 PRODUCTSbf16x3 warps8",
-    "logits float32 BM128 BN128 BR32 LOGITSbf16x6 KEEP EPILOGUE warps8",
-    "logits float64 BM64 BN64 BR16 LOGITSieee KEEP EPILOGUE warps4",
-    "class_products float32 BM128 BN128 BR32 PRODUCTSbf16x3 ADD warps8",
-    "sample_products float32 BM128 BN64 BR32 PRODUCTSbf16x3 STEP COMPENSATED warps8",
-    "residual_rows float64 BM16 BN64 LOG warps4",
-    "hessian_rows float64 BM16 BN64 warps4",
-    "weighted_rows float64 BM16 BN64 BIAS WEIGHT SMOOTH SCALES LOSSES GRADS warps4",
+    "block_losses float32 BN64 BK128 BD32 LOGITS6 LOG warps4",
+    "block_residuals float32 BN64 BK128 BD32 LOGITS6 PRODUCTS3 LOG warps4",
+    "slice_products float32 BN64 BK16 BD64 PRODUCTS3 STEP COMPENSATED ADD warps4",
+    "slice_products float32 BN128 BK128 BD64 PRODUCTS3 STEP COMPENSATED ADD warps8",
+    "slice_products float64 BN16 BK128 BD32 PRODUCTS0 STEP ADD warps4",
+    "narrow_hessian float32 BN128 BK64 BD32 LOGITS6 PRODUCTS3 warps8",
+    "split_rows float32 BM4 BD256 HALF2 BRAIN2 SCALED warps4",
+    "logits float32 BM128 BN128 BR32 LOGITS3 KEEP EPILOGUE warps4",
+    "logits float64 BM64 BN64 BR16 LOGITS0 KEEP EPILOGUE warps4",
+    "class_products float32 BM128 BN256 BR32 PRODUCTS3 ADD warps8",
+    "sample_products float32 BM128 BN64 BR32 PRODUCTS3 STEP COMPENSATED warps4",
+    "residual_rows float64 BM8 BN128 PRODUCTS0 LOG warps4",
+    "hessian_rows float64 BM8 BN128 PRODUCTS0 warps4",
+    "weighted_rows float64 BM8 BN128 PRODUCTS0 BIAS WEIGHT SMOOTH SCALES LOSSES GRADS KEEP warps4",
     "scatter_tiles float64 BN16 BD64 PRODUCTSieee warps8",
     "nearest_tiles float32 BN64 BK32 BD32 LOGITSbf16x6 warps4",
     "deviation_rows float32 BN64 BD32 PRODUCTSbf16x6 BR64 KEEP warps8",
     "decision_rows float64 BN32 BD32 PRODUCTSieee BK64 warps8",
-    "merge_chunks float64 ROWS64 BC32 BD64 warps4",
+    "merge_chunks float64 ROWS1024 BC32 BD64 warps4",
     "sum_extents float64 BLOCK512 warps4",
-    "small_problems float64 K5 BN64 SLABS3 warps2",
+    "small_problems float32 K5 BN64 SLABS3 COMPENSATED warps1",
 ]
 
 
@@ -41,11 +44,12 @@ def test_hopper(name, tmp_path):
 
 # Tensor cores that read registers: these have the fewest left, or the most shared memory.
 SMALLER = [
-    "narrow_grads float32 BN64 BK16 BD32 LOGITSbf16x6 PRODUCTSbf16x3 STEP COMPENSATED warps4",
-    "narrow_hessian float32 BN64 BK64 BD32 LOGITSbf16x6 PRODUCTSbf16x3 warps8",
+    "slice_products float32 BN32 BK64 BD64 PRODUCTS3 STEP COMPENSATED ADD warps8",
+    "block_residuals float32 BN64 BK128 BD32 LOGITS6 PRODUCTS3 warps8",
+    "narrow_hessian float32 BN64 BK64 BD32 LOGITS6 PRODUCTS3 warps8",
     "scatter_tiles float32 BN16 BD64 PRODUCTSbf16x6 warps8",
     "deviation_rows float32 BN32 BD32 PRODUCTSbf16x6 BR64 KEEP warps8",
-    "logits float32 BM64 BN64 BR32 LOGITSbf16x6 KEEP EPILOGUE warps4",
+    "logits float32 BM64 BN64 BR32 LOGITS3 KEEP EPILOGUE warps4",
 ]
 
 
@@ -57,7 +61,7 @@ def test_ampere(name, tmp_path):
 def compile_and_check(configuration, folder, capability):
     found = ahead_gpu.resources(ahead_gpu.compile_ahead(configuration, capability), folder)
     assert found["registers"] <= 255
-    assert found["stack"] == 0, "registers spill"
+    assert found["stack"] <= configuration.stack, "registers spill"
     assert found["shared"] <= ahead_gpu.SHARED[capability]
     if configuration.tensor_cores:
         assert found["wgmma" if capability == 90 else "mma"] > 0

@@ -90,7 +90,7 @@ def test_compensated_float32_keeps_what_rounding_takes(monkeypatch, regime):
         errors[compensated] = max(
             np.abs(ours - theirs).max() for ours, theirs in zip(got, exact, strict=True)
         )
-    # The gradient itself has float32's digits, of bf16x3 at least 16 bits.
+    # The gradient itself has float32's digits, of two bf16 parts at least 16 bits.
     assert errors[True] < 2e-5 * moved
     assert errors[False] > 1e-2 * moved
 
@@ -109,8 +109,10 @@ def test_epochs_of_a_larger_problem_are_steps(monkeypatch, regime):
 
 
 def test_what_is_small_fits_the_registers():
-    # 255 registers a thread; a number and its compensation take `word / 4` of them.
-    assert trajectory_gpu.small_tile(5, 20, 50, 8) == (64, 3, 2)
-    assert trajectory_gpu.small_tile(17, 8, 16, 8) is None
-    assert trajectory_gpu.small_tile(5, 20, 5000, 8) is None
-    assert trajectory_gpu.small_tile(10, 64, 50, 8) is None
+    # 255 registers a thread, of which a float64 takes two; a quarter more may lie in memory.
+    assert trajectory_gpu.small_tile(5, 20, 50, True) == (64, 3, 1)
+    assert trajectory_gpu.small_tile(5, 20, 128, True) == (128, 3, 2)
+    assert trajectory_gpu.small_tile(5, 20, 50, False) == (64, 3, 1)
+    assert trajectory_gpu.small_tile(17, 8, 16, True) is None
+    assert trajectory_gpu.small_tile(5, 20, 5000, True) is None
+    assert trajectory_gpu.small_tile(10, 64, 50, True) is None

@@ -13,7 +13,7 @@ from fastnc.kernels import weighted_cross_entropy_gpu as kernels
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    use_small_tiles(monkeypatch, kernels, "wide", name="wide_plan")
+    use_small_tiles(monkeypatch, kernels, "wide", "wide_plan")
 
 
 def run(W, H, y, bias, weight, smoothing, scale):
