@@ -36,8 +36,9 @@ def spirals(n: int = 3000) -> tuple[torch.Tensor, torch.Tensor]:
 def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)  # So small a network is no work for two.
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "data/FashionMNIST/raw")
-    x, y = images(folder) if folder.is_dir() else spirals()
+    named = sys.argv[1:2]
+    folder = Path(*named or ["data/FashionMNIST/raw"])
+    x, y = images(folder) if named or folder.is_dir() else spirals()
     body = nn.Sequential(nn.Linear(x.shape[1], 256), nn.ReLU(), nn.Linear(256, 64), nn.ReLU())
     head = nn.Linear(64, 10)
     optimiser = torch.optim.Adam([*body.parameters(), *head.parameters()], lr=2e-3)
