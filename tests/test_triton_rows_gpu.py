@@ -6,6 +6,7 @@ from interpreted import DEVICE
 from torch.nn.functional import cross_entropy
 
 from fastnc.nn import _triton_rows
+from fastnc.nn._problem import Problem
 
 
 @pytest.fixture
@@ -33,10 +34,10 @@ def test_it_is_torchs_own_loss(batch, reduction, weighted):
     upstream = torch.linspace(0.5, 1.5, 11, dtype=torch.float64).to(DEVICE)
     none = reduction == "none"
     exact.backward(upstream if none else None)
-    loss, *grads = _triton_rows.evaluate(
-        torch.float64, H, W, bias, target, options["weight"], reduction, -100,
-        options["label_smoothing"], 7, upstream if none else None,
-    )  # fmt: skip
+    problem = Problem(
+        H, W, bias, target, options["weight"], reduction, -100, options["label_smoothing"], 7
+    )
+    loss, *grads = _triton_rows.evaluate(torch.float64, problem, upstream if none else None)
     # Sums of a few dozen terms, each a few roundings.
     torch.testing.assert_close(loss, exact.detach(), rtol=1e-13, atol=1e-14)
     for ours, leaf in zip(grads, leaves, strict=True):
@@ -45,8 +46,8 @@ def test_it_is_torchs_own_loss(batch, reduction, weighted):
 
 def test_half_precision_is_widened_and_only_what_is_wanted_comes_back(batch):
     H, W, _, target, _ = batch
-    arguments = (H.half(), W.half(), None, target, None, "mean", -100, 0.0)
-    loss, grad_H, grad_W, grad_bias = _triton_rows.evaluate(torch.float32, *arguments, 2)
+    problem = Problem(H.half(), W.half(), None, target, None, "mean", -100, 0.0, 2)
+    loss, grad_H, grad_W, grad_bias = _triton_rows.evaluate(torch.float32, problem)
     assert grad_H is None and grad_bias is None and grad_W.dtype == torch.float32
     exact = cross_entropy(H.half().double() @ W.half().double().T, target)
     assert loss.item() == pytest.approx(exact.item(), rel=1e-6)
@@ -55,11 +56,9 @@ def test_half_precision_is_widened_and_only_what_is_wanted_comes_back(batch):
 def test_no_row_that_counts(batch):
     H, W, bias, target, _ = batch
     ignored = torch.full_like(target, -100)
-    loss, grad_H, *_ = _triton_rows.evaluate(
-        torch.float64, H, W, bias, ignored, None, "sum", -100, 0.0, 7
-    )
+    problem = Problem(H, W, bias, ignored, None, "sum", -100, 0.0, 7)
+    loss, grad_H, *_ = _triton_rows.evaluate(torch.float64, problem)
     assert loss.item() == 0.0 and not grad_H.any()
-    loss, _, grad_W, grad_bias = _triton_rows.evaluate(
-        torch.float64, H[:0], W, bias, target[:0], None, "sum", -100, 0.0, 7
-    )
+    problem = Problem(H[:0], W, bias, target[:0], None, "sum", -100, 0.0, 7)
+    loss, _, grad_W, grad_bias = _triton_rows.evaluate(torch.float64, problem)
     assert loss.item() == 0.0 and not grad_W.any() and not grad_bias.any()

@@ -29,7 +29,7 @@ def evaluate(problem: Problem, upstream: Tensor | None = None) -> Result:
     elif serves(input):
         from fastnc.nn import _triton_rows
 
-        loss, *grads = _triton_rows.evaluate(dtype, *problem, upstream)
+        loss, *grads = _triton_rows.evaluate(dtype, problem, upstream)
     else:
         loss, *grads = _torch_rows.evaluate(dtype, problem, upstream)
     kind = loss_dtype(input, linear_weight)

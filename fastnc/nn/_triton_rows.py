@@ -5,27 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastnc.nn._problem import Problem, Result
 
-def evaluate(
-    dtype: torch.dtype,
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    target: Tensor,
-    weight: Tensor | None,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-    wanted: int,
-    upstream: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The loss, in float64 where it is reduced, and the gradients of the bits in `wanted`.
+
+def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = None) -> Result:
+    """The loss, in float64 where it is reduced, and the gradients that are wanted.
 
     The device is not waited for: a label that does not fit raises there. Rows to be ignored take
     part with a negative label, which the kernels give a loss and a residual of zero.
     """
     from fastnc.kernels.weighted_cross_entropy_gpu import loss_and_grads
 
+    (
+        input, linear_weight, linear_bias, target, weight, reduction, ignore_index,
+        label_smoothing, wanted,
+    ) = problem  # fmt: skip
     H, W = _tensor(input, dtype), _tensor(linear_weight, dtype)
     empty = W.new_empty(0)
     bias = empty if linear_bias is None else _tensor(linear_bias, dtype)
