@@ -1,15 +1,15 @@
 """Figure 3 of the paper: a network trained far past separation drifts to neural collapse.
 
-The paper trains VGG-13 on all of FashionMNIST, which is what `fastnc train` does by default and
-what wants a GPU. The run whose numbers are in `results/figure3.csv` is its small brother, for a
-processor: VGG-13 with batch normalisation, 1000 of the images at 16 x 16, 128 features,
+The paper trains VGG-13 on all of FashionMNIST. So does the run of `results/figure3.csv`,
+
+    fastnc train --epochs 350 --batch-size 512 --lr 0.02 --precision bfloat16
+
+in 4 minutes and a half on one NVIDIA H100 (torch 2.11): no error is left from epoch 56 on, an epoch
+takes 0.7 s, and each of the 46 measurements of all 60,000 images 0.36 s, 6 % of the run. Its small
+brother for a processor, 1000 images at 16 x 16 (44 minutes of one core of an AMD Zen 3):
 
     fastnc train --subset 1000 --image-size 16 --feature-dim 128 --batch-norm --batch-size 50 \\
         --lr 0.02 --epochs 100 --snapshots 10 --checkpoint-every 120
-
-on one thread of a shared 2-core AMD Zen 3 (EPYC, AVX2) with torch 2.14, with OMP_NUM_THREADS=1
-and other work beside it: stopped in epoch 81 by Ctrl-C, after 44 minutes of processor time (87 by
-the clock); the last measurement is that of epoch 79.
 
 `python examples/figure3.py` draws the figure again from those numbers and checks what they
 show. `python examples/figure3.py RUN.npz` does so with a run of your own, and goes on from its
@@ -33,7 +33,7 @@ def recorded() -> fastnc.Trajectory:
     with open(RESULTS / "figure3.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     columns = {name: [float(row[name]) for row in rows] for name in rows[0]}
-    nothing = np.empty((0, 128), np.float32)
+    nothing = np.empty((0, 4096), np.float32)
     return fastnc.Trajectory(columns, nothing, nothing, np.empty(0, np.int64), {})
 
 

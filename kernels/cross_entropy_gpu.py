@@ -1,7 +1,7 @@
 """The objective (4), its gradients and steps on CUDA tensors, in Triton.
 
 The same names and arguments as cross_entropy_cpu, at the exact tier; cross_entropy_fast_gpu
-holds the same launchers at the tf32 tier. Nothing here waits for the device: `loss_out` is a
+holds the same launchers at the fast tier. Nothing here waits for the device: `loss_out` is a
 float64 tensor of one element there. Scratch: partials of dW (narrow) or a chunk of logits and
 partials (wide), from torch's caching allocator, so that a CUDA graph can capture a call.
 

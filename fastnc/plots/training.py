@@ -106,7 +106,12 @@ def _log_log_epochs(axes: Axes, last: float) -> None:
     axes.set_xlim(math.log10(_FIRST), math.log10(max(last, _FIRST * 1.01)))
     decades = range(math.ceil(math.log10(last)) + 1)
     steps = (1, 2, 5) if last < 1e4 else (1,)
-    ticks = [step * 10**k for k in decades for step in steps if _FIRST <= step * 10**k <= last]
+    ticks: list[int] = []
+    width = math.log10(math.log10(max(last, _FIRST * 1.01)) / math.log10(_FIRST))
+    for t in (step * 10**k for k in decades for step in steps if _FIRST <= step * 10**k <= last):
+        # The axis crowds its end: a label must have room beside the one before it.
+        if not ticks or math.log10(math.log10(t) / math.log10(ticks[-1])) > 0.08 * width:
+            ticks.append(t)
     axes.xaxis.set_major_locator(FixedLocator([math.log10(t) for t in ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{10.0**x:.0f}"))
