@@ -20,7 +20,8 @@ class Experiment:
     feature_dim : int
         d: the width of both hidden layers; the second one's output is h.
     batch_norm : bool
-        torchvision's `vgg13_bn` instead of `vgg13`.
+        torchvision's `vgg13_bn` instead of `vgg13`. Of several workers each normalises by its own
+        part of a batch.
     dropout : float in [0, 1)
     batch_size : int
         Of all workers together. An epoch is cut into batches of nearly equal size, none larger.
