@@ -29,7 +29,7 @@ LOSS, GRADS, STEP, LOG_GRADS = 0, 1, 2, 3
 OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 # Classes whose sums a thread adds at a time, and numbers that one thread adds sooner than a second
 # one is woken.
-BLOCK = 64
+BLOCK = 16
 ALONE = 1 << 17
 
 
@@ -116,25 +116,34 @@ def _parts(
 
 
 @njit(**OPTIONS)
-def add_parts(sums, steps, width, factors, scale, keep, low, high, out):
-    """Rows low to high - 1 of `out` become `scale sum_p factors[p] sums[p]`, or move by it."""
-    step_j, step_f = steps
-    for j in range(low, high):
-        for f in range(0, out.shape[1], width):
-            at = j * step_j + f // width * step_f
-            for v in range(min(width, out.shape[1] - f)):
-                total = factors[0] * sums[0, at + v]
-                for p in range(1, len(sums)):
-                    total += factors[p] * sums[p, at + v]
-                out[j, f + v] = scale * total + (out[j, f + v] if keep else sums.dtype.type(0.0))
+def add_parts(sums, layout, factors, scale, keep, low, high, out):
+    """Rows low to high - 1 of `out` become `scale sum_p factors[p] sums[p]`, or move by it.
+
+    A row of `sums` is an array (strips, classes, features of a strip) of shape `layout`.
+    """
+    n, K, width = layout
+    size = (high - low) * width
+    total = np.empty(size, sums.dtype)
+    for f in range(n):
+        start = (f * K + low) * width
+        for i in range(size):
+            total[i] = factors[0] * sums[0, start + i]
+        for p in range(1, len(sums)):
+            for i in range(size):
+                total[i] += factors[p] * sums[p, start + i]
+        for j in range(low, high):
+            at = (j - low) * width
+            for v in range(min(width, out.shape[1] - f * width)):
+                old = out[j, f * width + v] if keep else sums.dtype.type(0.0)
+                out[j, f * width + v] = scale * total[at + v] + old
 
 
 @njit(parallel=True, **OPTIONS)
-def _add_all(sums, steps, width, factors, scale, keep, out):
+def _add_all(sums, layout, factors, scale, keep, out):
     K = len(out)
     for block in prange((K + BLOCK - 1) // BLOCK):
         low = np.int64(block) * BLOCK
-        add_parts(sums, steps, width, factors, scale, keep, low, min(low + BLOCK, K), out)
+        add_parts(sums, layout, factors, scale, keep, low, min(low + BLOCK, K), out)
 
 
 @njit(parallel=True, **OPTIONS)
@@ -151,14 +160,14 @@ def _rescale(chunk, H, chunk_shifts, shift, factor):
 
 
 def copies(how, W):
-    """W in whole vectors of features, its panels and strips or none, and the steps of its sums."""
+    """W in whole vectors of features, its panels and strips or none, and the layout of sums."""
     padded = tile_cpu.padded(W)
-    D, L = padded.shape[1], tile_cpu.lanes(W.dtype)
+    K, D = padded.shape
     panels = panel_cpu.packed(W, D) if how.panels else np.empty(0, W.dtype)
     if not how.sweep:
-        return padded, panels, np.empty((0, 0, L), W.dtype), (D, L)
+        return padded, panels, np.empty((0, 0, 0), W.dtype), (1, K, D)
     strips = sweep_cpu.packed(W, D)
-    return padded, panels, strips, (L, strips.shape[1] * L)
+    return padded, panels, strips, strips.shape
 
 
 def _run(mode, W, H, y, alpha, out):
@@ -166,7 +175,7 @@ def _run(mode, W, H, y, alpha, out):
     K, d = W.shape
     N = len(H)
     how = step_plan(K, d, N, W.itemsize)
-    padded, panels, strips, steps = copies(how, W)
+    padded, panels, strips, layout = copies(how, W)
     sums = np.zeros((how.parts, strips.size or padded.size), W.dtype)
     losses, shifts = np.empty(how.parts), np.empty(how.parts)
     # No part has more samples than this.
@@ -181,7 +190,7 @@ def _run(mode, W, H, y, alpha, out):
         _part(mode, 0, *arguments)
     else:
         _parts(mode, *arguments)
-    return losses, (sums, steps, strips.shape[2]), shifts, (how.chunk, chunk_shifts)
+    return losses, (sums, layout), shifts, (how.chunk, chunk_shifts)
 
 
 def _gather(sums, factors, scale, keep, out):

@@ -13,13 +13,22 @@ one thread, nanoseconds a sample in cache (in brackets GFLOP/s; a square GEMM re
 
 A BLAS took logits of 10000, 128 at 71 GFLOP/s and the two products at 77 and 59, in chunks of 256.
 
-Tiles read W once for a few samples, a sweep once for a chunk: it is for W beyond 64 KiB, and adds
+GFLOP/s of both products by tiles at a chunk of 48 and by a sweep at 64, W growing, in float32:
+
+    K, d         KiB    tiles  sweep           K, d         KiB    tiles  sweep
+    100, 128     50     90     78              300, 128     150    74     86
+    200, 128     100    76     66              30, 1024     120    44     53
+    400, 64      100    74     71              float64: 100, 128     100    42     38
+
+Tiles read W once for a few samples, a sweep once for a chunk: it is for W beyond 112 KiB, and adds
 to its sums in strips, so large that parts are few: at most 16, and 32 MiB of sums together, but
-never fewer than 4, so that threads find work to share. Milliseconds of a step on both threads at
-chunks of 16, 32, 48, 64, 96, 128: 10, 512, 1e5: 24.3, 23.5, 23.0, 23.3, 24.4, 25.2; of 100, 128,
-1e5: 68, 55.2, 53.0, 55.8, 52.9, 54.3. Of a sweep, one thread, at 48, 64, 96, 128: 1000, 64, 2e4:
-109, 108, 108, 107; 10000, 128, 4e3: 395, 384, 379, 383; 50000, 256, 1e3 at 64 and 128: 1318, 1066.
-So a chunk's logits take some 20 KiB by tiles, and its samples 100 KiB, or 128 KiB in a sweep.
+never fewer than 4, so that threads find work to share.
+
+Milliseconds of a step on both threads at chunks of 16, 32, 48, 64, 96, 128: of 10, 512, 1e5: 24.3,
+23.5, 23.0, 23.3, 24.4, 25.2; of 100, 128, 1e5: 68, 55.2, 53.0, 55.8, 52.9, 54.3. Of a sweep, one
+thread, at 48, 64, 96, 128: 1000, 64, 2e4: 109, 108, 108, 107; 10000, 128, 4e3: 395, 384, 379, 383;
+50000, 256, 1e3 at 64 and 128: 1318, 1066. So a chunk's logits take some 20 KiB by tiles, and its
+samples 100 KiB; a sweep's chunk is larger where W comes from memory.
 """
 
 from typing import NamedTuple
@@ -43,25 +52,33 @@ class StepPlan(NamedTuple):
 
 
 TILES_W_BYTES = 64 << 10
+SWEEP_W_BYTES = 112 << 10
+SECOND_W_BYTES = 4 << 20
 TILES_H_BYTES = 100 << 10
 TILES_Z_BYTES = 20 << 10
 SUMS_BYTES = 32 << 20
 PANELS_CLASSES = 12
 PANELS_SAMPLES = 64
+PART_SAMPLES = 256
 SWEEP_H_BYTES = 128 << 10
 
 
 def step_plan(n_classes, dim, n_samples, itemsize):
     """How to divide the step, the gradients and the loss; it never depends on the machine."""
     matrix = n_classes * dim * itemsize
-    sweep = matrix > TILES_W_BYTES
+    sweep = matrix > SWEEP_W_BYTES
     if sweep:
-        chunk = max(32, min(128, SWEEP_H_BYTES // (dim * itemsize) // 16 * 16))
+        chunk = SWEEP_H_BYTES // (dim * itemsize) // 16 * 16
+        chunk = max(32, min(128 if matrix > SECOND_W_BYTES else 64, chunk))
         parts = max(4, min(16, SUMS_BYTES // matrix))
     else:
         chunk, parts = _chunk(n_classes, dim, itemsize), 64
     panels = n_classes >= PANELS_CLASSES and n_samples >= PANELS_SAMPLES
-    return StepPlan(sweep, panels, chunk, max(1, min(parts, n_samples // 64)))
+    parts = max(1, min(parts, n_samples // 64, max(4, n_samples // PART_SAMPLES)))
+    # Chunks of one part are as long as each other: the last of them would be short otherwise.
+    part = -(-n_samples // parts)
+    chunk = -(-part // -(-part // chunk))
+    return StepPlan(sweep, panels, -(-chunk // 4) * 4, parts)
 
 
 def _chunk(n_classes, dim, itemsize):

@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit, prange
 
 from fastnc.kernels import blas_cpu, panel_cpu, sweep_cpu
-from fastnc.kernels.cross_entropy_cpu import GRADS, OPTIONS, STEP, _part, add_parts, copies
+from fastnc.kernels.cross_entropy_cpu import BLOCK, GRADS, OPTIONS, STEP, _part, add_parts, copies
 from fastnc.kernels.plan_cpu import step_plan
 
 
@@ -33,13 +33,14 @@ def _add_low(array, low, change, first, last, d):
 
 
 @njit(**OPTIONS)
-def _move_class(W, W_low, sums, steps, width, ones, step, dW, j, d, compensated):
-    """Row j of W moves by `step` times the parts' sums, added in order."""
+def _move_classes(W, W_low, sums, layout, ones, step, dW, block, d, compensated):
+    """A block of the rows of W moves by `step` times the parts' sums, added in order."""
+    low, high = block * BLOCK, min((block + 1) * BLOCK, len(W))
     if compensated:
-        add_parts(sums, steps, width, ones, step, False, j, j + 1, dW)
-        _add_low(W, W_low, dW, j, j + 1, d)
+        add_parts(sums, layout, ones, step, False, low, high, dW)
+        _add_low(W, W_low, dW, low, high, d)
     else:
-        add_parts(sums, steps, width, ones, step, True, j, j + 1, W)
+        add_parts(sums, layout, ones, step, True, low, high, W)
 
 
 @njit(**OPTIONS)
@@ -70,30 +71,28 @@ def _move_part(
 
 @njit(**OPTIONS)
 def _epochs_of_one(
-    n_parts, chunk, W, panels, strips, steps, ones, H, W_low, H_low, dW, dH, y, step, sums, losses,
+    n_parts, chunk, W, panels, strips, layout, ones, H, W_low, H_low, dW, dH, y, step, sums, losses,
     shifts, chunk_shifts, epochs, compensated,
 ):  # fmt: skip
-    width = strips.shape[2]
+    n_blocks = (len(W) + BLOCK - 1) // BLOCK
     for _ in range(epochs):
         _move_part(
             0, 1, chunk, W, panels, strips, H, H_low, dH, y, step, sums, losses, shifts,
             chunk_shifts, compensated,
         )  # fmt: skip
         if math.isfinite(losses[0]):
-            for j in range(W.shape[0]):
-                _move_class(
-                    W, W_low, sums, steps, width, ones, step, dW, j, H.shape[1], compensated
-                )
+            for b in range(n_blocks):
+                _move_classes(W, W_low, sums, layout, ones, step, dW, b, H.shape[1], compensated)
             for p in range(panel_cpu.n_panels(panels, W.shape[1])):
                 _pack_again(W, panels, strips, p)
 
 
 @njit(parallel=True, **OPTIONS)
 def _epochs(
-    n_parts, chunk, W, panels, strips, steps, ones, H, W_low, H_low, dW, dH, y, step, sums, losses,
+    n_parts, chunk, W, panels, strips, layout, ones, H, W_low, H_low, dW, dH, y, step, sums, losses,
     shifts, chunk_shifts, epochs, compensated,
 ):  # fmt: skip
-    width = strips.shape[2]
+    n_blocks = (len(W) + BLOCK - 1) // BLOCK
     for _ in range(epochs):
         for index in prange(n_parts):
             # A loop's index is unsigned where it is parallel: `_part` would be compiled twice.
@@ -102,11 +101,10 @@ def _epochs(
                 losses, shifts, chunk_shifts, compensated,
             )  # fmt: skip
         if math.isfinite(losses.sum()):
-            for j in prange(W.shape[0]):
-                _move_class(
-                    W, W_low, sums, steps, width, ones, step, dW, np.int64(j), H.shape[1],
-                    compensated,
-                )  # fmt: skip
+            for b in prange(n_blocks):
+                _move_classes(
+                    W, W_low, sums, layout, ones, step, dW, np.int64(b), H.shape[1], compensated
+                )
             for p in prange(panel_cpu.n_panels(panels, W.shape[1])):
                 _pack_again(W, panels, strips, np.int64(p))
 
@@ -116,7 +114,7 @@ def descend(W, H, W_low, H_low, y, step, epochs):
     (K, d), N = W.shape, len(H)
     how = step_plan(K, d, N, W.itemsize)
     # Strips are packed again along with panels.
-    moving, panels, strips, steps = copies(how._replace(panels=how.panels or how.sweep), W)
+    moving, panels, strips, layout = copies(how._replace(panels=how.panels or how.sweep), W)
     compensated = W_low.size > 0
     arguments = (
         how.parts,
@@ -124,7 +122,7 @@ def descend(W, H, W_low, H_low, y, step, epochs):
         moving,
         panels,
         strips,
-        steps,
+        layout,
         np.ones(how.parts, W.dtype),
         H,
         W_low,
