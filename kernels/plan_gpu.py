@@ -215,8 +215,8 @@ def wide_plan(n_classes: int, dim: int, n_samples: int, dtype: str, tier: str, l
     """The wide regime's chunks and tiles for any number of classes."""
     key = _key(dtype, tier)
     tiles = (_WIDE if large else _SMALL_WIDE)[key]
-    # A chunk's logits should stay in L2, but W is read again for every chunk.
-    chunk = max(CHUNK_ROWS, CHUNK_BYTES // (_word(dtype) * n_classes))
+    # A chunk's logits and its rows' parts should stay in L2, but W is read again for every chunk.
+    chunk = max(CHUNK_ROWS, CHUNK_BYTES // (_word(dtype) * max(n_classes, dim)))
     BM = tiles[0].BM
     chunk = min(cdiv(n_samples, BM), cdiv(chunk, BM)) * BM
     n_tiles = cdiv(n_classes, tiles[1].BM) * cdiv(dim, tiles[1].BN)
