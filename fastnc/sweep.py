@@ -27,8 +27,6 @@ from fastnc.trajectory import Trajectory
 
 # How often the calling thread looks for Ctrl-C, for runs that are done and at the clock.
 _SECONDS_A_LOOK = 0.1
-# After so long a small problem has made the epochs that are mostly snapshots.
-_SECONDS_A_TURN = 0.01
 
 
 def sweep(
@@ -271,7 +269,7 @@ class _Sweep:
     ) -> None:
         """Runs of these numbers on `crew` threads, the checkpoint written meanwhile."""
         lock, over = threading.Lock(), threading.Event()
-        begins = threading.Lock()
+        counted = _Counted(bar, lock)
 
         def stop() -> bool:
             return over.is_set() or interrupted()
@@ -282,13 +280,10 @@ class _Sweep:
                     i = next(numbers, None)
                 if i is None:
                     return
-                turn = _Turn(bar, lock, begins)
                 try:
-                    run = self._run(i, stop, turn)
+                    run = self._run(i, stop, counted)
                 except Interrupted:
                     return
-                finally:
-                    turn.over()
                 with lock:
                     self.store.done[i] = run
 
@@ -329,27 +324,13 @@ class _Sweep:
         )
 
 
-class _Turn:
-    """A bar that several threads may move, and the turn of one run to begin.
+@dataclass
+class _Counted:
+    """A bar that several threads may move."""
 
-    A run begins with so many snapshots that they, not epochs, are its work, and snapshots hold
-    the interpreter. Two runs that begin together wait for each other at each of them, and so do
-    all that follow, for they last equally long.
-    """
-
-    def __init__(self, bar: Bar, lock: threading.Lock, begins: threading.Lock) -> None:
-        self._bar, self._lock, self._begins = bar, lock, begins
-        begins.acquire()
-        self._since, self._begun = time.monotonic(), False
+    bar: Bar
+    lock: threading.Lock
 
     def update(self, n: float = 1) -> None:
-        with self._lock:
-            self._bar.update(n)
-        if time.monotonic() - self._since > _SECONDS_A_TURN:
-            self.over()
-
-    def over(self) -> None:
-        """Let the next run begin."""
-        if not self._begun:
-            self._begun = True
-            self._begins.release()
+        with self.lock:
+            self.bar.update(n)

@@ -46,8 +46,6 @@ from fastnc.kernels.scatter_cpu import class_moments, class_moments_serial, grou
 
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
-# Threads that leave the interpreter for some microseconds wait longer to have it back.
-_BRIEF = {"cache": True, "error_model": "numpy"}
 N_VALUES = 16
 # Below this many multiplications a second thread costs more than it brings.
 SERIAL_WORK = 2_000_000
@@ -181,7 +179,7 @@ def joint_values(C, V, W, along, residual, sums, N, energy, separation, values_o
     values_out[15] = 2.0 * separation * sums[MARGIN] / energy
 
 
-@njit(**_BRIEF)
+@njit(**_OPTIONS)
 def _geometry_serial(gemm, W, H, y, values_out):
     values_out[:] = np.nan
     K, d = W.shape

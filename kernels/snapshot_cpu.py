@@ -18,8 +18,7 @@ import numpy as np
 from numba import njit
 
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
-# Threads that leave the interpreter for some microseconds wait longer to have it back.
-_OPTIONS = {"cache": True, "error_model": "numpy"}
+_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 N_VALUES = 5
 # Beyond it e^a is so small that log(1 + e^a) = e^a.
 _TAIL = -37.0
