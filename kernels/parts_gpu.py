@@ -27,7 +27,7 @@ from fastnc.kernels.plan_gpu import cdiv, options
 
 # Rows of planes are padded with zeros to a multiple of this: aligned, and reduced without a mask.
 WIDTH = 64
-BM, BD = 4, 256
+BM, BD, WARPS = 16, 128, 8
 
 
 class Planes(NamedTuple):
@@ -136,6 +136,6 @@ def planes(X, half, brain):
     scales = X.new_empty(n if half else 0)
     split_rows[(cdiv(n, BM),)](
         X, first, second, scales, n, m, width,
-        BM=BM, BD=BD, HALF=half, BRAIN=brain, SCALED=half > 0, **options(4, 1),
+        BM=BM, BD=BD, HALF=half, BRAIN=brain, SCALED=half > 0, **options(WARPS, 1),
     )  # fmt: skip
     return Planes(first, second, scales, width)

@@ -165,7 +165,8 @@ def _parts():
             "BRAIN": brain,
             "SCALED": half > 0,
         }
-        yield Configuration(parts_gpu.split_rows, "float32", constants, plan_gpu.options(4, 1))
+        options = plan_gpu.options(parts_gpu.WARPS, 1)
+        yield Configuration(parts_gpu.split_rows, "float32", constants, options)
 
 
 def _forms(dtype, tier):

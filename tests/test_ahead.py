@@ -19,7 +19,7 @@ CHOSEN = [
     "slice_products float32 BN128 BK128 BD64 PRODUCTS3 STEP COMPENSATED ADD warps8",
     "slice_products float64 BN16 BK128 BD32 PRODUCTS0 STEP ADD warps4",
     "narrow_hessian float32 BN128 BK64 BD32 LOGITS6 PRODUCTS3 warps8",
-    "split_rows float32 BM4 BD256 HALF2 BRAIN2 SCALED warps4",
+    "split_rows float32 BM16 BD128 HALF2 BRAIN2 SCALED warps8",
     "logits float32 BM64 BN128 BR32 LOGITS3 KEEP EPILOGUE warps4",
     "logits float64 BM64 BN64 BR16 LOGITS0 KEEP EPILOGUE warps4",
     "class_products float32 BM128 BN128 BR64 PRODUCTS3 ADD warps8",
