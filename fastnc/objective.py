@@ -69,8 +69,8 @@ def loss(
     impl : None, "reference", "cpu" or "gpu"
         None: where the arrays live decides (see `which`).
     precision : "exact" or "fast"
-        "fast" forms the products of float32 tensors on a GPU in tf32: a logit of 20 is then off
-        by 1e-2. Everywhere else it is "exact".
+        "fast" keeps two to three digits of the gradients of float32 tensors on a GPU, and five or
+        more of the loss. Everywhere else it is "exact".
 
     Returns
     -------
