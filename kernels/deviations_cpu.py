@@ -23,6 +23,8 @@ from fastnc.kernels.blas_cpu import _gemm
 
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
+# Of functions that only compiled ones call: no way in from Python, which takes long to compile.
+_INNER = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 RANK_CUT = 1e-12
 LENGTH_CUT = 1e-14
 NARROW = 32
@@ -52,7 +54,7 @@ def squared_norm(v):
     return total
 
 
-@njit(fastmath=_SUMS, **_OPTIONS)
+@njit(fastmath=_SUMS, **_INNER)
 def _narrow_nt(A, B, out):
     """out = A B^T for a B of few rows, by dot products of 4 x 2 rows at a time.
 
@@ -151,7 +153,7 @@ def basis(gemm, C):
     return Q, weights, A
 
 
-@njit(fastmath=_SUMS, **_OPTIONS)
+@njit(fastmath=_SUMS, **_INNER)
 def _centre(H, order, owner, lo, means, X, squares):
     """X = h - m_y for a block, and the squares of its rows."""
     for i in range(len(X)):
@@ -164,7 +166,7 @@ def _centre(H, order, owner, lo, means, X, squares):
         squares[i] = square
 
 
-@njit(fastmath=_SUMS, **_OPTIONS)
+@njit(fastmath=_SUMS, **_INNER)
 def _centre_twice(H, order, owner, lo, means, g, X, squares, distances):
     """`_centre`, and the squares of h - g while the row is in cache."""
     for i in range(len(X)):
@@ -180,7 +182,7 @@ def _centre_twice(H, order, owner, lo, means, g, X, squares, distances):
         distances[i] = distance
 
 
-@njit(fastmath=_SUMS, **_OPTIONS)
+@njit(fastmath=_SUMS, **_INNER)
 def _distance(h, g):
     """`|h - g|^2`."""
     total = 0.0
@@ -190,7 +192,7 @@ def _distance(h, g):
     return total
 
 
-@njit(fastmath=_SUMS, **_OPTIONS)
+@njit(fastmath=_SUMS, **_INNER)
 def _project(gemm, X, Q, weights, tilt, T, sums):
     """T = X Q^T, the projections of x, and their part in NC1."""
     matmul_nt(gemm, X, Q, T)
@@ -206,7 +208,7 @@ def _project(gemm, X, Q, weights, tilt, T, sums):
         sums[PROJECTED] = np.nan
 
 
-@njit(fastmath=_SUMS, **_OPTIONS)
+@njit(fastmath=_SUMS, **_INNER)
 def _shift(T, A, owner, lo, dots):
     """`dots (n,)` = <x_i, c_y>, and T += A[y], the projections of h - g."""
     for i in range(len(T)):
@@ -218,7 +220,7 @@ def _shift(T, A, owner, lo, dots):
         dots[i] = dot
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _expand(H, order, owner, lo, g, squares, dots, squares_C, distances):
     """`|h - g|^2 = |x|^2 + 2 <x, c_y> + |c_y|^2`, directly where that cancels."""
     for i in range(len(squares)):
@@ -228,7 +230,7 @@ def _expand(H, order, owner, lo, g, squares, dots, squares_C, distances):
             distances[i] = _distance(H[order[lo + i]], g)
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _nearest_means(gemm, T, A, squares_C, nearest):
     """For each row of T the class of the highest score; ties go to the smaller class."""
     best = np.full(len(T), -np.inf)
@@ -245,7 +247,7 @@ def _nearest_means(gemm, T, A, squares_C, nearest):
                     nearest[i] = p
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _decide(gemm, Y, W, offset, owner, present, nearest, lo, sums):
     """Decisions and margins from the logits of a block, beside its nearest means."""
     own = np.empty(len(Y))
@@ -272,7 +274,7 @@ def _decide(gemm, Y, W, offset, owner, present, nearest, lo, sums):
         sums[MARGIN] = min(sums[MARGIN], own[i] - rival[i])
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _block(gemm, H, order, owner, present, lo, hi, frame, sums):
     """One block of rows; W with no rows asks for no decision, and then A may have none."""
     means, g, Q, A, weights, tilt, squares_C, W, offset = frame

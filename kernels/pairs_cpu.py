@@ -18,6 +18,8 @@ from fastnc.kernels.deviations_cpu import matmul_nt, squared_norm
 
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
+# Of functions that only compiled ones call: no way in from Python, which takes long to compile.
+_INNER = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 TILE = 256
 # Below this part of |a|^2 + |b|^2 the expansion of |a - b|^2 has cancelled too far.
 CANCELLED = 1e-3
@@ -36,7 +38,7 @@ def inner(u, v):
     return total
 
 
-@njit(fastmath=_SUMS, **_OPTIONS)
+@njit(fastmath=_SUMS, **_INNER)
 def _squared_gap(u, v):
     total = 0.0
     for j in range(len(u)):
@@ -105,7 +107,7 @@ def _row_sums(dots, square, inverse, spread, squares, inverses, spreads, target,
     return cancelled
 
 
-@njit(fastmath=_SUMS, **_OPTIONS)
+@njit(fastmath=_SUMS, **_INNER)
 def _same_side(A, i0, i1, j0, j1, D, squares, inverses, spreads, along, sums):
     """Adds a tile of the Gram matrix A A^T on or above the diagonal to a sweep's sums."""
     K = len(A)
@@ -125,7 +127,7 @@ def _same_side(A, i0, i1, j0, j1, D, squares, inverses, spreads, along, sums):
                 sums[CDNV] += (spreads[i] + spreads[j]) / (2.0 * _squared_gap(A[i], A[j]))
 
 
-@njit(fastmath=_SUMS, **_OPTIONS)
+@njit(fastmath=_SUMS, **_INNER)
 def _squares_about(row, target):
     total = 0.0
     for j in range(len(row)):
@@ -133,7 +135,7 @@ def _squares_about(row, target):
     return total
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _two_sides(K, i0, i1, j0, j1, D, along, sums):
     """Adds a tile of A B^T to the residual of a sweep."""
     target = along / K
@@ -147,7 +149,7 @@ def _two_sides(K, i0, i1, j0, j1, D, along, sums):
         sums[RESIDUAL] += _squares_about(D[i - i0, own - j0 :], target)
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _inverse_roots(squares):
     out = np.empty(len(squares))
     for k in range(len(squares)):
@@ -155,7 +157,7 @@ def _inverse_roots(squares):
     return out
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _tile_row(gemm, A, B, same, row, squares, inverses, spreads, along, sums):
     """One row of tiles of A B^T; with `same`, of A A^T from the diagonal on."""
     K = len(A)
@@ -171,7 +173,7 @@ def _tile_row(gemm, A, B, same, row, squares, inverses, spreads, along, sums):
             _two_sides(K, i0, i1, j0, j1, D, along, sums)
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _ordered_sum(rows, sums_out):
     sums_out[:] = 0.0
     for row in range(len(rows)):

@@ -22,6 +22,8 @@ CHUNK_BYTES = 256 * 1024
 # Plain sums only: the order of additions is free here, infinities and NaN keep their meaning.
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
+# Of functions that only compiled ones call: no way in from Python, which takes long to compile.
+_INNER = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 @njit(**_OPTIONS)
@@ -61,7 +63,7 @@ def chunk_rows(H):
     return min(max(CHUNK_BYTES // (H.shape[1] * H.itemsize), 4), 256)
 
 
-@njit(fastmath=_SUMS, **_OPTIONS)
+@njit(fastmath=_SUMS, **_INNER)
 def _chunk_moments(H, order, lo, hi, mean):
     """Mean of the rows `order[lo:hi]`, and the sum of their squared distances from it."""
     d = H.shape[1]
@@ -104,7 +106,7 @@ def _merge(n_a, mean_a, squares_a, n_b, mean_b, squares_b):
     return squares_a + squares_b + gap * (n_a * share)
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _class_of_chunk(starts, rows):
     """For each class the number of its first chunk (P+1,); the last entry is their count."""
     P = len(starts) - 1
@@ -114,7 +116,7 @@ def _class_of_chunk(starts, rows):
     return first
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _chunk_bounds(starts, first, rows, chunk):
     """The range of `order` that a chunk covers."""
     p, hi = 0, len(first) - 1
@@ -128,7 +130,7 @@ def _chunk_bounds(starts, first, rows, chunk):
     return lo, min(lo + rows, starts[p + 1])
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _merge_chunks(starts, first, rows, p, chunk_means, chunk_squares, mean):
     """The chunks of class p merged in order into `mean`; returns their squares."""
     for j in range(len(mean)):

@@ -19,12 +19,14 @@ from numba import njit
 
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
+# Of functions that only compiled ones call: no way in from Python, which takes long to compile.
+_INNER = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 N_VALUES = 5
 # Beyond it e^a is so small that log(1 + e^a) = e^a.
 _TAIL = -37.0
 
 
-@njit(fastmath=_SUMS, **_OPTIONS)
+@njit(fastmath=_SUMS, **_INNER)
 def _logits(W, H, Z):
     for i in range(H.shape[0]):
         for k in range(W.shape[0]):
@@ -34,7 +36,7 @@ def _logits(W, H, Z):
             Z[i, k] = z
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _largest_and_sum(Z, i, label):
     """m and S of sample i; its logits become D_j - m, and the label's is not looked at."""
     own, m = Z[i, label], -math.inf
@@ -49,7 +51,7 @@ def _largest_and_sum(Z, i, label):
     return m, S
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _scaled_residuals(Z, y, largest, sums):
     """Residuals over e^shift in place of D_j - m; returns the shift and the scaled loss."""
     N, K = Z.shape
@@ -76,7 +78,7 @@ def _scaled_residuals(Z, y, largest, sums):
     return shift, loss
 
 
-@njit(fastmath=_SUMS, **_OPTIONS)
+@njit(fastmath=_SUMS, **_INNER)
 def _gradients(R, W, H, dW, dH):
     for i in range(H.shape[0]):
         for f in range(H.shape[1]):
@@ -97,7 +99,7 @@ def _square(A):
     return total
 
 
-@njit(fastmath=_SUMS, **_OPTIONS)
+@njit(fastmath=_SUMS, **_INNER)
 def _square_of_sum(A, a, B, b):
     """`|a A + b B|^2`."""
     total = 0.0
