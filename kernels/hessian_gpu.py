@@ -13,10 +13,10 @@ import triton.language as tl
 
 from fastnc.kernels.cross_entropy_gpu import problem, reduce_W
 from fastnc.kernels.narrow_gpu import block_logits
-from fastnc.kernels.parts_gpu import dot_parts, planes, two_parts
+from fastnc.kernels.parts_gpu import dot_parts, load_parts, planes, store_parts, two_parts
 from fastnc.kernels.plan_gpu import EXACT, Hessian, cdiv, hessian_plan, options
 from fastnc.kernels.softmax_gpu import exp, gaps, losses_and_weights
-from fastnc.kernels.wide_gpu import COLUMNS, ROWS, Chunks, _largest_gaps, _sums, store_parts
+from fastnc.kernels.wide_gpu import COLUMNS, ROWS, Chunks, _largest_gaps, _sums
 
 
 @triton.jit(do_not_specialize=["n_samples", "blocks"])
@@ -81,14 +81,9 @@ def narrow_hessian(
             w_at = cols[:, None] * width + features[None, :]
             w_real = class_real[:, None] & feature_real[None, :]
             out = tl.zeros((BN, BD), dtype)
-            w0 = tl.load(W + w_at, mask=w_real, other=0.0)
-            w1 = w0
-            if PRODUCTS == 3:
-                w1 = tl.load(W + n_classes * width + w_at, mask=w_real, other=0.0)
+            w0, w1 = load_parts(W, w_at, n_classes * width, w_real, PRODUCTS)
             out = dot_parts(dr0, dr1, w0, w1, out, PRODUCTS)
-            w0 = tl.load(dW + w_at, mask=w_real, other=0.0)
-            if PRODUCTS == 3:
-                w1 = tl.load(dW + n_classes * width + w_at, mask=w_real, other=0.0)
+            w0, w1 = load_parts(dW, w_at, n_classes * width, w_real, PRODUCTS)
             out = dot_parts(r0, r1, w0, w1, out, PRODUCTS)
             tl.store(
                 HH + base + rows[:, None] * dim + features[None, :],

@@ -15,7 +15,14 @@ import torch
 import triton
 import triton.language as tl
 
-from fastnc.kernels.parts_gpu import dot_parts, planes, three_parts, two_parts
+from fastnc.kernels.parts_gpu import (
+    dot_parts,
+    load_parts,
+    planes,
+    store_parts,
+    three_parts,
+    two_parts,
+)
 from fastnc.kernels.plan_gpu import cdiv
 from fastnc.kernels.softmax_gpu import block_shift, gaps, residuals
 
@@ -101,11 +108,9 @@ def block_residuals(
     tl.store(loss_parts + tl.program_id(0), total)
     rows = tl.arange(0, BN)
     cols = tl.arange(0, BK)
-    r0, r1 = two_parts(tl.where((cols < n_classes)[None, :], r, 0.0), PRODUCTS)
-    at = R + tl.program_id(0).to(tl.int64) * BN * BK + rows[:, None] * BK + cols[None, :]
-    tl.store(at, r0, mask=real[:, None])
-    if PRODUCTS == 3:
-        tl.store(at + n_rows * BK, r1, mask=real[:, None])
+    r = tl.where((cols < n_classes)[None, :], r, 0.0)
+    at = tl.program_id(0).to(tl.int64) * BN * BK + rows[:, None] * BK + cols[None, :]
+    store_parts(R, at, r, n_rows * BK, real[:, None], PRODUCTS)
 
 
 @triton.jit
@@ -145,10 +150,7 @@ def slice_products(
     factor = factor.to(dtype)
     w_at = cols[:, None] * width + features[None, :]
     w_real = (cols < n_classes)[:, None] & inside[None, :]
-    w0 = tl.load(W + w_at, mask=w_real, other=0.0)
-    w1 = w0
-    if PRODUCTS == 3:
-        w1 = tl.load(W + n_classes * width + w_at, mask=w_real, other=0.0)
+    w0, w1 = load_parts(W, w_at, n_classes * width, w_real, PRODUCTS)
     # The longer side of a tile is the tensor core's: it needs 64 rows.
     TALL: tl.constexpr = BK < 64
     part_at = W_parts + split * n_classes * dim
@@ -166,11 +168,8 @@ def slice_products(
         first = (split * blocks + i) * BN
         left = tl.minimum(tl.maximum(n_rows - first, 0), BN).to(tl.int32)
         real = rows < left
-        r_at = R + first * BK + rows[:, None] * BK + cols[None, :]
-        r0 = tl.load(r_at, mask=real[:, None], other=0.0)
-        r1 = r0
-        if PRODUCTS == 3:
-            r1 = tl.load(r_at + n_rows * BK, mask=real[:, None], other=0.0)
+        r_at = first * BK + rows[:, None] * BK + cols[None, :]
+        r0, r1 = load_parts(R, r_at, n_rows * BK, real[:, None], PRODUCTS)
         at = first * dim + rows[:, None] * dim + features[None, :]
         h_real = real[:, None] & inside[None, :]
         h = tl.load(H + at, mask=h_real, other=0.0)

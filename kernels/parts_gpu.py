@@ -75,6 +75,25 @@ def three_parts(x):
 
 
 @triton.jit
+def load_parts(X, at, plane, real, TERMS: tl.constexpr):
+    """The parts at `X + at` and, for 3 terms, a plane further; else the first stands twice."""
+    first = tl.load(X + at, mask=real, other=0.0)
+    second = first
+    if TERMS == 3:
+        second = tl.load(X + plane + at, mask=real, other=0.0)
+    return first, second
+
+
+@triton.jit
+def store_parts(X, at, x, plane, real, TERMS: tl.constexpr):
+    """The parts of x that its products take."""
+    first, second = two_parts(x, TERMS)
+    tl.store(X + at, first, mask=real)
+    if TERMS == 3:
+        tl.store(X + plane + at, second, mask=real)
+
+
+@triton.jit
 def dot_parts(a0, a1, b0, b1, acc, TERMS: tl.constexpr):
     """`acc + a b` in 1 or 3 terms, smallest first."""
     if TERMS == 3:

@@ -19,6 +19,8 @@ EXACT, FAST = "exact", "fast"
 # Two programs a multiprocessor of the H200: a constant, so that the bits do not depend on the GPU.
 PROGRAMS = 264
 SCRATCH_BYTES = 256 * 2**20
+# Parts of a factor, by the terms of its products.
+_PARTS = {0: 1, 1: 1, 3: 2, 6: 3}
 CHUNK_BYTES, CHUNK_ROWS = 64 * 2**20, 2048
 
 
@@ -67,12 +69,12 @@ class Narrow(NamedTuple):
     @property
     def W_parts(self) -> int:
         """Parts of W that the logits ask for."""
-        return {0: 0, 3: 2, 6: 3}[self.LOGITS]
+        return _PARTS[self.LOGITS]
 
     @property
     def R_parts(self) -> int:
         """Parts of the residual that the products ask for."""
-        return 2 if self.PRODUCTS == 3 else 1
+        return _PARTS[self.PRODUCTS]
 
 
 class Hessian(NamedTuple):
@@ -103,7 +105,7 @@ class Hessian(NamedTuple):
     @property
     def W_parts(self) -> int:
         """Parts of W that the logits ask for."""
-        return {0: 0, 3: 2, 6: 3}[self.LOGITS]
+        return _PARTS[self.LOGITS]
 
 
 class Wide(NamedTuple):
@@ -121,7 +123,7 @@ class Wide(NamedTuple):
     @property
     def parts(self) -> int:
         """Parts of each factor that the products with the residual ask for."""
-        return 2 if self.PRODUCTS == 3 else 1
+        return _PARTS[self.PRODUCTS]
 
     def step(self, compensated: bool) -> Tile:
         """The tile of H's step, whose compensation needs registers too."""

@@ -19,10 +19,11 @@ import triton
 import triton.language as tl
 
 from fastnc.kernels.cross_entropy_gpu import problem, reduce_W
+from fastnc.kernels.parts_gpu import store_parts
 from fastnc.kernels.plan_gpu import EXACT, cdiv, options, wide_plan
 from fastnc.kernels.reduce_gpu import sum_losses
 from fastnc.kernels.softmax_gpu import exp, losses_and_weights
-from fastnc.kernels.wide_gpu import COLUMNS, ROWS, Chunks, store_parts
+from fastnc.kernels.wide_gpu import COLUMNS, ROWS, Chunks
 
 
 @triton.jit

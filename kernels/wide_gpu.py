@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastnc.kernels.parts_gpu import WIDTH, dot_parts, planes, two_parts
+from fastnc.kernels.parts_gpu import WIDTH, dot_parts, load_parts, planes, store_parts
 from fastnc.kernels.plan_gpu import cdiv, options
 from fastnc.kernels.softmax_gpu import block_shift, exp, losses_and_weights
 
@@ -58,13 +58,8 @@ def logits(
     for start in range(0, width, BR):
         a_real = row_real[:, None] & (start + lanes < width)[None, :]
         b_real = col_real[:, None] & (start + lanes < width)[None, :]
-        a0 = tl.load(a_at, mask=a_real, other=0.0)
-        b0 = tl.load(b_at, mask=b_real, other=0.0)
-        a1 = a0
-        b1 = b0
-        if LOGITS == 3:
-            a1 = tl.load(a_at + n_rows * width, mask=a_real, other=0.0)
-            b1 = tl.load(b_at + n_classes * width, mask=b_real, other=0.0)
+        a0, a1 = load_parts(a_at, 0, n_rows * width, a_real, LOGITS)
+        b0, b1 = load_parts(b_at, 0, n_classes * width, b_real, LOGITS)
         a_at += BR
         b_at += BR
         acc = dot_parts(a0, a1, tl.trans(b0), tl.trans(b1), acc, LOGITS)
@@ -168,15 +163,6 @@ def residual_rows(
         store_parts(R, base + cols[None, :], r, n_rows * z_width, room, PRODUCTS)
 
 
-@triton.jit
-def store_parts(R, at, r, plane, real, PRODUCTS: tl.constexpr):
-    """The parts of r that its products take."""
-    r0, r1 = two_parts(r, PRODUCTS)
-    tl.store(R + at, r0, mask=real)
-    if PRODUCTS == 3:
-        tl.store(R + plane + at, r1, mask=real)
-
-
 @triton.jit(do_not_specialize=["n_rows", "rows_per_split"])
 def class_products(
     R, A, parts, n_rows: "i64", n_classes, dim, z_width, width, rows_per_split,
@@ -203,13 +189,8 @@ def class_products(
     a_at = A + rows * width + features[None, :]
     for start in range(first, last, BR):
         inside = (start + lanes < last)[:, None]
-        r0 = tl.load(r_at, mask=inside & class_real, other=0.0)
-        a0 = tl.load(a_at, mask=inside & feature_real, other=0.0)
-        r1 = r0
-        a1 = a0
-        if PRODUCTS == 3:
-            r1 = tl.load(r_at + n_rows * z_width, mask=inside & class_real, other=0.0)
-            a1 = tl.load(a_at + n_rows * width, mask=inside & feature_real, other=0.0)
+        r0, r1 = load_parts(r_at, 0, n_rows * z_width, inside & class_real, PRODUCTS)
+        a0, a1 = load_parts(a_at, 0, n_rows * width, inside & feature_real, PRODUCTS)
         r_at += BR * z_width
         a_at += BR * width
         acc = dot_parts(tl.trans(r0), tl.trans(r1), a0, a1, acc, PRODUCTS)
@@ -243,13 +224,8 @@ def sample_products(
     for start in range(0, z_width, BR):
         r_real = row_real[:, None] & (start + lanes < z_width)[None, :]
         b_real = (start + lanes < n_classes)[:, None] & feature_real
-        r0 = tl.load(r_at, mask=r_real, other=0.0)
-        b0 = tl.load(b_at, mask=b_real, other=0.0)
-        r1 = r0
-        b1 = b0
-        if PRODUCTS == 3:
-            r1 = tl.load(r_at + n_rows * z_width, mask=r_real, other=0.0)
-            b1 = tl.load(b_at + n_classes * width, mask=b_real, other=0.0)
+        r0, r1 = load_parts(r_at, 0, n_rows * z_width, r_real, PRODUCTS)
+        b0, b1 = load_parts(b_at, 0, n_classes * width, b_real, PRODUCTS)
         r_at += BR
         b_at += BR * width
         acc = dot_parts(r0, r1, b0, b1, acc, PRODUCTS)
