@@ -95,6 +95,19 @@ def check_matrix(name: str, x: Any, shape: tuple[int | None, int | None]) -> Non
         raise TypeError(
             f"`{name}` must be float32 or float64; got {dtype_name(x)}. Convert it first."
         )
+    check_unmasked(name, x)
+
+
+def check_unmasked(name: str, x: Any) -> None:
+    """`x` may be a masked array, if nothing in it is masked: kernels see the memory alone."""
+    # Like torch, NumPy's masked arrays are not imported to find out.
+    ma = sys.modules.get("numpy.ma")
+    if ma is not None and isinstance(x, ma.MaskedArray) and x.mask.any():
+        where = tuple(int(i) for i in np.argwhere(x.mask)[0])
+        raise ValueError(
+            f"`{name}` must have no masked entry; got {int(x.mask.sum())}, the first at index "
+            f"{where[0] if len(where) == 1 else where}. Fill them, or leave those samples out."
+        )
 
 
 def check_finite(name: str, x: np.ndarray) -> None:

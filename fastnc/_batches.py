@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._arrays import as_numpy, dtype_name, home, is_torch
+from fastnc._arrays import as_numpy, check_unmasked, dtype_name, home, is_torch
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -38,10 +38,12 @@ def check_features(H: Any, dim: int | None) -> None:
         )
     if dtype_name(native(H[:0])) not in FEATURES:
         raise TypeError(f"`H` must hold floats ({', '.join(FEATURES)}); got {dtype_name(H)}.")
+    check_unmasked("H", H)
 
 
 def check_integers(y: Any, n_samples: int) -> NDArray[Any]:
     """`y` as a NumPy array; it must be one integer a sample."""
+    check_unmasked("y", y)
     labels = as_numpy(y)
     if labels.ndim != 1:
         raise ValueError(f"`y` must have 1 dimension; got shape {labels.shape}.")

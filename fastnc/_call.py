@@ -13,6 +13,7 @@ from fastnc._arrays import (
     check_finite,
     check_labels,
     check_matrix,
+    check_unmasked,
     dtype_name,
     home,
     is_torch,
@@ -162,6 +163,7 @@ def _check_overwritable(W: Any, H: Any) -> None:
 
 def _labels(y: Any, n_samples: int, n_classes: int, beside: Any) -> Any:
     """`y` as int64 where `beside` lives, in 0..n_classes-1."""
+    check_unmasked("y", y)
     if not isinstance(beside, np.ndarray):
         import torch
 

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastnc._arrays import as_numpy, check_finite, check_matrix, dtype_name, is_torch
+from fastnc._arrays import (
+    as_numpy,
+    check_finite,
+    check_matrix,
+    check_unmasked,
+    dtype_name,
+    is_torch,
+)
 from fastnc._batches import check_batch, native, refuse_not_finite, sum_over_ranks
 from fastnc._cuda import serves
 from fastnc._directions import Directions, directions, whitening
@@ -335,6 +342,7 @@ def check_classifier(
         return rows, np.zeros(n_classes)
     if is_torch(bias):
         bias = bias.detach().cpu().double()  # type: ignore[union-attr]
+    check_unmasked("bias", bias)
     offsets = np.asarray(bias)
     if offsets.dtype.kind not in "fiu":
         raise TypeError(f"`bias` must hold real numbers; got {offsets.dtype}.")

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
+import fastnc
 from fastnc import _arrays
+
+MODEL = fastnc.ULPM(n_classes=3, n_per_class=2, dim=4)
+W, H = MODEL.init(seed=0)
+# One entry of each is hidden, and what is hidden is nothing to compute with.
+MASKED = {
+    name: np.ma.masked_array(np.where(hidden, wrong, x), hidden)
+    for name, x, wrong in (("W", W, 1e9), ("H", H, np.nan), ("y", MODEL.y, 999_999))
+    for hidden in [np.arange(x.size).reshape(x.shape) == 2]
+}
 
 
 def test_home_and_names():
@@ -52,6 +62,56 @@ def test_matrices(x, shape, error, sentence):
     with pytest.raises(error, match=sentence):
         _arrays.check_matrix("W", x, shape)
     _arrays.check_matrix("W", np.zeros((2, 3)), (2, 3))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        fastnc.loss,
+        fastnc.loss_and_grads,
+        lambda W, H, y: fastnc.hessian_vector_product(W, H, y, np.ones_like(W), np.ones_like(H)),
+        lambda W, H, y: fastnc.gradient_step(W.copy(), H.copy(), y, lr=1.0),
+        lambda W, H, y: fastnc.collapse_metrics(H, y, W),
+        fastnc.margins,
+        fastnc.margin_ratio,
+        fastnc.kkt,
+        fastnc.tangent_curvature,
+        lambda W, H, y: fastnc.descend(fastnc.ULPM(3, dim=4, labels=y), W=W, H=H, epochs=1),
+        lambda W, H, y: fastnc.flow(fastnc.ULPM(3, dim=4, labels=y), 1.0, W=W, H=H),
+    ],
+)
+def test_masked_entries(call):
+    for name, index in (("W", r"\(0, 2\)"), ("H", r"\(0, 2\)"), ("(y|labels)", "2")):
+        sentence = rf"`{name}` must have no masked entry; got 1, the first at index {index}\. Fill"
+        given = {"W": W, "H": H, "y": MODEL.y}
+        key = name if name in given else "y"
+        with pytest.raises(ValueError, match=sentence):
+            call(**given | {key: MASKED[key]})
+
+
+def test_masked_entries_of_batches_and_biases():
+    statistics = fastnc.ClassStatistics(3, 4)
+    for batch in ((MASKED["H"], MODEL.y), (H, MASKED["y"])):
+        with pytest.raises(ValueError, match=r"`[Hy]` must have no masked entry; got 1, the first"):
+            statistics.update(*batch)
+    assert statistics.n_samples == 0
+    bias = np.ma.masked_greater(np.arange(3.0), 0.5)
+    sentence = (
+        r"`bias` must have no masked entry; got 2, the first at index 1\. Fill them, or leave"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        fastnc.collapse_metrics(H, MODEL.y, W, bias)
+    with pytest.raises(ValueError, match=sentence):
+        fastnc.models.weight_decay(3, 2, 4, 0.1, 0.1, bias=True).objective(W, H, bias)
+
+
+def test_masked_arrays_that_hide_nothing():
+    plain = fastnc.loss_and_grads(W, H, MODEL.y)
+    for mask in (np.ma.nomask, False):
+        arrays = [np.ma.masked_array(x, mask) for x in (W, H, MODEL.y)]
+        for found, expected in zip(fastnc.loss_and_grads(*arrays), plain, strict=True):
+            assert np.array_equal(found, expected)
+        assert fastnc.collapse_metrics(*arrays[1:]) == fastnc.collapse_metrics(H, MODEL.y)
 
 
 def test_finite():

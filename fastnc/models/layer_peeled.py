@@ -14,6 +14,7 @@ from fastnc._arrays import (
     check_count,
     check_matrix,
     check_positive,
+    check_unmasked,
     float_dtype,
     row_major,
 )
@@ -178,6 +179,7 @@ class LayerPeeled:
         elif not self.has_bias:
             raise ValueError("this model has no bias; leave out `bias`.")
         else:
+            check_unmasked("bias", bias)
             b = np.asarray(as_numpy(bias), dtype=W.dtype)
             if b.shape != (self.n_classes,):
                 raise ValueError(f"`bias` must have shape ({self.n_classes},); got {b.shape}.")

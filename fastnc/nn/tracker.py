@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastnc._arrays import check_unmasked
 from fastnc.nn.loss import LinearCrossEntropyLoss
 
 if TYPE_CHECKING:
@@ -294,6 +295,7 @@ def _weight_and_bias(layer: nn.Module) -> tuple[Any, ...]:
 
 
 def _integers(y: Any) -> Tensor:
+    check_unmasked("y", y)
     y = torch.as_tensor(y).detach()
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(f"labels must be integers; got {y.dtype}.")
