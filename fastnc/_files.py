@@ -64,7 +64,8 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
                 raise ValueError("not an archive of arrays")
             return {name: archive[name] for name in archive.files}
     except (
-        *FOREIGN, EOFError, OSError, MemoryError, SyntaxError,
+        # A bit that says "encrypted" is a RuntimeError.
+        *FOREIGN, EOFError, OSError, MemoryError, SyntaxError, RuntimeError,
         NotImplementedError, tokenize.TokenError, zipfile.BadZipFile, zipfile.LargeZipFile,
     ) as error:  # fmt: skip
         raise ValueError(

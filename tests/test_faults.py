@@ -90,6 +90,18 @@ def test_flipped_bytes(written):
         refused_or_unchanged(name, path, expected)
 
 
+def test_every_flipped_bit_of_an_entry_in_the_directory(written):
+    # Flags, sizes, times, attributes: what no sum is taken of. One flag means "encrypted".
+    name, path, expected = written
+    whole = path.read_bytes()
+    first = whole.index(b"PK\x01\x02")
+    for bit in range(8 * first, 8 * whole.index(b"PK\x01\x02", first + 1)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        refused_or_unchanged(name, path, expected)
+
+
 def test_truncated(written):
     name, path, expected = written
     whole = path.read_bytes()

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import random
+import re
 import stat
 
 import pytest
@@ -94,6 +96,50 @@ def test_a_damaged_checkpoint_is_refused_and_untouched(stopped, damage):
     with pytest.raises(ValueError, match=sentence):
         resumed(stopped)
     assert stopped.read_bytes() == damaged
+
+
+def bits(x):
+    """Everything in a state, to compare with, NaNs included."""
+    if isinstance(x, torch.Tensor):
+        return x.dtype, tuple(x.shape), x.numpy().tobytes()
+    if isinstance(x, dict):
+        return [(key, bits(value)) for key, value in x.items()]
+    return [bits(value) for value in x] if isinstance(x, (list, tuple)) else repr(x)
+
+
+def test_flipped_bits_are_refused_or_harmless(stopped):
+    whole, identity = stopped.read_bytes(), torch.load(stopped, weights_only=True)["identity"]
+    expected = bits(vars(State.load(stopped, identity, CPU)))
+    # Anywhere, and each bit of the archive's directory of its first two parts, which no sum of
+    # the archive tells of: as an "empty folder" a tensor would come back as zeros.
+    first = whole.index(b"PK\x01\x02")
+    places = random.Random(0).sample(range(8 * len(whole)), 200)
+    places += range(8 * first, 8 * (first + 120))
+    harmless = 0
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        stopped.write_bytes(damaged)
+        try:
+            found = State.load(stopped, identity, CPU)
+        except ValueError as error:
+            assert re.search(r"is not readable \(.*\); it is damaged .* changed\.$", str(error))
+        else:
+            harmless += 1
+            assert bits(vars(found)) == expected
+    # Only what says that there is a sum may be lost, and then the archive's own are taken.
+    assert harmless <= 8 * len("fastnc sha256 ")
+
+
+def test_a_checkpoint_without_a_seal_is_read(stopped):
+    # As they were before there was one: torch's archive alone, under its own sums.
+    whole = stopped.read_bytes()
+    held = torch.load(stopped, weights_only=True)
+    with open(stopped, "wb") as file:
+        torch.save(held, file)
+    assert len(stopped.read_bytes()) == len(whole) - len("fastnc sha256 ") - 64
+    assert bits(vars(State.load(stopped, held["identity"], CPU))) == bits(held)
+    assert resumed(stopped)["epoch"].tolist() == [0, 1, 2]
 
 
 def test_pickled_code_is_not_run(stopped, tmp_path):
