@@ -126,7 +126,8 @@ def check_labels(y: np.ndarray, n_samples: int, n_classes: int | None) -> None:
     """`y` must be `n_samples` integers, in 0..n_classes-1 where that is given."""
     if y.ndim != 1:
         raise ValueError(f"`y` must have 1 dimension; got shape {y.shape}.")
-    if not np.issubdtype(y.dtype, np.integer):
+    # `np.integer` is a base of the timedelta too.
+    if y.dtype.kind not in "iu":
         raise TypeError(f"`y` must hold integers; got {y.dtype}.")
     if len(y) != n_samples:
         raise ValueError(f"`y` must have one label a sample ({n_samples}); got {len(y)}.")

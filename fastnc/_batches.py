@@ -49,7 +49,7 @@ def check_integers(y: Any, n_samples: int) -> NDArray[Any]:
         raise ValueError(f"`y` must have 1 dimension; got shape {labels.shape}.")
     if len(labels) != n_samples:
         raise ValueError(f"`y` must have one label a sample ({n_samples}); got {len(labels)}.")
-    if n_samples and not np.issubdtype(labels.dtype, np.integer):
+    if n_samples and labels.dtype.kind not in "iu":
         raise TypeError(f"`y` must hold integers; got {labels.dtype}.")
     return labels
 
