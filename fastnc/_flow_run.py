@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ _SMALL = 200_000
 _LOG_VANISHING = 9.0
 # Steps in x = log log t are of the size of 1e-2; this many in a row below that are a stall.
 _TINY_STEP, _PATIENCE = 1e-4, 60
+# Where a step's error is more than the loss forgives, steps are cut at random; so many of them
+# together go further than this otherwise, by BDF at the strictest tolerance too.
+_STEPS_A_LOOK, _LEAST_ADVANCE = 100, 0.1
 
 
 def snapshot_times(log10_time: float, a_decade: int) -> NDArray[np.float64]:
@@ -75,12 +78,13 @@ class FlowRun:
         self.work = {"steps": 0, "evaluations": 0, "jacobians": 0, "factorisations": 0}
         self.aligned = aligned_singular_values(W, H, self.y)
         self.rows: list[dict[str, float]] = []
-        self.tiny_steps = 0
+        self.tiny_steps, self.looked_at = 0, -math.inf
 
     def go(self, resume: bool, progress: bool) -> Trajectory:
         """Integrate to each of the times in turn and measure there."""
         # log(1 + t) for small t; for t above e^37 it is log t itself.
-        grid = np.arcsinh(np.logaddexp(0.0, self.times * math.log(10.0)))
+        with np.errstate(over="ignore"):
+            grid = np.arcsinh(np.logaddexp(0.0, self.times * math.log(10.0)))
         with deferred_interrupt() as interrupted, self._threads():
             integrator = self._start(float(grid[0]), resume)
             measured = {row["log10_time"] for row in self.rows}
@@ -107,13 +111,20 @@ class FlowRun:
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
-        """One thread for the kernels of a small problem; the bits do not depend on it."""
+        """One thread for the kernels and the factors of a small problem.
+
+        To share what takes microseconds, OpenBLAS waits for a second thread: on a busy machine
+        that was seen to make a run of one second take thirty.
+        """
         import numba
+
+        from fastnc.kernels.blas_cpu import serial_blas
 
         before = numba.get_num_threads()
         numba.set_num_threads(1 if self.small else before)
         try:
-            yield
+            with serial_blas if self.small else nullcontext():
+                yield
         finally:
             numba.set_num_threads(before)
 
@@ -173,12 +184,33 @@ class FlowRun:
                 warnings.simplefilter("ignore")
                 message = integrator.step()
         except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
-            raise self._failed(integrator.t, str(error)) from None
+            raise self._failed(integrator.t, self._too_coarse(integrator.t) or str(error)) from None
         self.work["steps"] += 1
         if integrator.status == "failed" or not np.isfinite(integrator.y).all():
-            raise self._failed(integrator.t, message or "W or H is not finite")
+            why = self._too_coarse(integrator.t) or message or "W or H is not finite"
+            raise self._failed(integrator.t, why)
         self.theta = integrator.y
         self._look_for_a_stall(integrator)
+        self._look_for_a_crawl(integrator.t)
+
+    def _look_for_a_crawl(self, x: float) -> None:
+        """Ends a flow that hardly moves since its tolerance is none any more."""
+        if self.work["steps"] % _STEPS_A_LOOK:
+            return
+        if x - self.looked_at < _LEAST_ADVANCE and self._too_coarse(x):
+            raise self._failed(x, self._too_coarse(x))
+        self.looked_at = x
+
+    def _too_coarse(self, x: float) -> str:
+        """What is wrong where `rtol` of the logits is no small number, or nothing."""
+        rtol, log_t = self.about["rtol"], math.sinh(x)
+        if rtol * log_t <= 1.0:
+            return ""
+        return (
+            f"the logits are of the size of log t = {log_t:.3g}, of which `rtol`={rtol:g} is more "
+            "than their loss forgives. Take a smaller one, of at least 1e-11, or a nearer "
+            "`log10_time`"
+        )
 
     def _look_for_a_stall(self, integrator: Any) -> None:
         """Ends a flow whose steps stay tiny while the loss does not vanish."""

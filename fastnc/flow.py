@@ -65,7 +65,8 @@ def flow(
         Snapshots a decade of t from 0.1 to 10, and then a decade of log t.
     rtol : float
         Relative tolerance of a step, 1e-11 at least; at the default the columns are good to
-        about 1e-8.
+        about 1e-8. Of logits of the size of log t it must not be much more than 1, so that
+        the default goes to 10^8 or so, and the smallest to 10^10.
     solver : "auto", "direct" or "krylov"
         Of the Newton systems: "direct" eliminates the features and factorises K d unknowns
         (Radau IIA), "krylov" needs only Hessian products (BDF with MINRES), for large K d.
@@ -118,6 +119,7 @@ def flow(
     _arrays.check_positive("log10_time", log10_time)
     _arrays.check_count("snapshots", snapshots, 1)
     _arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
+    _arrays.check_positive("rtol", rtol)
     if not 1e-11 <= rtol <= 1e-2:
         raise ValueError(f"`rtol` must lie in 1e-11..1e-2; got {rtol!r}.")
     W, H = start(model, seed, W, H, "float64")

@@ -253,6 +253,19 @@ def test_a_loss_that_does_not_vanish_ends_the_flow_in_a_sentence():
     assert np.isfinite(cut.value.run["log_loss"]).all()
 
 
+@pytest.mark.parametrize(("log10_time", "rtol"), [(1e5, 1e-4), (1e308, 1e-8)])
+def test_a_tolerance_that_is_none_any_more_ends_the_flow_in_a_sentence(log10_time, rtol):
+    """Of logits of the size of log t, an error of `rtol` moves their loss by a factor."""
+    said = rf"of which `rtol`={rtol:g} is more than their loss forgives. Take a smaller one"
+    with pytest.raises(fastnc.Diverged, match=said) as cut:
+        fastnc.flow(SMALL, log10_time, snapshots=2, rtol=rtol)
+    run = cut.value.run
+    assert run["log10_time"][-1] * math.log(10) * rtol > 0.1 and np.isfinite(run["margin"]).all()
+    if log10_time == 1e5:
+        # The tolerance that the sentence asks for does.
+        assert fastnc.flow(SMALL, log10_time, snapshots=2, rtol=1e-6)["log10_time"][-1] == 1e5
+
+
 def test_snapshot_times():
     times = snapshot_times(1000.0, 4)
     assert times[0] == -1.0 and times[-1] == 1000.0 and (np.diff(times) > 0).all()
@@ -269,6 +282,7 @@ def test_snapshot_times():
         ({"log10_time": math.inf}, "`log10_time` must be a positive number; got inf"),
         ({"snapshots": 0}, "`snapshots` must be an integer of at least 1; got 0"),
         ({"rtol": 1.0}, "`rtol` must lie in 1e-11..1e-2; got 1.0"),
+        ({"rtol": None}, "`rtol` must be a positive number; got None"),
         ({"solver": "lu"}, "`solver` must be 'auto', 'direct' or 'krylov'; got 'lu'"),
         ({"seed": -1}, "`seed` must be an integer of at least 0"),
         ({"checkpoint_every": -1.0}, "`checkpoint_every` must be a number of at least 0"),
