@@ -5,15 +5,16 @@ For W too large for the L2 cache. `sgemm` and `dgemm` are called through their a
 address is a run-time argument: compiled code that held it could not be cached.
 
 Every call comes from inside a parallel loop and must not start threads of its own. OpenBLAS
-has one number of threads for the whole process, so `one_thread` sets it to 1 and puts back what
-it found. Callers take turns: each uses all threads as it is, the number must not be put back
-under another, and Numba's simplest threading layer ends a process that starts two loops at once.
+has one number of threads for the whole process, so `serial_blas` sets it to 1 and puts back what
+it found. Callers of `one_thread` take turns as well: each uses all threads as it is, and Numba's
+simplest threading layer ends a process that starts two loops at once.
 """
 
 import ctypes
 import threading
 from contextlib import contextmanager
 
+import numpy as np
 import scipy.linalg.cython_blas
 from llvmlite import ir
 from numba import njit, types
@@ -29,10 +30,10 @@ def gemm_address(dtype):
     return get_cython_function_address("scipy.linalg.cython_blas", name)
 
 
-def _thread_controls():
-    """(get, set) of the number of threads of SciPy's BLAS, or None if it has no such thing."""
+def _thread_controls(extension):
+    """(get, set) of the number of threads of the BLAS of a module, or None if it has no such."""
     # A library's symbols are also looked for in the libraries it depends on.
-    library = ctypes.CDLL(scipy.linalg.cython_blas.__file__)
+    library = ctypes.CDLL(extension.__file__)
     for prefix in ("scipy_openblas", "openblas"):
         for suffix in ("", "64_"):
             try:
@@ -44,23 +45,42 @@ def _thread_controls():
     return None
 
 
-_controls = _thread_controls()
+class _SerialBlas:
+    """NumPy's and SciPy's BLAS use one thread a call while anybody is in here."""
+
+    def __init__(self):
+        found = map(_thread_controls, (scipy.linalg.cython_blas, np.linalg._umath_linalg))
+        self._controls = [both for both in found if both]
+        self._lock, self._inside, self._before = threading.Lock(), 0, []
+
+    def __enter__(self):
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._before = [get() for get, _ in self._controls]
+                self._set([1] * len(self._controls))
+
+    def __exit__(self, *_):
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._set(self._before)
+
+    def _set(self, numbers):
+        for (get, put), number in zip(self._controls, numbers, strict=True):
+            if get() != number:
+                put(number)
+
+
+serial_blas = _SerialBlas()
 _turn = threading.RLock()
 
 
 @contextmanager
 def one_thread():
-    """SciPy's BLAS uses one thread a call in here, and afterwards as many as before."""
-    with _turn:
-        get, put = _controls or (lambda: 1, None)
-        found = get()
-        if found != 1:
-            put(1)
-        try:
-            yield
-        finally:
-            if found != 1:
-                put(found)
+    """`serial_blas`, and one caller at a time."""
+    with _turn, serial_blas:
+        yield
 
 
 @intrinsic
