@@ -11,7 +11,7 @@ from fastnc.nn import linear_cross_entropy
 
 from .cases import CASES
 
-NAMES = list(CASES)
+NAMES = ["tiny", "middle", "hundred_classes", "thousand_classes"]
 PEAK = """
 import resource, sys
 sys.path.insert(0, {here!r})
@@ -19,13 +19,16 @@ import torch
 from cases import CASES
 from fastnc.nn import linear_cross_entropy
 
-def run(case):
+def run(case, samples):
     W, H, y = map(torch.from_numpy, case.arrays())
-    linear_cross_entropy(H.requires_grad_(), W.requires_grad_(), y).backward()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    H = H[:samples].requires_grad_()
+    linear_cross_entropy(H, W.requires_grad_(), y[:samples]).backward()
+    return before
 
-run(CASES["thousand_classes"])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-run(CASES[{name!r}])
+# Compiles and loads; then what the case itself takes.
+run(CASES[{name!r}], 64)
+before = run(CASES[{name!r}], None)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -57,13 +60,10 @@ class LinearCrossEntropy:
     def time_forward_and_backward(self, name):
         self.grads(linear_cross_entropy)
 
-    def time_eager(self, name):
-        self.grads(eager)
-
     def track_share_of_eager(self, name):
         """Medians of interleaved rounds: what a noisy machine does, it does to both."""
         times = {linear_cross_entropy: [], eager: []}
-        end = time.perf_counter() + 2.0
+        end = time.perf_counter() + 0.5
         while time.perf_counter() < end or len(times[eager]) < 3:
             for loss, found in times.items():
                 start = time.perf_counter()
@@ -78,7 +78,7 @@ class LinearCrossEntropy:
 class Peak:
     """By how much the process grows, beside the logits that are not formed."""
 
-    params = (["thousand_classes_deep", "ten_thousand_classes", "fifty_thousand_classes"],)
+    params = (["thousand_classes_deep", "ten_thousand_classes"],)
     param_names = ("case",)
     timeout = 300
 

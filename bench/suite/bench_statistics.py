@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from roofline import best, floors
+
+import fastnc
 
 SIZES = [(60_000, 512, 10), (5_000, 4096, 10), (5_000, 512, 1000)]
 
@@ -24,8 +27,6 @@ class Sweeps:
     timeout = 120
 
     def setup(self, sizes):
-        import fastnc
-
         self.H, self.y, self.W = features(sizes)
         told = fastnc.collapse_metrics(self.H, self.y, self.W)
         # Spread 0.3 about means of spread 1: the quotient of the traces is near 0.09, a class of
@@ -33,19 +34,28 @@ class Sweeps:
         assert 0.05 < told.nc1_quotient < 0.12 and told.nc4_agreement > 0.99
 
     def time_metrics(self, sizes):
-        import fastnc
-
         fastnc.collapse_metrics(self.H, self.y)
 
     def time_metrics_with_classifier(self, sizes):
-        import fastnc
-
         fastnc.collapse_metrics(self.H, self.y, self.W)
 
-    def time_statistics(self, sizes):
-        import fastnc
-
+    def _sweep(self, sizes):
         fastnc.ClassStatistics(sizes[2], sizes[1]).update(self.H, self.y)
+
+    def time_statistics(self, sizes):
+        self._sweep(sizes)
+
+    def track_rate(self, sizes):
+        return self.H.nbytes / best(lambda: self._sweep(sizes)) / 1e9
+
+    track_rate.unit = "GB/s"
+
+    def track_times_a_copy(self, sizes):
+        """Of as many bytes: half of what a copy moves is written, and here all is read."""
+        seconds = best(lambda: self._sweep(sizes))
+        return seconds * floors("float32").bandwidth / self.H.nbytes
+
+    track_times_a_copy.unit = "times a copy"
 
 
 class Batches:
@@ -59,8 +69,6 @@ class Batches:
         self.time_update(batch)
 
     def time_update(self, batch):
-        import fastnc
-
         s = fastnc.ClassStatistics(10, 512)
         for lo in range(0, len(self.H), batch):
             s.update(self.H[lo : lo + batch], self.y[lo : lo + batch])
