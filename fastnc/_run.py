@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from bisect import bisect_right
 from collections.abc import Callable
@@ -53,11 +52,8 @@ class Run:
         self.epoch = 0
         self.rows: list[dict[str, float]] = []
 
-    def go(
-        self, checkpoint: str | os.PathLike[str] | None, every: float, resume: bool, progress: bool
-    ) -> Trajectory:
+    def go(self, path: Path | None, every: float, resume: bool, progress: bool) -> Trajectory:
         """Run to the end; raises `Diverged` or `Interrupted` with what there is by then."""
-        path = None if checkpoint is None else Path(checkpoint)
         if resume and path is not None and path.exists():
             self.take_up(path)
         with (
@@ -141,11 +137,14 @@ class Run:
         raise self._diverged(self.epoch + high - low)
 
     def _diverged(self, epoch: int) -> Diverged:
-        return Diverged(
-            f"W or H is not finite after epoch {epoch}: the step `lr`={self.about['lr']:g} is "
-            "too large for this problem. Take a smaller one.",
-            self._trajectory("diverged"),
-        )
+        if epoch == 0:
+            why = "the loss of the start is not finite: a logit overflows. Scale `W` and `H` down."
+        else:
+            why = (
+                f"W or H is not finite after epoch {epoch}: the step `lr`={self.about['lr']:g} is "
+                "too large for this problem. Take a smaller one."
+            )
+        return Diverged(why, self._trajectory("diverged"))
 
     def _is_finite(self) -> bool:
         # A sample whose features are not finite makes the classifier so within an epoch, and

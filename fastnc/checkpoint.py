@@ -79,6 +79,21 @@ class Checkpoint:
         return [row for row in rows if row[time] in due]
 
 
+def place(path: str | os.PathLike[str] | None) -> Path | None:
+    """Where a checkpoint is to be, told to be impossible before hours are spent and not after."""
+    if path is None:
+        return None
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"`checkpoint` must be a path; got {type(path).__name__}.")
+    found = Path(path)
+    if found.is_dir() or not found.parent.is_dir():
+        raise ValueError(
+            f"`checkpoint` must be a file in a folder that exists; got {str(found)!r}. Make the "
+            "folder first, or name a file in it."
+        )
+    return found
+
+
 def foreign(path: str | os.PathLike[str]) -> ValueError:
     """What to raise for a readable file that is no checkpoint of such a run."""
     return ValueError(

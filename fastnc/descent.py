@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastnc import _arrays
 from fastnc._run import Callback, Run
+from fastnc.checkpoint import place
 from fastnc.models import ULPM
 from fastnc.steppers import Stepper
 from fastnc.trajectory import Trajectory
@@ -102,6 +103,7 @@ def descend(
     True
     """
     _arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
+    path = place(checkpoint)
     if sharded:
         if (device, schedule, noise) != ("cpu", "constant", 0.0):
             raise ValueError(
@@ -111,11 +113,11 @@ def descend(
         from fastnc.sharding import prepare_sharded
 
         run: Run = prepare_sharded(model, lr, epochs, seed, W, H, snapshots, dtype, callback)
-        return run.go(checkpoint, checkpoint_every, resume, progress)
+        return run.go(path, checkpoint_every, resume, progress)
     run = prepare(
         model, lr, epochs, seed, W, H, snapshots, dtype, device, schedule, noise, callback
     )
-    return run.go(checkpoint, checkpoint_every, resume, progress)
+    return run.go(path, checkpoint_every, resume, progress)
 
 
 def prepare(
@@ -169,14 +171,16 @@ def start(
     rows = {"W": model.n_classes, "H": model.n_samples}
     for name, x in given.items():
         _arrays.check_matrix(name, x, (rows[name], model.dim))
-        _arrays.check_finite(name, _arrays.as_numpy(x))
     dtypes = {_arrays.dtype_name(x) for x in given.values()}
     if len(dtypes) > 1:
         raise TypeError(f"`W` and `H` must have one dtype; got {' and '.join(sorted(dtypes))}.")
     precision = next(iter(dtypes), "float64") if dtype is None else dtype
     own = dict(zip("WH", model.init(seed, precision), strict=True))
     for name, x in given.items():
-        np.copyto(own[name], _arrays.as_numpy(x), casting="same_kind")
+        with np.errstate(over="ignore"):
+            np.copyto(own[name], _arrays.as_numpy(x), casting="same_kind")
+        # What was finite in float64 may not be so in float32.
+        _arrays.check_finite(name, own[name])
     return own["W"], own["H"]
 
 

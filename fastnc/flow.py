@@ -16,11 +16,11 @@ are ends of steps, never interpolated.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any, Literal
 
 from fastnc import _arrays
 from fastnc._flow_run import FlowRun
+from fastnc.checkpoint import place
 from fastnc.descent import fingerprint, start
 from fastnc.models import ULPM
 from fastnc.trajectory import Trajectory
@@ -122,6 +122,7 @@ def flow(
     _arrays.check_positive("rtol", rtol)
     if not 1e-11 <= rtol <= 1e-2:
         raise ValueError(f"`rtol` must lie in 1e-11..1e-2; got {rtol!r}.")
+    path = place(checkpoint)
     W, H = start(model, seed, W, H, "float64")
     largest = max(float(abs(W).max()), float(abs(H).max()))
     if not 0.0 < largest <= 1e100:
@@ -138,7 +139,6 @@ def flow(
         "solver": _choose(solver, model),
         "start": fingerprint(W, H, model.y),
     }
-    path = None if checkpoint is None else Path(checkpoint)
     run = FlowRun(model, W, H, about, float(log10_time), path, checkpoint_every)
     return run.go(resume, progress)
 

@@ -34,10 +34,10 @@ class ShardedRun(Run):
     workers: Workers
     _saves = 0
 
-    def go(self, checkpoint: Any, every: float, resume: bool, progress: bool) -> Trajectory:
-        if resume and checkpoint is not None:
-            self._take_up_common(Path(checkpoint))
-        return super().go(checkpoint, every, False, progress and self.workers.rank == 0)
+    def go(self, path: Path | None, every: float, resume: bool, progress: bool) -> Trajectory:
+        if resume and path is not None:
+            self._take_up_common(path)
+        return super().go(path, every, False, progress and self.workers.rank == 0)
 
     def now(self) -> float:
         """The clock of rank 0, so that all ranks decide alike."""
@@ -109,8 +109,9 @@ def prepare_sharded(
     for name, x in (("W", W), ("H", H)):
         if x is not None:
             _arrays.check_matrix(name, x, own[name].shape)
-            _arrays.check_finite(name, _arrays.as_numpy(x))
-            np.copyto(own[name], _arrays.as_numpy(x), casting="same_kind")
+            with np.errstate(over="ignore"):
+                np.copyto(own[name], _arrays.as_numpy(x), casting="same_kind")
+            _arrays.check_finite(name, own[name])
     digest = hashlib.sha256()
     for array in (own["W"], own["H"], y):
         digest.update(array.data)

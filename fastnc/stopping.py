@@ -22,7 +22,7 @@ class Diverged(ArithmeticError):
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C fell during a run; `run` holds the snapshots until then.
 
-    Of a sweep, `run` is the `Sweep` of the runs that were done.
+    Of a sweep, `run` is the `Trajectories` of the runs that were done.
     """
 
     def __init__(self, message: str, run: Any) -> None:

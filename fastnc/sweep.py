@@ -19,7 +19,7 @@ from fastnc import _arrays
 from fastnc._files import FOREIGN, read_npz, write_npz
 from fastnc._progress import Bar, progress_bar
 from fastnc._run import Run
-from fastnc.checkpoint import check_same_problem
+from fastnc.checkpoint import check_same_problem, place
 from fastnc.descent import fingerprint, prepare
 from fastnc.stopping import Diverged, Interrupted, deferred_interrupt
 from fastnc.trajectories import Trajectories
@@ -94,12 +94,18 @@ def sweep(
     >>> len(runs), len(runs.quantiles("margin", 0.5)[0]) == len(runs[0])
     (4, True)
     """
-    models, lrs = _several(model), [float(x) for x in _several(lr)]
+    models, lrs = _several(model), _several(lr)
+    if isinstance(seeds, str) or not isinstance(seeds, Iterable):
+        raise TypeError(f"`seeds` must be several integers; got {seeds!r}. Give one as a list.")
     seeds = list(seeds)
     for name, values in (("model", models), ("lr", lrs), ("seeds", seeds)):
         if not values:
             raise ValueError(f"`{name}` must hold at least one value; got none.")
+    for rate in lrs:
+        _arrays.check_positive("lr", rate)
+    lrs = [float(rate) for rate in lrs]
     _arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
+    path = place(checkpoint)
     if threads is None:
         from numba import get_num_threads
 
@@ -116,7 +122,6 @@ def sweep(
         itertools.product(models, lrs, seeds[:1]), itertools.product(models[:1], lrs[:1], seeds)
     ):
         _arrays.check_count("seed", seed, 0)
-        _arrays.check_positive("lr", rate)
         if seed == seeds[0]:
             begin((one, rate, seed))
     about = {
@@ -129,7 +134,7 @@ def sweep(
         "dtype": dtype or "float64",
         "device": device,
     }
-    store = _Store(None if checkpoint is None else Path(checkpoint), about)
+    store = _Store(path, about)
     if resume:
         store.take_up()
     else:
@@ -139,7 +144,8 @@ def sweep(
 
 def _several(value: Any) -> list[Any]:
     """A list of the values of an iterable, or of the one value that was given."""
-    return list(value) if isinstance(value, Iterable) else [value]
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    return list(value) if several else [value]
 
 
 @dataclass

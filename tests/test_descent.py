@@ -112,6 +112,12 @@ def test_a_step_that_is_too_large_is_told():
     assert len(caught.value.run) >= 1 and np.isfinite(caught.value.run["log_loss"]).all()
 
 
+def test_a_start_that_overflows_is_not_blamed_on_the_step():
+    W, H = (1e300 * x for x in MODEL.init(0))
+    with pytest.raises(fastnc.Diverged, match=r"the loss of the start is not finite: a logit over"):
+        fastnc.descend(MODEL, W=W, H=H, epochs=10)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -130,6 +136,13 @@ def test_a_step_that_is_too_large_is_told():
         ({"H": np.ones((50, 2))}, r"`H` must have 20 columns; got shape \(50, 2\)"),
         ({"W": [[1.0]]}, "`W` must be a NumPy array or a torch tensor; got list"),
         ({"W": np.full((5, 20), np.nan)}, r"`W` must be finite; got nan at index \(0, 0\)"),
+        (
+            {"W": np.full((5, 20), 1e300), "dtype": "float32"},
+            r"`W` must be finite; got inf at index \(0, 0\)",
+        ),
+        ({"checkpoint": 3}, "`checkpoint` must be a path; got int"),
+        ({"checkpoint": "."}, r"`checkpoint` must be a file in a folder that exists; got '\.'"),
+        ({"checkpoint": "absent/run.npz"}, "folder that exists; got 'absent/run.npz'. Make the f"),
     ],
 )
 def test_bad_arguments(arguments, sentence):
