@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, overload
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -66,11 +67,7 @@ class Trajectories(Sequence[Trajectory]):
         """The runs by what they share beside their seed: shape, step size, dtype."""
         found: dict[str, list[Trajectory]] = {}
         for run in self._runs:
-            (K, d), N = run.W.shape, len(run.H)
-            key = f"K={K}, N={N}, d={d}, lr={run.about['lr']:g}, {run.about['dtype']}"
-            if run.about["model"] != f"ULPM(n_classes={K}, dim={d})":
-                key = f"{run.about['model']}, {key}"
-            found.setdefault(key, []).append(run)
+            found.setdefault(_setting(run), []).append(run)
         return {key: Trajectories(runs) for key, runs in found.items()}
 
     def stack(self, name: str) -> NDArray[np.float64]:
@@ -125,7 +122,7 @@ class Trajectories(Sequence[Trajectory]):
         names = self.longest.columns
         writer.writerow(("run", "model", "lr", "seed", *names))
         for i, run in enumerate(self._runs):
-            about = (i, run.about["model"], run.about["lr"], run.about["seed"])
+            about = (i, *(run.about.get(name) for name in ("model", "lr", "seed")))
             columns = (run[name].tolist() for name in names) if len(run) else ()
             writer.writerows((*about, *row) for row in zip(*columns, strict=True))
         return atomic_write(path, lambda file: file.write(text.getvalue().encode()))
@@ -177,3 +174,19 @@ class Trajectories(Sequence[Trajectory]):
                 W, H = group["W"][j], group["H"][j]
                 runs[i] = Trajectory.of_file(columns, W, H, group["y"], abouts[j])
         return cls(runs[i] for i in sorted(runs))
+
+
+def _setting(run: Trajectory) -> str:
+    """What was run but for the seed, in short; a flow has no step size."""
+    (K, d), N, about = run.W.shape, len(run.H), run.about
+    model = about.get("model")
+    plain = model == f"ULPM(n_classes={K}, dim={d})"
+    parts = [f"K={K}, N={N}, d={d}"] if plain or not model else [f"{model}, K={K}, N={N}, d={d}"]
+    sizes = np.bincount(run.y, minlength=K)
+    if plain and len(set(sizes.tolist())) > 1:
+        # Of many classes the sizes are too long to be read.
+        parts.append(
+            f"sizes {sizes.tolist()}" if K <= 10 else f"sizes #{crc32(sizes.tobytes()):08x}"
+        )
+    parts.append(f"lr={about['lr']:g}" if "lr" in about else str(about.get("kind", "run")))
+    return ", ".join([*parts, *([about["dtype"]] if "dtype" in about else [])])

@@ -5,7 +5,9 @@ import csv
 import numpy as np
 import pytest
 
+import fastnc
 from fastnc import Trajectories, Trajectory
+from fastnc.plots import bands_summary, sweep_bands
 
 
 def made(seed, rows, K=2, N=4, dtype="float64", lr=5.0):
@@ -52,11 +54,26 @@ def test_quantiles_leave_out_what_had_ended(runs):
 def test_settings_and_slices(runs):
     assert {key: len(group) for key, group in runs.settings().items()} == {
         "K=2, N=4, d=3, lr=5, float64": 3,
-        "K=3, N=4, d=3, lr=5, float64": 1,
+        "K=3, N=4, d=3, sizes [2, 1, 1], lr=5, float64": 1,
         "K=2, N=4, d=3, lr=5, float32": 1,
     }
     assert isinstance(runs[1:3], Trajectories) and runs[1:3][0] is runs[1] and runs[-1] is runs[4]
     assert "5 runs of K=2" in repr(runs)
+
+
+def test_settings_of_unequal_classes_and_of_flows(tmp_path):
+    labels = [0, 0, 0, 1, 1, 2], [0, 1, 2, 2, 1, 0], [2, 2, 2, 0, 0, 1]
+    models = [fastnc.ULPM(3, dim=4, labels=y) for y in labels]
+    runs = fastnc.sweep(models, epochs=10, seeds=range(2), snapshots=1)
+    assert {key: len(group) for key, group in runs.settings().items()} == {
+        f"K=3, N=6, d=4, {more}lr=5, float64": 2
+        for more in ("sizes [3, 2, 1], ", "", "sizes [2, 1, 3], ")
+    }
+    flows = Trajectories([fastnc.flow(models[1], 2.0, seed, snapshots=2) for seed in range(2)])
+    assert repr(flows) == "Trajectories(2 runs of K=3, N=6, d=4, flow)"
+    assert "flow: 2 runs" in bands_summary(flows) and sweep_bands(flows).axes
+    with open(flows.to_csv(tmp_path / "flows.csv"), newline="") as file:
+        assert {row["lr"] for row in csv.DictReader(file)} == {""}
 
 
 def test_csv_has_a_line_a_snapshot(runs, tmp_path):

@@ -51,8 +51,9 @@ def sweep_bands(runs: Trajectories, title: str | None = None) -> Figure:
                     axes.legend(frameon=False, fontsize=9)
             if i == len(settings) - 1:
                 axes.set_xlabel(time_label(group.longest))
-        shape, step = name.rsplit(", lr", 1)
-        rows[i, 0].set_ylabel(f"{shape}\nlr{step}\n{len(group)} runs", fontsize=9)
+        shape, comma, step = name.rpartition(", lr")
+        setting = f"{shape}\nlr{step}" if comma else name
+        rows[i, 0].set_ylabel(f"{setting}\n{len(group)} runs", fontsize=9)
     if title is not None:
         figure.suptitle(title, fontsize=12)
     return figure
@@ -80,7 +81,7 @@ def bands_summary(runs: Trajectories) -> str:
     width = max(map(len, names))
     tables = []
     for setting, group in runs.settings().items():
-        stopped = sum(run.about["stopped"] == "diverged" for run in group)
+        stopped = sum(run.about.get("stopped") == "diverged" for run in group)
         head = f"{setting}: {len(group)} runs" + (f", {stopped} diverged" if stopped else "")
         if not len(group.longest):
             tables.append(head)
