@@ -122,20 +122,29 @@ def check_finite(name: str, x: np.ndarray) -> None:
             raise ValueError(f"`{name}` must be finite; got {x[where]} at index {where}.")
 
 
-def check_labels(y: np.ndarray, n_samples: int, n_classes: int | None) -> None:
-    """`y` must be `n_samples` integers, in 0..n_classes-1 where that is given."""
+def check_labels(
+    y: np.ndarray,
+    n_samples: int | None,
+    n_classes: int | None,
+    name: str = "y",
+    more: str = "give a `W` with more rows",
+) -> None:
+    """`y` must be `n_samples` integers, in 0..n_classes-1, where those are given.
+
+    `more` is what else than relabelling helps where there are too few classes.
+    """
     if y.ndim != 1:
-        raise ValueError(f"`y` must have 1 dimension; got shape {y.shape}.")
+        raise ValueError(f"`{name}` must have 1 dimension; got shape {y.shape}.")
     # `np.integer` is a base of the timedelta too.
     if y.dtype.kind not in "iu":
-        raise TypeError(f"`y` must hold integers; got {y.dtype}.")
-    if len(y) != n_samples:
-        raise ValueError(f"`y` must have one label a sample ({n_samples}); got {len(y)}.")
+        raise TypeError(f"`{name}` must hold integers; got {y.dtype}.")
+    if n_samples is not None and len(y) != n_samples:
+        raise ValueError(f"`{name}` must have one label a sample ({n_samples}); got {len(y)}.")
     if n_classes is not None and len(y) and not (y.min() >= 0 and y.max() < n_classes):
         index = int(np.argmax((y < 0) | (y >= n_classes)))
         raise ValueError(
-            f"`y` must lie in 0..{n_classes - 1} ({n_classes} classes were given); "
-            f"got {y[index]} at index {index}. Relabel, or give a `W` with more rows."
+            f"`{name}` must lie in 0..{n_classes - 1} ({n_classes} classes were given); "
+            f"got {y[index]} at index {index}. Relabel, or {more}."
         )
 
 

@@ -34,11 +34,12 @@ class Call:
         impl: str | None,
         precision: str = "exact",
         *,
-        dW: Any = None,
-        dH: Any = None,
+        direction: tuple[Any, Any] | None = None,
         overwrites: bool = False,
     ) -> None:
-        given = {"W": W, "H": H} | ({} if dW is None and dH is None else {"dW": dW, "dH": dH})
+        given = {"W": W, "H": H}
+        if direction is not None:
+            given |= {"dW": direction[0], "dH": direction[1]}
         _check_together(given)
         check_choice("reduction", reduction, ("mean", "sum"))
         if impl is not None:
@@ -56,11 +57,11 @@ class Call:
             for name in placed.keys() - {"H", "dH"}:
                 check_finite(name, placed[name])
         labels = _labels(y, len(H), len(W), placed["W"])
-        W_, H_, *direction = placed.values()
+        W_, H_, *along = placed.values()
         if self.impl == "gpu":
             check_gpu(W_)
             check_memory(W_, len(H_))
-        self.arrays = (W_, H_, labels, *direction)
+        self.arrays = (W_, H_, labels, *along)
 
     def kernels(self, op: str) -> Any:
         """The module of `op` for the chosen implementation."""
@@ -168,7 +169,8 @@ def _labels(y: Any, n_samples: int, n_classes: int, beside: Any) -> Any:
         import torch
 
         tensor = y if is_torch(y) else torch.as_tensor(np.asarray(y))
-        if tensor.is_floating_point() or tensor.ndim != 1 or len(tensor) != n_samples:
+        number = tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
+        if number or tensor.ndim != 1 or len(tensor) != n_samples:
             check_labels(as_numpy(tensor), n_samples, n_classes)
         low, high = torch.aminmax(tensor)
         if low < 0 or high >= n_classes:

@@ -169,6 +169,11 @@ class ClassDeviations:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replaces what was gathered by what `state_dict` gave."""
+        missing = [name for name in ("n_samples", "sums") if name not in state]
+        if missing:
+            raise ValueError(
+                f"`state` must hold what `state_dict` gave; {missing[0]!r} is missing."
+            )
         sums = np.asarray(state["sums"], dtype=np.float64)
         if sums.shape != self._sums.shape:
             raise ValueError(

@@ -152,6 +152,9 @@ def tangent_curvature(
     >>> round(value, 9) == round(example.curvature, 9)
     True
     """
+    if tol is not None:
+        _arrays.check_positive("tol", tol)
+    _arrays.check_count("seed", seed, 0)
     hessian = SphereHessian(W, H, y, reduction)
     size = len(hessian.theta)
     if size <= _DENSE:
@@ -232,6 +235,7 @@ def optimal_loss(
     `N log(1 + (K-1) exp(-radius^2 / (2 (K-1) sqrt n)))` for the sum; needs `d >= K-1`.
     """
     _arrays.check_at_least_zero("radius", radius)
+    _arrays.check_choice("reduction", reduction, ("mean", "sum"))
     K = _arrays.check_count("n_classes", n_classes, 2)
     n = _arrays.check_count("n_per_class", n_per_class, 1)
     one = math.log1p((K - 1) * math.exp(-(radius**2) / (2.0 * (K - 1) * math.sqrt(n))))
@@ -242,9 +246,10 @@ def collapsed(
     radius: float, n_classes: int, n_per_class: int, dim: int
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """A minimiser of Theorem 3.3: W, H, y at neural collapse, |W| = |H|, `d >= K-1`."""
+    _arrays.check_at_least_zero("radius", radius)
     K = _arrays.check_count("n_classes", n_classes, 2)
     n = _arrays.check_count("n_per_class", n_per_class, 1)
-    if dim < K - 1:
+    if _arrays.check_count("dim", dim, 1) < K - 1:
         raise ValueError(f"`dim` must be at least n_classes - 1 = {K - 1}; got {dim}.")
     left, values, _ = np.linalg.svd(simplex_etf(K))
     etf = np.zeros((K, dim))

@@ -248,7 +248,7 @@ def hessian_vector_product(
     >>> HW.shape, HH.shape
     ((5, 20), (50, 20))
     """
-    call = Call(W, H, y, reduction, impl, precision, dW=dW, dH=dH)
+    call = Call(W, H, y, reduction, impl, precision, direction=(dW, dH))
     HW, HH = call.empty_like(0), call.empty_like(1)
     match call.impl:
         case "reference":

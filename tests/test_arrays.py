@@ -5,6 +5,7 @@ import pytest
 
 import fastnc
 from fastnc import _arrays
+from fastnc._call import _labels
 
 MODEL = fastnc.ULPM(n_classes=3, n_per_class=2, dim=4)
 W, H = MODEL.init(seed=0)
@@ -156,3 +157,12 @@ def test_numbers():
     assert _arrays.check_count("n", np.int32(3), 1) == 3
     _arrays.check_positive("lr", np.float32(0.5))
     _arrays.check_at_least_zero("tol", 0)
+
+
+@pytest.mark.parametrize("bad", [[True, False], [0.0, 1.0], [0j, 1j]])
+def test_labels_beside_tensors(bad):
+    # On a GPU the labels are looked at as a tensor, which has other ideas of an integer.
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match=r"`y` must hold integers; got"):
+        _labels(np.array(bad), 2, 2, torch.zeros(1))
+    assert _labels(np.array([0, 1], np.uint8), 2, 2, torch.zeros(1)).dtype == torch.int64

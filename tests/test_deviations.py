@@ -104,6 +104,8 @@ def test_other_mistakes_in_a_sentence():
         t.merge(statistics())
     with pytest.raises(ValueError, match=r"`other` must come from the same statistics and class"):
         t.merge(second([], W=2 * W))
+    with pytest.raises(ValueError, match=r"what `state_dict` gave; 'sums' is missing"):
+        t.load_state_dict({"n_samples": 3})
     with pytest.raises(ValueError, match=r"`state\['sums'\]` must have shape \(6,\); got \(2,\)"):
         t.load_state_dict({"sums": [1.0, 2.0], "n_samples": 3})
     with pytest.raises(ValueError, match=r"`W` must have 7 rows; got shape \(6, 13\)"):

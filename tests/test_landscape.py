@@ -233,6 +233,11 @@ def test_tensors_and_float32_come_back_as_they_went_in():
         ),
         (lambda W, H, y: collapsed(1.0, 5, 2, 3), "`dim` must be at least n_classes - 1 = 4"),
         (lambda W, H, y: optimal_loss(-1.0, 5, 2), "`radius` must be a number of at least 0"),
+        (lambda W, H, y: optimal_loss(1.0, 3, 2, "max"), "`reduction` must be 'mean' or 'sum'"),
+        (lambda W, H, y: collapsed(-1.0, 3, 2, 4), "`radius` must be a number of at least 0"),
+        (lambda W, H, y: collapsed(1.0, 3, 2, "4"), "`dim` must be an integer of at least 1"),
+        (lambda W, H, y: fastnc.tangent_curvature(W, H, y, tol=0.0), "`tol` must be a positive"),
+        (lambda W, H, y: fastnc.tangent_curvature(W, H, y, seed=-1), "`seed` must be an integer"),
         (lambda W, H, y: optimal_loss(1.0, 1, 2), "`n_classes` must be an integer of at least 2"),
     ],
 )

@@ -143,6 +143,8 @@ def test_shapes_and_dtypes_that_do_not_fit(problem):
                 getattr(fastnc, name)(*arguments)
     with pytest.raises(ValueError, match=r"`dW` must have 4 rows; got shape \(3, 6\)"):
         fastnc.hessian_vector_product(W, H, y, W[:3], H)
+    with pytest.raises(TypeError, match=r"`dW` must be a NumPy array or a torch tensor; got None"):
+        fastnc.hessian_vector_product(W, H, y, None, None)
     with pytest.raises(TypeError, match=r"`dH` must have the dtype of `W`, float64; got float32"):
         fastnc.hessian_vector_product(W, H, y, W, H.astype("float32"))
 

@@ -35,8 +35,14 @@ def test_the_start_has_variance_one_over_dim_and_is_the_seeds():
         ({}, "exactly one of `n_per_class` and `labels`"),
         ({"n_per_class": 2, "labels": [0]}, "exactly one of `n_per_class` and `labels`"),
         ({"labels": []}, "`labels` must hold at least one label"),
-        ({"labels": [0, 5]}, r"must lie in 0..4 \(5 classes were given\); got 5 at index 1"),
-        ({"labels": [0.5]}, "must hold integers; got float64"),
+        (
+            {"labels": [0, 5]},
+            r"`labels` must lie in 0..4 \(5 classes were given\); got 5 at index 1. Relabel, or "
+            "give more `n_classes`",
+        ),
+        ({"labels": np.int64(3)}, r"`labels` must have 1 dimension; got shape \(\)"),
+        ({"labels": "abc"}, "`labels` must have 1 dimension"),
+        ({"labels": [0.5]}, "`labels` must hold integers; got float64"),
         ({"labels": [[0]]}, "must have 1 dimension"),
     ],
 )

@@ -68,7 +68,7 @@ class ULPM:
             given = as_numpy(labels)
             if given.size == 0:
                 raise ValueError("`labels` must hold at least one label; got none.")
-            check_labels(given, len(given), K)
+            check_labels(given, None, K, "labels", "give more `n_classes`")
             y = given.astype(np.int64)
         y.flags.writeable = False
         object.__setattr__(self, "n_classes", K)
