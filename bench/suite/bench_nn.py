@@ -11,7 +11,7 @@ from fastnc.nn import linear_cross_entropy
 
 from .cases import CASES
 
-NAMES = ["tiny", "middle", "hundred_classes", "thousand_classes"]
+NAMES = ["tiny", "middle", "thousand_classes"]
 PEAK = """
 import resource, sys
 sys.path.insert(0, {here!r})
@@ -78,7 +78,7 @@ class LinearCrossEntropy:
 class Peak:
     """By how much the process grows, beside the logits that are not formed."""
 
-    params = (["thousand_classes_deep", "ten_thousand_classes"],)
+    params = (["ten_thousand_classes"],)
     param_names = ("case",)
     timeout = 300
 

@@ -9,7 +9,7 @@ from peers import PEERS
 
 from .cases import CASES
 
-ROUNDS = 5
+ROUNDS = 3
 
 
 class Peers:

@@ -39,21 +39,25 @@ class Sweeps:
     def time_metrics_with_classifier(self, sizes):
         fastnc.collapse_metrics(self.H, self.y, self.W)
 
-    def _sweep(self, sizes):
+    def time_statistics(self, sizes):
         fastnc.ClassStatistics(sizes[2], sizes[1]).update(self.H, self.y)
 
-    def time_statistics(self, sizes):
-        self._sweep(sizes)
 
-    def track_rate(self, sizes):
-        return self.H.nbytes / best(lambda: self._sweep(sizes)) / 1e9
+class Traffic:
+    """What the first sweep reads a second."""
+
+    def setup(self):
+        self.H, self.y, _ = features(SIZES[0])
+        self.seconds = best(lambda: fastnc.ClassStatistics(10, 512).update(self.H, self.y))
+
+    def track_rate(self):
+        return self.H.nbytes / self.seconds / 1e9
 
     track_rate.unit = "GB/s"
 
-    def track_times_a_copy(self, sizes):
+    def track_times_a_copy(self):
         """Of as many bytes: half of what a copy moves is written, and here all is read."""
-        seconds = best(lambda: self._sweep(sizes))
-        return seconds * floors("float32").bandwidth / self.H.nbytes
+        return self.seconds * floors("float32").bandwidth / self.H.nbytes
 
     track_times_a_copy.unit = "times a copy"
 
