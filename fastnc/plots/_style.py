@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -36,6 +37,22 @@ def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
     finally:
         if engine is not None:
             figure.set_layout_engine(engine)
+
+
+def log_values(axes: Axes) -> None:
+    """Make the y axis logarithmic, where anything lies above zero.
+
+    What is zero throughout, as the within-class variation of single samples is, stays a line
+    at zero.
+    """
+    if np.isfinite(axes.dataLim.minposy):
+        axes.set_yscale("log")
+
+
+def legend(axes: Axes, **options: Any) -> None:
+    """A legend, where there is a label to put into it."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(**{"frameon": False, "fontsize": 8, **options})
 
 
 def log_log_time(axes: Axes, low: float, high: float) -> None:

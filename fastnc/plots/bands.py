@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fastnc.plots._style import log_log_time
+from fastnc.plots._style import log_log_time, log_values
 from fastnc.plots.collapse import PANELS, summary_times, time_label, time_text
 from fastnc.trajectories import Trajectories
 
@@ -41,7 +41,7 @@ def sweep_bands(runs: Trajectories, title: str | None = None) -> Figure:
         for axes, (heading, lines) in zip(rows[i], PANELS, strict=True):
             for column, colour, label in lines:
                 _bands(axes, group, column, colour, label)
-            axes.set_yscale("log")
+            log_values(axes)
             log_log_time(axes, 1.0, max(ends[name], 1.0 + 1e-3))
             axes.grid(True, which="both", color="0.9", lw=0.6)
             axes.set_axisbelow(True)
@@ -92,13 +92,13 @@ def bands_summary(runs: Trajectories) -> str:
         at = np.searchsorted(group.longest.log10_time, np.asarray(times) + 1e-12, "right") - 1
         lines = [
             head,
-            f"{'t: median [5 %, 95 %]':<{width}}" + "".join(f"{time_text(u):>28}" for u in times),
+            f"{'t: median [5 %, 95 %]':<{width}}" + "".join(f"  {time_text(u):>28}" for u in times),
         ]
         for name in names:
             low, median, high = group.quantiles(name, (0.05, 0.5, 0.95))[:, np.maximum(at, 0)]
             cells = (
                 f"{m:.4g} [{a:.3g}, {b:.3g}]" for m, a, b in zip(median, low, high, strict=True)
             )
-            lines.append(f"{name:<{width}}" + "".join(f"{cell:>28}" for cell in cells))
+            lines.append(f"{name:<{width}}" + "".join(f"  {cell:>28}" for cell in cells))
         tables.append("\n".join(lines))
     return "\n\n".join(tables)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from fastnc.plots._style import CLASSIFIER, FEATURES, log_log_time
+from fastnc.plots._style import CLASSIFIER, FEATURES, log_log_time, log_values
 from fastnc.trajectory import Trajectory
 
 # Title of each panel, and its columns with their colours and legends.
@@ -48,7 +48,7 @@ def figure2(run: Trajectory, title: str | None = None) -> Figure:
     for axes, (heading, lines) in zip(figure.subplots(1, 4), PANELS, strict=True):
         for name, colour, label in lines:
             axes.plot(log10_time[shown], run[name][shown], color=colour, label=label, lw=1.8)
-        axes.set_yscale("log")
+        log_values(axes)
         log_log_time(axes, 1.0, max(float(log10_time[-1]), 1.0 + 1e-3))
         axes.set_title(heading, fontsize=11)
         axes.set_xlabel(time_label(run))

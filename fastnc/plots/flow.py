@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fastnc.flow_law import Constants, constants, exponents, fitted_exponent
-from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL, log_log_time
+from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL, legend, log_log_time, log_values
 from fastnc.plots.collapse import PANELS, time_label
 from fastnc.plots.margin import stack_missing
 from fastnc.trajectory import Trajectory
@@ -68,6 +68,10 @@ def flow_summary(run: Trajectory) -> str:
         )
         for name, exponent in exponents(K, d).items():
             values = _column(run, name)
+            if (values[run.log10_time >= high / 10.0] > 0.0).sum() < 3:
+                # Single samples have no variation, two norms about their mean none either.
+                lines.append(f"{name:<24}{'zero':>10}{exponent:>11.1f}")
+                continue
             found = fitted_exponent(run.log10_time, values, high / 10.0, high)
             limit = limits.get(name)
             constant = values[-1] * run["margin"][-1] ** -exponent
@@ -150,21 +154,21 @@ def _collapse(
             )  # fmt: skip
     name = lines[0][0]
     K, d = run.W.shape
-    if d >= K:
+    if d >= K and run[name][-1] > 0.0:
         slope = exponents(K, d)[name]
         end = run[name][-1]
         axes.plot(
             times[shown], end * (times[shown] / times[-1]) ** slope, "--", color=NEUTRAL, lw=1.1,
             label=r"$\propto (\log t)^{-1/2}$" if slope == -0.5 else r"$\propto 1/\log t$",
         )  # fmt: skip
-        low = min(run[n][shown].min() for n, *_ in lines)
-        axes.set_ylim(low / 2.0, 3.0 * max(run[n][shown].max() for n, *_ in lines))
-    axes.set_yscale("log")
+        seen = np.concatenate([run[n][shown] for n, *_ in lines])
+        axes.set_ylim(seen[seen > 0.0].min() / 2.0, 3.0 * seen.max())
+    log_values(axes)
     log_log_time(axes, 1.0, float(times[-1]))
     axes.set_xlabel(time_label(run))
     axes.grid(True, color="0.9", lw=0.6)
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=8)
+    legend(axes)
 
 
 def _exponents(axes: Axes, run: Trajectory) -> None:
@@ -174,7 +178,9 @@ def _exponents(axes: Axes, run: Trajectory) -> None:
     shown = run.log10_time >= 2.0
     times = run.log10_time[shown]
     for name in names:
-        values = np.log(_column(run, name)[shown])
+        # What is zero, or one to rounding, has no slope.
+        values = _column(run, name)[shown]
+        values = np.log(values, where=values > 0.0, out=np.full_like(values, np.nan))
         slopes = np.gradient(values, np.log(times))
         fast = name != "within_class"
         axes.plot(
@@ -189,7 +195,7 @@ def _exponents(axes: Axes, run: Trajectory) -> None:
     axes.set_ylim(-1.6, 0.1)
     axes.set_title(r"(e) local exponents of $\log t$", fontsize=11)
     log_log_time(axes, 2.0, float(times[-1]))
-    axes.legend(frameon=False, fontsize=8)
+    legend(axes)
 
 
 def _constants(axes: Axes, run: Trajectory) -> None:
@@ -198,13 +204,14 @@ def _constants(axes: Axes, run: Trajectory) -> None:
     K, d = run.W.shape
     predicted = exponents(K, d) if d >= K else {}
     for name, limit in _limits(run).items() if predicted else ():
-        ratio = _column(run, name)[shown] * gap ** -predicted[name] / limit
-        axes.plot(times, ratio, lw=1.3, label=name.replace("_", " "))
+        if limit > 0.0:
+            ratio = _column(run, name)[shown] * gap ** -predicted[name] / limit
+            axes.plot(times, ratio, lw=1.3, label=name.replace("_", " "))
     axes.axhline(1.0, color=NEUTRAL, lw=1.0, ls="--")
     axes.set_ylim(0.0, 2.0)
     axes.set_title("(f) constants, measured / predicted", fontsize=11)
     log_log_time(axes, 2.0, float(times[-1]))
-    axes.legend(frameon=False, fontsize=8)
+    legend(axes)
 
 
 def _conserved(axes: Axes, run: Trajectory) -> None:

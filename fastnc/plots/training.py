@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL
+from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL, log_values
 from fastnc.plots.collapse import PANELS
 from fastnc.trajectory import Trajectory
 
@@ -74,7 +74,7 @@ def figure3(run: Trajectory, title: str | None = None) -> Figure:
     for axes in places:
         if separated is not None and separated >= _FIRST:
             axes.axvline(math.log10(separated), color=NEUTRAL, ls=":", lw=1.0)
-        axes.set_yscale("log")
+        log_values(axes)
         _log_log_epochs(axes, float(epoch[-1]))
         axes.set_xlabel("epoch t (log log scale)")
         axes.grid(True, which="both", color="0.9", lw=0.6)

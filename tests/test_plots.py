@@ -1,0 +1,42 @@
+"""Figures and tables of sizes at which a quantity is zero throughout: drawn, without a warning."""
+
+import numpy as np
+import pytest
+
+import fastnc
+from fastnc import plots
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 2), (3, 1, 3), (3, 2, 2)])
+def test_what_is_zero_throughout(sizes):
+    # One sample a class has no variation; two class means and two rows have one norm each.
+    model = fastnc.ULPM(*sizes)
+    flow = fastnc.flow(model, 100.0, snapshots=10)
+    descent = fastnc.descend(model, epochs=300)
+    runs = fastnc.sweep(model, epochs=30, seeds=range(2))
+    figures = [
+        plots.long_horizon(flow), plots.missing_margin(flow), plots.figure2(flow),
+        plots.figure2(descent), plots.figure3(descent), plots.sweep_bands(runs),
+    ]  # fmt: skip
+    for figure in figures:
+        figure.draw_without_rendering()
+    assert plots.summary(flow) and plots.bands_summary(runs)
+    if sizes[1] == 1:
+        assert (flow["within_class"] == 0.0).all()
+        within = figures[2].axes[1]
+        assert within.get_yscale() == "linear" and (within.lines[0].get_ydata() == 0.0).all()
+    table = plots.flow_summary(flow).splitlines()
+    # A column that is zero has no exponent, the others have theirs.
+    zero = [line.split()[0] for line in table if " zero" in line]
+    expected = {(2, 3, 2): "equinorm_features", (3, 1, 3): "within_class"}.get(sizes)
+    assert expected in zero if expected else zero == []
+    assert expected is None or any(line.startswith("1 - beta") for line in table)
+
+
+def test_cells_of_a_table_do_not_run_together():
+    runs = fastnc.sweep(fastnc.ULPM(2, 10, 1), epochs=20, seeds=range(3))
+    rows = plots.bands_summary(runs).splitlines()[2:]
+    cells = [[float(x) for x in row.replace("[", " ").split("]")[0].replace(",", " ").split()[1:]]
+             for row in rows]  # fmt: skip
+    assert all(len(row) == 3 for row in cells) and np.isfinite(cells).all()
+    assert all(row.count("]") == row.count("]  ") + 1 for row in rows)
