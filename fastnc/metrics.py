@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastnc._arrays import check_labels
 from fastnc._batches import batches, check_features, check_integers
 from fastnc._directions import Directions, whitening
 from fastnc.conventions import (
@@ -261,6 +262,7 @@ def measure(
         raise ValueError("`W` must be an array with 2 dimensions, one row a class.")
     else:
         n_classes = W.shape[0]
+        check_labels(labels, None, n_classes)
     dim = H.shape[1]
     check_classifier(W, bias, n_classes, dim)
     statistics = ClassStatistics(n_classes, dim)

@@ -276,7 +276,7 @@ def holding(value, at):
         ((H, Y[:, None]), ValueError, r"`y` must have 1 dimension; got shape \(12, 1\)"),
         ((H, Y + 0.5), TypeError, r"`y` must hold integers; got float64"),
         ((H, Y * 0), ValueError, r"at least 2 classes must have samples; got only class 0"),
-        ((H, Y, W[:2]), ValueError, r"`y` must lie in 0\.\.1 .*; got 2 at index \d+"),
+        ((H, Y, W[:2]), ValueError, r"`y` must lie in 0\.\.1 .*; got 2 at index \d+\. .* `W` with"),
         ((H, Y - 1, W), ValueError, r"`y` must lie in 0\.\.2 .*; got -1 at index \d+\. Relabel"),
         ((H, Y, W[:, :2]), ValueError, r"`W` must have 4 columns; got shape \(3, 2\)"),
         ((H, Y, W[0]), ValueError, r"`W` must be an array with 2 dimensions, one row a class"),
