@@ -79,9 +79,11 @@ class Checkpoint:
         return [row for row in rows if row[time] in due]
 
 
-def place(path: str | os.PathLike[str] | None) -> Path | None:
+def place(path: str | os.PathLike[str] | None, resume: bool) -> Path | None:
     """Where a checkpoint is to be, told to be impossible before hours are spent and not after."""
     if path is None:
+        if resume:
+            raise ValueError("`resume` must have a file to go on from; give `checkpoint`.")
         return None
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"`checkpoint` must be a path; got {type(path).__name__}.")

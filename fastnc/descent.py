@@ -103,7 +103,7 @@ def descend(
     True
     """
     _arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
-    path = place(checkpoint)
+    path = place(checkpoint, resume)
     if sharded:
         if (device, schedule, noise) != ("cpu", "constant", 0.0):
             raise ValueError(

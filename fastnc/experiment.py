@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
 
 from fastnc import _arrays
 from fastnc.network import PRECISIONS, Precision
+
+# So many steps of a schedule are a fraction of a second.
+_MOST_REHEARSED = 10_000
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Experiment:
         _arrays.check_count("snapshots", self.snapshots, 1)
         _arrays.check_positive("lr", self.lr)
         for name, value in (("momentum", self.momentum), ("dropout", self.dropout)):
-            if not 0.0 <= value < 1.0:
+            if not (isinstance(value, Real) and 0.0 <= float(value) < 1.0):
                 raise ValueError(f"`{name}` must lie in [0, 1); got {value!r}.")
         if self.precision not in PRECISIONS:
             raise ValueError(f"`precision` must be one of {PRECISIONS}; got {self.precision!r}.")
@@ -90,6 +94,20 @@ def schedule_of(
     if name == "CosineAnnealingLR":
         args = {"T_max": epochs, **args}
     try:
+        _rehearse(getattr(module, name), args, optimizer.defaults, epochs)
         return getattr(module, name)(optimizer, **args), args
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise ValueError(f"`schedule_args` {args} do not suit {name}: {error}.") from None
+
+
+def _rehearse(make: Any, args: dict[str, Any], defaults: dict[str, Any], epochs: int) -> None:
+    """Step a schedule as often as the training will: some refuse only then, hours into it."""
+    momentum = defaults["momentum"]
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=defaults["lr"], momentum=momentum)
+    schedule = make(optimizer, **args)
+    optimizer.step()
+    for _ in range(min(epochs, _MOST_REHEARSED)):
+        if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            schedule.step(0.0)
+        else:
+            schedule.step()

@@ -122,7 +122,7 @@ def flow(
     _arrays.check_positive("rtol", rtol)
     if not 1e-11 <= rtol <= 1e-2:
         raise ValueError(f"`rtol` must lie in 1e-11..1e-2; got {rtol!r}.")
-    path = place(checkpoint)
+    path = place(checkpoint, resume)
     W, H = start(model, seed, W, H, "float64")
     largest = max(float(abs(W).max()), float(abs(H).max()))
     if not 0.0 < largest <= 1e100:

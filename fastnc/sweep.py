@@ -105,7 +105,7 @@ def sweep(
         _arrays.check_positive("lr", rate)
     lrs = [float(rate) for rate in lrs]
     _arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
-    path = place(checkpoint)
+    path = place(checkpoint, resume)
     if threads is None:
         from numba import get_num_threads
 

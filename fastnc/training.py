@@ -100,7 +100,13 @@ def train(
     """
     _arrays.check_count("epochs", epochs, 1)
     _arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
+    if not isinstance(experiment, Experiment | None):
+        raise TypeError(f"`experiment` must be an Experiment; got {type(experiment).__name__}.")
     experiment = experiment or Experiment()
+    if out is not None and not Path(out).is_dir():
+        raise ValueError(f"`out` must be an existing folder; got {str(out)!r}. Make it first.")
+    if resume and out is None:
+        raise ValueError("`resume` must have a folder to go on from; give `out`.")
     dataset = data if isinstance(data, Dataset) else fashion_mnist(data)
     place = _device(device)
     with reproducible(experiment.seed, place, experiment.precision, deterministic):
@@ -345,7 +351,10 @@ class _Training:
 def _device(device: str | None) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    place = torch.device(device)
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"`device` must be 'cpu' or 'cuda'; got {device!r}.") from None
     if place.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError("`device` 'cuda' must have a CUDA device; torch sees none. Use 'cpu'.")

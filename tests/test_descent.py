@@ -142,6 +142,7 @@ def test_a_start_that_overflows_is_not_blamed_on_the_step():
         ),
         ({"checkpoint": 3}, "`checkpoint` must be a path; got int"),
         ({"checkpoint": "."}, r"`checkpoint` must be a file in a folder that exists; got '\.'"),
+        ({"resume": True}, "`resume` must have a file to go on from; give `checkpoint`"),
         ({"checkpoint": "absent/run.npz"}, "folder that exists; got 'absent/run.npz'. Make the f"),
     ],
 )

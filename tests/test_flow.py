@@ -285,6 +285,7 @@ def test_snapshot_times():
         ({"rtol": None}, "`rtol` must be a positive number; got None"),
         ({"solver": "lu"}, "`solver` must be 'auto', 'direct' or 'krylov'; got 'lu'"),
         ({"seed": -1}, "`seed` must be an integer of at least 0"),
+        ({"resume": True}, "`resume` must have a file to go on from; give `checkpoint`"),
         ({"checkpoint": "absent/run.npz"}, "`checkpoint` must be a file in a folder that exists"),
         ({"checkpoint_every": -1.0}, "`checkpoint_every` must be a number of at least 0"),
         ({"W": np.full((3, 4), 1e160)}, "must lie in 0..1e100, 0 excluded, which"),

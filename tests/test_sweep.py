@@ -118,6 +118,7 @@ def test_an_error_in_a_run_ends_the_sweep(monkeypatch):
         ({"lr": "5"}, "`lr` must be a positive number; got '5'"),
         ({"lr": None}, "`lr` must be a positive number; got None"),
         ({"seeds": 5}, "`seeds` must be several integers; got 5. Give one as a list"),
+        ({"resume": True}, "`resume` must have a file to go on from; give `checkpoint`"),
         ({"checkpoint": "absent/run.npz"}, "`checkpoint` must be a file in a folder that exists"),
         ({"seeds": []}, "`seeds` must hold at least one value"),
         ({"seeds": [0, -1]}, "`seed` must be an integer of at least 0; got -1"),

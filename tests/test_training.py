@@ -226,6 +226,7 @@ def test_tensorboard_gets_every_measurement(tmp_path, data, monkeypatch):
         ({"lr": 0.0}, r"`lr` must be a positive number; got 0.0"),
         ({"momentum": 1.0}, r"`momentum` must lie in \[0, 1\); got 1.0"),
         ({"dropout": -0.1}, r"`dropout` must lie in \[0, 1\); got -0.1"),
+        ({"dropout": None}, r"`dropout` must lie in \[0, 1\); got None"),
         ({"batch_size": 0}, r"`batch_size` must be an integer of at least 1; got 0"),
         ({"batch_size": 1, "batch_norm": True}, r"`batch_size` must be at least 2 with batch"),
         ({"feature_dim": 0}, r"`feature_dim` must be an integer of at least 1; got 0"),
@@ -245,11 +246,17 @@ def test_experiments_that_make_no_sense(change, sentence):
         ({"schedule": "Sometimes"}, r"`schedule` must be 'constant' or one of .*StepLR"),
         ({"schedule_args": {"gamma": 1}}, r"`schedule_args` must be empty with a constant rate"),
         ({"schedule": "StepLR"}, r"`schedule_args` \{\} do not suit StepLR: .*step_size"),
+        # These two are built without a word, and refuse to be stepped.
+        ({"schedule": "StepLR", "schedule_args": {"step_size": 0}}, r"do not suit StepLR: .*zero"),
+        (
+            {"schedule": "OneCycleLR", "schedule_args": {"max_lr": 0.1, "total_steps": 2}},
+            r"do not suit OneCycleLR: Tried to step 3 times",
+        ),
     ],
 )
 def test_schedules_that_make_no_sense(data, change, sentence):
     with pytest.raises(ValueError, match=sentence):
-        train(data, 1, Experiment(feature_dim=12, **change))
+        train(data, 5, Experiment(feature_dim=12, **change))
 
 
 @pytest.mark.parametrize(
@@ -258,6 +265,9 @@ def test_schedules_that_make_no_sense(data, change, sentence):
         ({"epochs": 0}, r"`epochs` must be an integer of at least 1; got 0"),
         ({"checkpoint_every": -1.0}, r"`checkpoint_every` must be a number of at least 0; got -1"),
         ({"checkpoint_every": float("nan")}, r"`checkpoint_every` must be .*; got nan"),
+        ({"device": "tpu"}, r"`device` must be 'cpu' or 'cuda'; got 'tpu'"),
+        ({"out": "absent"}, r"`out` must be an existing folder; got 'absent'\. Make it first"),
+        ({"resume": True}, r"`resume` must have a folder to go on from; give `out`"),
         ({"device": "cuda"}, r"`device` 'cuda' must have a CUDA device; torch sees none"),
     ],
 )
@@ -265,3 +275,8 @@ def test_calls_that_make_no_sense(data, options, sentence, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=sentence):
         train(data, experiment=QUICK, **options)
+
+
+def test_settings_that_are_no_experiment(data):
+    with pytest.raises(TypeError, match=r"`experiment` must be an Experiment; got dict"):
+        train(data, 1, {"lr": 0.1})
