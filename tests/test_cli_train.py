@@ -68,6 +68,18 @@ def test_without_resume_an_earlier_checkpoint_is_kept_aside(root, tmp_path):
     done = invoke(root, "--epochs", 2, "--seed", 1, "--out", out)
     assert done.exit_code == 0 and "An earlier run's checkpoint is kept as" in done.output
     assert (out / "previous-checkpoint.pt").read_bytes() == before
+    # A run that never begins takes no place.
+    for mistake in ("--schedule", "StepLR"), ("--schedule-args", '{"gamma": 1}'):
+        assert invoke(root, "--epochs", 2, "--out", out, *mistake).exit_code == 2
+    assert (out / "previous-checkpoint.pt").read_bytes() == before
+    assert (out / "checkpoint.pt").exists()
+
+
+def test_one_epoch_has_no_figure_and_everything_else(root, tmp_path):
+    out = tmp_path / "o"
+    done = invoke(root, "--epochs", 1, "--out", out, "--peel", 20)
+    assert done.exit_code == 0 and "No figure: `run` must reach epoch 2" in done.output
+    assert (out / "peeled.npz").exists() and "epoch 1: training accuracy" in done.output
 
 
 def test_peel_goes_on_without_the_network(root, tmp_path):

@@ -72,11 +72,12 @@ def train(
     together.
     """
     import json
+    from importlib import import_module
 
     from fastnc._files import out_dir
 
     try:
-        import torch
+        import_module("torch")
     except ImportError:
         raise ImportError(
             "`fastnc train` needs torch, which is not installed; run `pip install 'fastnc[train]'`."
@@ -110,16 +111,18 @@ def train(
         checkpoint = folder / CHECKPOINT
         if leads and resume and not checkpoint.exists():
             print(f"No checkpoint in {folder}: starting afresh.")
-        if leads and not resume and checkpoint.exists():
-            checkpoint.replace(folder / f"previous-{CHECKPOINT}")
-            print(f"An earlier run's checkpoint is kept as {folder / f'previous-{CHECKPOINT}'}.")
-        if workers.several:
-            torch.distributed.barrier()
+
+        def keep_aside(row: dict[str, float]) -> None:
+            # Not before the first measurement, when nothing is left that could be refused.
+            if leads and row["epoch"] == 0 and checkpoint.exists():
+                kept = checkpoint.replace(folder / f"previous-{CHECKPOINT}")
+                print(f"An earlier run's checkpoint is kept as {kept}.")
+
         try:
             run = run_training(
                 dataset, epochs, experiment, out=folder, checkpoint_every=checkpoint_every,
                 resume=resume, device=device, deterministic=deterministic, compile=compile,
-                tensorboard=tensorboard, progress=leads,
+                tensorboard=tensorboard, callback=None if resume else keep_aside, progress=leads,
             )  # fmt: skip
         except (Diverged, Interrupted) as stop:
             if leads and len(stop.run):
@@ -132,7 +135,10 @@ def train(
     written = [checkpoint, run.save(folder / "run.npz"), run.to_csv(folder / "run.csv")]
     from fastnc.plots import figure3, save
 
-    written += save(figure3(run), folder / "figure3")
+    try:
+        written += save(figure3(run), folder / "figure3")
+    except ValueError as reason:
+        print(f"No figure: {reason}")
     last = {name: run[name][-1] for name in run.columns}
     print(
         f"epoch {last['epoch']:.0f}: training accuracy {last['train_accuracy']:.4f}, test "
