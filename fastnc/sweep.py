@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -159,13 +160,17 @@ class _Store:
 
     def part(self, i: int) -> Path | None:
         """The file of run i while it is under way."""
-        return self.path and self.path.with_name(f"{self.path.stem}-{i}{self.path.suffix}")
+        # A name that nobody else gives: "run-0.npz" beside "run.npz" may be a user's own.
+        return self.path and self.path.with_name(f"{self.path.stem}-underway{i}{self.path.suffix}")
 
     def clear(self) -> None:
         """Forget what another sweep has left under way in this place."""
         if self.path is not None:
-            for part in self.path.parent.glob(f"{self.path.stem}-[0-9]*{self.path.suffix}"):
-                part.unlink()
+            stem = re.escape(f"{self.path.stem}-underway")
+            ours = re.compile(rf"{stem}\d+{re.escape(self.path.suffix)}")
+            for part in list(self.path.parent.iterdir()):
+                if ours.fullmatch(part.name):
+                    part.unlink()
 
     def save(self) -> None:
         """Write the runs that are done; their own files are then not needed any more."""

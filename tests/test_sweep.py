@@ -66,7 +66,7 @@ def test_interrupted_and_resumed_sweeps_have_the_same_bits(tmp_path, every):
     with pytest.raises(fastnc.Interrupted, match=r"stopped by Ctrl-C: \d of 4 runs are done; the"):
         fastnc.sweep(MODEL, **options, checkpoint_every=every)
     finger.join()
-    assert (tmp_path / "checkpoint-0.npz").exists()
+    assert (tmp_path / "checkpoint-underway0.npz").exists()
     runs = fastnc.sweep(MODEL, **options, checkpoint_every=every, resume=True)
     for run, other in zip(runs, whole, strict=True):
         assert_same_bits(run, other)
@@ -93,10 +93,15 @@ def test_a_checkpoint_of_another_sweep_or_a_damaged_one_stays(tmp_path):
 
 
 def test_a_fresh_sweep_forgets_what_another_left_under_way(tmp_path):
-    path = tmp_path / "checkpoint.npz"
-    fastnc.descend(MODEL, lr=1.0, epochs=10, checkpoint=tmp_path / "checkpoint-1.npz")
+    path = tmp_path / "run[1].npz"
+    other = tmp_path / "run[1]-underway1.npz"
+    run = fastnc.descend(MODEL, lr=1.0, epochs=10, checkpoint=other)
+    # What only looks like a run of the sweep is somebody's own.
+    mine = {run.save(tmp_path / name) for name in ("run[1]-1.npz", "run[1]-underway.npz")}
+    kept = {file: file.read_bytes() for file in mine}
     runs = fastnc.sweep(MODEL, epochs=10, seeds=range(2), checkpoint=path)
-    assert len(runs) == 2 and [p.name for p in tmp_path.iterdir()] == ["checkpoint.npz"]
+    assert len(runs) == 2 and set(tmp_path.iterdir()) == {path, *mine}
+    assert all(file.read_bytes() == before for file, before in kept.items())
 
 
 def test_an_error_in_a_run_ends_the_sweep(monkeypatch):
