@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ Floats = NDArray[np.float64]
 
 # Up to this many unknowns all eigenvalues are computed, from the products with a basis.
 _DENSE = 300
+# From this many on a vector is out of every cache, and BLAS may share it among threads.
+_LONG = 1_000_000
 
 
 class SphereHessian:
@@ -157,22 +160,33 @@ def tangent_curvature(
     _arrays.check_count("seed", seed, 0)
     hessian = SphereHessian(W, H, y, reduction)
     size = len(hessian.theta)
-    if size <= _DENSE:
-        matrix = np.array([hessian(row) for row in np.eye(size)])
-        # The point itself is an eigenvector outside the tangent space: out of the way with it.
-        matrix += _bound(matrix) * np.outer(hessian.unit, hessian.unit)
-        values, vectors = eigh(0.5 * (matrix + matrix.T), subset_by_index=(0, 0))
-        value, vector = float(values[0]), vectors[:, 0]
-    else:
-        if tol is None:
-            tol = 1e-12 if size <= 20_000 else 1e-4
-        value, vector = _lanczos(hessian, size, tol, seed, progress)
+    from fastnc.kernels.blas_cpu import serial_blas
+
+    # On a busy machine a scalar product of 1e4 numbers waits for OpenBLAS's second thread longer
+    # than the product with the Hessian takes: all was seen to take twenty times as long.
+    with serial_blas if size < _LONG else nullcontext():
+        value, vector = _least(hessian, size, tol, seed, progress)
     vector = hessian.tangent(np.array(vector))
     vector /= np.linalg.norm(vector)
     if vector @ hessian.gradient > 0.0:
         vector = -vector
     dW, dH = (x.astype(_arrays.dtype_name(W)) for x in hessian.split(vector))
     return value * hessian.loss, (_arrays.like(dW, W), _arrays.like(dH, W))
+
+
+def _least(
+    hessian: SphereHessian, size: int, tol: float | None, seed: int, progress: bool
+) -> tuple[float, Floats]:
+    """The least eigenvalue, over the loss, and its vector."""
+    if size <= _DENSE:
+        matrix = np.array([hessian(row) for row in np.eye(size)])
+        # The point itself is an eigenvector outside the tangent space: out of the way with it.
+        matrix += _bound(matrix) * np.outer(hessian.unit, hessian.unit)
+        values, vectors = eigh(0.5 * (matrix + matrix.T), subset_by_index=(0, 0))
+        return float(values[0]), vectors[:, 0]
+    if tol is None:
+        tol = 1e-12 if size <= 20_000 else 1e-4
+    return _lanczos(hessian, size, tol, seed, progress)
 
 
 def _bound(matrix: Floats) -> float:

@@ -64,11 +64,11 @@ def minimise(
         if small():
             raise StopIteration
 
-    from fastnc.kernels.blas_cpu import one_thread
+    from fastnc.kernels.blas_cpu import serial_blas
 
     small_problem = len(x) < 100_000
     # The method factors 20 x 20 matrices; to share such a one, OpenBLAS takes milliseconds.
-    with one_thread() if small_problem else nullcontext():
+    with serial_blas if small_problem else nullcontext():
         result = _scipy_minimize(
             counted,
             x,
