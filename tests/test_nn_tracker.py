@@ -183,8 +183,14 @@ def test_refusals():
         tracker.metrics(y.float())
     with pytest.raises(ValueError, match=r"labels must be integers; got torch.bool"):
         tracker.labels(y > 0)
-    with pytest.raises(ValueError, match=r"must lie in 0..2"):
+    with pytest.raises(
+        ValueError, match=r"`y` must lie in 0..2 .* or track a layer with more rows"
+    ):
         tracker.metrics(y + 1)
+    with pytest.raises(TypeError, match=r"`keep` must be 'memory', 'device' or a path; got 3"):
+        CollapseTracker(network(), "classifier.1", keep=3)
+    with pytest.raises(TypeError, match=r"`module` must be a torch.nn.Module; got int"):
+        CollapseTracker(3)
     with pytest.raises(ValueError, match=r"`module` must not be a `DataParallel`"):
         CollapseTracker(nn.DataParallel(model), "classifier.1")
 
@@ -234,11 +240,11 @@ def rank(index, address, x, y, results):
             parallel(batch)
     with torch.no_grad(), CollapseTracker(parallel, "classifier.0") as without:
         parallel(x)
-    try:
-        without.metrics(y[: len(y) - index])
-        said = ""
-    except ValueError as error:
-        said = str(error)
+    said = []
+    for tracked, labels in ((without, y[: len(y) - index]), (tracker, y + 3 * index)):
+        with pytest.raises(ValueError, match=r"see there|55 samples|must lie in") as refused:
+            tracked.metrics(labels)
+        said.append(str(refused.value))
     # The ranks do not have the same classes; and labels need not start at 0.
     theirs = without.metrics(torch.where(y == 2, 2 - index, y) * 5 + 3)
     results[index] = (tracker.metrics().as_dict(), theirs.n_classes, theirs.n_samples, said)
@@ -258,5 +264,6 @@ def test_two_ranks_measure_all_samples(tmp_path):
         for name, value in theirs.as_dict().items():
             # Sums in another order, in float64.
             assert metrics[name] == pytest.approx(value, rel=1e-9), name
-    assert "another rank has no features" in results[0][3]
-    assert "55 samples entered the layer, and 54 labels" in results[1][3]
+    assert all("another rank has no features, or labels" in said for said in results[0][3])
+    assert "55 samples entered the layer, and 54 labels" in results[1][3][0]
+    assert "`y` must lie in 0..2" in results[1][3][1]

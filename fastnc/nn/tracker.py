@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastnc._arrays import check_unmasked
+from fastnc._arrays import as_numpy, check_labels, check_unmasked
 from fastnc.nn.loss import LinearCrossEntropyLoss
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class CollapseTracker:
     ------
     ValueError
         The module has no such layer; later, features that do not fit each other.
+    TypeError
+        `module` is no module, or `keep` neither a word nor a path.
     RuntimeError
         Opened while it is open.
 
@@ -78,6 +80,11 @@ class CollapseTracker:
         *,
         keep: str | os.PathLike[str] = "memory",
     ) -> None:
+        if not isinstance(keep, (str, os.PathLike)):
+            # A number would be taken for a file that is open already.
+            raise TypeError(f"`keep` must be 'memory', 'device' or a path; got {keep!r}.")
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"`module` must be a torch.nn.Module; got {type(module).__name__}.")
         self._module = _unwrapped(module)
         self._layer = _find(self._module, layer)
         self._keep = keep
@@ -203,6 +210,9 @@ class CollapseTracker:
                 f"{len(y)} labels were given. Call `tracker.labels(y)` once a batch, or give all "
                 "to `metrics`."
             )
+        W, _ = self._classifier(y.device)
+        if W is not None:
+            check_labels(as_numpy(y), None, len(W), more="track a layer with more rows")
         return H, y.to(H.device)
 
     def _together(self, y: Any) -> tuple[Tensor, Tensor]:
@@ -217,7 +227,7 @@ class CollapseTracker:
         if problem is not None:
             raise problem
         if found is None or int(bad):
-            raise ValueError("another rank has no features, or not one label a sample; see there.")
+            raise ValueError("another rank has no features, or labels that do not fit; see there.")
         return found
 
     def _entered(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
