@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastnc.margin import margin_ratio, neural_collapse_margin
 from fastnc.metrics import NAMES
 
 Floats = NDArray[np.float64]
@@ -40,6 +41,10 @@ def measure(W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64]) -> dict[str,
     values = np.empty(len(NAMES))
     geometry(W, H, y, values)
     row = dict(zip(NAMES, values.tolist(), strict=True))
+    if math.isnan(row["margin"]):
+        # Samples of one class have no geometry of means, and a margin all the same.
+        row["margin"] = neural_collapse_margin(W, H, y)
+        row["margin_ratio"] = margin_ratio(W, H, y) if norm > 0.0 else math.nan
 
     mean_log_loss = log_loss - math.log(len(y))
     log_grad_norm = mean_log_loss + math.log(slope) if slope > 0.0 else -math.inf

@@ -6,6 +6,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 
+import fastnc
 from fastnc import snapshot
 
 
@@ -38,3 +39,15 @@ def test_one_thread_and_all_agree_with_the_formulas_in_40_digits(scale):
         # Sums of some dozen terms, each a few roundings; the second is a difference of unit
         # vectors, squared.
         np.testing.assert_allclose(summarise(W, H, y), wanted, rtol=2e-14)
+
+
+@pytest.mark.parametrize("y", [[2, 2, 2], [0]])
+def test_samples_of_one_class_have_a_margin(y):
+    model = fastnc.ULPM(3, dim=4, labels=y)
+    run = fastnc.descend(model, lr=1.0, epochs=20)
+    assert run["margin"][-1] == fastnc.neural_collapse_margin(run.W, run.H, run.y) > 0
+    assert run["margin_ratio"][-1] == fastnc.margin_ratio(run.W, run.H, run.y)
+    found = fastnc.kkt(run.W, run.H, run.y)
+    # Two orders of the same sums.
+    assert run["epsilon"][-1] == pytest.approx(found.epsilon, rel=1e-12)
+    assert np.isnan(run["within_class"]).all() and np.isnan(run["nc1"]).all()
