@@ -94,7 +94,9 @@ class Trajectory:
         return f"Trajectory(K={K}, d={d}, N={len(self.H)}, {len(self)} snapshots to {last})"
 
     def at(self, name: str, log10_time: ArrayLike) -> NDArray[Any]:
-        """The column `name` at the last snapshots not after the given times."""
+        """The column `name` at the last snapshots not after the given times, or at the first."""
+        if not len(self):
+            raise ValueError("the run has no snapshot.")
         index = np.searchsorted(self.log10_time, np.asarray(log10_time) + 1e-12, side="right") - 1
         return self[name][np.maximum(index, 0)]
 

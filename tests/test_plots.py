@@ -40,3 +40,22 @@ def test_cells_of_a_table_do_not_run_together():
              for row in rows]  # fmt: skip
     assert all(len(row) == 3 for row in cells) and np.isfinite(cells).all()
     assert all(row.count("]") == row.count("]  ") + 1 for row in rows)
+
+
+def test_runs_that_cannot_be_drawn():
+    model = fastnc.ULPM(3, 2, 4)
+    W, H = (1e200 * x for x in model.init(0))
+    with pytest.raises(fastnc.Diverged) as diverged:
+        fastnc.descend(model, W=W, H=H, epochs=5)
+    empty = diverged.value.run
+    assert plots.summary(empty) == "no snapshot"
+    with pytest.raises(ValueError, match=r"times of at least 10; the run has no snapshot\. Run"):
+        plots.figure2(empty)
+    with pytest.raises(ValueError, match=r"the run has no snapshot"):
+        empty.at("epoch", 1.0)
+    flow = fastnc.flow(model, 20.0, snapshots=5)
+    for told in (plots.flow_summary, plots.long_horizon):
+        with pytest.raises(ValueError, match=r"`run` must be of `fastnc.flow`; for a descent"):
+            told(fastnc.descend(model, epochs=20))
+    with pytest.raises(ValueError, match=r"`descent` must be of `fastnc.descend`: its times are"):
+        plots.long_horizon(flow, flow)

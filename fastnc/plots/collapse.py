@@ -41,9 +41,10 @@ def figure2(run: Trajectory, title: str | None = None) -> Figure:
     log10_time = run.log10_time
     shown = log10_time >= 1.0
     if not shown.any():
+        end = f"ends at 10^{log10_time[-1]:.3g}" if len(run) else "has no snapshot"
         raise ValueError(
-            f"a figure on the log log t axis needs times of at least 10; the run ends at "
-            f"10^{log10_time[-1]:.3g}. Run for longer."
+            f"a figure on the log log t axis needs times of at least 10; the run {end}. "
+            "Run for longer."
         )
     for axes, (heading, lines) in zip(figure.subplots(1, 4), PANELS, strict=True):
         for name, colour, label in lines:
@@ -65,6 +66,8 @@ def summary(run: Trajectory) -> str:
     """A text table of Figure 2's quantities and the margin at t = 10, 100, ... and the end."""
     names = [name for _, lines in PANELS for name, *_ in lines] + ["nc1", "margin", "margin_ratio"]
     names = [name for name in names if name in run]
+    if not len(run):
+        return "no snapshot"
     times = summary_times(run)
     width = max(map(len, names))
     lines = [f"{'t':<{width}}" + "".join(f"{time_text(u):>12}" for u in times)]

@@ -37,6 +37,8 @@ def long_horizon(
         Of `fastnc.descend`.
     """
     _check(run)
+    if descent is not None and "lr" not in descent.about:
+        raise ValueError("`descent` must be of `fastnc.descend`: its times are `lr * epoch`.")
     figure = Figure(figsize=(15.0, 6.8), layout="constrained")
     top, bottom = figure.subplots(2, 4)
     for axes, (heading, lines) in zip(top, PANELS, strict=True):
@@ -57,6 +59,7 @@ def long_horizon(
 
 def flow_summary(run: Trajectory) -> str:
     """A text table: fitted exponents and constants beside the predicted, and what is conserved."""
+    _check_flow(run)
     K, d = run.W.shape
     high = float(run.log10_time[-1])
     lines = []
@@ -102,9 +105,13 @@ def flow_summary(run: Trajectory) -> str:
     return "\n".join(lines)
 
 
-def _check(run: Trajectory) -> None:
+def _check_flow(run: Trajectory) -> None:
     if run.time != "log10_time":
         raise ValueError("`run` must be of `fastnc.flow`; for a descent there is `figure2`.")
+
+
+def _check(run: Trajectory) -> None:
+    _check_flow(run)
     if run.log10_time[-1] < 10.0 or (run.log10_time >= 2.0).sum() < 3:
         raise ValueError(
             "`run` must reach t = 10^10 at least, with 3 snapshots from 10^2 on, for its rates to "
