@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -64,9 +65,9 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
                 raise ValueError("not an archive of arrays")
             return {name: archive[name] for name in archive.files}
     except (
-        # A bit that says "encrypted" is a RuntimeError.
+        # A bit that says "encrypted", or a packing that is not known, is a RuntimeError.
         *FOREIGN, EOFError, OSError, MemoryError, SyntaxError, RuntimeError,
-        NotImplementedError, tokenize.TokenError, zipfile.BadZipFile, zipfile.LargeZipFile,
+        tokenize.TokenError, zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error,
     ) as error:  # fmt: skip
         raise ValueError(
             f"{what} {str(path)!r} is not readable ({error or type(error).__name__}); "

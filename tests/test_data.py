@@ -101,6 +101,23 @@ def test_a_packed_file_cut_short(raw):
         load(raw)
 
 
+def test_every_flipped_bit_of_a_packed_file(raw):
+    path = raw / "train-labels-idx1-ubyte.gz"
+    whole, told = path.read_bytes(), set()
+    content = gzip.decompress(whole)
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            # Bits of the packing's own, such as its time, are nobody's loss.
+            assert data._read_idx(raw, path.stem, (60,)).tobytes() == content[8:]
+        except ValueError as error:
+            assert str(error).endswith(": fetch it again.")
+            told.add(str(error))
+    assert any("while decompressing" in sentence for sentence in told)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -102,6 +102,18 @@ def test_every_flipped_bit_of_an_entry_in_the_directory(written):
         refused_or_unchanged(name, path, expected)
 
 
+def test_flipped_bits_of_a_file_that_somebody_packed(written):
+    name, path, expected = written
+    with np.load(path) as archive:
+        np.savez_compressed(path, **dict(archive))
+    whole = path.read_bytes()
+    for bit in np.random.default_rng(0).choice(8 * len(whole), size=200, replace=False):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << int(bit % 8)
+        path.write_bytes(damaged)
+        refused_or_unchanged(name, path, expected)
+
+
 def test_truncated(written):
     name, path, expected = written
     whole = path.read_bytes()
