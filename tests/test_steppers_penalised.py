@@ -103,3 +103,13 @@ def test_a_step_that_is_too_large_is_told():
 def test_what_cannot_be_descended(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+@pytest.mark.parametrize("model", [M.norm_constrained(3, 2, 4, 3.0, 2.0), M.normalized(3, 2, 4, 5)])
+def test_what_has_no_direction_cannot_be_given_a_length(model):
+    W, H = model.init(0)
+    H[:2] = 0.0
+    if isinstance(model, M.norm_constrained):
+        H[:] = 0.0
+    with pytest.raises(ValueError, match=r"`H` must not be 0 where Norm\w+ gives it a length"):
+        fastnc.descend(model, epochs=10, W=W, H=H)

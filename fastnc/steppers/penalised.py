@@ -35,7 +35,14 @@ class PenalisedDescent:
                 "Use `fastnc.solve`, or descend on `fastnc.ULPM`, whose direction tends to it."
             )
         self.model, self.lr = model, lr
-        self.W, self.H = model.retract(W, H)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self.W, self.H = model.retract(W, H)
+        for name, x in (("W", self.W), ("H", self.H)):
+            if not np.isfinite(x).all():
+                raise ValueError(
+                    f"`{name}` must not be 0 where {type(model).__name__} gives it a length: what "
+                    "is 0 has no direction to keep."
+                )
         self.bias = np.zeros(model.n_classes, W.dtype) if model.has_bias else None
 
     def advance(self, epochs: int) -> None:
