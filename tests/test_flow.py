@@ -266,6 +266,13 @@ def test_a_tolerance_that_is_none_any_more_ends_the_flow_in_a_sentence(log10_tim
         assert fastnc.flow(SMALL, log10_time, snapshots=2, rtol=1e-6)["log10_time"][-1] == 1e5
 
 
+def test_a_checkpoint_of_a_descent_is_told_as_such(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    fastnc.descend(SMALL, epochs=10, checkpoint=path)
+    with pytest.raises(ValueError, match=r"its `kind` is 'descent', this run's is 'flow'"):
+        fastnc.flow(SMALL, 5.0, checkpoint=path, resume=True)
+
+
 def test_snapshot_times():
     times = snapshot_times(1000.0, 4)
     assert times[0] == -1.0 and times[-1] == 1000.0 and (np.diff(times) > 0).all()
