@@ -15,6 +15,10 @@ import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = os.environ.get("FASTNC_TEST_DEVICE", "cpu")
+if not INTERPRETED and DEVICE == "cpu":
+    import pytest
+
+    pytest.skip("needs TRITON_INTERPRET=1, or FASTNC_TEST_DEVICE=cuda", allow_module_level=True)
 # The parts that are multiplied, smallest first, and the bits of a part.
 PRODUCTS = {
     "bf16x6": (((2, 0), (0, 2), (1, 1), (1, 0), (0, 1), (0, 0)), 8),
