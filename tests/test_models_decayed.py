@@ -91,3 +91,12 @@ def test_too_small_a_dimension_is_refused_unless_nothing_is_left():
 def test_bad_parameters(arguments, sentence):
     with pytest.raises((ValueError, TypeError), match=sentence):
         M.weight_decay(3, 2, 2, *arguments)
+
+
+@pytest.mark.parametrize("model", [M.weight_decay, M.squared_error])
+def test_penalties_whose_product_is_no_float(model):
+    # c = 1e-290 and c = 1e290: all but no penalty, and nothing but one.
+    small, large = model(3, 1, 4, 1e-290, 1e-290).optimum(), model(3, 1, 4, 1e290, 1e290).optimum()
+    assert 0.0 < small.value < 1e-280 and np.isfinite(small.W).all() and small.W.any()
+    none = np.log(3) if model is M.weight_decay else 0.5
+    assert large.value == pytest.approx(none, rel=1e-15) and not large.W.any()

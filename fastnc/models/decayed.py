@@ -72,7 +72,7 @@ class WeightDecay(Balanced):
     def optimum(self) -> Optimum:
         """The simplex ETF above, or zero where the penalty wins; d >= K - 1 unless it does."""
         K, n = self.n_classes, self.n_per_class
-        c = np.sqrt(n * self.weight_decay_W * self.weight_decay_H) + self.label_smoothing / K
+        c = np.sqrt(n) * self.modulus + self.label_smoothing / K
         a = np.log1p(1.0 / c - K) if c * K < 1.0 else 0.0
         if a > 0.0:
             require_etf(K, self.dim)

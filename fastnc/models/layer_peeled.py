@@ -135,7 +135,9 @@ class LayerPeeled:
             check_positive(name, value)
             object.__setattr__(self, name, float(value))
         object.__setattr__(self, "balance", float(weight_decay_H / weight_decay_W) ** 0.25)
-        object.__setattr__(self, "modulus", float(np.sqrt(weight_decay_W * weight_decay_H)))
+        # Their product may leave the range of floats where its root does not.
+        modulus = float(np.sqrt(weight_decay_W)) * float(np.sqrt(weight_decay_H))
+        object.__setattr__(self, "modulus", modulus)
 
     def _set_bias(self, bias: bool) -> None:
         """Check and store whether there is a free bias."""

@@ -98,7 +98,7 @@ class SquaredError(Balanced, _LeastSquares):
     def optimum(self) -> Optimum:
         """The closed form above, in every dimension."""
         K = self.n_classes
-        c = min(np.sqrt(self.n_per_class * self.weight_decay_W * self.weight_decay_H), 1.0 / K)
+        c = min(np.sqrt(self.n_per_class) * self.modulus, 1.0 / K)
         r = K - 1 if self.bias else K
         kept = min(r, self.dim)
         value = kept * (c - K * c * c / 2) + (r - kept) / (2 * K)
