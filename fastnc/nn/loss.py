@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -81,12 +82,17 @@ def linear_cross_entropy(
     >>> torch.nn.functional.cross_entropy(h @ W.T, y).item()
     0.0
     """
+    for name, given in (("input", input), ("linear_weight", linear_weight), ("target", target)):
+        if not isinstance(given, Tensor):
+            raise _no_tensor(name, given)
     if not (input.dim() == 2 and linear_weight.dim() == 2):
         return _other_shapes(
             input, linear_weight, target, linear_bias, weight, reduction, ignore_index,
             label_smoothing,
         )  # fmt: skip
     _check(input, linear_weight, target, linear_bias, weight, reduction, label_smoothing)
+    if not (ignore_index is None or isinstance(ignore_index, int)):
+        raise TypeError(f"`ignore_index` must be an integer; got {ignore_index!r}.")
     if target.is_floating_point() and ignore_index not in (None, -100):
         raise ValueError(
             "`ignore_index` must be left alone when `target` holds probabilities; "
@@ -253,10 +259,17 @@ def _other_shapes(
     return total / (weight[target.clamp(0, K - 1)] * counted).sum()
 
 
+def _no_tensor(name: str, given: object) -> TypeError:
+    return TypeError(
+        f"`{name}` must be a torch.Tensor; got {type(given).__name__}. For NumPy arrays there is "
+        "`fastnc.loss_and_grads`."
+    )
+
+
 def _check_options(reduction: str, label_smoothing: float) -> None:
     if reduction not in _REDUCTIONS:
         raise ValueError(f"`reduction` must be 'mean', 'sum' or 'none'; got {reduction!r}.")
-    if not 0.0 <= label_smoothing <= 1.0:
+    if not (isinstance(label_smoothing, Real) and 0.0 <= label_smoothing <= 1.0):
         raise ValueError(f"`label_smoothing` must lie in [0, 1]; got {label_smoothing!r}.")
 
 
@@ -301,6 +314,9 @@ def _check(
         )
     elif target.dtype == torch.bool or target.is_complex():
         raise TypeError(f"`target` must hold integers or probabilities; got {target.dtype}.")
+    for name, given in (("linear_bias", linear_bias), ("weight", weight)):
+        if given is not None and not isinstance(given, Tensor):
+            raise _no_tensor(name, given)
     if weight is not None and weight.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             "`weight` must not require a gradient: none is computed for it. Detach it."
