@@ -167,7 +167,9 @@ class Run:
 
     def _trajectory(self, stopped: str) -> Trajectory:
         about = {**self.about, "epochs": self.epoch, "stopped": stopped}
-        return Trajectory(self._columns(), self.stepper.W, self.stepper.H, self.y, about)
+        # Most models have none, and their steppers do not speak of it.
+        bias = getattr(self.stepper, "bias", None)
+        return Trajectory(self._columns(), self.stepper.W, self.stepper.H, self.y, about, bias)
 
     def _save(self, path: Path) -> None:
         Checkpoint(self.epoch, self.about, self.stepper.state(), self._columns()).save(path)

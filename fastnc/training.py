@@ -334,8 +334,9 @@ class _Training:
             )
 
     def trajectory(self, final: bool = False) -> Trajectory:
-        """The measurements so far; with W, and if `final` with the features H, of the network."""
-        W = self.net.classifier[-1].weight.detach().cpu().numpy().copy()
+        """The measurements so far; of the network W and bias, and if `final` the features H."""
+        last = self.net.classifier[-1]
+        W, bias = (x.detach().cpu().numpy().copy() for x in (last.weight, last.bias))
         H, y = np.empty((0, W.shape[1]), np.float32), np.empty(0, np.int64)
         if final:
             if self.features is None:
@@ -345,7 +346,7 @@ class _Training:
         names = self.rows[0] if self.rows else ("epoch",)
         columns = {name: np.array([row[name] for row in self.rows]) for name in names}
         about = {"kind": "training", **self.identity, "epochs": self.epoch}
-        return Trajectory(columns, W, H, y, about | {"workers": self.workers.count})
+        return Trajectory(columns, W, H, y, about | {"workers": self.workers.count}, bias)
 
 
 def _device(device: str | None) -> torch.device:

@@ -132,7 +132,8 @@ class Trajectories(Sequence[Trajectory]):
         groups: dict[Any, list[int]] = {}
         for i, run in enumerate(self._runs):
             widest = run.columns if len(run) else ()
-            key = (run.W.shape, run.W.dtype.name, run.y.tobytes(), widest)
+            kind = (run.W.shape, run.W.dtype.name, run.bias is None)
+            key = (kind, run.y.tobytes(), widest)
             groups.setdefault(key, []).append(i)
         out: dict[str, NDArray[Any]] = {"n_groups": np.array(len(groups))}
         for g, members in enumerate(groups.values()):
@@ -146,6 +147,8 @@ class Trajectories(Sequence[Trajectory]):
                 "y": runs[0].y,
                 "about": np.array(json.dumps([run.about for run in runs])),
             }
+            if biases := [run.bias for run in runs if run.bias is not None]:
+                group["bias"] = np.stack(biases)
             for name in runs[0].columns:
                 stacked = np.zeros((len(runs), rows), runs[0][name].dtype)
                 for row, run in zip(stacked, runs, strict=True):
@@ -172,7 +175,8 @@ class Trajectories(Sequence[Trajectory]):
                     if name.startswith("column/")
                 }
                 W, H = group["W"][j], group["H"][j]
-                runs[i] = Trajectory.of_file(columns, W, H, group["y"], abouts[j])
+                bias = group["bias"][j] if "bias" in group else None
+                runs[i] = Trajectory.of_file(columns, W, H, group["y"], abouts[j], bias)
         return cls(runs[i] for i in sorted(runs))
 
 

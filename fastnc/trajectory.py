@@ -19,7 +19,7 @@ _COLUMN = "column/"
 
 
 class Trajectory:
-    """Snapshots of a run, its last W and H, and what was run.
+    """Snapshots of a run, its last W, H and bias, and what was run.
 
     `run["within_class"]` is a column; `run.columns` names them all, the time first: `"epoch"`
     (0 is the start) or, of a flow, `"log10_time"` (-inf at t = 0).
@@ -32,6 +32,8 @@ class Trajectory:
         Where the run ended, and its labels.
     about : mapping of JSON values
         What was run: model, lr, seed, ...
+    bias : (K,) array, optional
+        Where the run ended, of a model or a network that has one.
 
     Examples
     --------
@@ -50,12 +52,13 @@ class Trajectory:
         H: NDArray[Any],
         y: NDArray[Any],
         about: Mapping[str, Any],
+        bias: NDArray[Any] | None = None,
     ) -> None:
         self._columns = {name: np.asarray(values) for name, values in columns.items()}
         lengths = {name: len(values) for name, values in self._columns.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"`columns` must have one length; got {lengths}.")
-        self.W, self.H, self.y = W, H, y
+        self.W, self.H, self.y, self.bias = W, H, y, bias
         self.about = dict(about)
 
     @property
@@ -104,7 +107,8 @@ class Trajectory:
         """Write everything to one `.npz` (no pickle), atomically."""
         arrays = {_COLUMN + name: values for name, values in self._columns.items()}
         about = np.array(json.dumps(self.about))
-        return write_npz(path, {**arrays, "W": self.W, "H": self.H, "y": self.y, "about": about})
+        arrays |= {"W": self.W, "H": self.H, "y": self.y, "about": about}
+        return write_npz(path, arrays if self.bias is None else {**arrays, "bias": self.bias})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trajectory:
@@ -125,7 +129,8 @@ class Trajectory:
                 if name.startswith(_COLUMN)
             }
             about = json.loads(str(arrays["about"]))
-            return cls.of_file(columns, arrays["W"], arrays["H"], arrays["y"], about)
+            bias = arrays.get("bias")
+            return cls.of_file(columns, arrays["W"], arrays["H"], arrays["y"], about, bias)
         except FOREIGN:
             raise ValueError(
                 f"{str(path)!r} is not a trajectory that `Trajectory.save` wrote."
@@ -139,17 +144,19 @@ class Trajectory:
         H: NDArray[Any],
         y: NDArray[Any],
         about: Any,
+        bias: NDArray[Any] | None,
     ) -> Trajectory:
         """A trajectory of what a file held; ValueError where that does not fit together."""
         fits = (
             isinstance(about, dict)
             and (W.ndim, H.ndim, y.ndim) == (2, 2, 1)
             and (W.shape[1], len(y)) == H.shape[::-1]
+            and (bias is None or bias.shape == W.shape[:1])
             and all(values.ndim == 1 and values.dtype.kind in "fiu" for values in columns.values())
         )
         if not columns or not fits:
             raise ValueError("not a trajectory")
-        return cls(columns, W, H, y, about)
+        return cls(columns, W, H, y, about, bias)
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write the columns as CSV with every digit, atomically."""

@@ -35,6 +35,9 @@ def test_goes_down_to_the_optimum_on_the_constraint(model, lr):
     # rounding and the certificate are below 1e-12.
     assert values[-1] == pytest.approx(best, rel=1e-9) and values[-1] >= best - 1e-12
     assert model.violation(run.W, run.H) < 1e-14
+    # What the last row says is of what the run returns, its bias among it.
+    assert (run.bias is not None) == model.has_bias
+    assert model.objective(run.W, run.H, run.bias) == values[-1]
 
 
 def test_one_epoch_is_the_formula():
@@ -67,7 +70,7 @@ def test_resumed_and_single_precision_runs(model, lr, tmp_path):
     path = tmp_path / "checkpoint.npz"
     for epochs in (7, 31, 60):
         run = fastnc.descend(model, epochs=epochs, checkpoint=path, resume=True, **options)
-    for name in ("W", "H"):
+    for name in ("W", "H", "bias") if model.has_bias else ("W", "H"):
         assert getattr(run, name).tobytes() == getattr(whole, name).tobytes()
     assert run["objective"].tobytes() == whole["objective"].tobytes()
     single = fastnc.descend(model, epochs=60, dtype="float32", **options)

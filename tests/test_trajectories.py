@@ -38,6 +38,13 @@ def test_save_and_load_keep_every_bit_and_the_order(runs, tmp_path):
             assert getattr(run, name).dtype == getattr(other, name).dtype
 
 
+def test_a_bias_is_kept_by_the_runs_that_have_one(runs, tmp_path):
+    runs[1].bias = np.arange(len(runs[1].W)) / 3
+    back = Trajectories.load(runs.save(tmp_path / "runs.npz"))
+    assert [run.bias is None for run in back] == [True, False, True, True, True]
+    assert back[1].bias.tobytes() == runs[1].bias.tobytes()
+
+
 def test_quantiles_leave_out_what_had_ended(runs):
     assert runs.longest is runs[0]
     stack = runs.stack("margin")

@@ -34,6 +34,14 @@ def test_save_and_load_keep_every_bit(run, tmp_path):
         assert back[name].tobytes() == run[name].tobytes()
     for name in ("W", "H", "y"):
         assert getattr(back, name).tobytes() == getattr(run, name).tobytes()
+    assert back.bias is None
+    run = Trajectory({"epoch": [1]}, run.W, run.H, run.y, {}, np.arange(len(run.W)) / 3)
+    back = Trajectory.load(run.save(tmp_path / "run.npz"))
+    assert back.bias.tobytes() == run.bias.tobytes()
+    # One that is not of this W.
+    run.bias = np.zeros(len(run.W) + 1)
+    with pytest.raises(ValueError, match="is not a trajectory"):
+        Trajectory.load(run.save(tmp_path / "run.npz"))
 
 
 def test_csv_keeps_every_digit(run, tmp_path):
