@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -188,7 +189,10 @@ def _pt(path: Path) -> dict[str, Any]:
     except ImportError:
         raise ImportError("a `.pt` file needs torch: pip install 'fastnc[torch]'.") from None
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            # Of kinds of tensors that are refused below.
+            warnings.simplefilter("ignore")
+            held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
         # Torch's own message says how to load such a file all the same.
         raise ValueError("it holds more than tensors, or is none of torch's") from None
