@@ -240,9 +240,13 @@ def rank(index, address, x, y, results):
             parallel(batch)
     with torch.no_grad(), CollapseTracker(parallel, "classifier.0") as without:
         parallel(x)
+    with torch.no_grad(), CollapseTracker(parallel, "classifier.1") as broken:
+        parallel(x / (1 - index * (torch.arange(len(x)) == 7)).float()[:, None])
     said = []
-    for tracked, labels in ((without, y[: len(y) - index]), (tracker, y + 3 * index)):
-        with pytest.raises(ValueError, match=r"see there|55 samples|must lie in") as refused:
+    for tracked, labels in (
+        (without, y[: len(y) - index]), (tracker, y + 3 * index), (broken, y),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"see there|55 samples|must lie|finite") as refused:
             tracked.metrics(labels)
         said.append(str(refused.value))
     # The ranks do not have the same classes; and labels need not start at 0.
@@ -264,6 +268,7 @@ def test_two_ranks_measure_all_samples(tmp_path):
         for name, value in theirs.as_dict().items():
             # Sums in another order, in float64.
             assert metrics[name] == pytest.approx(value, rel=1e-9), name
-    assert all("another rank has no features, or labels" in said for said in results[0][3])
+    assert all("another rank has no features, or not finite ones" in s for s in results[0][3])
     assert "55 samples entered the layer, and 54 labels" in results[1][3][0]
     assert "`y` must lie in 0..2" in results[1][3][1]
+    assert "must be finite" in results[1][3][2]

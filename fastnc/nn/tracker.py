@@ -6,6 +6,7 @@ import difflib
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -174,13 +175,14 @@ class CollapseTracker:
         Raises
         ------
         ValueError
-            No features, or not one label a sample, here or on another rank; and what
-            `fastnc.ClassStatistics` and `fastnc.ClassDeviations` refuse.
+            No features, not one label a sample, or what `fastnc.ClassStatistics` and
+            `fastnc.ClassDeviations` refuse; here or on another rank.
         """
         from fastnc import ClassDeviations, ClassStatistics
 
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
-        H, y = self._together(y) if several else self._checked(y)
+        with _all_or_none(several):
+            H, y = self._checked(y)
         W, bias = self._classifier(H.device)
         if W is None:
             distinct = _distinct(y, several)
@@ -188,8 +190,9 @@ class CollapseTracker:
         else:
             n_classes = len(W)
         statistics = ClassStatistics(n_classes=n_classes, dim=H.shape[1], scatter="trace")
-        for h, label in _parts(H, y):
-            statistics.update(h, label)
+        with _all_or_none(several):
+            for h, label in _parts(H, y):
+                statistics.update(h, label)
         if several:
             statistics.all_reduce()
         deviations = ClassDeviations(statistics, W, bias)
@@ -214,21 +217,6 @@ class CollapseTracker:
         if W is not None:
             check_labels(as_numpy(y), None, len(W), more="track a layer with more rows")
         return H, y.to(H.device)
-
-    def _together(self, y: Any) -> tuple[Tensor, Tensor]:
-        """As `_checked`; a rank that has nothing to give stops the others, who would wait."""
-        problem, found = None, None
-        try:
-            found = self._checked(y)
-        except ValueError as error:
-            problem = error
-        bad = torch.tensor(int(problem is not None), device=_travels_on())
-        torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
-        if problem is not None:
-            raise problem
-        if found is None or int(bad):
-            raise ValueError("another rank has no features, or labels that do not fit; see there.")
-        return found
 
     def _entered(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         h = (*inputs, *named.values())[0].detach()
@@ -316,6 +304,26 @@ def _integers(y: Any) -> Tensor:
 def _parts(H: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     for start in range(0, len(H), _ROWS):
         yield H[start : start + _ROWS], y[start : start + _ROWS]
+
+
+@contextmanager
+def _all_or_none(several: bool) -> Iterator[None]:
+    """What one rank refuses stops the others too, who would wait for it."""
+    problem = None
+    try:
+        yield
+    except ValueError as error:
+        problem = error
+    if several:
+        bad = torch.tensor(int(problem is not None), device=_travels_on())
+        torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
+        if int(bad) and problem is None:
+            raise ValueError(
+                "another rank has no features, or not finite ones, or labels that do not fit; "
+                "see there."
+            )
+    if problem is not None:
+        raise problem
 
 
 def _travels_on() -> torch.device:
