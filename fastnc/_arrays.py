@@ -98,6 +98,13 @@ def check_matrix(name: str, x: Any, shape: tuple[int | None, int | None]) -> Non
     check_unmasked(name, x)
 
 
+def fill(name: str, out: np.ndarray, x: Any) -> None:
+    """Copies `x` into `out`; what is finite in float64 must be so in float32 too."""
+    with np.errstate(over="ignore"):
+        np.copyto(out, as_numpy(x), casting="same_kind")
+    check_finite(name, out)
+
+
 def check_unmasked(name: str, x: Any) -> None:
     """`x` may be a masked array, if nothing in it is masked: kernels see the memory alone."""
     # Like torch, NumPy's masked arrays are not imported to find out.
@@ -123,29 +130,36 @@ def check_finite(name: str, x: np.ndarray) -> None:
 
 
 def check_labels(
-    y: np.ndarray,
+    y: Any,
     n_samples: int | None,
     n_classes: int | None,
     name: str = "y",
     more: str = "give a `W` with more rows",
-) -> None:
-    """`y` must be `n_samples` integers, in 0..n_classes-1, where those are given.
+) -> np.ndarray:
+    """`y` in NumPy; it must be `n_samples` integers, in 0..n_classes-1, where those are given.
 
     `more` is what else than relabelling helps where there are too few classes.
     """
-    if y.ndim != 1:
-        raise ValueError(f"`{name}` must have 1 dimension; got shape {y.shape}.")
+    check_unmasked(name, y)
+    labels = as_numpy(y)
+    if labels.ndim != 1:
+        raise ValueError(f"`{name}` must have 1 dimension; got shape {labels.shape}.")
     # `np.integer` is a base of the timedelta too.
-    if y.dtype.kind not in "iu":
-        raise TypeError(f"`{name}` must hold integers; got {y.dtype}.")
-    if n_samples is not None and len(y) != n_samples:
-        raise ValueError(f"`{name}` must have one label a sample ({n_samples}); got {len(y)}.")
-    if n_classes is not None and len(y) and not (y.min() >= 0 and y.max() < n_classes):
-        index = int(np.argmax((y < 0) | (y >= n_classes)))
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"`{name}` must hold integers; got {labels.dtype}.")
+    if n_samples is not None and len(labels) != n_samples:
+        raise ValueError(f"`{name}` must have one label a sample ({n_samples}); got {len(labels)}.")
+    if (
+        n_classes is not None
+        and len(labels)
+        and not (labels.min() >= 0 and labels.max() < n_classes)
+    ):
+        index = int(np.argmax((labels < 0) | (labels >= n_classes)))
         raise ValueError(
             f"`{name}` must lie in 0..{n_classes - 1} ({n_classes} classes were given); "
-            f"got {y[index]} at index {index}. Relabel, or {more}."
+            f"got {labels[index]} at index {index}. Relabel, or {more}."
         )
+    return labels
 
 
 def _is_number(value: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._arrays import as_numpy, check_unmasked, dtype_name, home, is_torch
+from fastnc._arrays import as_numpy, check_labels, check_unmasked, dtype_name, home, is_torch
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -43,15 +43,10 @@ def check_features(H: Any, dim: int | None) -> None:
 
 def check_integers(y: Any, n_samples: int) -> NDArray[Any]:
     """`y` as a NumPy array; it must be one integer a sample."""
-    check_unmasked("y", y)
-    labels = as_numpy(y)
-    if labels.ndim != 1:
-        raise ValueError(f"`y` must have 1 dimension; got shape {labels.shape}.")
-    if len(labels) != n_samples:
-        raise ValueError(f"`y` must have one label a sample ({n_samples}); got {len(labels)}.")
-    if n_samples and labels.dtype.kind not in "iu":
-        raise TypeError(f"`y` must hold integers; got {labels.dtype}.")
-    return labels
+    if n_samples == 0 and as_numpy(y).shape == (0,):
+        # An empty list is of no type.
+        return as_numpy(y)
+    return check_labels(y, n_samples, None)
 
 
 def check_batch(H: Any, y: Any, n_classes: int, dim: int, first: int = 0) -> tuple[Any, Any]:

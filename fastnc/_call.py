@@ -164,21 +164,19 @@ def _check_overwritable(W: Any, H: Any) -> None:
 
 def _labels(y: Any, n_samples: int, n_classes: int, beside: Any) -> Any:
     """`y` as int64 where `beside` lives, in 0..n_classes-1."""
-    check_unmasked("y", y)
     if not isinstance(beside, np.ndarray):
         import torch
 
+        check_unmasked("y", y)
         tensor = y if is_torch(y) else torch.as_tensor(np.asarray(y))
         number = tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
         if number or tensor.ndim != 1 or len(tensor) != n_samples:
-            check_labels(as_numpy(tensor), n_samples, n_classes)
+            check_labels(tensor, n_samples, n_classes)
         low, high = torch.aminmax(tensor)
         if low < 0 or high >= n_classes:
-            check_labels(as_numpy(tensor), n_samples, n_classes)
+            check_labels(tensor, n_samples, n_classes)
         return tensor.to(device=beside.device, dtype=torch.int64).contiguous()
-    labels = as_numpy(y)
-    check_labels(labels, n_samples, n_classes)
-    return row_major(labels, np.int64)
+    return row_major(check_labels(y, n_samples, n_classes), np.int64)
 
 
 def _on_gpu(x: Any) -> Any:

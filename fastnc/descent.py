@@ -177,10 +177,7 @@ def start(
     precision = next(iter(dtypes), "float64") if dtype is None else dtype
     own = dict(zip("WH", model.init(seed, precision), strict=True))
     for name, x in given.items():
-        with np.errstate(over="ignore"):
-            np.copyto(own[name], _arrays.as_numpy(x), casting="same_kind")
-        # What was finite in float64 may not be so in float32.
-        _arrays.check_finite(name, own[name])
+        _arrays.fill(name, own[name], x)
     return own["W"], own["H"]
 
 

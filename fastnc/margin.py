@@ -236,9 +236,7 @@ def checked(W: Any, H: Any, y: Any) -> tuple[Floats, Floats, NDArray[np.int64]]:
     _arrays.check_matrix("H", H, (None, W.shape[1]))
     if W.shape[0] < 2:
         raise ValueError(f"`W` must have at least 2 rows, one a class; got shape {tuple(W.shape)}.")
-    _arrays.check_unmasked("y", y)
-    labels = _arrays.as_numpy(y)
-    _arrays.check_labels(labels, len(H), len(W))
+    labels = _arrays.check_labels(y, len(H), len(W))
     out = []
     for name, x in (("W", W), ("H", H)):
         array = _arrays.row_major(x, np.float64)
@@ -287,8 +285,7 @@ def _margins_on_gpu(W: Any, H: Any, y: Any) -> Any:
 
     _arrays.check_matrix("W", W, (None, None))
     _arrays.check_matrix("H", H, (None, W.shape[1]))
-    _arrays.check_unmasked("y", y)
-    _arrays.check_labels(_arrays.as_numpy(y), len(H), len(W))
+    _arrays.check_labels(y, len(H), len(W))
     labels = torch.as_tensor(y, device=H.device).long()[:, None]
     W64, rows, out = W.double().T, max(1, _BLOCK // len(W)), []
     for i in range(0, len(H), rows):

@@ -109,9 +109,7 @@ def prepare_sharded(
     for name, x in (("W", W), ("H", H)):
         if x is not None:
             _arrays.check_matrix(name, x, own[name].shape)
-            with np.errstate(over="ignore"):
-                np.copyto(own[name], _arrays.as_numpy(x), casting="same_kind")
-            _arrays.check_finite(name, own[name])
+            _arrays.fill(name, own[name], x)
     digest = hashlib.sha256()
     for array in (own["W"], own["H"], y):
         digest.update(array.data)

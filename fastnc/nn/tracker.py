@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastnc._arrays import as_numpy, check_labels, check_unmasked
+from fastnc._arrays import check_labels, check_unmasked
 from fastnc.nn.loss import LinearCrossEntropyLoss
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ class CollapseTracker:
             )
         W, _ = self._classifier(y.device)
         if W is not None:
-            check_labels(as_numpy(y), None, len(W), more="track a layer with more rows")
+            check_labels(y, None, len(W), more="track a layer with more rows")
         return H, y.to(H.device)
 
     def _entered(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
