@@ -26,7 +26,7 @@ import time
 
 import numpy as np
 from peers import PEERS
-from roofline import Floors, floors
+from roofline import floors_around
 from suite.cases import OBJECTIVES
 
 import fastnc
@@ -92,17 +92,8 @@ def measure(case, names, dtype, rounds, clock):
         except Exception as reason:
             absent.append(f"{name}: {type(reason).__name__}: {str(reason).splitlines()[:1]}")
             calls.pop(name, None)
-    before = floors(dtype, clock)
-    times = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            time.sleep(PAUSE)
-            call()
-            start = clock()
-            call()
-            times[name].append(clock() - start)
-    floors.cache_clear()
-    floor = Floors(*map(max, before, floors(dtype, clock))).seconds(case, W.itemsize)
+    times, rates = floors_around(lambda: _in_turn(calls, rounds, clock), dtype, clock)
+    floor = rates.seconds(case, W.itemsize)
     medians = {name: float(np.median(t)) for name, t in times.items()}
     rows = [
         (
@@ -117,6 +108,19 @@ def measure(case, names, dtype, rounds, clock):
         for name, seconds in sorted(medians.items(), key=lambda item: item[1])
     ]
     return floor, rows, absent
+
+
+def _in_turn(calls, rounds, clock):
+    """The times of every call, in seconds."""
+    times = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            time.sleep(PAUSE)
+            call()
+            start = clock()
+            call()
+            times[name].append(clock() - start)
+    return times
 
 
 def append(path, regime, rows) -> None:

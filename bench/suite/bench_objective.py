@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from roofline import best, floors
+from roofline import best, floors_around
 
 import fastnc
 
@@ -42,11 +42,9 @@ class Regimes:
     timeout = 300
 
     def setup_cache(self):
-        before = floors(DTYPE)
-        times = {name: best(prepare(case), rounds=5) for name, case in REGIMES.items()}
-        floors.cache_clear()
-        rates = type(before)(*map(max, before, floors(DTYPE)))
-        return times, rates
+        return floors_around(
+            lambda: {name: best(prepare(case), rounds=5) for name, case in REGIMES.items()}, DTYPE
+        )
 
     setup_cache.timeout = 300
 
