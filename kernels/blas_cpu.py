@@ -21,7 +21,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import get_cython_function_address, intrinsic
 
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
+from fastnc.kernels.options_cpu import OPTIONS
 
 
 def gemm_address(dtype):

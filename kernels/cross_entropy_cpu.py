@@ -22,11 +22,11 @@ import numpy as np
 from numba import njit, prange
 
 from fastnc.kernels import blas_cpu, panel_cpu, sweep_cpu, tile_cpu
+from fastnc.kernels.options_cpu import OPTIONS
 from fastnc.kernels.plan_cpu import step_plan
 from fastnc.kernels.residual_cpu import GROUP, N_WORK, exponentials, residuals
 
 LOSS, GRADS, STEP, LOG_GRADS = 0, 1, 2, 3
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 # Classes whose sums a thread adds at a time, and numbers that one thread adds sooner than a second
 # one is woken.
 BLOCK = 16

@@ -20,11 +20,9 @@ import numpy as np
 from numba import njit, prange
 
 from fastnc.kernels.blas_cpu import _gemm
+from fastnc.kernels.options_cpu import INNER, OPTIONS
 
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
-# Of functions that only compiled ones call: no way in from Python, which takes long to compile.
-_INNER = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 RANK_CUT = 1e-12
 LENGTH_CUT = 1e-14
 NARROW = 32
@@ -38,14 +36,14 @@ N_SUMS = 6
 DEVIATION, DISTANCE, PROJECTED, TILTED, AGREEMENT, MARGIN = range(N_SUMS)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def clear_sums(sums):
     """The sums of no sample."""
     sums[:] = 0.0
     sums[MARGIN] = np.inf
 
 
-@njit(fastmath=_SUMS, **_OPTIONS)
+@njit(fastmath=_SUMS, **OPTIONS)
 def squared_norm(v):
     """`|v|^2`."""
     total = 0.0
@@ -54,7 +52,7 @@ def squared_norm(v):
     return total
 
 
-@njit(fastmath=_SUMS, **_INNER)
+@njit(fastmath=_SUMS, **INNER)
 def _narrow_nt(A, B, out):
     """out = A B^T for a B of few rows, by dot products of 4 x 2 rows at a time.
 
@@ -96,7 +94,7 @@ def _narrow_nt(A, B, out):
                 out[i, c] += total
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def matmul_nt(gemm, A, B, out):
     """out = A B^T, by the gemm of their dtype (whose address `gemm` is) where B is wide.
 
@@ -111,7 +109,7 @@ def matmul_nt(gemm, A, B, out):
     _gemm(gemm, True, False, n, m, k, one, B, 0, k, A, 0, A.shape[1], zero, out, 0, n)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def basis(gemm, C):
     """`Q (r, d)`, `weights (r,)`, `A (P, r)`: C = A Q, and the pseudo-inverse of C^T C is
     `sum_j weights_j q_j q_j^T`.
@@ -153,7 +151,7 @@ def basis(gemm, C):
     return Q, weights, A
 
 
-@njit(fastmath=_SUMS, **_INNER)
+@njit(fastmath=_SUMS, **INNER)
 def _centre(H, order, owner, lo, means, X, squares):
     """X = h - m_y for a block, and the squares of its rows."""
     for i in range(len(X)):
@@ -166,7 +164,7 @@ def _centre(H, order, owner, lo, means, X, squares):
         squares[i] = square
 
 
-@njit(fastmath=_SUMS, **_INNER)
+@njit(fastmath=_SUMS, **INNER)
 def _centre_twice(H, order, owner, lo, means, g, X, squares, distances):
     """`_centre`, and the squares of h - g while the row is in cache."""
     for i in range(len(X)):
@@ -182,7 +180,7 @@ def _centre_twice(H, order, owner, lo, means, g, X, squares, distances):
         distances[i] = distance
 
 
-@njit(fastmath=_SUMS, **_INNER)
+@njit(fastmath=_SUMS, **INNER)
 def _distance(h, g):
     """`|h - g|^2`."""
     total = 0.0
@@ -192,7 +190,7 @@ def _distance(h, g):
     return total
 
 
-@njit(fastmath=_SUMS, **_INNER)
+@njit(fastmath=_SUMS, **INNER)
 def _project(gemm, X, Q, weights, tilt, T, sums):
     """T = X Q^T, the projections of x, and their part in NC1."""
     matmul_nt(gemm, X, Q, T)
@@ -208,7 +206,7 @@ def _project(gemm, X, Q, weights, tilt, T, sums):
         sums[PROJECTED] = np.nan
 
 
-@njit(fastmath=_SUMS, **_INNER)
+@njit(fastmath=_SUMS, **INNER)
 def _shift(T, A, owner, lo, dots):
     """`dots (n,)` = <x_i, c_y>, and T += A[y], the projections of h - g."""
     for i in range(len(T)):
@@ -220,7 +218,7 @@ def _shift(T, A, owner, lo, dots):
         dots[i] = dot
 
 
-@njit(**_INNER)
+@njit(**INNER)
 def _expand(H, order, owner, lo, g, squares, dots, squares_C, distances):
     """`|h - g|^2 = |x|^2 + 2 <x, c_y> + |c_y|^2`, directly where that cancels."""
     for i in range(len(squares)):
@@ -230,7 +228,7 @@ def _expand(H, order, owner, lo, g, squares, dots, squares_C, distances):
             distances[i] = _distance(H[order[lo + i]], g)
 
 
-@njit(**_INNER)
+@njit(**INNER)
 def _nearest_means(gemm, T, A, squares_C, nearest):
     """For each row of T the class of the highest score; ties go to the smaller class."""
     best = np.full(len(T), -np.inf)
@@ -247,7 +245,7 @@ def _nearest_means(gemm, T, A, squares_C, nearest):
                     nearest[i] = p
 
 
-@njit(**_INNER)
+@njit(**INNER)
 def _decide(gemm, Y, W, offset, owner, present, nearest, lo, sums):
     """Decisions and margins from the logits of a block, beside its nearest means."""
     own = np.empty(len(Y))
@@ -274,7 +272,7 @@ def _decide(gemm, Y, W, offset, owner, present, nearest, lo, sums):
         sums[MARGIN] = min(sums[MARGIN], own[i] - rival[i])
 
 
-@njit(**_INNER)
+@njit(**INNER)
 def _block(gemm, H, order, owner, present, lo, hi, frame, sums):
     """One block of rows; W with no rows asks for no decision, and then A may have none."""
     means, g, Q, A, weights, tilt, squares_C, W, offset = frame
@@ -309,7 +307,7 @@ def _block(gemm, H, order, owner, present, lo, hi, frame, sums):
         _decide(gemm, X, W, offset, owner, present, nearest, lo, sums)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def block_rows(d, width):
     """Rows a block, for products with `width` columns.
 
@@ -318,7 +316,7 @@ def block_rows(d, width):
     return min(max(32768 // (d + width), 16, width // 2), 512)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def add_sums(blocks, sums_out):
     """Adds the blocks' sums in their order; the margin is the smallest."""
     for b in range(len(blocks)):
@@ -329,7 +327,7 @@ def add_sums(blocks, sums_out):
                 sums_out[s] += blocks[b, s]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def owners(starts):
     """For each place in the order by class, the number of its class (N,)."""
     owner = np.empty(starts[-1], np.int64)
@@ -339,7 +337,7 @@ def owners(starts):
     return owner
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def deviations_serial(gemm, H, order, owner, present, frame, sums_out):
     """`deviations` on the calling thread alone: the bits are the same."""
     rows = block_rows(H.shape[1], max(len(frame[2]), len(frame[7])))
@@ -351,7 +349,7 @@ def deviations_serial(gemm, H, order, owner, present, frame, sums_out):
     add_sums(blocks, sums_out)
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def deviations(gemm, H, order, owner, present, frame, sums_out):
     """Adds the sums of these samples to `sums_out`.
 

@@ -10,6 +10,7 @@ Everything here is made to be inlined.
 
 from numba import njit
 
+from fastnc.kernels.options_cpu import OPTIONS
 from fastnc.kernels.simd_blocks_cpu import (
     add_outer,
     address,
@@ -36,8 +37,6 @@ from fastnc.kernels.simd_cpu import (
     sub,
     sum_members,
 )
-
-OPTIONS = {"nogil": True, "error_model": "numpy", "cache": True}
 
 
 @njit(forceinline=True, **OPTIONS)

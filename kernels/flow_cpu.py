@@ -14,8 +14,9 @@ import math
 import numpy as np
 from numba import njit
 
+from fastnc.kernels.options_cpu import OPTIONS
+
 FLAGS = {"contract", "nsz", "arcp"}
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 @njit(fastmath=FLAGS, **OPTIONS)

@@ -26,6 +26,7 @@ from fastnc.kernels.deviations_cpu import (
     deviations_serial,
     owners,
 )
+from fastnc.kernels.options_cpu import OPTIONS
 from fastnc.kernels.pairs_cpu import (
     ANGLE,
     CDNV,
@@ -45,7 +46,6 @@ from fastnc.kernels.pairs_cpu import (
 from fastnc.kernels.scatter_cpu import class_moments, class_moments_serial, group
 
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 N_VALUES = 16
 # Below this many multiplications a second thread costs more than it brings.
 SERIAL_WORK = 2_000_000
@@ -54,7 +54,7 @@ ONE_THREAD_WORK = 50_000
 DGEMM = gemm_address(np.dtype(np.float64))
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _distinct(counts, values, times):
     """The distinct counts in rising order and how often each occurs; returns how many."""
     m = 0
@@ -78,7 +78,7 @@ def _distinct(counts, values, times):
     return m
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def separation_constant(counts):
     """Nuclear norm of `(I - 11^T/K) diag(sqrt n_k)`: (K-1) sqrt n for equal class sizes.
 
@@ -108,7 +108,7 @@ def separation_constant(counts):
     return total
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def spread_of(squares):
     """Std / Avg (ddof 0) of the norms, given their squares."""
     mean, variance = 0.0, 0.0
@@ -120,7 +120,7 @@ def spread_of(squares):
     return np.sqrt(variance / len(squares)) / mean
 
 
-@njit(fastmath=_SUMS, **_OPTIONS)
+@njit(fastmath=_SUMS, **OPTIONS)
 def dual_distances(C, V, W):
     """self_duality of the centred C and V, and nc3_distance of C and the raw W."""
     size_C = np.sqrt(total_of(squared_norms(C)))
@@ -136,7 +136,7 @@ def dual_distances(C, V, W):
     return duality / len(C), distance
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def energy_of(means, sizes, squares):
     """`|H|^2 = sum_k s_k + n_k |m_k|^2`."""
     total = total_of(squares)
@@ -145,7 +145,7 @@ def energy_of(means, sizes, squares):
     return total
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def features_values(squares_C, sizes, squares, sums, pair_sums, values_out):
     """What the features alone tell: values 0, 2, 3, 6, 7, 8, 9."""
     P = len(squares_C)
@@ -160,7 +160,7 @@ def features_values(squares_C, sizes, squares, sums, pair_sums, values_out):
     values_out[9] = simplex_distance(pair_sums[RESIDUAL], total_of(squares_C) / (P - 1), P)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def classifier_values(squares_V, pair_sums, values_out):
     """What the classifier alone tells: values 1, 4, 10."""
     K = len(squares_V)
@@ -169,7 +169,7 @@ def classifier_values(squares_V, pair_sums, values_out):
     values_out[10] = simplex_distance(pair_sums[RESIDUAL], total_of(squares_V) / (K - 1), K)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def joint_values(C, V, W, along, residual, sums, N, energy, separation, values_out):
     """What both tell: values 5 and 11 to 15; V and W are the rows of the classes present."""
     values_out[5], values_out[12] = dual_distances(C, V, W)
@@ -179,7 +179,7 @@ def joint_values(C, V, W, along, residual, sums, N, energy, separation, values_o
     values_out[15] = 2.0 * separation * sums[MARGIN] / energy
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _geometry_serial(gemm, W, H, y, values_out):
     values_out[:] = np.nan
     K, d = W.shape

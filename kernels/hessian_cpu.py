@@ -16,10 +16,9 @@ import numpy as np
 from numba import njit, prange
 
 from fastnc.kernels import blas_cpu, tile_cpu
+from fastnc.kernels.options_cpu import OPTIONS
 from fastnc.kernels.plan_cpu import plan
 from fastnc.kernels.residual_cpu import GROUP, N_WORK, derivatives, exponentials
-
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 @njit(**OPTIONS)

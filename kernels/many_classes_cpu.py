@@ -22,9 +22,9 @@ from numba import njit, prange
 
 from fastnc.kernels import blas_cpu
 from fastnc.kernels.elementary_cpu import exp, log1p
+from fastnc.kernels.options_cpu import OPTIONS
 from fastnc.kernels.residual_cpu import LIMIT
 
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 FLAGS = {"contract", "nsz", "arcp"}
 RANGES = 16
 BLOCK = 512

@@ -15,11 +15,9 @@ import numpy as np
 from numba import njit, prange
 
 from fastnc.kernels.deviations_cpu import matmul_nt, squared_norm
+from fastnc.kernels.options_cpu import INNER, OPTIONS
 
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
-# Of functions that only compiled ones call: no way in from Python, which takes long to compile.
-_INNER = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 TILE = 256
 # Below this part of |a|^2 + |b|^2 the expansion of |a - b|^2 has cancelled too far.
 CANCELLED = 1e-3
@@ -29,7 +27,7 @@ N_PAIR_SUMS = 3
 ANGLE, CDNV, RESIDUAL = range(N_PAIR_SUMS)
 
 
-@njit(fastmath=_SUMS, **_OPTIONS)
+@njit(fastmath=_SUMS, **OPTIONS)
 def inner(u, v):
     """`<u, v>`."""
     total = 0.0
@@ -38,7 +36,7 @@ def inner(u, v):
     return total
 
 
-@njit(fastmath=_SUMS, **_INNER)
+@njit(fastmath=_SUMS, **INNER)
 def _squared_gap(u, v):
     total = 0.0
     for j in range(len(u)):
@@ -46,7 +44,7 @@ def _squared_gap(u, v):
     return total
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def centre_of(V):
     """The mean of the rows (d,)."""
     g = np.zeros(V.shape[1])
@@ -58,7 +56,7 @@ def centre_of(V):
     return g
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def centred(V, g):
     """`v_k - g` (K, d)."""
     out = np.empty(V.shape)
@@ -68,7 +66,7 @@ def centred(V, g):
     return out
 
 
-@njit(fastmath=_SUMS, **_OPTIONS)
+@njit(fastmath=_SUMS, **OPTIONS)
 def total_of(v):
     """The sum of a vector's entries."""
     total = 0.0
@@ -77,7 +75,7 @@ def total_of(v):
     return total
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def squared_norms(V):
     """`|v_k|^2` of each row (K,)."""
     out = np.empty(len(V))
@@ -86,7 +84,7 @@ def squared_norms(V):
     return out
 
 
-@njit(fastmath=_SUMS, **_OPTIONS)
+@njit(fastmath=_SUMS, **OPTIONS)
 def _row_sums(dots, square, inverse, spread, squares, inverses, spreads, target, uniform, sums):
     """Adds the pairs of one class with others; returns for how many |a - b|^2 has cancelled.
 
@@ -107,7 +105,7 @@ def _row_sums(dots, square, inverse, spread, squares, inverses, spreads, target,
     return cancelled
 
 
-@njit(fastmath=_SUMS, **_INNER)
+@njit(fastmath=_SUMS, **INNER)
 def _same_side(A, i0, i1, j0, j1, D, squares, inverses, spreads, along, sums):
     """Adds a tile of the Gram matrix A A^T on or above the diagonal to a sweep's sums."""
     K = len(A)
@@ -127,7 +125,7 @@ def _same_side(A, i0, i1, j0, j1, D, squares, inverses, spreads, along, sums):
                 sums[CDNV] += (spreads[i] + spreads[j]) / (2.0 * _squared_gap(A[i], A[j]))
 
 
-@njit(fastmath=_SUMS, **_INNER)
+@njit(fastmath=_SUMS, **INNER)
 def _squares_about(row, target):
     total = 0.0
     for j in range(len(row)):
@@ -135,7 +133,7 @@ def _squares_about(row, target):
     return total
 
 
-@njit(**_INNER)
+@njit(**INNER)
 def _two_sides(K, i0, i1, j0, j1, D, along, sums):
     """Adds a tile of A B^T to the residual of a sweep."""
     target = along / K
@@ -149,7 +147,7 @@ def _two_sides(K, i0, i1, j0, j1, D, along, sums):
         sums[RESIDUAL] += _squares_about(D[i - i0, own - j0 :], target)
 
 
-@njit(**_INNER)
+@njit(**INNER)
 def _inverse_roots(squares):
     out = np.empty(len(squares))
     for k in range(len(squares)):
@@ -157,7 +155,7 @@ def _inverse_roots(squares):
     return out
 
 
-@njit(**_INNER)
+@njit(**INNER)
 def _tile_row(gemm, A, B, same, row, squares, inverses, spreads, along, sums):
     """One row of tiles of A B^T; with `same`, of A A^T from the diagonal on."""
     K = len(A)
@@ -173,7 +171,7 @@ def _tile_row(gemm, A, B, same, row, squares, inverses, spreads, along, sums):
             _two_sides(K, i0, i1, j0, j1, D, along, sums)
 
 
-@njit(**_INNER)
+@njit(**INNER)
 def _ordered_sum(rows, sums_out):
     sums_out[:] = 0.0
     for row in range(len(rows)):
@@ -181,7 +179,7 @@ def _ordered_sum(rows, sums_out):
             sums_out[s] += rows[row, s]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def pairs_serial(gemm, A, B, same, squares, spreads, along, sums_out):
     """`pairs` on the calling thread alone: the bits are the same."""
     rows = np.empty(((len(A) + TILE - 1) // TILE, N_PAIR_SUMS))
@@ -191,7 +189,7 @@ def pairs_serial(gemm, A, B, same, squares, spreads, along, sums_out):
     _ordered_sum(rows, sums_out)
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def pairs(gemm, A, B, same, squares, spreads, along, sums_out):
     """Sums over pairs of rows of the centred A, B (K, d): ANGLE and CDNV if `same`, RESIDUAL.
 
@@ -208,7 +206,7 @@ def pairs(gemm, A, B, same, squares, spreads, along, sums_out):
     _ordered_sum(rows, sums_out)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def along_simplex(A, B):
     """`tr(A B^T) / (K - 1)`."""
     total = 0.0
@@ -217,7 +215,7 @@ def along_simplex(A, B):
     return total / (len(A) - 1)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def simplex_distance(residual, along, K):
     """`|R/|R| - E/|E||_F` from `residual = |R - along E|^2`, E = I - 11^T/K."""
     inner = along * np.sqrt(K - 1.0)

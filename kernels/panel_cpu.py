@@ -16,9 +16,9 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
+from fastnc.kernels.options_cpu import OPTIONS
 from fastnc.kernels.tile_cpu import REGISTER_BYTES, Emitter, constants, data_of, prefetch, share_of
 
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 # Numbers that are packed sooner than a second thread is woken.
 ALONE = 1 << 17
 

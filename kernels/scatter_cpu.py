@@ -18,15 +18,14 @@ bits. Bytes: H once (4 N d in float32). Bound by memory from d of about 64 on.
 import numpy as np
 from numba import njit, prange
 
+from fastnc.kernels.options_cpu import INNER, OPTIONS
+
 CHUNK_BYTES = 256 * 1024
 # Plain sums only: the order of additions is free here, infinities and NaN keep their meaning.
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
-# Of functions that only compiled ones call: no way in from Python, which takes long to compile.
-_INNER = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def group(y, n_classes):
     """`order (N,)` by class (stable), the classes `present (P,)`, and their `starts (P+1,)`."""
     N = len(y)
@@ -57,13 +56,13 @@ def group(y, n_classes):
     return order, present, starts
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def chunk_rows(H):
     """Rows of H a chunk: at most `CHUNK_BYTES`, and 4 to 256 of them."""
     return min(max(CHUNK_BYTES // (H.shape[1] * H.itemsize), 4), 256)
 
 
-@njit(fastmath=_SUMS, **_INNER)
+@njit(fastmath=_SUMS, **INNER)
 def _chunk_moments(H, order, lo, hi, mean):
     """Mean of the rows `order[lo:hi]`, and the sum of their squared distances from it."""
     d = H.shape[1]
@@ -93,7 +92,7 @@ def _chunk_moments(H, order, lo, hi, mean):
     return squares
 
 
-@njit(fastmath=_SUMS, **_OPTIONS)
+@njit(fastmath=_SUMS, **OPTIONS)
 def _merge(n_a, mean_a, squares_a, n_b, mean_b, squares_b):
     """Chan's merge of (n_b, mean_b, squares_b) into `mean_a`; returns the merged squares."""
     n = n_a + n_b
@@ -106,7 +105,7 @@ def _merge(n_a, mean_a, squares_a, n_b, mean_b, squares_b):
     return squares_a + squares_b + gap * (n_a * share)
 
 
-@njit(**_INNER)
+@njit(**INNER)
 def _class_of_chunk(starts, rows):
     """For each class the number of its first chunk (P+1,); the last entry is their count."""
     P = len(starts) - 1
@@ -116,7 +115,7 @@ def _class_of_chunk(starts, rows):
     return first
 
 
-@njit(**_INNER)
+@njit(**INNER)
 def _chunk_bounds(starts, first, rows, chunk):
     """The range of `order` that a chunk covers."""
     p, hi = 0, len(first) - 1
@@ -130,7 +129,7 @@ def _chunk_bounds(starts, first, rows, chunk):
     return lo, min(lo + rows, starts[p + 1])
 
 
-@njit(**_INNER)
+@njit(**INNER)
 def _merge_chunks(starts, first, rows, p, chunk_means, chunk_squares, mean):
     """The chunks of class p merged in order into `mean`; returns their squares."""
     for j in range(len(mean)):
@@ -145,7 +144,7 @@ def _merge_chunks(starts, first, rows, p, chunk_means, chunk_squares, mean):
     return squares
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def class_moments_serial(H, order, starts, means_out, squares_out):
     """`class_moments` on the calling thread alone: the bits are the same."""
     rows = chunk_rows(H)
@@ -159,7 +158,7 @@ def class_moments_serial(H, order, starts, means_out, squares_out):
         squares_out[p] = _merge_chunks(starts, first, rows, p, means, squares, means_out[p])
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def class_moments(H, order, starts, means_out, squares_out):
     """Means (P, d) and summed squared deviations (P,) of the classes that `group` found."""
     rows = chunk_rows(H)
@@ -174,7 +173,7 @@ def class_moments(H, order, starts, means_out, squares_out):
         squares_out[p] = _merge_chunks(starts, first, rows, p, means, squares, means_out[p])
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def merge_moments(present, new_counts, new_means, new_squares, counts, means, squares):
     """Chan's merge of P classes' moments into the rows `present` of the running (K, ...) ones."""
     for p in range(len(present)):

@@ -17,16 +17,15 @@ import math
 import numpy as np
 from numba import njit
 
+from fastnc.kernels.options_cpu import INNER, OPTIONS
+
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
-# Of functions that only compiled ones call: no way in from Python, which takes long to compile.
-_INNER = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 N_VALUES = 5
 # Beyond it e^a is so small that log(1 + e^a) = e^a.
 _TAIL = -37.0
 
 
-@njit(fastmath=_SUMS, **_INNER)
+@njit(fastmath=_SUMS, **INNER)
 def _logits(W, H, Z):
     for i in range(H.shape[0]):
         for k in range(W.shape[0]):
@@ -36,7 +35,7 @@ def _logits(W, H, Z):
             Z[i, k] = z
 
 
-@njit(**_INNER)
+@njit(**INNER)
 def _largest_and_sum(Z, i, label):
     """m and S of sample i; its logits become D_j - m, and the label's is not looked at."""
     own, m = Z[i, label], -math.inf
@@ -51,7 +50,7 @@ def _largest_and_sum(Z, i, label):
     return m, S
 
 
-@njit(**_INNER)
+@njit(**INNER)
 def _scaled_residuals(Z, y, largest, sums):
     """Residuals over e^shift in place of D_j - m; returns the shift and the scaled loss."""
     N, K = Z.shape
@@ -78,7 +77,7 @@ def _scaled_residuals(Z, y, largest, sums):
     return shift, loss
 
 
-@njit(fastmath=_SUMS, **_INNER)
+@njit(fastmath=_SUMS, **INNER)
 def _gradients(R, W, H, dW, dH):
     for i in range(H.shape[0]):
         for f in range(H.shape[1]):
@@ -90,7 +89,7 @@ def _gradients(R, W, H, dW, dH):
                 dH[i, f] += r * W[k, f]
 
 
-@njit(fastmath=_SUMS, **_OPTIONS)
+@njit(fastmath=_SUMS, **OPTIONS)
 def _square(A):
     total = 0.0
     for i in range(A.shape[0]):
@@ -99,7 +98,7 @@ def _square(A):
     return total
 
 
-@njit(fastmath=_SUMS, **_INNER)
+@njit(fastmath=_SUMS, **INNER)
 def _square_of_sum(A, a, B, b):
     """`|a A + b B|^2`."""
     total = 0.0
@@ -109,7 +108,7 @@ def _square_of_sum(A, a, B, b):
     return total
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def objective(W, H, y, values_out):
     """`values_out (5,)`: log of the summed loss, |grad| over the loss, |W|, |H|, 1 - beta."""
     N, K = len(H), len(W)

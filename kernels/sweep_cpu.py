@@ -20,9 +20,9 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
+from fastnc.kernels.options_cpu import OPTIONS
 from fastnc.kernels.tile_cpu import REGISTER_BYTES, Emitter, data_of
 
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 GROUP, SAMPLES = 5, 4
 # Classes whose residuals stay in the second cache, and those packed or gathered at a time.
 BLOCK = 240

@@ -20,11 +20,12 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastnc.kernels.options_cpu import OPTIONS
+
 REGISTER_BYTES = 32
 # Half of a level-one cache holds the samples that meet every class before the next ones do.
 BLOCK_BYTES = 16384
 FEW_CLASSES = 32
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 def lanes(dtype):

@@ -31,7 +31,8 @@ import numpy as np
 from numba import njit, prange
 
 from fastnc.kernels import blas_cpu, trajectory_tiles_cpu
-from fastnc.kernels.epoch_cpu import OPTIONS, add_change, part_of_epoch
+from fastnc.kernels.epoch_cpu import add_change, part_of_epoch
+from fastnc.kernels.options_cpu import OPTIONS
 from fastnc.kernels.simd_blocks_cpu import address, load_like, store, sum_rows
 from fastnc.kernels.simd_cpu import EXP_LIMIT, N_REGISTERS, add, n_lanes, native_lanes, zeros
 

@@ -16,7 +16,8 @@ import numpy as np
 from numba import njit, prange
 
 from fastnc.kernels import blas_cpu, panel_cpu, sweep_cpu
-from fastnc.kernels.cross_entropy_cpu import BLOCK, GRADS, OPTIONS, STEP, _part, add_parts, copies
+from fastnc.kernels.cross_entropy_cpu import BLOCK, GRADS, STEP, _part, add_parts, copies
+from fastnc.kernels.options_cpu import OPTIONS
 from fastnc.kernels.plan_cpu import step_plan
 
 

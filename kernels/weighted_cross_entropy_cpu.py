@@ -24,10 +24,10 @@ import numpy as np
 from numba import njit, prange
 
 from fastnc.kernels import blas_cpu, many_classes_cpu, tile_cpu
+from fastnc.kernels.options_cpu import OPTIONS
 from fastnc.kernels.plan_cpu import plan
 from fastnc.kernels.residual_cpu import GROUP, N_WORK, exponentials, residuals
 
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 FLAGS = {"contract", "nsz", "arcp"}
 # Bytes of W, and classes, from which on classes are divided among the threads, and not samples.
 MANY = 4 << 20

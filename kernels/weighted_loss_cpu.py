@@ -12,9 +12,9 @@ from functools import lru_cache
 import numpy as np
 from numba import carray, cfunc, get_num_threads, njit, types
 
+from fastnc.kernels.options_cpu import OPTIONS
 from fastnc.kernels.weighted_cross_entropy_cpu import (
     ALONE,
-    OPTIONS,
     add_parts,
     add_rows,
     all_parts,
