@@ -16,14 +16,12 @@ import torch.nn.functional as F
 
 import fastnc
 from fastnc import reference
-from fastnc.kernels import (
-    cross_entropy_fast_gpu,
-    cross_entropy_gpu,
-    hessian_fast_gpu,
-    hessian_gpu,
-    scatter_gpu,
-    trajectory_gpu,
-)
+from fastnc.kernels.gpu import cross_entropy as cross_entropy_gpu
+from fastnc.kernels.gpu import cross_entropy_fast as cross_entropy_fast_gpu
+from fastnc.kernels.gpu import hessian as hessian_gpu
+from fastnc.kernels.gpu import hessian_fast as hessian_fast_gpu
+from fastnc.kernels.gpu import scatter as scatter_gpu
+from fastnc.kernels.gpu import trajectory as trajectory_gpu
 
 DOUBLE, SINGLE = torch.float64, torch.float32
 

@@ -21,7 +21,7 @@ import scipy.linalg.blas
 from numba import get_num_threads, njit, prange
 from threadpoolctl import threadpool_limits
 
-from fastnc.kernels.elementary_cpu import exp
+from fastnc.kernels.cpu.elementary import exp
 
 ROUNDS = 7
 OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}

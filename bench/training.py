@@ -18,11 +18,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fastnc.data import Dataset
-from fastnc.evaluation import measure
-from fastnc.experiment import Experiment
-from fastnc.network import vgg13
-from fastnc.training import _Training
+from fastnc.training.data import Dataset
+from fastnc.training.evaluation import measure
+from fastnc.training.experiment import Experiment
+from fastnc.training.loop import _Training
+from fastnc.training.network import vgg13
 
 
 def data_set(images: int, size: int) -> Dataset:

@@ -10,8 +10,8 @@ import math
 from pathlib import Path
 
 import fastnc
-from fastnc.flow_law import constants, exponents, fitted_exponent
 from fastnc.plots import long_horizon, save
+from fastnc.theory.rates import constants, exponents, fitted_exponent
 
 RESULTS = Path(__file__).parent / "results"
 K, n, d, lr = 5, 10, 20, 5.0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastnc.minority_collapse import minority_angles
+from fastnc.paper.minority_collapse import minority_angles
 from fastnc.plots import minority_collapse, save
 
 RESULTS = Path(__file__).parent / "results"

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 import fastnc
-from fastnc.flow_law import fitted_exponent
-from fastnc.landscape import collapsed
 from fastnc.plots import missing_margin, save
+from fastnc.theory.rates import fitted_exponent
+from fastnc.theory.sphere import collapsed
 
 RESULTS = Path(__file__).parent / "results"
 K, n, d = 5, 10, 20

@@ -10,7 +10,9 @@ import math
 import numpy as np
 
 import fastnc
-from fastnc.landscape import Example31, along_sphere, optimal_loss, tangent_curvature
+from fastnc.theory.curvature import tangent_curvature
+from fastnc.theory.example31 import Example31
+from fastnc.theory.sphere import along_sphere, optimal_loss
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ K = 3 classes in d = 3 dimensions, so that the vectors can be seen. Run it:
 
 from pathlib import Path
 
-from fastnc import table1
+from fastnc.paper import table1
 from fastnc.plots import geometry, save
 
 RESULTS = Path(__file__).parent / "results"

@@ -18,8 +18,6 @@ torch, nor triton.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -32,47 +30,47 @@ _HOME = {
     "gradient_step": "objective",
     "which": "objective",
     "ULPM": "models",
-    "descend": "descent",
-    "peel": "peeling",
-    "sweep": "sweep",
-    "flow": "flow",
-    "Trajectory": "trajectory",
-    "Trajectories": "trajectories",
-    "Diverged": "stopping",
-    "Interrupted": "stopping",
-    "collapse_metrics": "metrics",
-    "CollapseMetrics": "metrics",
-    "ClassStatistics": "statistics",
-    "ClassDeviations": "deviations",
-    "margins": "margin",
-    "neural_collapse_margin": "margin",
-    "margin_ratio": "margin",
-    "margin_decomposition": "margin",
-    "kkt": "kkt",
-    "tangent_curvature": "landscape",
-    "solve": "optimum",
+    "descend": "dynamics.descent",
+    "peel": "dynamics.peel",
+    "sweep": "dynamics.sweep",
+    "flow": "dynamics.flow",
+    "Trajectory": "dynamics.trajectory",
+    "Trajectories": "dynamics.trajectories",
+    "Diverged": "_core.interrupts",
+    "Interrupted": "_core.interrupts",
+    "collapse_metrics": "collapse.metrics",
+    "CollapseMetrics": "collapse.metrics",
+    "ClassStatistics": "collapse.statistics",
+    "ClassDeviations": "collapse.deviations",
+    "margins": "theory.margin",
+    "neural_collapse_margin": "theory.margin",
+    "margin_ratio": "theory.margin",
+    "margin_decomposition": "theory.margin",
+    "kkt": "theory.kkt",
+    "tangent_curvature": "theory.curvature",
+    "solve": "models.solve",
 }
-_MODULES = {"kernels", "models", "nn", "plots", "reference", "landscape", "training", "verify"}
+# Under the name that a user types, the module that it is.
+_MODULES = {
+    "kernels": "kernels",
+    "landscape": "theory",
+    "models": "models",
+    "nn": "nn",
+    "plots": "plots",
+    "reference": "reference",
+    "theory": "theory",
+    "training": "training",
+    "verify": "paper.verify",
+}
 
 __all__ = ["__version__", *_HOME, *sorted(_MODULES)]
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: object) -> None:
-        # Importing `fastnc.sweep`, the file, would put it in the place of the function.
-        if isinstance(value, ModuleType) and _HOME.get(name) == name:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         value = getattr(importlib.import_module(f"fastnc.{_HOME[name]}"), name)
     elif name in _MODULES:
-        value = importlib.import_module(f"fastnc.{name}")
+        value = importlib.import_module(f"fastnc.{_MODULES[name]}")
     else:
         raise AttributeError(f"module 'fastnc' has no attribute {name!r}")
     globals()[name] = value

@@ -13,8 +13,8 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from fastnc import reference
-from fastnc._arrays import check_positive, home
-from fastnc._call import Call
+from fastnc._core.arrays import check_positive, home
+from fastnc._core.kernel_call import Call
 
 Reduction = Literal["mean", "sum"]
 Impl = Literal["reference", "cpu", "gpu"]

@@ -14,18 +14,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastnc.kernels import (
-    deviations_gpu,
-    hessian_gpu,
-    narrow_gpu,
-    parts_gpu,
-    plan_gpu,
-    reduce_gpu,
-    scatter_gpu,
-    trajectory_gpu,
-    weighted_cross_entropy_gpu,
-    wide_gpu,
-)
+from fastnc.kernels.gpu import deviations as deviations_gpu
+from fastnc.kernels.gpu import hessian as hessian_gpu
+from fastnc.kernels.gpu import narrow as narrow_gpu
+from fastnc.kernels.gpu import parts as parts_gpu
+from fastnc.kernels.gpu import plan as plan_gpu
+from fastnc.kernels.gpu import reduce as reduce_gpu
+from fastnc.kernels.gpu import scatter as scatter_gpu
+from fastnc.kernels.gpu import trajectory as trajectory_gpu
+from fastnc.kernels.gpu import weighted_cross_entropy as weighted_cross_entropy_gpu
+from fastnc.kernels.gpu import wide as wide_gpu
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 # Shared memory that a program may have, in bytes, by the CUDA C++ Programming Guide: that of 8.6

@@ -11,11 +11,11 @@ import small_training
 import torch
 
 import fastnc
-from fastnc import evaluation
+from fastnc._core.ranks import Workers, workers_of_torchrun
 from fastnc.cli import build
-from fastnc.network import Pixels
-from fastnc.training import Experiment, train
-from fastnc.workers import Workers, workers_of_torchrun
+from fastnc.training import evaluation
+from fastnc.training.loop import Experiment, train
+from fastnc.training.network import Pixels
 
 # 61 samples of 5 classes: the shares of two ranks differ.
 MODEL = fastnc.ULPM(5, dim=6, labels=np.arange(61) % 5)

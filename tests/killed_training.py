@@ -15,8 +15,8 @@ from pathlib import Path
 import small_training
 import torch
 
-from fastnc import training
-from fastnc.training import Experiment, train
+from fastnc.training import loop
+from fastnc.training.loop import Experiment, train
 
 EXPERIMENT = Experiment(
     feature_dim=12, batch_size=10, lr=0.02, batch_norm=True, dropout=0.2, snapshots=2,
@@ -38,7 +38,7 @@ def final(folder):
 
 
 def main(folder, kills):
-    training.vgg13 = small_training.network
+    loop.vgg13 = small_training.network
     torch.set_num_threads(1)
     rng = random.Random(0)
     whole = folder / "whole"

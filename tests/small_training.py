@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastnc import data
+from fastnc.training import data
 
 SIDE = 6
 
@@ -87,9 +87,9 @@ def facts():
 
 def put_in_place(patch=setattr):
     """Let `fastnc train` take the small network and files of `write_files`."""
-    from fastnc import training
+    from fastnc.training import loop
 
-    patch(training, "vgg13", network)
+    patch(loop, "vgg13", network)
     patch(data, "FACTS", facts())
     patch(data, "_SIDE", SIDE)
 

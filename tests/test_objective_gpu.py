@@ -10,8 +10,9 @@ import torch
 from interpreted import DEVICE, INTERPRETED
 
 import fastnc
-from fastnc import _arrays, _call, margin
-from fastnc.statistics import CudaMoments
+from fastnc._core import arrays, kernel_call
+from fastnc.collapse.statistics import CudaMoments
+from fastnc.theory import margin
 
 K, N, D = 4, 11, 5
 # Sums of a few dozen terms, each a few roundings.
@@ -25,13 +26,13 @@ def device(monkeypatch):
         return
 
     def home(x):
-        return "gpu" if _arrays.is_torch(x) else "cpu"
+        return "gpu" if arrays.is_torch(x) else "cpu"
 
-    monkeypatch.setattr(_call, "home", home)
-    monkeypatch.setattr(_arrays, "home", home)
-    monkeypatch.setattr(_call, "_on_gpu", lambda x: torch.as_tensor(x).detach().contiguous())
+    monkeypatch.setattr(kernel_call, "home", home)
+    monkeypatch.setattr(arrays, "home", home)
+    monkeypatch.setattr(kernel_call, "_on_gpu", lambda x: torch.as_tensor(x).detach().contiguous())
     for question in ("check_gpu", "check_memory"):
-        monkeypatch.setattr(_call, question, lambda *what: None)
+        monkeypatch.setattr(kernel_call, question, lambda *what: None)
 
 
 def problem():

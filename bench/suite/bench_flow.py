@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import fastnc
-from fastnc.landscape import SphereHessian
+from fastnc.theory.curvature import SphereHessian
 
 
 class Flow:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fastnc
-from fastnc.table1 import rows
+from fastnc.paper.table1 import rows
 
 SIZES = 10, 20, 16
 ROWS = (

@@ -8,7 +8,7 @@ import numpy as np
 from roofline import best
 
 import fastnc
-from fastnc.kernels.trajectory_cpu import descend
+from fastnc.kernels.cpu.trajectory import descend
 
 from .cases import CASES
 

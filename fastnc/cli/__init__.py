@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from fastnc.stopping import Diverged
+from fastnc._core.interrupts import Diverged
 
 # Each is the function of that name in the file of that name.
 COMMANDS = ("ulpm", "flow", "sweep", "train", "metrics", "verify", "table1")

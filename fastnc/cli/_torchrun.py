@@ -13,7 +13,7 @@ def joined_ranks(device: str | None) -> Iterator[tuple[int, int]]:
     if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield 0, 1
         return
-    from fastnc.workers import workers_of_torchrun
+    from fastnc._core.ranks import workers_of_torchrun
 
     with workers_of_torchrun(device) as workers:
         yield workers.rank, workers.count

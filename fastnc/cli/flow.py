@@ -35,10 +35,10 @@ def flow(
     flow.pdf (from t = 10^10 on), margin.png, margin.pdf, run.npz, run.csv and checkpoint.npz to
     --out.
     """
-    from fastnc._files import out_dir
-    from fastnc.flow import flow as integrate
+    from fastnc._core.files import out_dir
+    from fastnc._core.interrupts import Diverged, Interrupted
+    from fastnc.dynamics.flow import flow as integrate
     from fastnc.models import ULPM
-    from fastnc.stopping import Diverged, Interrupted
 
     model = ULPM(n_classes, n_per_class, dim)
     folder = out_dir(out)

@@ -36,10 +36,10 @@ def metrics(
     """
     import numpy as np
 
-    from fastnc._files import atomic_write, out_dir
-    from fastnc._progress import progress_bar
-    from fastnc.features_file import read_features
-    from fastnc.metrics import measure
+    from fastnc._core.files import atomic_write, out_dir
+    from fastnc._core.progress import progress_bar
+    from fastnc.collapse.features_file import read_features
+    from fastnc.collapse.metrics import measure
 
     held = read_features(file, labels, weight, bias)
     with progress_bar(2 * len(held.labels), "samples", "metrics") as bar:

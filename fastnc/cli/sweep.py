@@ -43,14 +43,14 @@ def sweep(
     """
     from itertools import product
 
-    from fastnc import _arrays
-    from fastnc._files import out_dir
+    from fastnc._core import arrays
+    from fastnc._core.files import out_dir
+    from fastnc._core.interrupts import Interrupted
+    from fastnc.dynamics.sweep import sweep as run_sweep
     from fastnc.models import ULPM
-    from fastnc.stopping import Interrupted
-    from fastnc.sweep import sweep as run_sweep
 
-    _arrays.check_count("seeds", seeds, 1)
-    _arrays.check_count("seed", seed, 0)
+    arrays.check_count("seeds", seeds, 1)
+    arrays.check_count("seed", seed, 0)
     models = [ULPM(*sizes) for sizes in product(n_classes, n_per_class, dim)]
     folder = out_dir(out)
     checkpoint = folder / "checkpoint.npz"

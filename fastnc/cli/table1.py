@@ -26,10 +26,10 @@ def table1(
     Writes table1.csv after every row, then geometry.png and geometry.pdf (the Gram matrices; in 2
     and 3 dimensions the vectors themselves) and minority_collapse.png and .pdf to --out.
     """
-    from fastnc._arrays import check_count
-    from fastnc._files import out_dir
-    from fastnc._progress import progress_bar
-    from fastnc.table1 import Row, fit, rows, to_csv, to_text
+    from fastnc._core.arrays import check_count
+    from fastnc._core.files import out_dir
+    from fastnc._core.progress import progress_bar
+    from fastnc.paper.table1 import Row, fit, rows, to_csv, to_text
 
     total = len(rows(n_classes, n_per_class, dim))
     check_count("seed", seed, 0)
@@ -53,7 +53,7 @@ def table1(
         ) from None
     print(to_text(table))
 
-    from fastnc.minority_collapse import minority_angles
+    from fastnc.paper.minority_collapse import minority_angles
     from fastnc.plots import geometry, minority_collapse, save
 
     written = [path, *save(geometry(table), folder / "geometry")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 import typer
 
 if TYPE_CHECKING:
-    from fastnc.trajectory import Trajectory
+    from fastnc.dynamics.trajectory import Trajectory
 
 
 def train(
@@ -74,7 +74,7 @@ def train(
     import json
     from importlib import import_module
 
-    from fastnc._files import out_dir
+    from fastnc._core.files import out_dir
 
     try:
         import_module("torch")
@@ -82,12 +82,12 @@ def train(
         raise ImportError(
             "`fastnc train` needs torch, which is not installed; run `pip install 'fastnc[train]'`."
         ) from None
-    from fastnc.data import fashion_mnist
-    from fastnc.experiment import Experiment
-    from fastnc.stopping import Diverged, Interrupted
-    from fastnc.training import train as run_training
-    from fastnc.training_state import CHECKPOINT
-    from fastnc.workers import workers_of_torchrun
+    from fastnc._core.interrupts import Diverged, Interrupted
+    from fastnc._core.ranks import workers_of_torchrun
+    from fastnc.training.data import fashion_mnist
+    from fastnc.training.experiment import Experiment
+    from fastnc.training.loop import train as run_training
+    from fastnc.training.state import CHECKPOINT
 
     try:
         options = json.loads(schedule_args)
@@ -152,7 +152,7 @@ def train(
 
 def _peeled(run: Trajectory, epochs: int, folder: Path) -> list[Path]:
     """Go on with the layer-peeled model alone, tell how it went, and write it."""
-    from fastnc.peeling import peel
+    from fastnc.dynamics.peel import peel
     from fastnc.plots import figure2, save, summary
 
     peeled = peel(run, epochs)

@@ -31,11 +31,11 @@ def ulpm(
     Writes figure2.png, figure2.pdf, run.npz, run.csv and checkpoint.npz to --out. Under torchrun
     the rows of H are spread over the ranks, and each writes a run and checkpoints of its own.
     """
-    from fastnc._files import out_dir
+    from fastnc._core.files import out_dir
+    from fastnc._core.interrupts import Diverged, Interrupted
     from fastnc.cli._torchrun import joined_ranks
-    from fastnc.descent import descend
+    from fastnc.dynamics.descent import descend
     from fastnc.models import ULPM
-    from fastnc.stopping import Diverged, Interrupted
 
     model = ULPM(n_classes, n_per_class, dim)
     folder = out_dir(out)

@@ -18,10 +18,10 @@ def verify(
     seconds, and once half a minute more to compile. Writes verify.csv, verify.json, verify.png
     and verify.pdf to --out.
     """
-    from fastnc._arrays import check_count
-    from fastnc._files import out_dir
+    from fastnc._core.arrays import check_count
+    from fastnc._core.files import out_dir
+    from fastnc.paper.verify import all_hold, check, table, write_csv, write_json
     from fastnc.plots import findings_chart, save
-    from fastnc.verify import all_hold, check, table, write_csv, write_json
 
     check_count("seed", seed, 0)
     folder = out_dir(out)

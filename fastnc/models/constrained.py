@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._arrays import check_positive
+from fastnc._core.arrays import check_positive
 from fastnc.models import losses
 from fastnc.models.layer_peeled import Balanced, Gradients, Optimum, frame, require_etf
 

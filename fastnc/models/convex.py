@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc.minimise import minimise, newton
 from fastnc.models.layer_peeled import Floats
+from fastnc.models.lbfgs import minimise, newton
 
 
 class ConvexOptimum(NamedTuple):

@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._arrays import row_major
-from fastnc.models.layer_peeled import Gradients, LayerPeeled
+from fastnc._core.arrays import row_major
+from fastnc.models.layer_peeled import Gradients
 
 Array = NDArray[Any]
-
-# Below this many multiplications an evaluation takes less time than it takes to wake, or on a
-# busy machine to wait for, a second thread: seen 0.2 ms against 16 ms.
-_SMALL = 1_000_000
-
-
-@contextmanager
-def few_threads(model: LayerPeeled) -> Iterator[None]:
-    """One thread for the kernels while a small model is solved; the bits do not depend on it."""
-    import numba
-
-    before = numba.get_num_threads()
-    if model.n_classes * model.n_samples * model.dim < _SMALL:
-        numba.set_num_threads(1)
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
 
 
 def cross_entropy(W: Array, H: Array, y: Array, bias: Array | None = None) -> Gradients:
@@ -38,7 +18,7 @@ def cross_entropy(W: Array, H: Array, y: Array, bias: Array | None = None) -> Gr
 
     The kernel knows no bias: it becomes one more column of W beside a column of ones of H.
     """
-    from fastnc.kernels.cross_entropy_cpu import loss_and_grads
+    from fastnc.kernels.cpu.cross_entropy import loss_and_grads
 
     d = W.shape[1]
     if bias is not None:
@@ -53,7 +33,7 @@ def cross_entropy(W: Array, H: Array, y: Array, bias: Array | None = None) -> Gr
 
 def log_cross_entropy(W: Array, H: Array, y: Array) -> Gradients:
     """The logarithm of the mean cross-entropy and its gradients."""
-    from fastnc.kernels.cross_entropy_cpu import log_loss_and_grads
+    from fastnc.kernels.cpu.cross_entropy import log_loss_and_grads
 
     value, grad_W, grad_H = np.empty(1), np.empty_like(W), np.empty_like(H)
     log_loss_and_grads(W, H, row_major(y), value, grad_W, grad_H)

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastnc._arrays import as_numpy, check_count, check_labels, float_dtype
+from fastnc._core.arrays import as_numpy, check_count, check_labels, float_dtype
 from fastnc.models.layer_peeled import UnknownOptimum, gaussian_start
 
 

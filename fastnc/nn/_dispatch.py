@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnc._cuda import serves
+from fastnc._core.cuda import serves
 from fastnc.nn import _torch_rows
 from fastnc.nn._problem import Problem, Result
 

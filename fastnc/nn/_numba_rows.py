@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastnc.kernels.blas_cpu import one_thread
-from fastnc.kernels.weighted_cross_entropy_cpu import (
+from fastnc.kernels.cpu.threads import one_thread
+from fastnc.kernels.cpu.weighted_cross_entropy import (
     arrangement,
     examine,
     loss_and_grads,
     outgrown,
 )
-from fastnc.kernels.weighted_loss_cpu import (
+from fastnc.kernels.cpu.weighted_loss import (
     BIAS,
     DONE,
     GRAD_BIAS,

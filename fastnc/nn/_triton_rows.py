@@ -14,7 +14,7 @@ def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = Non
     The device is not waited for: a label that does not fit raises there. Rows to be ignored take
     part with a negative label, which the kernels give a loss and a residual of zero.
     """
-    from fastnc.kernels.weighted_cross_entropy_gpu import loss_and_grads
+    from fastnc.kernels.gpu.weighted_cross_entropy import loss_and_grads
 
     (
         input, linear_weight, linear_bias, target, weight, reduction, ignore_index,

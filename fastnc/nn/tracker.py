@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastnc._arrays import check_labels, check_unmasked
+from fastnc._core.arrays import check_labels, check_unmasked
 from fastnc.nn.loss import LinearCrossEntropyLoss
 
 if TYPE_CHECKING:
-    from fastnc.metrics import CollapseMetrics
+    from fastnc.collapse.metrics import CollapseMetrics
 
 # Rows that go to the accumulators at once: large enough to be efficient, small beside the data.
 _ROWS = 16_384

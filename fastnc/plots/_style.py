@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from fastnc._files import atomic_write
+from fastnc._core.files import atomic_write
 
 FEATURES = "#1f77b4"
 CLASSIFIER = "#d62728"

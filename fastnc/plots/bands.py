@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fastnc.dynamics.trajectories import Trajectories
 from fastnc.plots._style import log_log_time, log_values
 from fastnc.plots.collapse import PANELS, summary_times, time_label, time_text
-from fastnc.trajectories import Trajectories
 
 # Half of the runs lie in the band, nine in ten between the thin lines.
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from fastnc.dynamics.trajectory import Trajectory
 from fastnc.plots._style import CLASSIFIER, FEATURES, log_log_time, log_values
-from fastnc.trajectory import Trajectory
 
 # Title of each panel, and its columns with their colours and legends.
 PANELS = (

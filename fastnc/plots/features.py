@@ -13,8 +13,8 @@ from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from fastnc.metrics import CollapseMetrics
-    from fastnc.statistics import ClassStatistics
+    from fastnc.collapse.metrics import CollapseMetrics
+    from fastnc.collapse.statistics import ClassStatistics
 
 # More classes than this are neither told apart in a picture nor worth their K x K cosines.
 MOST_CLASSES = 400

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from fastnc.paper.verify import Finding
 from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL
-from fastnc.verify import Finding
 
 _FLOOR = 1e-17
 _CEILING = 1e2

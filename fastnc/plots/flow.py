@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from fastnc.flow_law import Constants, constants, exponents, fitted_exponent
+from fastnc.dynamics.trajectory import Trajectory
 from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL, legend, log_log_time, log_values
 from fastnc.plots.collapse import PANELS, time_label
 from fastnc.plots.margin import stack_missing
-from fastnc.trajectory import Trajectory
+from fastnc.theory.rates import Constants, constants, exponents, fitted_exponent
 
 # Where the paper's Figure 2 ends: 1e5 epochs.
 PAPER_ENDS = 5.0

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from fastnc.paper.table1 import Row
 from fastnc.plots._style import CLASSIFIER, FEATURES
-from fastnc.table1 import Row
 
 _A_LINE = 7
 

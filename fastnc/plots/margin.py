@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fastnc.margin import TERMS
+from fastnc.dynamics.trajectory import Trajectory
 from fastnc.plots._style import log_log_time
 from fastnc.plots.collapse import time_label
-from fastnc.trajectory import Trajectory
+from fastnc.theory.margin import TERMS
 
 LABELS = {
     "classifier_mean": r"mean classifier, $K\,|\bar w|^2$",

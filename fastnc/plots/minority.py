@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from fastnc.minority_collapse import MinorityAngles
+from fastnc.paper.minority_collapse import MinorityAngles
 from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL
 
 _COLOURS = (CLASSIFIER, FEATURES, "#2ca02c", "#9467bd")

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from fastnc.dynamics.trajectory import Trajectory
 from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL, log_values
 from fastnc.plots.collapse import PANELS
-from fastnc.trajectory import Trajectory
 
 # log log t exists beyond t = 1.
 _FIRST = 2.0

@@ -1,0 +1,224 @@
+"""Where an array lives, and whether a call's arrays fit together: one sentence if not."""
+
+from __future__ import annotations
+
+import math
+import sys
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FLOATS = ("float32", "float64")
+
+
+def is_torch(x: Any) -> bool:
+    """Whether `x` is a torch tensor; torch is not imported to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def home(x: Any) -> str:
+    """`"cpu"` or `"gpu"`: the kernels that run on `x`, decided by where it lives."""
+    if is_torch(x):
+        match x.device.type:
+            case "cpu":
+                return "cpu"
+            case "cuda":
+                return "gpu"
+            case other:
+                raise ValueError(
+                    f"tensors on the device {other!r} are not served; move them to 'cpu' or 'cuda'."
+                )
+    return "cpu"
+
+
+def dtype_name(x: Any) -> str:
+    """`"float32"` for an array or a tensor of that dtype, and so on."""
+    return str(x.dtype).removeprefix("torch.")
+
+
+def as_numpy(x: Any) -> np.ndarray:
+    """`x` as a NumPy array, without a copy where it shares memory (a CPU tensor does)."""
+    if is_torch(x):
+        array: np.ndarray = x.detach().cpu().numpy()
+        return array
+    return np.asarray(x)
+
+
+def row_major(x: Any, dtype: Any = None) -> np.ndarray:
+    """`x` in row order, as compiled code takes it: copied only where order or dtype differ.
+
+    A kernel is compiled for each type of array, and a read-only array is a type of its own:
+    what is read-only is seen through a view that does not say so. Kernels write to nothing
+    that they were given to read.
+    """
+    array = np.ascontiguousarray(as_numpy(x), dtype=dtype)
+    return array if array.flags.writeable else np.asarray(_Unlocked(array))
+
+
+class _Unlocked:
+    """Hands out the memory of a read-only array, and keeps it alive."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        interface = array.__array_interface__
+        self.array = array
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+
+
+def like(result: np.ndarray, x: Any) -> Any:
+    """`result` in the library and on the device of `x`."""
+    if is_torch(x):
+        import torch
+
+        return torch.from_numpy(result).to(x.device)
+    return result
+
+
+def check_matrix(name: str, x: Any, shape: tuple[int | None, int | None]) -> None:
+    """`x` must be a 2-d float array whose sizes are those of `shape` (None: any, at least 1)."""
+    if not hasattr(x, "dtype") or not hasattr(x, "shape"):
+        raise TypeError(
+            f"`{name}` must be a NumPy array or a torch tensor; got {type(x).__name__}."
+        )
+    if len(x.shape) != 2:
+        raise ValueError(f"`{name}` must have 2 dimensions; got shape {tuple(x.shape)}.")
+    for axis, want in enumerate(shape):
+        if want is not None and x.shape[axis] != want:
+            raise ValueError(
+                f"`{name}` must have {want} {('rows', 'columns')[axis]}; "
+                f"got shape {tuple(x.shape)}."
+            )
+        if x.shape[axis] == 0:
+            raise ValueError(f"`{name}` must not be empty; got shape {tuple(x.shape)}.")
+    if dtype_name(x) not in FLOATS:
+        raise TypeError(
+            f"`{name}` must be float32 or float64; got {dtype_name(x)}. Convert it first."
+        )
+    check_unmasked(name, x)
+
+
+def fill(name: str, out: np.ndarray, x: Any) -> None:
+    """Copies `x` into `out`; what is finite in float64 must be so in float32 too."""
+    with np.errstate(over="ignore"):
+        np.copyto(out, as_numpy(x), casting="same_kind")
+    check_finite(name, out)
+
+
+def check_unmasked(name: str, x: Any) -> None:
+    """`x` may be a masked array, if nothing in it is masked: kernels see the memory alone."""
+    # Like torch, NumPy's masked arrays are not imported to find out.
+    ma = sys.modules.get("numpy.ma")
+    if ma is not None and isinstance(x, ma.MaskedArray) and x.mask.any():
+        where = tuple(int(i) for i in np.argwhere(x.mask)[0])
+        raise ValueError(
+            f"`{name}` must have no masked entry; got {int(x.mask.sum())}, the first at index "
+            f"{where[0] if len(where) == 1 else where}. Fill them, or leave those samples out."
+        )
+
+
+def check_finite(name: str, x: np.ndarray) -> None:
+    """`x` must hold neither NaN nor infinity; the first bad row is named."""
+    # A sum is one pass without a temporary; it is not finite whenever an entry is not.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.sum(x, dtype=np.float64)
+    if not np.isfinite(total):
+        bad = np.argwhere(~np.isfinite(x))
+        if len(bad):
+            where = tuple(int(i) for i in bad[0])
+            raise ValueError(f"`{name}` must be finite; got {x[where]} at index {where}.")
+
+
+def check_labels(
+    y: Any,
+    n_samples: int | None,
+    n_classes: int | None,
+    name: str = "y",
+    more: str = "give a `W` with more rows",
+) -> np.ndarray:
+    """`y` in NumPy; it must be `n_samples` integers, in 0..n_classes-1, where those are given.
+
+    `more` is what else than relabelling helps where there are too few classes.
+    """
+    check_unmasked(name, y)
+    labels = as_numpy(y)
+    if labels.ndim != 1:
+        raise ValueError(f"`{name}` must have 1 dimension; got shape {labels.shape}.")
+    # `np.integer` is a base of the timedelta too.
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"`{name}` must hold integers; got {labels.dtype}.")
+    if n_samples is not None and len(labels) != n_samples:
+        raise ValueError(f"`{name}` must have one label a sample ({n_samples}); got {len(labels)}.")
+    if (
+        n_classes is not None
+        and len(labels)
+        and not (labels.min() >= 0 and labels.max() < n_classes)
+    ):
+        index = int(np.argmax((labels < 0) | (labels >= n_classes)))
+        raise ValueError(
+            f"`{name}` must lie in 0..{n_classes - 1} ({n_classes} classes were given); "
+            f"got {labels[index]} at index {index}. Relabel, or {more}."
+        )
+    return labels
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and bool(abs(value) < math.inf)
+
+
+def check_positive(name: str, value: Any) -> None:
+    """`value` must be a finite number above zero."""
+    if not (_is_number(value) and value > 0):
+        raise ValueError(f"`{name}` must be a positive number; got {value!r}.")
+
+
+def check_at_least_zero(name: str, value: Any) -> None:
+    """`value` must be a finite number of at least zero."""
+    if not (_is_number(value) and value >= 0):
+        raise ValueError(f"`{name}` must be a number of at least 0; got {value!r}.")
+
+
+def check_count(name: str, value: Any, least: int) -> int:
+    """`value` must be an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"`{name}` must be an integer of at least {least}; got {value!r}.")
+    return int(value)
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """`value` must be one of a few words."""
+    if not (isinstance(value, str) and value in choices):
+        words = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
+        raise ValueError(f"`{name}` must be {words}; got {value!r}.")
+    return value
+
+
+def float_dtype(dtype: Any) -> np.dtype[Any]:
+    """What NumPy understands by `dtype`, which must be float32 or float64."""
+    found: np.dtype[Any] | None
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found.name not in FLOATS:
+        raise TypeError(f"`dtype` must be 'float32' or 'float64'; got {dtype!r}.")
+    return found
+
+
+def checked_problem(
+    W: Any, H: Any, y: Any
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """W, H in float64 and y in int64, C-contiguous NumPy arrays that fit together."""
+    check_matrix("W", W, (None, None))
+    check_matrix("H", H, (None, W.shape[1]))
+    if W.shape[0] < 2:
+        raise ValueError(f"`W` must have at least 2 rows, one a class; got shape {tuple(W.shape)}.")
+    labels = check_labels(y, len(H), len(W))
+    out = []
+    for name, x in (("W", W), ("H", H)):
+        array = row_major(x, np.float64)
+        check_finite(name, array)
+        out.append(array)
+    return out[0], out[1], row_major(labels, np.int64)

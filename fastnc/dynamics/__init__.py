@@ -1,0 +1,1 @@
+"""What moves W and H, and what a run leaves behind."""

@@ -1,0 +1,127 @@
+"""Where a run was, in one file: a stepper's state, the rows so far, and which problem it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastnc._core.files import FOREIGN, describe, read_npz, scalar, write_npz
+
+_STATE, _COLUMN = "state/", "column/"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A moment of a run; `problem` holds JSON values that a resumed run must share."""
+
+    epoch: int
+    problem: dict[str, Any]
+    state: dict[str, NDArray[Any]]
+    columns: dict[str, NDArray[Any]]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one `.npz` atomically: a kill leaves the last one or this one, whole."""
+        arrays = {_STATE + name: values for name, values in self.state.items()}
+        arrays |= {_COLUMN + name: values for name, values in self.columns.items()}
+        arrays["epoch"] = np.array(self.epoch)
+        arrays["problem"] = np.array(json.dumps(self.problem))
+        return write_npz(path, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], problem: dict[str, Any]) -> Checkpoint:
+        """Read a checkpoint of `problem`.
+
+        Raises
+        ------
+        ValueError
+            The file is damaged, or belongs to another problem; the message says which value
+            differs. The file is left as it was.
+        """
+        arrays = read_npz(path, "the checkpoint")
+        try:
+            epoch, found = int(scalar(arrays["epoch"])), json.loads(str(arrays["problem"]))
+            state = _under(_STATE, arrays)
+            columns = _under(_COLUMN, arrays)
+            if not (isinstance(found, dict) and state and epoch >= 0 and _is_table(columns)):
+                raise ValueError
+        except FOREIGN:
+            raise foreign(path) from None
+        check_same_problem(path, found, problem)
+        return cls(epoch, found, state, columns)
+
+    def state_like(
+        self, path: str | os.PathLike[str], state: Mapping[str, NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
+        """The state, if its arrays have the names, shapes and dtypes of those of `state`.
+
+        Kernels check nothing: what does not fit must not reach them.
+        """
+        found, own = ({k: (v.shape, v.dtype) for k, v in s.items()} for s in (self.state, state))
+        if found != own:
+            raise foreign(path)
+        return self.state
+
+    def rows(
+        self, path: str | os.PathLike[str], time: str, due: Container[float]
+    ) -> list[dict[str, Any]]:
+        """The snapshots, one dict a row, at those of the times that are `due`."""
+        if time not in self.columns:
+            raise foreign(path)
+        lists = [values.tolist() for values in self.columns.values()]
+        rows = [dict(zip(self.columns, values, strict=True)) for values in zip(*lists, strict=True)]
+        return [row for row in rows if row[time] in due]
+
+
+def place(path: str | os.PathLike[str] | None, resume: bool) -> Path | None:
+    """Where a checkpoint is to be, told to be impossible before hours are spent and not after."""
+    if path is None:
+        if resume:
+            raise ValueError("`resume` must have a file to go on from; give `checkpoint`.")
+        return None
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"`checkpoint` must be a path; got {type(path).__name__}.")
+    found = Path(path)
+    if found.is_dir() or not found.parent.is_dir():
+        raise ValueError(
+            f"`checkpoint` must be a file in a folder that exists; got {str(found)!r}. Make the "
+            "folder first, or name a file in it."
+        )
+    return found
+
+
+def foreign(path: str | os.PathLike[str]) -> ValueError:
+    """What to raise for a readable file that is no checkpoint of such a run."""
+    return ValueError(
+        f"the checkpoint {str(path)!r} is not one that fastnc wrote. Nothing was changed."
+    )
+
+
+def check_same_problem(
+    path: str | os.PathLike[str], found: dict[str, Any], problem: dict[str, Any]
+) -> None:
+    """A checkpoint's problem must be the one at hand; the message says which value differs."""
+    # Of a run of another kind that is what is told, not what only one of them has.
+    for name in sorted(problem.keys() | found.keys(), key=lambda name: (name != "kind", name)):
+        if problem.get(name) != found.get(name):
+            raise ValueError(
+                f"the checkpoint {str(path)!r} is of another problem: its `{name}` is "
+                f"{describe(found.get(name))}, this run's is {describe(problem.get(name))}. "
+                "Give the same options, or another folder, or do not resume."
+            )
+
+
+def _is_table(columns: dict[str, NDArray[Any]]) -> bool:
+    """Whether these are columns of numbers, of one length."""
+    numbers = all(values.ndim == 1 and values.dtype.kind in "fiu" for values in columns.values())
+    return numbers and len({len(values) for values in columns.values()}) == 1
+
+
+def _under(prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}

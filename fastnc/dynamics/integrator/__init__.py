@@ -1,0 +1,1 @@
+"""The implicit integrator of gradient flow: its Newton systems, its state, its loop."""

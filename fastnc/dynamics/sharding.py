@@ -1,0 +1,148 @@
+"""A descent whose rows of H are spread over the ranks of `torch.distributed`."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastnc._core import arrays
+from fastnc._core.ranks import Workers
+from fastnc.dynamics.checkpoint import Checkpoint
+from fastnc.dynamics.run import Callback, Run
+from fastnc.dynamics.steppers.sharded import ShardedDescent
+from fastnc.dynamics.trajectory import Trajectory
+from fastnc.models import ULPM
+
+# Entries of H that are drawn at once, on every rank, until its own rows come.
+_BLOCK = 1 << 22
+
+
+class ShardedRun(Run):
+    """A run in which every rank makes the same epochs, and keeps what it has in its own files.
+
+    A checkpoint of several files can be cut between two of them by a kill: each rank therefore
+    writes by turns to two, and a resumed run goes on from the latest epoch that all ranks have.
+    """
+
+    workers: Workers
+    _saves = 0
+
+    def go(self, path: Path | None, every: float, resume: bool, progress: bool) -> Trajectory:
+        if resume and path is not None:
+            self._take_up_common(path)
+        return super().go(path, every, False, progress and self.workers.rank == 0)
+
+    def now(self) -> float:
+        """The clock of rank 0, so that all ranks decide alike."""
+        return float(self.workers.first(torch.tensor(time.monotonic(), dtype=torch.float64)))
+
+    def stop_asked(self, interrupted: Callable[[], bool]) -> bool:
+        """Whether Ctrl-C fell on any rank."""
+        return bool(self.workers.largest(torch.tensor(float(interrupted()))))
+
+    def _files(self, path: Path) -> list[Path]:
+        name = f"{path.stem}-rank{self.workers.rank}of{self.workers.count}"
+        return [path.with_name(f"{name}-{turn}{path.suffix}") for turn in (0, 1)]
+
+    def _save(self, path: Path) -> None:
+        super()._save(self._files(path)[self._saves % 2])
+        self._saves += 1
+
+    def _take_up_common(self, path: Path) -> None:
+        files = self._files(path)
+        epochs = torch.tensor(
+            [[Checkpoint.load(f, self.about).epoch if f.exists() else -1 for f in files]]
+        )
+        everyones = self.workers.gathered(epochs).tolist()
+        common = set(everyones[0]).intersection(*everyones) - {-1}
+        if not common:
+            return
+        turn = everyones[self.workers.rank].index(max(common))
+        self.take_up(files[turn])
+        # The next save leaves alone the one that was taken up.
+        self._saves = turn + 1
+
+
+def prepare_sharded(
+    model: Any,
+    lr: float,
+    epochs: int,
+    seed: int,
+    W: NDArray[Any] | None,
+    H: NDArray[Any] | None,
+    snapshots: int,
+    dtype: str | None,
+    callback: Callback | None = None,
+) -> ShardedRun:
+    """A sharded run at its first epoch; W and H, if given, are all of W and this rank's rows.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Arguments that do not fit, or a model other than `fastnc.ULPM`.
+    """
+    if not isinstance(model, ULPM):
+        raise TypeError(
+            f"`model` must be a `fastnc.ULPM` to be sharded; got {type(model).__name__}."
+        )
+    arrays.check_positive("lr", lr)
+    arrays.check_count("epochs", epochs, 1)
+    arrays.check_count("snapshots", snapshots, 1)
+    workers = Workers()
+    mine = workers.mine(model.n_samples)
+    if workers.count > model.n_samples:
+        raise ValueError(
+            f"`model` must have a sample for each of the {workers.count} ranks; "
+            f"got {model.n_samples}."
+        )
+    y = model.y[mine].copy()
+    given = next((x for x in (W, H) if x is not None), None)
+    kind = dtype or ("float64" if given is None else arrays.dtype_name(given))
+    own = dict(zip("WH", start_rows(model, seed, kind, mine), strict=True))
+    for name, x in (("W", W), ("H", H)):
+        if x is not None:
+            arrays.check_matrix(name, x, own[name].shape)
+            arrays.fill(name, own[name], x)
+    digest = hashlib.sha256()
+    for array in (own["W"], own["H"], y):
+        digest.update(array.data)
+    about = {
+        "kind": "descent",
+        "model": repr(model),
+        "lr": float(lr),
+        "seed": int(seed),
+        "dtype": kind,
+        "snapshots": int(snapshots),
+        "start": digest.hexdigest()[:32],
+        "rank": workers.rank,
+        "workers": workers.count,
+    }
+    stepper = ShardedDescent(own["W"], own["H"], y, lr, model.n_samples, workers)
+    run = ShardedRun(stepper, y, about, epochs, callback)
+    run.workers = workers
+    return run
+
+
+def start_rows(
+    model: ULPM, seed: int, dtype: str, mine: slice
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """W and the rows `mine` of H as `model.init` draws them, without the others in memory."""
+    W = ULPM(model.n_classes, dim=model.dim, labels=[0]).init(seed, dtype)[0]
+    rng = np.random.default_rng(seed)
+    rng.standard_normal(W.shape)
+    H = np.empty((mine.stop - mine.start, model.dim), dtype)
+    block, scale = max(1, _BLOCK // model.dim), 1.0 / np.sqrt(model.dim)
+    for low in range(0, mine.stop, block):
+        high = min(low + block, mine.stop)
+        rows = rng.standard_normal((high - low, model.dim)) * scale
+        if high > mine.start:
+            first = max(low, mine.start)
+            H[first - mine.start : high - mine.start] = rows[first - low :]
+    return W, H

@@ -1,0 +1,92 @@
+"""One row of a trajectory: everything that is measured of (W, H) at one moment."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastnc.collapse.metrics import NAMES
+from fastnc.theory.margin import margin_ratio, neural_collapse_margin
+
+Floats = NDArray[np.float64]
+
+OBJECTIVE = ("log_loss", "log_grad_norm", "grad_norm", "norm_W", "norm_H", "beta", "epsilon")
+COLUMNS = (*OBJECTIVE, *NAMES)
+
+# Beyond it squares overflow, and no geometry is left to measure.
+_LARGEST_NORM = 1e150
+
+
+def measure(W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64]) -> dict[str, float]:
+    """The columns of a run at W (K, d), H (N, d), with the mean loss; NaN where undefined.
+
+    `log_loss` and `log_grad_norm` are natural logarithms, finite at any margin. `beta` is
+    Lemma 3.2's, with the sign that makes it tend to 1, and `epsilon` its
+    `sqrt(2 (1 - beta) / C)` with the tightest constant there is, `C = q_min / |theta|^2`.
+
+    Cost: one pass for the loss and its gradients, one for the geometry.
+    """
+    from fastnc.kernels.cpu.geometry import SERIAL_WORK, geometry
+
+    W = np.ascontiguousarray(W, dtype=np.float64)
+    H = np.ascontiguousarray(H, dtype=np.float64)
+    summarise = _small_objective if len(W) * H.size < SERIAL_WORK else _objective
+    log_loss, slope, norm_W, norm_H, gap = summarise(W, H, y)
+    norm = math.hypot(norm_W, norm_H)
+    if not (math.isfinite(log_loss) and norm < _LARGEST_NORM):
+        return dict.fromkeys(COLUMNS, math.nan)
+    values = np.empty(len(NAMES))
+    geometry(W, H, y, values)
+    row = dict(zip(NAMES, values.tolist(), strict=True))
+    if math.isnan(row["margin"]):
+        # Samples of one class have no geometry of means, and a margin all the same.
+        row["margin"] = neural_collapse_margin(W, H, y)
+        row["margin_ratio"] = margin_ratio(W, H, y) if norm > 0.0 else math.nan
+
+    mean_log_loss = log_loss - math.log(len(y))
+    log_grad_norm = mean_log_loss + math.log(slope) if slope > 0.0 else -math.inf
+    margin = row["margin"]
+    objective = (
+        mean_log_loss,
+        log_grad_norm,
+        math.exp(log_grad_norm) if log_grad_norm < 709.0 else math.inf,
+        norm_W,
+        norm_H,
+        1.0 - gap,
+        norm * math.sqrt(2.0 * gap / margin) if margin > 0.0 else math.nan,
+    )
+    return dict(zip(OBJECTIVE, objective, strict=True)) | row
+
+
+def _small_objective(W: Floats, H: Floats, y: NDArray[np.int64]) -> list[float]:
+    """log of the summed loss, |grad| over the loss, |W|, |H|, 1 - beta: on this thread alone."""
+    from fastnc.kernels.cpu.snapshot import N_VALUES, objective
+
+    values = np.empty(N_VALUES)
+    objective(W, H, y, values)
+    return [float(v) for v in values]
+
+
+def _objective(W: Floats, H: Floats, y: NDArray[np.int64]) -> list[float]:
+    """The same on all threads."""
+    from fastnc.kernels.cpu.cross_entropy import log_loss_and_grads
+
+    log_loss = np.empty(1)
+    grad_W, grad_H = np.empty_like(W), np.empty_like(H)
+    log_loss_and_grads(W, H, y, log_loss, grad_W, grad_H)
+    norm_W, norm_H = float(np.linalg.norm(W)), float(np.linalg.norm(H))
+    norm = math.hypot(norm_W, norm_H)
+    slope = math.hypot(float(np.linalg.norm(grad_W)), float(np.linalg.norm(grad_H)))
+    # theta and the gradient become opposite: their normalised sum is 1 - beta without the
+    # cancellation that a scalar product close to 1 would carry.
+    gap = math.nan
+    if norm > 0.0 and slope > 0.0:
+        grad_W /= slope
+        grad_H /= slope
+        grad_W += W / norm
+        grad_H += H / norm
+        gap = 0.5 * (float(np.vdot(grad_W, grad_W)) + float(np.vdot(grad_H, grad_H)))
+    return [float(log_loss[0]), slope, norm_W, norm_H, gap]

@@ -1,0 +1,348 @@
+"""Many descents at once, one a thread, each in the bits that it has alone."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fastnc._core import arrays
+from fastnc._core.files import FOREIGN, read_npz, write_npz
+from fastnc._core.interrupts import Diverged, Interrupted, deferred_interrupt
+from fastnc._core.progress import Bar, progress_bar
+from fastnc.dynamics.checkpoint import check_same_problem, place
+from fastnc.dynamics.descent import prepare
+from fastnc.dynamics.run import Run
+from fastnc.dynamics.start import fingerprint
+from fastnc.dynamics.trajectories import Trajectories
+from fastnc.dynamics.trajectory import Trajectory
+
+# How often the calling thread looks for Ctrl-C, for runs that are done and at the clock.
+_SECONDS_A_LOOK = 0.1
+
+
+def sweep(
+    model: Any,
+    lr: float | Iterable[float] = 5.0,
+    epochs: int = 100_000,
+    seeds: Iterable[int] = range(256),
+    snapshots: int = 40,
+    *,
+    dtype: Literal["float32", "float64"] | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+    threads: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: float = 60.0,
+    resume: bool = False,
+    progress: bool = False,
+) -> Trajectories:
+    """Gradient descent from many seeds, with many step sizes, on many models.
+
+    Equivalent to `[descend(m, r, epochs, s) for m in models for r in lrs for s in seeds]`, bit
+    for bit, on any number of threads.
+
+    Parameters
+    ----------
+    model : a model, or several
+        Of any sizes: this is how n, d and K are swept.
+    lr : float > 0, or several
+    epochs : int >= 1
+        Of each run.
+    seeds : integers >= 0
+    snapshots : int >= 1
+        Snapshots a decade of epochs.
+    dtype : "float32" or "float64", optional
+    device : "cpu" or "cuda"
+        On a GPU all small problems of one shape run at once, others one after another; each has
+        the bits of `descend(..., device="cuda")`.
+    threads : int >= 1, optional
+        Runs at once; by default one a core that may be used. Problems that are themselves worth
+        several threads run one after another instead.
+    checkpoint : path, optional
+        File of the runs that are done, written every `checkpoint_every` seconds and at the end;
+        runs under way that last longer leave files beside it, which go when they are done.
+    resume : bool
+        Go on from `checkpoint` if it exists.
+    progress : bool
+        Show a progress bar on a terminal.
+
+    Returns
+    -------
+    Trajectories
+        A list of `Trajectory`: models outermost, then step sizes, then seeds. A run that
+        diverged holds what there was until then, and its `.about["stopped"]` is "diverged".
+
+    Raises
+    ------
+    ValueError, TypeError
+        Arguments that make no sense, or a checkpoint that is damaged or of another sweep.
+    Interrupted
+        Ctrl-C; the checkpoint, if any, has been written; `.run` holds the runs that were done.
+
+    Examples
+    --------
+    >>> import fastnc
+    >>> runs = fastnc.sweep(fastnc.ULPM(5, 10, 20), epochs=1000, seeds=range(4))
+    >>> len(runs), len(runs.quantiles("margin", 0.5)[0]) == len(runs[0])
+    (4, True)
+    """
+    models, lrs = _several(model), _several(lr)
+    if isinstance(seeds, str) or not isinstance(seeds, Iterable):
+        raise TypeError(f"`seeds` must be several integers; got {seeds!r}. Give one as a list.")
+    seeds = list(seeds)
+    for name, values in (("model", models), ("lr", lrs), ("seeds", seeds)):
+        if not values:
+            raise ValueError(f"`{name}` must hold at least one value; got none.")
+    for rate in lrs:
+        arrays.check_positive("lr", rate)
+    lrs = [float(rate) for rate in lrs]
+    arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
+    path = place(checkpoint, resume)
+    if threads is None:
+        from numba import get_num_threads
+
+        threads = get_num_threads()
+    arrays.check_count("threads", threads, 1)
+
+    def begin(problem: tuple[Any, float, int]) -> Run:
+        one, rate, seed = problem
+        return prepare(one, rate, epochs, seed, None, None, snapshots, dtype, device)
+
+    problems = list(itertools.product(models, lrs, seeds))
+    # A mistake in any argument is told before the first epoch is made.
+    for one, rate, seed in itertools.chain(
+        itertools.product(models, lrs, seeds[:1]), itertools.product(models[:1], lrs[:1], seeds)
+    ):
+        arrays.check_count("seed", seed, 0)
+        if seed == seeds[0]:
+            begin((one, rate, seed))
+    about = {
+        "kind": "sweep",
+        "models": [f"{m!r}, N={len(m.y)}, labels {fingerprint(m.y)}" for m in models],
+        "lrs": lrs,
+        "seeds": [int(s) for s in seeds],
+        "epochs": int(epochs),
+        "snapshots": int(snapshots),
+        "dtype": dtype or "float64",
+        "device": device,
+    }
+    store = _Store(path, about)
+    if resume:
+        store.take_up()
+    else:
+        store.clear()
+    return _Sweep(problems, begin, store, epochs, checkpoint_every).go(threads, progress)
+
+
+def _several(value: Any) -> list[Any]:
+    """A list of the values of an iterable, or of the one value that was given."""
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    return list(value) if several else [value]
+
+
+@dataclass
+class _Store:
+    """The runs that are done, and the files of all that is not."""
+
+    path: Path | None
+    about: dict[str, Any]
+    done: dict[int, Trajectory] = field(default_factory=dict)
+    written: int = 0
+
+    def part(self, i: int) -> Path | None:
+        """The file of run i while it is under way."""
+        # A name that nobody else gives: "run-0.npz" beside "run.npz" may be a user's own.
+        return self.path and self.path.with_name(f"{self.path.stem}-underway{i}{self.path.suffix}")
+
+    def clear(self) -> None:
+        """Forget what another sweep has left under way in this place."""
+        if self.path is not None:
+            stem = re.escape(f"{self.path.stem}-underway")
+            ours = re.compile(rf"{stem}\d+{re.escape(self.path.suffix)}")
+            for part in list(self.path.parent.iterdir()):
+                if ours.fullmatch(part.name):
+                    part.unlink()
+
+    def save(self) -> None:
+        """Write the runs that are done; their own files are then not needed any more."""
+        if self.path is None or (self.written == len(self.done) and self.path.exists()):
+            return
+        numbers = sorted(self.done)
+        arrays = Trajectories(self.done[i] for i in numbers).arrays()
+        sweep = np.array(json.dumps(self.about))
+        write_npz(self.path, {**arrays, "numbers": np.array(numbers), "sweep": sweep})
+        self.written = len(numbers)
+        for i in numbers:
+            part = self.part(i)
+            if part is not None:
+                part.unlink(missing_ok=True)
+
+    def take_up(self) -> None:
+        """The runs of the checkpoint, if there is one, which must be of this sweep."""
+        if self.path is None or not self.path.exists():
+            return
+        arrays = read_npz(self.path, "the checkpoint")
+        try:
+            found, numbers = json.loads(str(arrays["sweep"])), arrays["numbers"].tolist()
+            runs = Trajectories.from_arrays(arrays)
+            if not isinstance(found, dict) or len(numbers) != len(runs):
+                raise ValueError
+        except FOREIGN:
+            raise ValueError(
+                f"the checkpoint {str(self.path)!r} is not one that `sweep` wrote. "
+                "Nothing was changed."
+            ) from None
+        check_same_problem(self.path, found, self.about)
+        self.done = dict(zip(numbers, runs, strict=True))
+        self.written = len(numbers)
+
+
+@dataclass
+class _Sweep:
+    """The problems of a sweep, handed to threads one by one."""
+
+    problems: list[tuple[Any, float, int]]
+    begin: Callable[[tuple[Any, float, int]], Run]
+    store: _Store
+    epochs: int
+    every: float
+
+    def go(self, workers: int, progress: bool) -> Trajectories:
+        from fastnc.dynamics.steppers.plain import stays_on_one_thread
+
+        # One after another where the kernels themselves share the work among threads.
+        left = [i for i in range(len(self.problems)) if i not in self.store.done]
+        if self.store.about["device"] == "cuda":
+            return self._on_gpu(left, progress)
+        alone = {i: stays_on_one_thread(self.problems[i][0]) for i in left}
+        total = self.epochs * len(self.problems)
+        made = self.epochs * len(self.store.done)
+        with (
+            deferred_interrupt() as interrupted,
+            progress_bar(total, "epochs", "sweep", made, progress) as bar,
+        ):
+            self.store.save()
+            for crew, numbers in (
+                (workers, [i for i in left if alone[i]]),
+                (1, [i for i in left if not alone[i]]),
+            ):
+                self._spread(iter(numbers), crew, interrupted, bar)
+                if interrupted():
+                    raise self._interrupted()
+        return Trajectories(self.store.done[i] for i in range(len(self.problems)))
+
+    def _on_gpu(self, left: list[int], progress: bool) -> Trajectories:
+        """Small problems of one kind together, all others one after another."""
+        from fastnc.dynamics.steppers.cuda_together import descend_together, fit_together
+
+        groups: dict[Any, list[tuple[int, Run]]] = {}
+        total, made = self.epochs * len(self.problems), self.epochs * len(self.store.done)
+        with (
+            deferred_interrupt() as interrupted,
+            progress_bar(total, "epochs", "sweep", made, progress) as bar,
+        ):
+            self.store.save()
+            for i in left:
+                run, part = self.begin(self.problems[i]), self.store.part(i)
+                if part is not None and part.exists():
+                    run.take_up(part)
+                    bar.update(run.epoch)
+                kind = (fingerprint(run.y), run.stepper.W.shape, run.stepper.H.shape, run.epoch)
+                groups.setdefault(kind if fit_together(run) else i, []).append((i, run))
+            for group in groups.values():
+                numbers, runs = [i for i, _ in group], [run for _, run in group]
+                parts = [self.store.part(i) for i in numbers]
+                try:
+                    if fit_together(runs[0]):
+                        ends = descend_together(runs, parts, self.every, interrupted, bar)
+                    else:
+                        ends = [runs[0].loop(parts[0], self.every, interrupted, bar)]
+                except Diverged as diverged:
+                    ends = [diverged.run]
+                except Interrupted:
+                    self.store.save()
+                    raise self._interrupted() from None
+                self.store.done.update(zip(numbers, ends, strict=True))
+                self.store.save()
+        return Trajectories(self.store.done[i] for i in range(len(self.problems)))
+
+    def _spread(
+        self, numbers: Iterator[int], crew: int, interrupted: Callable[[], bool], bar: Bar
+    ) -> None:
+        """Runs of these numbers on `crew` threads, the checkpoint written meanwhile."""
+        lock, over = threading.Lock(), threading.Event()
+        counted = _Counted(bar, lock)
+
+        def stop() -> bool:
+            return over.is_set() or interrupted()
+
+        def work() -> None:
+            while not stop():
+                with lock:
+                    i = next(numbers, None)
+                if i is None:
+                    return
+                try:
+                    run = self._run(i, stop, counted)
+                except Interrupted:
+                    return
+                with lock:
+                    self.store.done[i] = run
+
+        with ThreadPoolExecutor(crew, "fastnc-sweep") as pool:
+            try:
+                pending = {pool.submit(work) for _ in range(crew)}
+                saved = time.monotonic()
+                while pending:
+                    ended, pending = wait(pending, _SECONDS_A_LOOK, FIRST_EXCEPTION)
+                    for future in ended:
+                        future.result()
+                    if time.monotonic() - saved >= self.every:
+                        with lock:
+                            self.store.save()
+                        saved = time.monotonic()
+            finally:
+                # Whatever ends this loop, a second Ctrl-C too, ends the threads at their slice.
+                over.set()
+        self.store.save()
+
+    def _run(self, i: int, stop: Callable[[], bool], bar: Bar) -> Trajectory:
+        run, part = self.begin(self.problems[i]), self.store.part(i)
+        if part is not None and part.exists():
+            run.take_up(part)
+            bar.update(run.epoch)
+        try:
+            return run.loop(part, self.every, stop, bar)
+        except Diverged as diverged:
+            bar.update(self.epochs - run.epoch)
+            return diverged.run
+
+    def _interrupted(self) -> Interrupted:
+        done, path = self.store.done, self.store.path
+        saved = "" if path is None else f"; the state is in {str(path)!r}: resume to go on"
+        return Interrupted(
+            f"stopped by Ctrl-C: {len(done)} of {len(self.problems)} runs are done{saved}.",
+            Trajectories(done[i] for i in sorted(done)),
+        )
+
+
+@dataclass
+class _Counted:
+    """A bar that several threads may move."""
+
+    bar: Bar
+    lock: threading.Lock
+
+    def update(self, n: float = 1) -> None:
+        with self.lock:
+            self.bar.update(n)

@@ -1,0 +1,196 @@
+"""Many trajectories as one: a list of them, their quantiles, and one file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, overload
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastnc._core.files import FOREIGN, atomic_write, read_npz, scalar, write_npz
+from fastnc.dynamics.trajectory import Trajectory
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+class Trajectories(Sequence[Trajectory]):
+    """A list of trajectories that were measured at the same times.
+
+    `runs[3]` is a `Trajectory`, `runs[:10]` some more of these; a run that ended early has the
+    first rows of the others.
+
+    Parameters
+    ----------
+    runs : iterable of Trajectory
+
+    Examples
+    --------
+    >>> import fastnc
+    >>> runs = fastnc.sweep(fastnc.ULPM(5, 2, 5), epochs=100, seeds=range(3))
+    >>> len(runs), len(runs[:2]), bool((runs.quantiles("margin", 0.5) < 10).all())
+    (3, 2, True)
+    """
+
+    def __init__(self, runs: Iterable[Trajectory]) -> None:
+        self._runs = tuple(runs)
+
+    @overload
+    def __getitem__(self, index: int) -> Trajectory: ...
+    @overload
+    def __getitem__(self, index: slice) -> Trajectories: ...
+    def __getitem__(self, index: int | slice) -> Trajectory | Trajectories:
+        if isinstance(index, slice):
+            return Trajectories(self._runs[index])
+        return self._runs[index]
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __repr__(self) -> str:
+        return f"Trajectories({len(self)} runs of {', '.join(self.settings()) or 'nothing'})"
+
+    @property
+    def longest(self) -> Trajectory:
+        """The run with most snapshots, whose times hold those of all the others."""
+        if not self._runs:
+            raise ValueError("there is no run in these `Trajectories`.")
+        return max(self._runs, key=len)
+
+    def settings(self) -> dict[str, Trajectories]:
+        """The runs by what they share beside their seed: shape, step size, dtype."""
+        found: dict[str, list[Trajectory]] = {}
+        for run in self._runs:
+            found.setdefault(_setting(run), []).append(run)
+        return {key: Trajectories(runs) for key, runs in found.items()}
+
+    def stack(self, name: str) -> NDArray[np.float64]:
+        """A column of every run (runs, snapshots), NaN where a run had ended."""
+        out = np.full((len(self), len(self.longest)), np.nan)
+        for row, run in zip(out, self._runs, strict=True):
+            if len(run):
+                row[: len(run)] = run[name]
+        return out
+
+    def quantiles(self, name: str, q: ArrayLike = QUANTILES) -> NDArray[np.float64]:
+        """Quantiles over the runs (len(q), snapshots) of a column, at the times of `longest`.
+
+        Runs that had ended, or whose value is NaN, are left out; NaN where none is left.
+        """
+        levels = np.atleast_1d(np.asarray(q, dtype=np.float64))
+        if not ((levels >= 0.0) & (levels <= 1.0)).all():
+            raise ValueError(f"`q` must lie in 0..1; got {q!r}.")
+        values = self.stack(name)
+        out = np.full((len(levels), values.shape[1]), np.nan)
+        some = ~np.isnan(values).all(axis=0)
+        out[:, some] = np.nanquantile(values[:, some], levels, axis=0)
+        return out
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write every run to one `.npz` (no pickle), atomically."""
+        return write_npz(path, self.arrays())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Trajectories:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        ValueError
+            The file is damaged or holds no trajectories.
+        """
+        arrays = read_npz(path, "the trajectories")
+        try:
+            return cls.from_arrays(arrays)
+        except FOREIGN:
+            raise ValueError(
+                f"{str(path)!r} does not hold trajectories that `Trajectories.save` wrote."
+            ) from None
+
+    def to_csv(self, path: str | os.PathLike[str]) -> Path:
+        """Write one line a snapshot, with the run's number, setting and seed, atomically."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        names = self.longest.columns
+        writer.writerow(("run", "model", "lr", "seed", *names))
+        for i, run in enumerate(self._runs):
+            about = (i, *(run.about.get(name) for name in ("model", "lr", "seed")))
+            columns = (run[name].tolist() for name in names) if len(run) else ()
+            writer.writerows((*about, *row) for row in zip(*columns, strict=True))
+        return atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All of it as arrays: the runs of one shape and one y are stacked."""
+        groups: dict[Any, list[int]] = {}
+        for i, run in enumerate(self._runs):
+            widest = run.columns if len(run) else ()
+            kind = (run.W.shape, run.W.dtype.name, run.bias is None)
+            key = (kind, run.y.tobytes(), widest)
+            groups.setdefault(key, []).append(i)
+        out: dict[str, NDArray[Any]] = {"n_groups": np.array(len(groups))}
+        for g, members in enumerate(groups.values()):
+            runs = [self._runs[i] for i in members]
+            rows = max(len(run) for run in runs)
+            group: dict[str, Any] = {
+                "index": np.array(members),
+                "rows": np.array([len(run) for run in runs]),
+                "W": np.stack([run.W for run in runs]),
+                "H": np.stack([run.H for run in runs]),
+                "y": runs[0].y,
+                "about": np.array(json.dumps([run.about for run in runs])),
+            }
+            if biases := [run.bias for run in runs if run.bias is not None]:
+                group["bias"] = np.stack(biases)
+            for name in runs[0].columns:
+                stacked = np.zeros((len(runs), rows), runs[0][name].dtype)
+                for row, run in zip(stacked, runs, strict=True):
+                    row[: len(run)] = run[name]
+                group[f"column/{name}"] = stacked
+            out |= {f"{g}/{name}": values for name, values in group.items()}
+        return out
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Trajectories:
+        """The runs that `arrays` took apart."""
+        runs: dict[int, Trajectory] = {}
+        for g in range(int(scalar(arrays["n_groups"]))):
+            group = {
+                name.removeprefix(f"{g}/"): values
+                for name, values in arrays.items()
+                if name.startswith(f"{g}/")
+            }
+            abouts = json.loads(str(group["about"]))
+            for j, i in enumerate(group["index"].tolist()):
+                columns = {
+                    name.removeprefix("column/"): values[j, : group["rows"][j]]
+                    for name, values in group.items()
+                    if name.startswith("column/")
+                }
+                W, H = group["W"][j], group["H"][j]
+                bias = group["bias"][j] if "bias" in group else None
+                runs[i] = Trajectory.of_file(columns, W, H, group["y"], abouts[j], bias)
+        return cls(runs[i] for i in sorted(runs))
+
+
+def _setting(run: Trajectory) -> str:
+    """What was run but for the seed, in short; a flow has no step size."""
+    (K, d), N, about = run.W.shape, len(run.H), run.about
+    model = about.get("model")
+    plain = model == f"ULPM(n_classes={K}, dim={d})"
+    parts = [f"K={K}, N={N}, d={d}"] if plain or not model else [f"{model}, K={K}, N={N}, d={d}"]
+    sizes = np.bincount(run.y, minlength=K)
+    if plain and len(set(sizes.tolist())) > 1:
+        # Of many classes the sizes are too long to be read.
+        parts.append(
+            f"sizes {sizes.tolist()}" if K <= 10 else f"sizes #{crc32(sizes.tobytes()):08x}"
+        )
+    parts.append(f"lr={about['lr']:g}" if "lr" in about else str(about.get("kind", "run")))
+    return ", ".join([*parts, *([about["dtype"]] if "dtype" in about else [])])

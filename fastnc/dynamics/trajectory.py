@@ -1,0 +1,167 @@
+"""What a run leaves behind: one column a quantity, one row a snapshot, and where it ended."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastnc._core.files import FOREIGN, atomic_write, read_npz, write_npz
+
+_COLUMN = "column/"
+
+
+class Trajectory:
+    """Snapshots of a run, its last W, H and bias, and what was run.
+
+    `run["within_class"]` is a column; `run.columns` names them all, the time first: `"epoch"`
+    (0 is the start) or, of a flow, `"log10_time"` (-inf at t = 0).
+
+    Parameters
+    ----------
+    columns : mapping of str to (S,) array
+        One row a snapshot; the first column is the time.
+    W, H, y : (K, d), (N, d), (N,) arrays
+        Where the run ended, and its labels.
+    about : mapping of JSON values
+        What was run: model, lr, seed, ...
+    bias : (K,) array, optional
+        Where the run ended, of a model or a network that has one.
+
+    Examples
+    --------
+    >>> import fastnc
+    >>> run = fastnc.descend(fastnc.ULPM(5, 2, 5), epochs=1000)
+    >>> run.columns[:2], int(run["epoch"][-1])
+    (('epoch', 'log_loss'), 1000)
+    >>> bool(run.at("margin", 3.0) == run["margin"][-1])
+    True
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, ArrayLike],
+        W: NDArray[Any],
+        H: NDArray[Any],
+        y: NDArray[Any],
+        about: Mapping[str, Any],
+        bias: NDArray[Any] | None = None,
+    ) -> None:
+        self._columns = {name: np.asarray(values) for name, values in columns.items()}
+        lengths = {name: len(values) for name, values in self._columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"`columns` must have one length; got {lengths}.")
+        self.W, self.H, self.y, self.bias = W, H, y, bias
+        self.about = dict(about)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns, the time first."""
+        return tuple(self._columns)
+
+    @property
+    def time(self) -> str:
+        """Name of the first column: "epoch" or "log10_time"."""
+        return self.columns[0]
+
+    @property
+    def log10_time(self) -> NDArray[np.float64]:
+        """log10 of the time of every snapshot (S,), -inf at the start."""
+        if self.time == "log10_time":
+            return np.asarray(self["log10_time"], dtype=np.float64)
+        with np.errstate(divide="ignore"):
+            return np.log10(np.asarray(self[self.time], dtype=np.float64))
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        try:
+            return self._columns[name]
+        except KeyError:
+            raise KeyError(f"no column {name!r}; this run has {', '.join(self.columns)}.") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._columns
+
+    def __len__(self) -> int:
+        return len(self._columns[self.time])
+
+    def __repr__(self) -> str:
+        K, d = self.W.shape
+        last = f"{self.time}={self[self.time][-1]:g}" if len(self) else "no snapshot"
+        return f"Trajectory(K={K}, d={d}, N={len(self.H)}, {len(self)} snapshots to {last})"
+
+    def at(self, name: str, log10_time: ArrayLike) -> NDArray[Any]:
+        """The column `name` at the last snapshots not after the given times, or at the first."""
+        if not len(self):
+            raise ValueError("the run has no snapshot.")
+        index = np.searchsorted(self.log10_time, np.asarray(log10_time) + 1e-12, side="right") - 1
+        return self[name][np.maximum(index, 0)]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write everything to one `.npz` (no pickle), atomically."""
+        arrays = {_COLUMN + name: values for name, values in self._columns.items()}
+        about = np.array(json.dumps(self.about))
+        arrays |= {"W": self.W, "H": self.H, "y": self.y, "about": about}
+        return write_npz(path, arrays if self.bias is None else {**arrays, "bias": self.bias})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Trajectory:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        ValueError
+            The file is damaged or is not a trajectory.
+        """
+        arrays = read_npz(path, "the trajectory")
+        try:
+            columns = {
+                name.removeprefix(_COLUMN): values
+                for name, values in arrays.items()
+                if name.startswith(_COLUMN)
+            }
+            about = json.loads(str(arrays["about"]))
+            bias = arrays.get("bias")
+            return cls.of_file(columns, arrays["W"], arrays["H"], arrays["y"], about, bias)
+        except FOREIGN:
+            raise ValueError(
+                f"{str(path)!r} is not a trajectory that `Trajectory.save` wrote."
+            ) from None
+
+    @classmethod
+    def of_file(
+        cls,
+        columns: Mapping[str, NDArray[Any]],
+        W: NDArray[Any],
+        H: NDArray[Any],
+        y: NDArray[Any],
+        about: Any,
+        bias: NDArray[Any] | None,
+    ) -> Trajectory:
+        """A trajectory of what a file held; ValueError where that does not fit together."""
+        fits = (
+            isinstance(about, dict)
+            and (W.ndim, H.ndim, y.ndim) == (2, 2, 1)
+            and (W.shape[1], len(y)) == H.shape[::-1]
+            and (bias is None or bias.shape == W.shape[:1])
+            and all(values.ndim == 1 and values.dtype.kind in "fiu" for values in columns.values())
+        )
+        if not columns or not fits:
+            raise ValueError("not a trajectory")
+        return cls(columns, W, H, y, about, bias)
+
+    def to_csv(self, path: str | os.PathLike[str]) -> Path:
+        """Write the columns as CSV with every digit, atomically."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(self.columns)
+        writer.writerows(zip(*(c.tolist() for c in self._columns.values()), strict=True))
+        return atomic_write(path, lambda file: file.write(text.getvalue().encode()))

@@ -1,0 +1,169 @@
+"""Every row of Table 1, fitted and laid beside its known optimum."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastnc import models as M
+from fastnc._core.arrays import check_count
+from fastnc._core.files import atomic_write
+from fastnc.models.solve import Solution, solve
+
+METRICS = (
+    "within_class",
+    "nc1",
+    "equinorm_classifier",
+    "equiangular_classifier",
+    "self_duality",
+    "nc4_agreement",
+    "margin_ratio",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One fitted row: the model, what was found, its collapse metrics, and the seconds it took."""
+
+    name: str
+    paper: str
+    model: Any
+    solution: Solution
+    metrics: dict[str, float | None] = field(repr=False)
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The columns of the table."""
+        s = self.solution
+        return {
+            "model": self.name,
+            "paper": self.paper,
+            "optimum": None if s.optimum is None else s.optimum.value,
+            "found": s.value,
+            "gap": s.gap,
+            **{name: self.metrics[name] for name in METRICS},
+            "seconds": self.seconds,
+            "evaluations": s.evaluations,
+            "reason": s.reason,
+            "parameters": repr(self.model),
+        }
+
+
+def rows(n_classes: int, n_per_class: int, dim: int) -> dict[str, Any]:
+    """The models of the table, by name, at sizes K, n, d: balanced ones and unequal ones.
+
+    The unequal ones have K - K//2 classes of n samples and K//2 classes of max(1, n // 5). The
+    weight decays are 0.3 and 0.15 of the threshold 1/K at which the optimum collapses to zero.
+    """
+    K = check_count("n_classes", n_classes, 2)
+    n = check_count("n_per_class", n_per_class, 1)
+    d = check_count("dim", dim, 2)
+    sizes = (n,) * (K - K // 2) + (max(1, n // 5),) * (K // 2)
+    decay = 0.3 / (K * np.sqrt(n))
+    lW, lH = float(2 * decay), float(decay / 2)
+    gentle = float(0.15 * np.sqrt(min(sizes)) / sum(sizes))
+    return {
+        "ULPM": M.ULPM(K, n, d),
+        "sphere": M.sphere(K, n, d, radius=float(2 * np.sqrt(K - 1) * n**0.25)),
+        "separation": M.separation(K, n, d),
+        "separation, unequal (SELI)": M.seli(sizes, d),
+        "norm-constrained": M.norm_constrained(K, n, d, 3.0, 2.0),
+        "unit rows": M.normalized(K, n, d, 5.0),
+        "cross-entropy + decay": M.weight_decay(K, n, d, lW, lH),
+        "cross-entropy + decay, bias": M.weight_decay(K, n, d, lW, lH, bias=True),
+        "cross-entropy + decay, smoothed": M.weight_decay(K, n, d, lW, lH, label_smoothing=0.1),
+        "cross-entropy + decay, unequal": M.imbalanced(sizes, d, gentle, gentle),
+        "ReLU features, unequal": M.relu_features(sizes, d, gentle, gentle),
+        "squared error + decay": M.squared_error(K, n, d, lW, lH),
+        "squared error + decay, bias": M.squared_error(K, n, d, lW, lH, bias=True),
+        "squared error + decay, unequal": M.imbalanced_squared_error(sizes, d, gentle, gentle),
+    }
+
+
+def fit(
+    n_classes: int, n_per_class: int, dim: int, seed: int = 0, starts: int | None = None
+) -> Iterator[Row]:
+    """Solve the models of `rows` one after the other, each measured as it is done.
+
+    The ULPM has nothing to solve for: its row is where gradient descent is after 1e5 epochs.
+    The first time on a machine, `seconds` of the first rows hold the compiling of the kernels.
+    """
+    from fastnc.collapse.metrics import collapse_metrics
+
+    for name, model in rows(n_classes, n_per_class, dim).items():
+        begun = time.perf_counter()
+        found = _descended(model, seed) if isinstance(model, M.ULPM) else solve(model, seed, starts)
+        seconds = time.perf_counter() - begun
+        with np.errstate(all="ignore"):
+            measured = collapse_metrics(found.H, found.y, found.W, found.bias).as_dict()
+        yield Row(name, getattr(model, "paper", "this paper, (4)"), model, found, measured, seconds)
+
+
+def _descended(model: M.ULPM, seed: int) -> Solution:
+    from fastnc.dynamics.descent import descend
+
+    epochs = 100_000
+    run = descend(model, lr=5.0, epochs=epochs, seed=seed)
+    return Solution(
+        W=run.W,
+        H=run.H,
+        bias=None,
+        value=float(np.exp(run["log_loss"][-1])),
+        gap=None,
+        reason=f"{epochs} epochs of gradient descent, lr = 5; the infimum 0 is not attained",
+        optimum=None,
+        y=model.y,
+        evaluations=epochs,
+    )
+
+
+def to_csv(table: list[Row], path: str | os.PathLike[str]) -> Path:
+    """One line a row, every digit of every number."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(table[0].as_dict()))
+    writer.writeheader()
+    for row in table:
+        writer.writerow(
+            {k: repr(v) if isinstance(v, float) else v for k, v in row.as_dict().items()}
+        )
+    return atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def to_text(table: list[Row]) -> str:
+    """The table for a terminal."""
+    lines = [
+        f"{'model':32} {'paper':46} {'optimum':>14} {'found':>14} {'gap':>8} "
+        f"{'within':>8} {'angles':>8} {'duality':>8} {'seconds':>8}"
+    ]
+    for row in table:
+        s, m = row.solution, row.metrics
+        known = f"{s.optimum.value:.10g}" if s.optimum else "unknown"
+        if isinstance(row.model, M.ULPM):
+            known = "0 (infimum)"
+        gap = "" if s.gap is None else f"{s.gap:.0e}"
+        small = " ".join(
+            f"{_short(m[name]):>8}"
+            for name in ("within_class", "equiangular_classifier", "self_duality")
+        )
+        lines.append(
+            f"{row.name:32} {row.paper:46} {known:>14} {s.value:14.10g} {gap:>8} {small} "
+            f"{row.seconds:8.2f}"
+        )
+    lines.append(
+        "\nULPM: after 1e5 epochs of gradient descent; its infimum 0 is not attained, `fastnc "
+        "ulpm` and `fastnc flow` follow it.\n[28], the empirical row: `fastnc train` and `fastnc "
+        "metrics` measure a trained network."
+    )
+    return "\n".join(lines)
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"

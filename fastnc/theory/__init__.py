@@ -1,0 +1,26 @@
+"""The paper's lemmas and theorems as functions of W, H and y.
+
+>>> from fastnc import theory
+>>> round(theory.optimal_loss(radius=4.0, n_classes=4, n_per_class=1), 4)
+0.1893
+"""
+
+from fastnc.theory.aligned_flow import AlignedFlow
+from fastnc.theory.curvature import SphereHessian, tangent_curvature
+from fastnc.theory.example31 import Example31
+from fastnc.theory.kkt import KKT, kkt
+from fastnc.theory.margin import (
+    margin_decomposition,
+    margin_ratio,
+    margins,
+    neural_collapse_margin,
+)
+from fastnc.theory.rates import constants, exponents, fitted_exponent
+from fastnc.theory.residuals import Residuals
+from fastnc.theory.sphere import along_sphere, collapsed, optimal_loss
+
+__all__ = [
+    "KKT", "AlignedFlow", "Example31", "Residuals", "SphereHessian", "along_sphere", "collapsed",
+    "constants", "exponents", "fitted_exponent", "kkt", "margin_decomposition", "margin_ratio",
+    "margins", "neural_collapse_margin", "optimal_loss", "tangent_curvature",
+]  # fmt: skip

@@ -1,0 +1,128 @@
+"""The rates of gradient flow towards collapse: exponents of log t, and their constants."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastnc._core import arrays
+from fastnc.reference import class_means
+
+Floats = NDArray[np.float64]
+
+
+def exponents(n_classes: int, dim: int) -> dict[str, float]:
+    """Exponents of log t that every column of a generic flow tends to, for `d >= K`.
+
+    `within_class` falls as (log t)^-1/2: the parts of h_i orthogonal to the classifier's span
+    never move, and the rest grows like sqrt(log t). The paper's 1 / log t for it is what a run
+    to log t = 13 looks like. Everything else, `1 - margin_ratio` and `1 - beta` among it, falls
+    as 1 / log t.
+
+    Raises
+    ------
+    ValueError
+        `dim < n_classes`: with d = K-1 nothing is orthogonal, and `within_class` falls as
+        `(t log t)^(-1 / (2K))`, a power of t.
+    """
+    if dim < n_classes:
+        raise ValueError(
+            f"`dim` must be at least n_classes = {n_classes} for these rates; got {dim}."
+        )
+    slow = (
+        "equinorm_features", "equinorm_classifier", "equiangular_features",
+        "equiangular_classifier", "self_duality", "1 - margin_ratio", "1 - beta",
+    )  # fmt: skip
+    return {"within_class": -0.5} | dict.fromkeys(slow, -1.0)
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Limits of the scaled columns as t grows; a is the logit gap, the margin at late times."""
+
+    within_class: float  # within_class * sqrt(a)
+    margin_deficit: float  # (1 - margin_ratio) * a, and twice (1 - beta) * a
+    equinorm: float  # equinorm_features * a and equinorm_classifier * a
+    smallest_singular_value: float  # of W_c + sqrt(n) M_c: small means a long way to these rates
+
+
+def aligned_singular_values(W: Any, H: Any, y: Any) -> Floats:
+    """The K - 1 largest singular values of `W_c + sqrt(n) M_c`, descending.
+
+    The part of a start that the flow amplifies; it shrinks `W_c - sqrt(n) M_c`. A direction in
+    which it is small has a low-rank KKT point of (5) for a neighbour, near which the flow lingers
+    for a long log time before the rates of `exponents` show. For unequal class sizes
+    `sqrt(n) M_c` becomes `(I - 11^T/K) diag(sqrt n_k) M`.
+
+    Parameters, Raises: as `margins`.
+    """
+    W64, H64, labels = arrays.checked_problem(W, H, y)
+    K = len(W64)
+    counts = np.bincount(labels, minlength=K)
+    sums = np.zeros_like(W64)
+    np.add.at(sums, labels, H64)
+    total = W64 + sums / np.sqrt(np.maximum(counts, 1))[:, None]
+    values = np.linalg.svd(total - total.mean(axis=0), compute_uv=False)[: K - 1]
+    # With fewer features than K - 1 the missing directions have none.
+    return np.pad(values, (0, K - 1 - len(values)))
+
+
+def constants(W: Any, H: Any, y: Any) -> Constants:
+    """The constants of the rates, from a state of a flow at `log t >= 6` or so.
+
+    With U (K, d) the polar factor of W_c, d_i the part of `h_i - m_{y_i}` and g_perp that of the
+    mean g orthogonal to U's rows, and `r = 1 - 1/K`,
+
+        within_class sqrt(a)      -> mean |d_i| n^(1/4) / sqrt(r)
+        (1 - margin_ratio) a      -> (K |wbar|^2 + N |g_perp|^2 + sum |d_i|^2) / (2 sqrt(n) (K-1))
+        equinorm a                -> Std(F_kk) / (4 sqrt(n) r)
+
+    where `F = U (W^T W - H^T H - K wbar wbar^T) U^T`. All that they are made of is conserved or
+    freezes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `margins`; also class sizes that are not equal.
+    """
+    W64, H64, labels = arrays.checked_problem(W, H, y)
+    K, N = len(W64), len(H64)
+    counts = np.bincount(labels, minlength=K)
+    if not (counts == counts[0]).all():
+        raise ValueError(f"the classes must have equal sizes; got {counts.tolist()}.")
+    n, r = N / K, 1.0 - 1.0 / K
+    wbar = W64.mean(axis=0)
+    left, _, right = np.linalg.svd(W64 - wbar, full_matrices=False)
+    basis = right[: K - 1]
+    U = left[:, : K - 1] @ basis
+    means = class_means(H64, labels)
+    mean = means.mean(axis=0)
+    within = H64 - means[labels]
+    frozen = within - (within @ basis.T) @ basis
+    mean_frozen = mean - (mean @ basis.T) @ basis
+    lengths = np.linalg.norm(frozen, axis=1)
+    gram = W64.T @ W64 - H64.T @ H64 - K * np.outer(wbar, wbar)
+    F = np.einsum("ka,ab,kb->k", U, gram, U)
+    missing = K * (wbar @ wbar) + N * (mean_frozen @ mean_frozen) + (lengths**2).sum()
+    return Constants(
+        within_class=float(lengths.mean() * n**0.25 / math.sqrt(r)),
+        margin_deficit=float(missing / (2.0 * math.sqrt(n) * (K - 1))),
+        equinorm=float(F.std() / (4.0 * math.sqrt(n) * r)),
+        smallest_singular_value=float(aligned_singular_values(W64, H64, labels)[-1]),
+    )
+
+
+def fitted_exponent(log10_time: ArrayLike, column: ArrayLike, low: float, high: float) -> float:
+    """The least-squares slope of log(column) over log(log t), for log10 t in low..high."""
+    times, values = np.asarray(log10_time, float), np.asarray(column, float)
+    chosen = (times >= low * (1.0 - 1e-9)) & (times <= high * (1.0 + 1e-9)) & (values > 0.0)
+    if chosen.sum() < 3:
+        raise ValueError(
+            f"a slope needs at least 3 snapshots between log10 t = {low:g} and {high:g}; got "
+            f"{int(chosen.sum())}. Run for longer, or take more `snapshots`."
+        )
+    return float(np.polyfit(np.log(times[chosen]), np.log(values[chosen]), 1)[0])

@@ -1,0 +1,95 @@
+"""The three matrix products of `tile_cpu`, by the one-thread GEMM of SciPy's BLAS.
+
+For W too large for the L2 cache. `sgemm` and `dgemm` are called through their addresses in
+`scipy.linalg.cython_blas`, which leaves strides and accumulation (beta) to the caller. The
+address is a run-time argument: compiled code that held it could not be cached.
+
+Every call comes from inside a parallel loop; `threads.one_thread` keeps the BLAS serial there.
+"""
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import get_cython_function_address, intrinsic
+
+from fastnc.kernels.cpu.options import OPTIONS
+
+
+def gemm_address(dtype):
+    """Where `sgemm` or `dgemm` is, for the functions below."""
+    name = "sgemm" if dtype.itemsize == 4 else "dgemm"
+    return get_cython_function_address("scipy.linalg.cython_blas", name)
+
+
+@intrinsic
+def _gemm(typingctx, address, ta, tb, m, n, k, alpha, A, a, lda, B, b, ldb, beta, C, c, ldc):
+    """Fortran's gemm on arrays from flat indices a, b, c on; ta, tb: whether to transpose."""
+
+    def codegen(context, builder, signature, args):
+        address, ta, tb, m, n, k, alpha, A_, a_, lda, B_, b_, ldb, beta, C_, c_, ldc = args
+        byte, integer = ir.IntType(8), ir.IntType(32)
+
+        def place(value):
+            return cgutils.alloca_once_value(builder, value)
+
+        def letter(flag):
+            return place(
+                builder.select(flag, ir.Constant(byte, ord("T")), ir.Constant(byte, ord("N")))
+            )
+
+        def size(value):
+            return place(builder.trunc(value, integer))
+
+        def matrix(kind, array, first):
+            data = context.make_array(kind)(context, builder, array).data
+            return builder.gep(data, [first])
+
+        arguments = [
+            letter(ta),
+            letter(tb),
+            size(m),
+            size(n),
+            size(k),
+            place(alpha),
+            matrix(A, A_, a_),
+            size(lda),
+            matrix(B, B_, b_),
+            size(ldb),
+            place(beta),
+            matrix(C, C_, c_),
+            size(ldc),
+        ]
+        kind = ir.FunctionType(ir.VoidType(), [x.type for x in arguments])
+        builder.call(builder.inttoptr(address, kind.as_pointer()), arguments)
+        return context.get_dummy_value()
+
+    kinds = (address, ta, tb, m, n, k, alpha, A, a, lda, B, b, ldb, beta, C, c, ldc)
+    return types.none(*kinds), codegen
+
+
+@njit(**OPTIONS)
+def logits(gemm, W, H, first, rows, Z, keep):
+    """`Z[j, i] = <w_j, h_{first + i}>`, added to Z where `keep`."""
+    K, d = W.shape
+    one = W.dtype.type(1.0)
+    beta = W.dtype.type(1.0 if keep else 0.0)
+    ldz = Z.shape[1]
+    _gemm(gemm, True, False, rows, K, d, one, H, first * d, d, W, 0, d, beta, Z, 0, ldz)
+
+
+@njit(**OPTIONS)
+def class_sums(gemm, Z, H, first, rows, sums):
+    """`sums[j] += sum_i Z[j, i] h_{first + i}`."""
+    K, d = sums.shape
+    one = sums.dtype.type(1.0)
+    ldz = Z.shape[1]
+    _gemm(gemm, False, False, d, K, rows, one, H, first * d, d, Z, 0, ldz, one, sums, 0, d)
+
+
+@njit(**OPTIONS)
+def sample_sums(gemm, Z, W, alpha, keep, C, first, rows):
+    """`C[first + i] = alpha sum_j Z[j, i] w_j`, added to C where `keep`."""
+    K, d = W.shape
+    beta = W.dtype.type(1.0 if keep else 0.0)
+    ldz = Z.shape[1]
+    _gemm(gemm, False, True, d, rows, K, alpha, W, 0, d, Z, 0, ldz, beta, C, first * d, d)

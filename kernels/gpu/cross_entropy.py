@@ -1,0 +1,100 @@
+"""The objective (4), its gradients and steps on CUDA tensors, in Triton.
+
+The same names and arguments as cross_entropy_cpu, at the exact tier; cross_entropy_fast_gpu
+holds the same launchers at the fast tier. Nothing here waits for the device: `loss_out` is a
+float64 tensor of one element there. Scratch: partials of dW (narrow) or a chunk of logits and
+partials (wide), from torch's caching allocator, so that a CUDA graph can capture a call.
+
+Formulas: softmax_gpu. Floors: narrow_gpu and wide_gpu. Choice between them: plan_gpu.
+"""
+
+import torch
+
+from fastnc.kernels.gpu import narrow as narrow_gpu
+from fastnc.kernels.gpu import wide as wide_gpu
+from fastnc.kernels.gpu.plan import EXACT, Narrow, has_large_tiles, options, plan
+from fastnc.kernels.gpu.reduce import sum_extents, sum_losses, sum_parts
+
+_BLOCK = 512
+
+
+def loss(W, H, y, scale, loss_out):
+    """`loss_out[0] = scale * sum of the losses`."""
+    run_loss(EXACT, W, H, y, scale, loss_out)
+
+
+def loss_and_grads(W, H, y, scale, loss_out, grad_W_out, grad_H_out):
+    """The loss and both gradients, all times `scale`."""
+    run_grads(EXACT, W, H, y, scale, loss_out, grad_W_out, grad_H_out)
+
+
+def log_loss_and_grads(W, H, y, log_loss_out, grad_W_out, grad_H_out):
+    """The logarithm of the sum of the losses, and the gradients of that logarithm."""
+    run_log_grads(EXACT, W, H, y, log_loss_out, grad_W_out, grad_H_out)
+
+
+def gradient_step(W, H, y, scale, lr, loss_out):
+    """`W, H -= lr * scale * gradient` in place, both gradients from before; the loss before."""
+    run_step(EXACT, W, H, None, None, y, scale, lr, loss_out)
+
+
+def run_loss(tier, W, H, y, scale, loss_out):
+    parts, _ = _losses(tier, W, H, y, False)
+    sum_losses[(1,)](parts, loss_out, len(parts), scale, BLOCK=_BLOCK, **options(4, 1))
+
+
+def run_grads(tier, W, H, y, scale, loss_out, grad_W_out, grad_H_out):
+    loss_parts, W_parts = _sweep(tier, W, H, None, y, scale, 1.0, grad_H_out, None, False)
+    sum_losses[(1,)](loss_parts, loss_out, len(loss_parts), scale, BLOCK=_BLOCK, **options(4, 1))
+    reduce_W(W_parts, W, None, grad_W_out, scale, 1.0, False)
+
+
+def run_log_grads(tier, W, H, y, log_loss_out, grad_W_out, grad_H_out):
+    """Two sweeps: the shift and the loss in its units, then the gradients over both."""
+    extent = torch.empty(2, dtype=torch.float64, device=W.device)
+    loss_parts, shift_parts = _losses(tier, W, H, y, True)
+    sum_extents[(1,)](
+        loss_parts, shift_parts, extent, log_loss_out, len(loss_parts),
+        BLOCK=_BLOCK, **options(4, 1),
+    )  # fmt: skip
+    _, W_parts = _sweep(tier, W, H, None, y, 1.0, 1.0, grad_H_out, extent, False)
+    reduce_W(W_parts, W, None, grad_W_out, 1.0, 1.0, False)
+
+
+def run_step(tier, W, H, W_low, H_low, y, scale, lr, loss_out):
+    """A step; with W_low and H_low, what it rounds away is carried there (see trajectory_gpu)."""
+    loss_parts, W_parts = _sweep(tier, W, H, H_low, y, scale, lr, H, None, True)
+    sum_losses[(1,)](loss_parts, loss_out, len(loss_parts), scale, BLOCK=_BLOCK, **options(4, 1))
+    reduce_W(W_parts, W, W_low, W, scale, lr, True)
+
+
+def reduce_W(W_parts, W, W_low, out, scale, lr, step):
+    """The second stage for dW: `out = scale * sum of the parts`, or W stepped by it."""
+    sum_parts[(-(-W.numel() // 256),)](
+        W_parts, W, W if W_low is None else W_low, out, len(W_parts), W.numel(), scale, lr,
+        STEP=step, COMPENSATED=W_low is not None, BLOCK=256, **options(4, 1),
+    )  # fmt: skip
+
+
+def problem(W, H, tier):
+    """What a plan is made from: K, d, N, the dtype's name, the tier, and the kind of GPU."""
+    large = not W.is_cuda or has_large_tiles(torch.cuda.get_device_capability(W.device))
+    return *W.shape, len(H), str(W.dtype).removeprefix("torch."), tier, large
+
+
+def _regime(tier, W, H):
+    """The kernels that serve a problem, and how they go about it."""
+    shape = plan(*problem(W, H, tier))
+    return (narrow_gpu if isinstance(shape, Narrow) else wide_gpu), shape
+
+
+def _losses(tier, W, H, y, log):
+    """Partial sums of the losses; with `log` in units of `e^shift`, and the shifts."""
+    regime, shape = _regime(tier, W, H)
+    return regime.losses(shape, W, H, y, log)
+
+
+def _sweep(tier, W, H, H_low, y, scale, lr, H_out, extent, step):
+    """Partials of the loss and of dW; `H_out` written. `extent` asks for the log-domain form."""
+    regime, shape = _regime(tier, W, H)
+    return regime.sweep(shape, W, H, H_low, y, scale, lr, H_out, extent, step)

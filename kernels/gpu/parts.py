@@ -1,0 +1,160 @@
+"""float32 as sums of short numbers, which tensor cores multiply at their full rate, in Triton.
+
+A product of sums is a sum of products, of which the smallest may be left out:
+
+    x = x0 + x1 + x2 + ...    each part the rest of those before it, rounded to 8 or 11 bits
+    x y = x0 y0                                               1 term
+        + (x0 y1 + x1 y0)                                     3 terms
+        + (x1 y1 + x0 y2 + x2 y0)                             6 terms
+
+bf16 has the exponents of float32: three parts hold its 24 bits, two hold 16 of them, relative to
+every single number. fp16 has 11 bits and few exponents: with each row scaled by a power of two,
+two parts hold 23 bits, relative to the largest number of the row, which is what a logit needs.
+`TERMS` 0 stands for float64, multiplied as it is.
+
+Tensor cores cut off what does not fit their float32 sums, always towards zero: over a thousand
+steps that is 1e-4 of the sum. So a product in 3 terms or more is a sum of its own, of 16 to 64
+numbers, which is rounded when it is added to the others.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from fastnc.kernels.gpu.plan import cdiv, options
+
+# Rows of planes are padded with zeros to a multiple of this: aligned, and reduced without a mask.
+WIDTH = 64
+BM, BD, WARPS = 16, 128, 8
+
+
+class Planes(NamedTuple):
+    """The parts of a matrix (n, m): of its rows scaled, `half (2, n, width)`; of itself, `brain`.
+
+    `scales (n,)` are what the scaled rows are multiplied by. In float64 both are the matrix.
+    """
+
+    half: torch.Tensor
+    brain: torch.Tensor
+    scales: torch.Tensor
+    width: int
+
+
+@triton.jit
+def rounded(x, BITS: tl.constexpr):
+    """float32 x to the nearest number of BITS bits, by its word: for bf16 (8) and fp16 (11).
+
+    A conversion whose result is converted back costs eight times as much as these two integer
+    operations; one whose result only goes to a product is made for two numbers at once.
+    """
+    half: tl.constexpr = 1 << (23 - BITS)
+    mask: tl.constexpr = -(1 << (24 - BITS))
+    return ((x.to(tl.int32, bitcast=True) + half) & mask).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def two_parts(x, TERMS: tl.constexpr):
+    """The first two bf16 parts of float32 x."""
+    if TERMS == 0:
+        return x, x
+    else:
+        first = rounded(x, 8)
+        return first.to(tl.bfloat16), (x - first).to(tl.bfloat16)
+
+
+@triton.jit
+def three_parts(x):
+    """All bf16 parts of float32 x."""
+    first = rounded(x, 8)
+    rest = x - first
+    # Cut off, not rounded: the rest is a number of 8 bits then too, and nothing is lost.
+    second = (rest.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+    return first.to(tl.bfloat16), second.to(tl.bfloat16), (rest - second).to(tl.bfloat16)
+
+
+@triton.jit
+def load_parts(X, at, plane, real, TERMS: tl.constexpr):
+    """The parts at `X + at` and, for 3 terms, a plane further; else the first stands twice."""
+    first = tl.load(X + at, mask=real, other=0.0)
+    second = first
+    if TERMS == 3:
+        second = tl.load(X + plane + at, mask=real, other=0.0)
+    return first, second
+
+
+@triton.jit
+def store_parts(X, at, x, plane, real, TERMS: tl.constexpr):
+    """The parts of x that its products take."""
+    first, second = two_parts(x, TERMS)
+    tl.store(X + at, first, mask=real)
+    if TERMS == 3:
+        tl.store(X + plane + at, second, mask=real)
+
+
+@triton.jit
+def dot_parts(a0, a1, b0, b1, acc, TERMS: tl.constexpr):
+    """`acc + a b` in 1 or 3 terms, smallest first."""
+    if TERMS == 3:
+        part = tl.dot(a1, b0)
+        part = tl.dot(a0, b1, part)
+        return acc + tl.dot(a0, b0, part)
+    else:
+        return tl.dot(a0, b0, acc, input_precision="ieee", out_dtype=acc.dtype)
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def split_rows(
+    X, half, brain, scales, n_rows: "i64", n_columns, width,
+    BM: tl.constexpr, BD: tl.constexpr, HALF: tl.constexpr, BRAIN: tl.constexpr,
+    SCALED: tl.constexpr,
+):  # fmt: skip
+    """HALF fp16 parts of BM rows scaled, BRAIN bf16 parts of them as they are."""
+    rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    lanes = tl.arange(0, BD)
+    real = rows < n_rows
+    plane = n_rows * width
+    largest = tl.zeros((BM,), tl.float32)
+    if SCALED:
+        for start in range(0, n_columns, BD):
+            at = rows[:, None] * n_columns + (start + lanes)[None, :]
+            inside = real[:, None] & (start + lanes < n_columns)[None, :]
+            x = tl.abs(tl.load(X + at, mask=inside, other=0.0))
+            largest = tl.maximum(largest, tl.max(x, axis=1))
+    # The largest becomes a number in [2^13, 2^14); exponents are those of float32, plus 127.
+    exponent = tl.maximum(largest.to(tl.int32, bitcast=True) >> 23, 20)
+    up = ((267 - exponent) << 23).to(tl.float32, bitcast=True)
+    if SCALED:
+        tl.store(scales + rows, ((exponent - 13) << 23).to(tl.float32, bitcast=True), mask=real)
+    for start in range(0, width, BD):
+        cols = start + lanes
+        inside = real[:, None] & (cols < n_columns)[None, :]
+        x = tl.load(X + rows[:, None] * n_columns + cols[None, :], mask=inside, other=0.0)
+        at = rows[:, None] * width + cols[None, :]
+        room = real[:, None] & (cols < width)[None, :]
+        rest = x * up[:, None]
+        for p in tl.static_range(HALF):
+            part = rounded(rest, 11)
+            tl.store(half + p * plane + at, part.to(tl.float16), mask=room)
+            rest -= part
+        for p in tl.static_range(BRAIN):
+            part = rounded(x, 8)
+            tl.store(brain + p * plane + at, part.to(tl.bfloat16), mask=room)
+            x -= part
+
+
+def planes(X, half, brain):
+    """The `Planes` of X: so many fp16 parts of its scaled rows, so many bf16 parts of itself."""
+    n, m = X.shape
+    if X.dtype == torch.float64:
+        return Planes(X, X, X, m)
+    width = cdiv(m, WIDTH) * WIDTH
+    first = X.new_empty((half, n, width), dtype=torch.float16)
+    second = X.new_empty((brain, n, width), dtype=torch.bfloat16)
+    scales = X.new_empty(n if half else 0)
+    split_rows[(cdiv(n, BM),)](
+        X, first, second, scales, n, m, width,
+        BM=BM, BD=BD, HALF=half, BRAIN=brain, SCALED=half > 0, **options(WARPS, 1),
+    )  # fmt: skip
+    return Planes(first, second, scales, width)

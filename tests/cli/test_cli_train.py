@@ -1,0 +1,192 @@
+"""`fastnc train` as a user types it, on files of sixty small images."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import small_training
+import torch
+from typer.testing import CliRunner
+
+import fastnc
+from fastnc.cli import build
+from fastnc.training import network
+
+HERE = Path(__file__).parent.parent
+OPTIONS = ["--image-size", "6", "--feature-dim", "12", "--batch-size", "20", "--lr", "0.02"]
+OPTIONS += ["--snapshots", "4"]
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A data root with small files, and the small network in VGG-13's place."""
+    small_training.put_in_place(monkeypatch.setattr)
+    small_training.write_files(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def invoke(root, *arguments):
+    return CliRunner().invoke(
+        build(), ["train", "--data", str(root), *OPTIONS, *map(str, arguments)]
+    )
+
+
+def test_writes_the_figure_the_table_the_run_and_the_checkpoint(root, tmp_path):
+    out = tmp_path / "new"
+    done = invoke(root, "--epochs", 12, "--out", out)
+    assert done.exit_code == 0, done.output
+    for name in ("figure3.png", "figure3.pdf", "run.npz", "run.csv", "checkpoint.pt"):
+        assert (out / name).stat().st_size > 1000 and name in done.output
+    assert "epoch 12: training accuracy 1.0000, test" in done.output
+    run = fastnc.Trajectory.load(out / "run.npz")
+    rows = list(csv.DictReader((out / "run.csv").read_text().splitlines()))
+    assert [float(row["nc1"]) for row in rows] == run["nc1"].tolist()
+    assert run["epoch"][-1] == 12 and run.about["kind"] == "training"
+    assert run.H.shape == (60, 12)
+
+    longer = invoke(root, "--epochs", 20, "--out", out, "--resume")
+    assert longer.exit_code == 0 and "starting afresh" not in longer.output
+    assert fastnc.Trajectory.load(out / "run.npz")["epoch"][-1] == 20
+
+
+def test_resume_before_the_first_checkpoint_starts_afresh_and_says_so(root, tmp_path):
+    done = invoke(root, "--epochs", 2, "--out", tmp_path / "o", "--resume")
+    assert (
+        done.exit_code == 0 and f"No checkpoint in {tmp_path / 'o'}: starting afresh" in done.output
+    )
+
+
+def test_without_resume_an_earlier_checkpoint_is_kept_aside(root, tmp_path):
+    out = tmp_path / "o"
+    assert invoke(root, "--epochs", 2, "--out", out).exit_code == 0
+    before = (out / "checkpoint.pt").read_bytes()
+    done = invoke(root, "--epochs", 2, "--seed", 1, "--out", out)
+    assert done.exit_code == 0 and "An earlier run's checkpoint is kept as" in done.output
+    assert (out / "previous-checkpoint.pt").read_bytes() == before
+    # A run that never begins takes no place.
+    for mistake in ("--schedule", "StepLR"), ("--schedule-args", '{"gamma": 1}'):
+        assert invoke(root, "--epochs", 2, "--out", out, *mistake).exit_code == 2
+    assert (out / "previous-checkpoint.pt").read_bytes() == before
+    assert (out / "checkpoint.pt").exists()
+
+
+def test_one_epoch_has_no_figure_and_everything_else(root, tmp_path):
+    out = tmp_path / "o"
+    done = invoke(root, "--epochs", 1, "--out", out, "--peel", 20)
+    assert done.exit_code == 0 and "No figure: `run` must reach epoch 2" in done.output
+    assert (out / "peeled.npz").exists() and "epoch 1: training accuracy" in done.output
+
+
+def test_peel_goes_on_without_the_network(root, tmp_path):
+    out = tmp_path / "o"
+    done = invoke(root, "--epochs", 12, "--out", out, "--peel", 200)
+    assert done.exit_code == 0, done.output
+    run = fastnc.Trajectory.load(out / "run.npz")
+    peeled = fastnc.Trajectory.load(out / "peeled.npz")
+    # The same features, in float64.
+    assert peeled["within_class"][0] == pytest.approx(run["within_class"][-1], rel=1e-9)
+    assert peeled["epoch"][-1] == 200 and (out / "peeled.png").exists()
+
+
+def test_killed_at_twenty_moments_and_resumed_ends_in_the_same_bits(tmp_path):
+    command = [sys.executable, str(HERE / "killed_training.py"), str(tmp_path), "20"]
+    # Numba's OpenMP layer ends a process that forks; this layer allows it.
+    few = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    few["NUMBA_THREADING_LAYER"] = "workqueue"
+    done = subprocess.run(command, capture_output=True, text=True, env=few)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "20 kills" in done.stdout and "ended in the same bits" in done.stdout
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(root, tmp_path):
+    out = tmp_path / "o"
+    arguments = ["train", "--data", str(root), *OPTIONS, "--epochs", "1000000", "--out", str(out)]
+    command = [sys.executable, str(HERE / "small_training.py"), *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (out / "run.csv").exists() and process.poll() is None:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    told, errors = process.communicate()
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    assert "stopped by Ctrl-C in epoch" in errors and "resume" in errors
+    assert "The measurements so far are in" in told and "and --resume." in told
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["rows"]
+
+
+def test_divergence_is_told(root, tmp_path):
+    done = invoke(root, "--epochs", 50, "--out", tmp_path / "o", "--lr", 1e8)
+    assert done.exit_code == 1 and "`lr`=1e+08 is too large for this network" in done.output
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--epochs", 0], "`epochs` must be an integer of at least 1; got 0"),
+        (["--lr", "nan"], "`lr` must be a positive number; got nan"),
+        (["--momentum", 1], "`momentum` must lie in [0, 1); got 1.0"),
+        (["--dropout", 1], "`dropout` must lie in [0, 1); got 1.0"),
+        (["--subset", 5], "`subset` must be an integer of at least 10; got 5"),
+        (["--image-size", 0], "`image_size` must be an integer of at least 1; got 0"),
+        (["--feature-dim", 0], "`feature_dim` must be an integer of at least 1"),
+        (["--batch-size", 0], "`batch_size` must be an integer of at least 1"),
+        (["--seed", -1], "`seed` must be an integer of at least 0"),
+        (["--checkpoint-every", -1], "`checkpoint_every` must be a number of at least 0"),
+        (["--schedule", "Never"], "`schedule` must be 'constant' or one of"),
+        (["--schedule-args", "3"], "`--schedule-args` must be a JSON object"),
+        (["--schedule-args", "{step"], "`--schedule-args` must be a JSON object"),
+        (["--peel", -1], "`--peel` must be"),
+        (["--precision", "float16"], "--precision"),
+        (["--epochs", "many"], "--epochs"),
+        (["--no-such-option"], "No such option"),
+    ],
+)
+def test_bad_options_are_told_in_a_sentence(root, tmp_path, arguments, sentence):
+    done = invoke(root, "--out", tmp_path / "o", *arguments)
+    assert done.exit_code == 2 and sentence in done.output and "Traceback" not in done.output
+    assert not (tmp_path / "o" / "checkpoint.pt").exists()
+
+
+def test_unwritable_out(root, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    done = invoke(root, "--out", tmp_path / "file")
+    assert done.exit_code == 2 and "`--out` must be a writable folder" in done.output
+
+
+def test_missing_data(root, tmp_path):
+    done = invoke(tmp_path / "elsewhere", "--out", tmp_path / "o")
+    assert done.exit_code == 2 and "FashionMNIST is not in" in done.output
+    assert "`--data`" in done.output and "`--download`" in done.output
+
+
+def test_without_torch(root, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    done = invoke(root, "--out", tmp_path / "o")
+    assert done.exit_code == 2
+    assert "needs torch, which is not installed; run `pip install 'fastnc[train]'`" in done.output
+
+
+def test_without_torchvision(root, tmp_path, monkeypatch):
+    from fastnc.training import loop
+
+    monkeypatch.setattr(loop, "vgg13", network.vgg13)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    done = invoke(root, "--out", tmp_path / "o")
+    assert done.exit_code == 2 and "needs torchvision, which is not installed" in done.output
+
+
+def test_help_names_every_option():
+    text = CliRunner().invoke(build(), ["train", "--help"], env={"COLUMNS": "200"}).output
+    options = (
+        "--data --download --subset --image-size --feature-dim --batch-norm --dropout --epochs "
+        "--batch-size --lr --momentum --schedule --schedule-args --seed --precision --snapshots "
+        "--device --compile --tensorboard --peel --out --resume --checkpoint-every"
+    )
+    for option in options.split():
+        assert option in text, text
+    assert "[default: 600]" in text and "[default: 4096]" in text

@@ -1,0 +1,168 @@
+"""Checks and their sentences, and where an array lives."""
+
+import numpy as np
+import pytest
+
+import fastnc
+from fastnc._core import arrays
+from fastnc._core.kernel_call import _labels
+
+MODEL = fastnc.ULPM(n_classes=3, n_per_class=2, dim=4)
+W, H = MODEL.init(seed=0)
+# One entry of each is hidden, and what is hidden is nothing to compute with.
+MASKED = {
+    name: np.ma.masked_array(np.where(hidden, wrong, x), hidden)
+    for name, x, wrong in (("W", W, 1e9), ("H", H, np.nan), ("y", MODEL.y, 999_999))
+    for hidden in [np.arange(x.size).reshape(x.shape) == 2]
+}
+
+
+def test_home_and_names():
+    torch = pytest.importorskip("torch")
+    assert arrays.home(np.zeros(2)) == arrays.home(torch.zeros(2)) == "cpu"
+    assert arrays.dtype_name(torch.zeros(2)) == arrays.dtype_name(np.zeros(2, "f4")) == "float32"
+    with pytest.raises(ValueError, match=r"device 'meta' are not served; move them to 'cpu'"):
+        arrays.home(torch.zeros(2, device="meta"))
+    tensor = torch.zeros(2)
+    arrays.as_numpy(tensor)[0] = 1.0
+    assert tensor[0] == 1.0
+    assert isinstance(arrays.like(np.zeros(2), tensor), torch.Tensor)
+    assert isinstance(arrays.like(np.zeros(2), np.zeros(2)), np.ndarray)
+
+
+def test_row_major_copies_only_where_it_must():
+    x = np.zeros((3, 4))
+    assert arrays.row_major(x) is x
+    assert np.shares_memory(arrays.row_major(x[:2]), x)
+    turned = arrays.row_major(x.T)
+    assert turned.flags.c_contiguous and not np.shares_memory(turned, x)
+    assert arrays.row_major(np.zeros(2, np.int32), np.int64).dtype == np.int64
+    x.flags.writeable = False
+    view = arrays.row_major(x)
+    assert view.flags.writeable and np.shares_memory(view, x)
+
+
+@pytest.mark.parametrize(
+    ("x", "shape", "error", "sentence"),
+    [
+        (
+            [[1.0]],
+            (None, None),
+            TypeError,
+            r"`W` must be a NumPy array or a torch tensor; got list",
+        ),
+        (np.zeros(3), (None, None), ValueError, r"`W` must have 2 dimensions; got shape \(3,\)"),
+        (np.zeros((2, 3)), (4, None), ValueError, r"`W` must have 4 rows; got shape \(2, 3\)"),
+        (np.zeros((2, 3)), (None, 4), ValueError, r"`W` must have 4 columns; got shape \(2, 3\)"),
+        (np.zeros((2, 0)), (None, None), ValueError, r"`W` must not be empty; got shape \(2, 0\)"),
+        (np.zeros((2, 3), int), (None, None), TypeError, r"float32 or float64; got int64\. Conv"),
+        (np.zeros((2, 3), "f2"), (None, None), TypeError, r"float32 or float64; got float16"),
+    ],
+)
+def test_matrices(x, shape, error, sentence):
+    with pytest.raises(error, match=sentence):
+        arrays.check_matrix("W", x, shape)
+    arrays.check_matrix("W", np.zeros((2, 3)), (2, 3))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        fastnc.loss,
+        fastnc.loss_and_grads,
+        lambda W, H, y: fastnc.hessian_vector_product(W, H, y, np.ones_like(W), np.ones_like(H)),
+        lambda W, H, y: fastnc.gradient_step(W.copy(), H.copy(), y, lr=1.0),
+        lambda W, H, y: fastnc.collapse_metrics(H, y, W),
+        fastnc.margins,
+        fastnc.margin_ratio,
+        fastnc.kkt,
+        fastnc.tangent_curvature,
+        lambda W, H, y: fastnc.descend(fastnc.ULPM(3, dim=4, labels=y), W=W, H=H, epochs=1),
+        lambda W, H, y: fastnc.flow(fastnc.ULPM(3, dim=4, labels=y), 1.0, W=W, H=H),
+    ],
+)
+def test_masked_entries(call):
+    for name, index in (("W", r"\(0, 2\)"), ("H", r"\(0, 2\)"), ("(y|labels)", "2")):
+        sentence = rf"`{name}` must have no masked entry; got 1, the first at index {index}\. Fill"
+        given = {"W": W, "H": H, "y": MODEL.y}
+        key = name if name in given else "y"
+        with pytest.raises(ValueError, match=sentence):
+            call(**given | {key: MASKED[key]})
+
+
+def test_masked_entries_of_batches_and_biases():
+    statistics = fastnc.ClassStatistics(3, 4)
+    for batch in ((MASKED["H"], MODEL.y), (H, MASKED["y"])):
+        with pytest.raises(ValueError, match=r"`[Hy]` must have no masked entry; got 1, the first"):
+            statistics.update(*batch)
+    assert statistics.n_samples == 0
+    bias = np.ma.masked_greater(np.arange(3.0), 0.5)
+    sentence = (
+        r"`bias` must have no masked entry; got 2, the first at index 1\. Fill them, or leave"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        fastnc.collapse_metrics(H, MODEL.y, W, bias)
+    with pytest.raises(ValueError, match=sentence):
+        fastnc.models.weight_decay(3, 2, 4, 0.1, 0.1, bias=True).objective(W, H, bias)
+
+
+def test_masked_arrays_that_hide_nothing():
+    plain = fastnc.loss_and_grads(W, H, MODEL.y)
+    for mask in (np.ma.nomask, False):
+        arrays = [np.ma.masked_array(x, mask) for x in (W, H, MODEL.y)]
+        for found, expected in zip(fastnc.loss_and_grads(*arrays), plain, strict=True):
+            assert np.array_equal(found, expected)
+        assert fastnc.collapse_metrics(*arrays[1:]) == fastnc.collapse_metrics(H, MODEL.y)
+
+
+def test_finite():
+    x = np.zeros((3, 4))
+    x[1, 2] = np.nan
+    with pytest.raises(ValueError, match=r"`H` must be finite; got nan at index \(1, 2\)"):
+        arrays.check_finite("H", x)
+    x[1, 2], x[2, 3] = np.inf, -np.inf
+    with pytest.raises(ValueError, match=r"`H` must be finite; got inf at index \(1, 2\)"):
+        arrays.check_finite("H", x)
+    # Their sum overflows, they do not.
+    arrays.check_finite("H", np.full((2, 2), np.finfo(np.float64).max))
+
+
+@pytest.mark.parametrize(
+    ("y", "error", "sentence"),
+    [
+        (np.zeros((2, 1), int), ValueError, r"`y` must have 1 dimension; got shape \(2, 1\)"),
+        (np.zeros(2), TypeError, r"`y` must hold integers; got float64"),
+        (np.zeros(3, int), ValueError, r"`y` must have one label a sample \(2\); got 3"),
+        (np.array([0, 3]), ValueError, r"must lie in 0\.\.2 \(3 classes were given\); got 3 at in"),
+        (np.array([-1, 0]), ValueError, r"got -1 at index 0\. Relabel, or give a `W` with more"),
+    ],
+)
+def test_labels(y, error, sentence):
+    with pytest.raises(error, match=sentence):
+        arrays.check_labels(y, 2, 3)
+    arrays.check_labels(np.array([0, 2], np.uint8), 2, 3)
+    arrays.check_labels(np.array([-7, 900]), 2, None)
+
+
+def test_numbers():
+    for bad in (0.0, -1.0, np.inf, np.nan, "1", None):
+        with pytest.raises((ValueError, TypeError), match=r"`lr` must be a positive number; got"):
+            arrays.check_positive("lr", bad)
+    for bad in (-1.0, np.inf, np.nan):
+        with pytest.raises(ValueError, match=r"`tol` must be a number of at least 0; got"):
+            arrays.check_at_least_zero("tol", bad)
+    for bad in (0, 1.0, True, "2"):
+        with pytest.raises(ValueError, match=r"`n` must be an integer of at least 1; got"):
+            arrays.check_count("n", bad, 1)
+    assert arrays.check_count("n", np.int32(3), 1) == 3
+    arrays.check_positive("lr", np.float32(0.5))
+    arrays.check_at_least_zero("tol", 0)
+
+
+@pytest.mark.parametrize("bad", [[True, False], [0.0, 1.0], [0j, 1j]])
+def test_labels_beside_tensors(bad):
+    # On a GPU the labels are looked at as a tensor, which has other ideas of an integer.
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match=r"`y` must hold integers; got"):
+        _labels(np.array(bad), 2, 2, torch.zeros(1))
+    assert _labels(np.array([0, 1], np.uint8), 2, 2, torch.zeros(1)).dtype == torch.int64

@@ -1,0 +1,145 @@
+"""`descend(device="cuda")` from end to end, on the device or with the interpreter in its place."""
+
+import numpy as np
+import pytest
+import torch
+from interpreted import DEVICE
+
+import fastnc
+from fastnc import reference
+from fastnc.dynamics.steppers import cuda
+
+
+@pytest.fixture(autouse=True)
+def device(monkeypatch):
+    """Without a GPU the CPU passes for one: the kernels are interpreted."""
+    if DEVICE == "cuda":
+        return
+    answers = {
+        "is_available": lambda: True,
+        "get_device_capability": lambda device=None: (9, 0),
+        "current_device": lambda: None,
+        "mem_get_info": lambda device=None: (2**33, 2**33),
+        "memory_reserved": lambda device=None: 0,
+        "memory_allocated": lambda device=None: 0,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self.clone())
+
+
+SMALL, LARGER = fastnc.ULPM(2, 3, 4), fastnc.ULPM(17, 1, 3)
+
+
+@pytest.mark.parametrize("model", [SMALL, LARGER], ids=["small", "larger"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_it_goes_where_the_plain_loop_goes(model, dtype):
+    run = fastnc.descend(model, lr=1.0, epochs=4, dtype=dtype, device="cuda")
+    assert run.about["device"] == "cuda" and run.W.dtype == dtype
+    W, H = (x.astype(np.float64) for x in model.init(0, dtype))
+    log_losses = []
+    for _ in range(5):
+        log_losses.append(np.log(reference.loss(W, H, model.y) / len(model.y)))
+        _, *after = reference.gradient_step(W, H, model.y, 1.0 / len(model.y))
+        (W, H), before = after, W
+    # Gradients with 16 bits in float32; four epochs of a few roundings in float64.
+    tolerance = 1e-12 if dtype == "float64" else 1e-4
+    np.testing.assert_allclose(run["log_loss"], log_losses, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(run.W, before, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_it_resumes_bit_for_bit(tmp_path, dtype):
+    options = {"lr": 1.0, "dtype": dtype, "device": "cuda"}
+    straight = fastnc.descend(SMALL, epochs=5, **options)
+    file = tmp_path / "checkpoint.npz"
+    fastnc.descend(SMALL, epochs=2, checkpoint=file, **options)
+    resumed = fastnc.descend(SMALL, epochs=5, checkpoint=file, resume=True, **options)
+    np.testing.assert_array_equal(resumed.W, straight.W)
+    np.testing.assert_array_equal(resumed.H, straight.H)
+    assert resumed["log_loss"][-1] == straight["log_loss"][-1]
+
+
+def test_slices_of_a_graph_change_no_bit(monkeypatch):
+    monkeypatch.setattr(cuda, "EPOCHS_A_GRAPH", 2)
+    W, H = LARGER.init(0, "float64")
+    steppers = [cuda.CudaDescent(W, H, LARGER.y, 1.0) for _ in range(3)]
+    replays = []
+    if DEVICE != "cuda":
+
+        class Graph:
+            def __init__(self, stepper):
+                self.stepper = stepper
+
+            def replay(self):
+                replays.append(self)
+                self.stepper._descend(2)
+
+        monkeypatch.setattr(cuda.CudaDescent, "_capture", lambda self: Graph(self))
+    steppers[0].advance(7)
+    for epochs in (3, 4):
+        steppers[1].advance(epochs)
+    for _ in range(7):
+        steppers[2].advance(1)
+    assert DEVICE == "cuda" or len(replays) == 3 + 1 + 2
+    for other in steppers[1:]:
+        np.testing.assert_array_equal(steppers[0].W, other.W)
+        np.testing.assert_array_equal(steppers[0].H, other.H)
+    before = steppers[0].state()
+    steppers[0].advance(2)
+    again = steppers[0].W
+    steppers[0].restore(before)
+    steppers[0].advance(2)
+    np.testing.assert_array_equal(steppers[0].W, again)
+
+
+def test_a_run_that_diverges_says_after_which_epoch():
+    with pytest.raises(fastnc.Diverged, match="is not finite after epoch") as caught:
+        fastnc.descend(SMALL, lr=1e300, epochs=4, device="cuda")
+    assert caught.value.run["epoch"][0] == 0
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_sweep_has_the_bits_of_each_run_alone(tmp_path, dtype):
+    options = {"epochs": 4, "dtype": dtype, "device": "cuda"}
+    # The second step diverges; the larger model does not fit a program and runs by itself.
+    runs = fastnc.sweep(
+        [SMALL, LARGER], [0.5, 1e300], seeds=range(2), checkpoint=tmp_path / "sweep.npz", **options
+    )
+    assert [run.about["stopped"] for run in runs] == ["epochs"] * 2 + ["diverged"] * 2 + [
+        "epochs"
+    ] * 2 + ["diverged"] * 2
+    alone = fastnc.descend(SMALL, 0.5, seed=1, **options)
+    for name in ("W", "H"):
+        np.testing.assert_array_equal(getattr(runs[1], name), getattr(alone, name))
+    np.testing.assert_array_equal(runs[1]["log_loss"], alone["log_loss"])
+    with pytest.raises(fastnc.Diverged) as caught:
+        fastnc.descend(SMALL, 1e300, seed=1, **options)
+    assert len(runs[3]["epoch"]) == len(caught.value.run["epoch"])
+
+
+def test_a_sweep_that_is_stopped_goes_on_with_the_same_bits(tmp_path):
+    from fastnc.dynamics.steppers import cuda_together
+
+    options = {"lr": 0.5, "epochs": 6, "seeds": range(2), "device": "cuda"}
+    straight = fastnc.sweep(SMALL, **options)
+    together, asked = cuda_together.descend_together, []
+
+    def stop():
+        asked.append(1)
+        return len(asked) > 2
+
+    def stopped(runs, paths, every, _, bar):
+        return together(runs, paths, every, stop, bar)
+
+    checkpoint = tmp_path / "sweep.npz"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda_together, "descend_together", stopped)
+        with pytest.raises(fastnc.Interrupted, match="0 of 2 runs are done"):
+            fastnc.sweep(SMALL, checkpoint=checkpoint, **options)
+    assert len(list(tmp_path.glob("sweep-*.npz"))) == 2
+    resumed = fastnc.sweep(SMALL, checkpoint=checkpoint, resume=True, **options)
+    for ours, theirs in zip(resumed, straight, strict=True):
+        np.testing.assert_array_equal(ours.W, theirs.W)
+        np.testing.assert_array_equal(ours["log_loss"], theirs["log_loss"])
+    assert list(tmp_path.iterdir()) == [checkpoint]

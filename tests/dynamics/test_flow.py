@@ -1,0 +1,313 @@
+"""Gradient flow: the exact law, descent, conserved quantities, stops and resumes."""
+
+import math
+import os
+import re
+import signal
+
+import numpy as np
+import pytest
+
+import fastnc
+from fastnc import reference
+from fastnc.dynamics.integrator import run as integrator_run
+from fastnc.dynamics.integrator.newton import DirectSolver, FlowJacobian, KrylovSolver
+from fastnc.dynamics.integrator.run import snapshot_times
+from fastnc.dynamics.snapshot import COLUMNS
+from fastnc.theory.aligned_flow import AlignedFlow
+from fastnc.theory.margin import TERMS
+from fastnc.theory.rates import constants, exponents, fitted_exponent
+from fastnc.theory.residuals import Residuals
+
+SMALL = fastnc.ULPM(n_classes=3, n_per_class=2, dim=4)
+
+
+def column(run, name):
+    return 1 - run[name.removeprefix("1 - ")] if name.startswith("1 - ") else run[name]
+
+
+@pytest.mark.parametrize(
+    ("K", "n", "d", "u", "v"), [(3, 2, 4, 0.4, 0.9), (5, 4, 6, 1.0, 0.5), (2, 1, 1, 0.7, 0.2)]
+)
+def test_the_exact_law_from_log_t_1_to_1e4(K, n, d, u, v):
+    law = AlignedFlow(K, n, u, v)
+    model = fastnc.ULPM(K, n, d)
+    W, H = law.point(d)
+    run = fastnc.flow(model, 1e4 / math.log(10), W=W, H=H, rtol=1e-11, snapshots=5)
+    late = run["log10_time"] >= 1 / math.log(10)
+    assert late.sum() > 15
+    log_times = run["log10_time"][late] * math.log(10)
+    # rtol is 1e-11 a step, and errors along the flow are damped; 1e-8 is what is promised.
+    exact = [law.gap(u) for u in log_times]
+    np.testing.assert_allclose(run["margin"][late], exact, rtol=1e-8)
+    np.testing.assert_allclose(run["log_loss"][late], [law.log_loss(u) for u in log_times], 1e-8)
+    end_W, end_H = law.point(d, log_time=log_times[-1])
+    np.testing.assert_allclose(run.W, end_W, atol=1e-8 * np.abs(end_W).max())
+    np.testing.assert_allclose(run.H, end_H, atol=1e-8 * np.abs(end_H).max())
+
+
+def test_the_law_with_frozen_parts_to_an_unbalanced_norm():
+    rng = np.random.default_rng(0)
+    frozen = rng.standard_normal((3, 2, 2))
+    frozen -= frozen.mean(axis=1, keepdims=True)
+    law = AlignedFlow(3, 2, 0.5, 1.1)
+    W, H = law.point(4, frozen.reshape(6, 2))
+    run = fastnc.flow(SMALL, 300.0, W=W, H=H, rtol=1e-11, snapshots=2)
+    exact_W, exact_H = law.point(4, frozen.reshape(6, 2), 300.0 * math.log(10))
+    np.testing.assert_allclose(run.W, exact_W, atol=1e-8)
+    np.testing.assert_allclose(run.H, exact_H, atol=1e-8)
+    assert run["within_class_energy"][-1] == pytest.approx((frozen**2).sum(), rel=1e-9)
+
+
+def test_rates_at_the_papers_size_from_a_random_start():
+    model = fastnc.ULPM(n_classes=5, n_per_class=10, dim=20)
+    run = fastnc.flow(model, 1e4, seed=0, snapshots=10)
+    for name, exponent in exponents(5, 20).items():
+        # The next term of the expansion is 1 / log log t slower: .002 is left at these times.
+        found = fitted_exponent(run["log10_time"], column(run, name), 1e3, 1e4)
+        assert found == pytest.approx(exponent, abs=0.005), name
+    assert run.about["gram_drift"] <= 1e-8 and run.about["mean_drift"] <= 1e-12
+    assert (run["conserved_drift"] <= 1e-8).all()
+    # Constants, from the end, against the columns themselves at the end.
+    found, gap = constants(run.W, run.H, run.y), run["margin"][-1]
+    # Corrections are O(1 / a) and a is 2e4; self-averaging makes them a few times that.
+    assert run["within_class"][-1] * math.sqrt(gap) == pytest.approx(found.within_class, rel=1e-3)
+    for name, limit in (
+        ("1 - margin_ratio", found.margin_deficit),
+        ("1 - beta", found.margin_deficit / 2),
+        ("equinorm_features", found.equinorm),
+        ("equinorm_classifier", found.equinorm),
+    ):
+        assert column(run, name)[-1] * gap == pytest.approx(limit, rel=2e-3), name
+    assert found.smallest_singular_value > 0.1
+
+
+def test_flow_is_what_descent_tends_to():
+    """At lr = 0.02 and half of it: the difference at t = 20 halves, and vanishes in the limit."""
+    model = fastnc.ULPM(n_classes=5, n_per_class=10, dim=20)
+    W, H = model.init(4)
+    run = fastnc.flow(model, math.log10(20.0), W=W, H=H, snapshots=3)
+    coarse, fine = (
+        fastnc.descend(model, lr=lr, epochs=round(20 / lr), W=W, H=H, snapshots=1)
+        for lr in (0.02, 0.01)
+    )
+    errors = [np.abs(other.H - run.H).max() for other in (coarse, fine)]
+    # First order in lr: the ratio is 2 up to lr itself.
+    assert 1e-6 < errors[0] < 2e-3 and errors[0] / errors[1] == pytest.approx(2.0, abs=0.05)
+    np.testing.assert_allclose(2 * fine.H - coarse.H, run.H, atol=2e-5)
+    np.testing.assert_allclose(2 * fine.W - coarse.W, run.W, atol=2e-5)
+
+
+def test_columns_are_those_of_descent_and_more():
+    run = fastnc.flow(SMALL, 5.0, seed=1, snapshots=4)
+    assert run.columns == ("log10_time", *COLUMNS, "conserved_drift", *TERMS)
+    assert {"beta", "epsilon"} <= set(run.columns)
+    assert run["log10_time"][0] == -math.inf and run["log10_time"][-1] == 5.0
+    W, H = SMALL.init(1)
+    assert run["margin"][0] == pytest.approx(reference.neural_collapse_margin(W, H, SMALL.y))
+    total = sum(run[name] for name in TERMS)
+    energy = run["norm_W"] ** 2 + run["norm_H"] ** 2
+    # Lemma 3.1's identity along the run.
+    np.testing.assert_allclose(total / energy, 1 - run["margin_ratio"], atol=1e-12)
+
+
+@pytest.mark.parametrize("counts", [[3, 1, 2], [4, 0, 2]])
+def test_unequal_and_absent_classes_and_a_dimension_above_all_rows(counts):
+    y = np.random.default_rng(0).permutation(np.repeat(np.arange(3), counts))
+    model = fastnc.ULPM(n_classes=3, dim=12, labels=y)
+    W, H = model.init(0)
+    run = fastnc.flow(model, 40.0, snapshots=3)
+    assert run.W.shape == (3, 12) and run.H.shape == (6, 12)
+    gram = W.T @ W - H.T @ H
+    # Conserved to the integrator's rounding, whatever coordinates it ran in.
+    np.testing.assert_allclose(run.W.T @ run.W - run.H.T @ run.H, gram, atol=1e-11)
+    np.testing.assert_allclose(run.W.mean(axis=0), W.mean(axis=0), atol=1e-12)
+    assert run["margin"][-1] > 60
+
+
+def test_krylov_and_direct_agree():
+    model = fastnc.ULPM(n_classes=4, n_per_class=3, dim=5)
+    direct = fastnc.flow(model, 50.0, seed=3, snapshots=4)
+    krylov = fastnc.flow(model, 50.0, seed=3, snapshots=4, solver="krylov")
+    assert direct.about["solver"] == "direct" and krylov.about["solver"] == "krylov"
+    # Each is good to about its rtol of 1e-8 in the columns; BDF has the larger constant.
+    for name in ("margin", "log_loss", "within_class", "self_duality"):
+        np.testing.assert_allclose(krylov[name], direct[name], rtol=2e-5, err_msg=name)
+    assert krylov.about["gram_drift"] < 1e-6
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.7 + 0.4j])
+def test_both_solvers_invert_the_dense_system(sigma):
+    W, H = (3.0 * x for x in SMALL.init(2))
+    at = Residuals(W, H, SMALL.y)
+    size = W.size + H.size
+    dense = np.stack([at.hessian_product(row) for row in np.eye(size)])
+    _, r, _ = reference.softmax(reference.logit_gaps(W, H, SMALL.y), SMALL.y)
+    loss = reference.loss(W, H, SMALL.y)
+    np.testing.assert_allclose(at.residuals, r / loss, rtol=1e-13)
+    direction = np.random.default_rng(0).standard_normal(size)
+    parts = direction[: W.size].reshape(W.shape), direction[W.size :].reshape(H.shape)
+    exact = reference.hessian_vector_product(W, H, SMALL.y, *parts)
+    exact = np.concatenate([x.ravel() for x in exact]) / loss
+    np.testing.assert_allclose(dense @ direction, exact, atol=1e-12 * np.abs(exact).max())
+    b = 0.3
+    solvers = (DirectSolver,) if np.iscomplexobj(np.array(sigma)) else (DirectSolver, KrylovSolver)
+    for make in solvers:
+        found = make(FlowJacobian(at, b, sigma)).solve(direction)
+        residual = sigma * found + b * (dense @ found) - direction
+        # MINRES stops at a relative residual of 1e-6, LU at rounding.
+        bound = 1e-5 if make is KrylovSolver else 1e-12
+        assert np.linalg.norm(residual) < bound * np.linalg.norm(direction)
+
+
+@pytest.mark.parametrize("solver", ["direct", "krylov"])
+def test_a_resumed_flow_has_the_same_bits(tmp_path, monkeypatch, solver):
+    path = tmp_path / "checkpoint.npz"
+    options = {"seed": 2, "snapshots": 3, "solver": solver}
+    whole = fastnc.flow(SMALL, 30.0, **options)
+    # Cut after every seventh step, from within the loop: between snapshots as well as at them.
+    steps = [0]
+
+    class Cut(Exception):
+        pass
+
+    step = integrator_run.FlowRun._step
+
+    def cutting(self, integrator):
+        steps[0] += 1
+        if steps[0] % 7 == 0:
+            raise Cut
+        step(self, integrator)
+
+    monkeypatch.setattr(integrator_run.FlowRun, "_step", cutting)
+    run, cuts = None, 0
+    while run is None:
+        try:
+            run = fastnc.flow(
+                SMALL, 30.0, **options, checkpoint=path, checkpoint_every=0.0, resume=True
+            )
+        except Cut:
+            cuts += 1
+    assert cuts > 10
+    assert run.W.tobytes() == whole.W.tobytes() and run.H.tobytes() == whole.H.tobytes()
+    for name in whole.columns:
+        assert run[name].tobytes() == whole[name].tobytes(), name
+    assert run.about == whole.about
+
+
+def test_a_checkpoint_goes_on_to_a_farther_horizon_only(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    fastnc.flow(SMALL, 10.0, snapshots=3, checkpoint=path)
+    farther = fastnc.flow(SMALL, 100.0, snapshots=3, checkpoint=path, resume=True)
+    whole = fastnc.flow(SMALL, 100.0, snapshots=3)
+    # 10 is a snapshot of both grids, so that not a step differs.
+    assert farther.H.tobytes() == whole.H.tobytes() and len(farther) == len(whole)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="`log10_time` must be at least the checkpoint's"):
+        fastnc.flow(SMALL, 50.0, snapshots=3, checkpoint=path, resume=True)
+    with pytest.raises(ValueError, match="its `seed` is 0, this run's is 1"):
+        fastnc.flow(SMALL, 100.0, seed=1, snapshots=3, checkpoint=path, resume=True)
+    assert path.read_bytes() == before
+
+
+def test_ctrl_c_keeps_the_snapshots_and_the_state(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.npz"
+    measure = integrator_run.FlowRun._measure
+
+    def measuring(self, log10_t):
+        measure(self, log10_t)
+        if len(self.rows) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(integrator_run.FlowRun, "_measure", measuring)
+    with pytest.raises(
+        fastnc.Interrupted, match=r"at log10 t = [-\d.]+ of 30; the state is"
+    ) as cut:
+        fastnc.flow(SMALL, 30.0, snapshots=3, checkpoint=path, checkpoint_every=1e9)
+    assert len(cut.value.run) == 5 and cut.value.run.about["stopped"] == "interrupted"
+    monkeypatch.undo()
+    run = fastnc.flow(SMALL, 30.0, snapshots=3, checkpoint=path, resume=True)
+    assert run.H.tobytes() == fastnc.flow(SMALL, 30.0, snapshots=3).H.tobytes()
+
+
+def test_a_failure_says_where_and_why_and_keeps_what_it_had(monkeypatch):
+    derivative = integrator_run.FlowRun._derivative
+
+    def breaking(self, x, theta):
+        out = derivative(self, x, theta)
+        return out * np.nan if x > 2.0 else out
+
+    monkeypatch.setattr(integrator_run.FlowRun, "_derivative", breaking)
+    with pytest.raises(fastnc.Diverged, match=r"stopped at log10 t = 1\.\d+: .*snapshots") as cut:
+        fastnc.flow(SMALL, 30.0, snapshots=5)
+    run = cut.value.run
+    # sinh(2) = log t is log10 t = 1.57; everything before stands.
+    assert run.about["stopped"] == "failed" and 1.0 <= run["log10_time"][-1] < 1.6
+    assert np.isfinite(run["log_loss"]).all() and np.isfinite(run.H).all()
+
+
+def test_a_loss_that_does_not_vanish_ends_the_flow_in_a_sentence():
+    """On a line the middle one of three classes is never ahead: the loss stays, t grows."""
+    model = fastnc.ULPM(n_classes=3, n_per_class=1, dim=1)
+    said = r"at log10 t = \d+\.\d+: the mean loss is still 0\.\d+ and does not vanish"
+    with pytest.raises(fastnc.Diverged, match=said) as cut:
+        fastnc.flow(model, 1000.0, snapshots=20)
+    assert cut.value.run["log10_time"][-1] > 4
+    assert np.isfinite(cut.value.run["log_loss"]).all()
+
+
+@pytest.mark.parametrize(("log10_time", "rtol"), [(1e5, 1e-4), (1e308, 1e-8)])
+def test_a_tolerance_that_is_none_any_more_ends_the_flow_in_a_sentence(log10_time, rtol):
+    """Of logits of the size of log t, an error of `rtol` moves their loss by a factor."""
+    said = rf"of which `rtol`={rtol:g} is more than their loss forgives. Take a smaller one"
+    with pytest.raises(fastnc.Diverged, match=said) as cut:
+        fastnc.flow(SMALL, log10_time, snapshots=2, rtol=rtol)
+    run = cut.value.run
+    assert run["log10_time"][-1] * math.log(10) * rtol > 0.1 and np.isfinite(run["margin"]).all()
+    if log10_time == 1e5:
+        # The tolerance that the sentence asks for does.
+        assert fastnc.flow(SMALL, log10_time, snapshots=2, rtol=1e-6)["log10_time"][-1] == 1e5
+
+
+def test_a_checkpoint_of_a_descent_is_told_as_such(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    fastnc.descend(SMALL, epochs=10, checkpoint=path)
+    with pytest.raises(ValueError, match=r"its `kind` is 'descent', this run's is 'flow'"):
+        fastnc.flow(SMALL, 5.0, checkpoint=path, resume=True)
+
+
+def test_snapshot_times():
+    times = snapshot_times(1000.0, 4)
+    assert times[0] == -1.0 and times[-1] == 1000.0 and (np.diff(times) > 0).all()
+    np.testing.assert_allclose(times[:8], np.arange(-4, 4) / 4)
+    assert 10.0 in times and 100.0 in times
+    assert snapshot_times(0.1, 10)[-1] == 0.1
+    assert snapshot_times(777.0, 4)[-1] == 777.0 and (np.diff(snapshot_times(777.0, 4)) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"log10_time": 0.0}, "`log10_time` must be a positive number; got 0.0"),
+        ({"log10_time": math.inf}, "`log10_time` must be a positive number; got inf"),
+        ({"snapshots": 0}, "`snapshots` must be an integer of at least 1; got 0"),
+        ({"rtol": 1.0}, "`rtol` must lie in 1e-11..1e-2; got 1.0"),
+        ({"rtol": None}, "`rtol` must be a positive number; got None"),
+        ({"solver": "lu"}, "`solver` must be 'auto', 'direct' or 'krylov'; got 'lu'"),
+        ({"seed": -1}, "`seed` must be an integer of at least 0"),
+        ({"resume": True}, "`resume` must have a file to go on from; give `checkpoint`"),
+        ({"checkpoint": "absent/run.npz"}, "`checkpoint` must be a file in a folder that exists"),
+        ({"checkpoint_every": -1.0}, "`checkpoint_every` must be a number of at least 0"),
+        ({"W": np.full((3, 4), 1e160)}, "must lie in 0..1e100, 0 excluded, which"),
+        ({"W": np.zeros((3, 4)), "H": np.zeros((6, 4))}, "which the flow never leaves; got 0."),
+        ({"W": np.ones((2, 4))}, "`W` must have 3 rows; got shape (2, 4)"),
+        ({"H": np.full((6, 4), np.nan)}, "`H` must be finite; got nan at index (0, 0)"),
+        (
+            {"model": fastnc.models.weight_decay(3, 2, 4, 1e-2, 1e-2)},
+            "`model` must be a ULPM; got",
+        ),
+    ],
+)
+def test_bad_arguments(arguments, sentence):
+    with pytest.raises((ValueError, TypeError), match=re.escape(sentence)):
+        fastnc.flow(**{"model": SMALL, "log10_time": 5.0, **arguments})

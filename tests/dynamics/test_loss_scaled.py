@@ -1,0 +1,66 @@
+"""Descent with a step that grows as the loss falls: its step, its speed, its bits."""
+
+import numpy as np
+import pytest
+
+import fastnc
+from fastnc import reference
+from fastnc.dynamics.steppers.loss_scaled import LossScaledDescent
+
+MODEL = fastnc.ULPM(n_classes=5, n_per_class=10, dim=20)
+
+
+def literal_step(W, H, y):
+    """One step from the definition, with every logit formed and full spectral norms."""
+    _, grad_W, grad_H = reference.log_loss_and_grads(W, H, y)
+    D = reference.logit_gaps(W, H, y)
+    losses, r, _ = reference.softmax(D, y)
+    largest = np.abs(r / losses.sum()).max()
+    curvature = max(np.linalg.norm(W, 2) ** 2, np.linalg.norm(H, 2) ** 2, 1.0)
+    step = 1.0 / (largest * curvature)
+    return W - step * grad_W, H - step * grad_H
+
+
+def test_a_few_steps_are_those_of_the_definition():
+    W, H = MODEL.init(0)
+    stepper = LossScaledDescent(W.copy(), H.copy(), MODEL.y)
+    for _ in range(8):
+        W, H = literal_step(W, H, MODEL.y)
+    stepper.advance(8)
+    # Eight steps of a few ulp, not yet amplified by more than ten.
+    np.testing.assert_allclose(stepper.W, W, atol=1e-11)
+    np.testing.assert_allclose(stepper.H, H, atol=1e-11)
+
+
+def test_a_hundred_steps_reach_what_plain_descent_does_not():
+    fast = fastnc.descend(MODEL, epochs=100, schedule="loss-scaled", seed=0)
+    plain = fastnc.descend(MODEL, epochs=20_000, seed=0, snapshots=1)
+    assert fast["margin_ratio"][-1] > 0.99 > 0.9 > plain["margin_ratio"][-1]
+    assert (np.diff(fast["log_loss"]) < 0).all()
+    assert fast.about["schedule"] == "loss-scaled"
+
+
+def test_it_goes_on_where_the_loss_is_no_float_any_more():
+    run = fastnc.descend(MODEL, epochs=3000, schedule="loss-scaled", seed=0, snapshots=4)
+    # A loss of 1e-310 has no normal float64; the margin still grows.
+    assert run["log_loss"][-1] < -1000 and np.isfinite(run["log_loss"]).all()
+    assert (np.diff(run["margin"]) > 0)[run["epoch"][1:] > 10].all()
+    assert run["margin_ratio"][-1] > 0.999
+
+
+def test_resumed_and_in_float32(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    options = {"schedule": "loss-scaled", "seed": 3, "snapshots": 5}
+    whole = fastnc.descend(MODEL, epochs=60, **options)
+    for epochs in (1, 17, 60):
+        run = fastnc.descend(MODEL, epochs=epochs, **options, checkpoint=path, resume=True)
+    assert run.W.tobytes() == whole.W.tobytes() and run.H.tobytes() == whole.H.tobytes()
+    single = fastnc.descend(MODEL, epochs=60, dtype="float32", **options)
+    assert single.W.dtype == np.float32
+    # A step is long beside rounding at 6e-8, and the direction is attracted.
+    assert single["margin_ratio"][-1] == pytest.approx(whole["margin_ratio"][-1], abs=1e-3)
+
+
+def test_it_goes_with_neither_noise_nor_another_model():
+    with pytest.raises(ValueError, match="a schedule, noise and CUDA go neither together"):
+        fastnc.descend(MODEL, epochs=5, schedule="loss-scaled", noise=0.1)

@@ -1,0 +1,139 @@
+"""Many descents at once: the bits of each alone, whatever stops them."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import fastnc
+from fastnc.dynamics.sweep import _Store
+
+MODEL = fastnc.ULPM(n_classes=5, n_per_class=10, dim=20)
+
+
+def assert_same_bits(run, other):
+    assert run.columns == other.columns
+    for name in run.columns:
+        assert run[name].tobytes() == other[name].tobytes(), name
+    for name in ("W", "H", "y"):
+        assert getattr(run, name).tobytes() == getattr(other, name).tobytes(), name
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_each_run_has_the_bits_of_the_run_alone(threads):
+    runs = fastnc.sweep(MODEL, epochs=300, seeds=range(5), threads=threads)
+    assert len(runs) == 5
+    for seed, run in enumerate(runs):
+        assert_same_bits(run, fastnc.descend(MODEL, epochs=300, seed=seed))
+
+
+def test_models_step_sizes_and_seeds_in_that_order(monkeypatch):
+    # As if the second of these took several threads itself, and so had to run alone.
+    monkeypatch.setattr(
+        "fastnc.dynamics.steppers.plain.stays_on_one_thread", lambda m: m.n_samples != 10
+    )
+    models = [MODEL, fastnc.ULPM(5, 2, 20), fastnc.ULPM(5, dim=20, labels=[0, 3, 3, 1])]
+    runs = fastnc.sweep(models, lr=(1.0, 5.0), epochs=20, seeds=[3, 7], threads=2)
+    expected = [(m, r, s) for m in models for r in (1.0, 5.0) for s in (3, 7)]
+    for (model, lr, seed), run in zip(expected, runs, strict=True):
+        assert (run.about["lr"], run.about["seed"]) == (lr, seed)
+        assert_same_bits(run, fastnc.descend(model, lr, epochs=20, seed=seed))
+    assert [len(group) for group in runs.settings().values()] == [2] * 6
+    assert next(iter(runs.settings())) == "K=5, N=50, d=20, lr=1, float64"
+
+
+def test_a_diverged_run_stays_and_leaves_the_others_alone():
+    runs = fastnc.sweep(MODEL, lr=[5.0, 1e6], epochs=500, seeds=range(2))
+    assert [run.about["stopped"] for run in runs] == ["epochs"] * 2 + ["diverged"] * 2
+    assert np.isfinite(runs[3]["log_loss"]).all() and len(runs[3]) < len(runs[0])
+    assert np.isnan(runs.stack("margin")[3, -1])
+
+
+@pytest.mark.parametrize("every", [0.0, 1e9])
+def test_interrupted_and_resumed_sweeps_have_the_same_bits(tmp_path, every):
+    path = tmp_path / "checkpoint.npz"
+    before = signal.getsignal(signal.SIGINT)
+    whole = fastnc.sweep(MODEL, epochs=60_000, seeds=range(4))
+    options = {"epochs": 60_000, "seeds": range(4), "threads": 2, "checkpoint": path}
+
+    def press():
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    finger = threading.Thread(target=press)
+    finger.start()
+    with pytest.raises(fastnc.Interrupted, match=r"stopped by Ctrl-C: \d of 4 runs are done; the"):
+        fastnc.sweep(MODEL, **options, checkpoint_every=every)
+    finger.join()
+    assert (tmp_path / "checkpoint-underway0.npz").exists()
+    runs = fastnc.sweep(MODEL, **options, checkpoint_every=every, resume=True)
+    for run, other in zip(runs, whole, strict=True):
+        assert_same_bits(run, other)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.npz"]
+    again = fastnc.sweep(MODEL, **options, resume=True)
+    assert_same_bits(again[3], whole[3])
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_checkpoint_of_another_sweep_or_a_damaged_one_stays(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    options = {"epochs": 10, "checkpoint": path, "resume": True}
+    fastnc.sweep(MODEL, seeds=range(2), **options)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"another problem: its `seeds` is \[0, 1\], this run's"):
+        fastnc.sweep(MODEL, seeds=range(3), **options)
+    assert path.read_bytes() == before
+    path.write_bytes(before[:300])
+    with pytest.raises(ValueError, match=r"the checkpoint .* is not readable"):
+        fastnc.sweep(MODEL, seeds=range(2), **options)
+    fastnc.descend(MODEL, epochs=10, checkpoint=path)
+    with pytest.raises(ValueError, match="is not one that `sweep` wrote"):
+        fastnc.sweep(MODEL, seeds=range(2), **options)
+
+
+def test_a_fresh_sweep_forgets_what_another_left_under_way(tmp_path):
+    path = tmp_path / "run[1].npz"
+    other = tmp_path / "run[1]-underway1.npz"
+    run = fastnc.descend(MODEL, lr=1.0, epochs=10, checkpoint=other)
+    # What only looks like a run of the sweep is somebody's own.
+    mine = {run.save(tmp_path / name) for name in ("run[1]-1.npz", "run[1]-underway.npz")}
+    kept = {file: file.read_bytes() for file in mine}
+    runs = fastnc.sweep(MODEL, epochs=10, seeds=range(2), checkpoint=path)
+    assert len(runs) == 2 and set(tmp_path.iterdir()) == {path, *mine}
+    assert all(file.read_bytes() == before for file, before in kept.items())
+
+
+def test_an_error_in_a_run_ends_the_sweep(monkeypatch):
+    def refuse(self, i):
+        raise MemoryError
+
+    monkeypatch.setattr(_Store, "part", refuse)
+    with pytest.raises(MemoryError):
+        fastnc.sweep(MODEL, epochs=10, seeds=range(3), threads=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"model": []}, "`model` must hold at least one value"),
+        ({"model": "ulpm"}, "`model` must be a `fastnc.ULPM` or one of `fastnc.models`; got str"),
+        ({"lr": []}, "`lr` must hold at least one value; got none"),
+        ({"lr": [1.0, -1.0]}, "`lr` must be a positive number; got -1.0"),
+        ({"lr": "5"}, "`lr` must be a positive number; got '5'"),
+        ({"lr": None}, "`lr` must be a positive number; got None"),
+        ({"seeds": 5}, "`seeds` must be several integers; got 5. Give one as a list"),
+        ({"resume": True}, "`resume` must have a file to go on from; give `checkpoint`"),
+        ({"checkpoint": "absent/run.npz"}, "`checkpoint` must be a file in a folder that exists"),
+        ({"seeds": []}, "`seeds` must hold at least one value"),
+        ({"seeds": [0, -1]}, "`seed` must be an integer of at least 0; got -1"),
+        ({"epochs": 0}, "`epochs` must be an integer of at least 1"),
+        ({"threads": 0}, "`threads` must be an integer of at least 1; got 0"),
+        ({"checkpoint_every": -1}, "`checkpoint_every` must be a number of at least 0"),
+    ],
+)
+def test_bad_arguments(arguments, sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        fastnc.sweep(**{"model": MODEL, "epochs": 10, "seeds": range(2), **arguments})

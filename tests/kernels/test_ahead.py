@@ -1,0 +1,99 @@
+"""Every kind of Triton kernel compiles for GPUs that are not here, within their resources.
+
+All configurations are compiled by `bench/gpu.py --compile-only`; these are the largest of each
+kernel, whose registers are nearest to running out.
+"""
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is for Linux only")
+import ahead_gpu
+
+CONFIGURATIONS = {c.name: c for c in ahead_gpu.configurations(90)}
+AMPERE = {c.name: c for c in ahead_gpu.configurations(80)}
+# A name is that of its configuration: kernel, dtype, tiles, flags, warps.
+CHOSEN = [
+    "block_losses float32 BN64 BK128 BD32 LOGITS6 LOG warps4",
+    "block_residuals float32 BN64 BK128 BD32 LOGITS6 PRODUCTS3 LOG warps4",
+    "slice_products float32 BN64 BK16 BD64 PRODUCTS3 STEP COMPENSATED ADD warps4",
+    "slice_products float32 BN128 BK128 BD64 PRODUCTS3 STEP COMPENSATED ADD warps8",
+    "slice_products float64 BN16 BK128 BD32 PRODUCTS0 STEP ADD warps4",
+    "narrow_hessian float32 BN128 BK64 BD32 LOGITS6 PRODUCTS3 warps8",
+    "split_rows float32 BM16 BD128 HALF2 BRAIN2 SCALED warps8",
+    "logits float32 BM64 BN128 BR32 LOGITS3 KEEP EPILOGUE warps4",
+    "logits float64 BM64 BN64 BR16 LOGITS0 KEEP EPILOGUE warps4",
+    "class_products float32 BM128 BN128 BR64 PRODUCTS3 ADD warps8",
+    "sample_products float32 BM64 BN64 BR32 PRODUCTS3 STEP COMPENSATED warps4",
+    "residual_rows float64 BM8 BN128 PRODUCTS0 LOG warps4",
+    "hessian_rows float64 BM8 BN128 PRODUCTS0 warps4",
+    "weighted_rows float64 BM8 BN128 PRODUCTS0 BIAS WEIGHT SMOOTH SCALES LOSSES GRADS KEEP warps4",
+    "scatter_tiles float64 BN16 BD64 PRODUCTSieee warps8",
+    "nearest_tiles float32 BN64 BK32 BD32 LOGITSbf16x6 warps4",
+    "deviation_rows float32 BN64 BD32 PRODUCTSbf16x6 BR64 KEEP warps8",
+    "decision_rows float64 BN32 BD32 PRODUCTSieee BK64 warps8",
+    "merge_chunks float64 ROWS1024 BC32 BD64 warps4",
+    "sum_extents float64 BLOCK512 warps4",
+    "small_problems float32 K5 BN64 SLABS3 COMPENSATED warps1",
+]
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_hopper(name, tmp_path):
+    compile_and_check(CONFIGURATIONS[name], tmp_path, 90)
+
+
+# Tensor cores that read registers: these have the fewest left, or the most shared memory.
+SMALLER = [
+    "slice_products float32 BN32 BK64 BD64 PRODUCTS3 STEP COMPENSATED ADD warps8",
+    "block_residuals float32 BN64 BK128 BD32 LOGITS6 PRODUCTS3 warps8",
+    "narrow_hessian float32 BN64 BK64 BD32 LOGITS6 PRODUCTS3 warps8",
+    "scatter_tiles float32 BN16 BD64 PRODUCTSbf16x6 warps8",
+    "deviation_rows float32 BN32 BD32 PRODUCTSbf16x6 BR64 KEEP warps8",
+    "logits float32 BM64 BN64 BR32 LOGITS3 KEEP EPILOGUE warps4",
+]
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_ampere(name, tmp_path):
+    compile_and_check(AMPERE[name], tmp_path, 80)
+
+
+def compile_and_check(configuration, folder, capability):
+    found = ahead_gpu.resources(ahead_gpu.compile_ahead(configuration, capability), folder)
+    assert found["registers"] <= 255
+    assert found["stack"] <= configuration.stack, "registers spill"
+    assert found["shared"] <= ahead_gpu.SHARED[capability]
+    if configuration.tensor_cores:
+        assert found["wgmma" if capability == 90 else "mma"] > 0
+
+
+def test_the_table_has_every_kernel():
+    import ast
+    from pathlib import Path
+
+    kernels = Path(__file__).parent.parent.parent / "kernels"
+    jitted = {
+        node.name
+        for path in (kernels / "gpu").glob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef)
+        and any("jit" in ast.unparse(d) for d in node.decorator_list)
+    }
+    # What a kernel calls is compiled with it; only these are launched.
+    launched = {
+        node.value.id if isinstance(node.value, ast.Name) else node.value.attr
+        for path in (kernels / "gpu").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Subscript) and isinstance(node.value, (ast.Name, ast.Attribute))
+    } & jitted
+    assert launched == {c.kernel.fn.__name__ for c in CONFIGURATIONS.values()}
+
+
+def test_numbers_keep_their_width():
+    # A Python float would become float32, a large count 32 bits, without these annotations.
+    width = {"scale": "fp64", "lr": "fp64", "smoothing": "fp64", "n_samples": "i64", "size": "i64"}
+    for configuration in CONFIGURATIONS.values():
+        for parameter in configuration.kernel.params:
+            small = parameter.name == "n_samples" and "small_problems" in configuration.name
+            if parameter.name in width and not small:
+                assert parameter.annotation_type == width[parameter.name]

@@ -1,0 +1,175 @@
+"""FashionMNIST's files: read, verified and resized, and a sentence for each that does not fit."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_training
+import torch
+
+from fastnc.training import data
+
+REAL = Path(__file__).parent.parent.parent.parent / "shared" / "data"
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch):
+    """The folder of a small data set, whose facts stand for FashionMNIST's."""
+    monkeypatch.setattr(data, "FACTS", small_training.facts())
+    monkeypatch.setattr(data, "_SIDE", small_training.SIDE)
+    return small_training.write_files(tmp_path)
+
+
+def load(raw, **options):
+    return data.fashion_mnist(raw.parent.parent, **options)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_reads_what_was_written(raw, packed):
+    small_training.write_files(raw.parent.parent, packed)
+    if not packed:
+        for path in raw.glob("*.gz"):
+            path.unlink()
+    found = load(raw, image_size=small_training.SIDE)
+    for split, n, seed in (("train", 60, 1), ("test", 20, 2)):
+        x, y = small_training.images(n, seed)
+        images, labels = getattr(found, f"{split}_images"), getattr(found, f"{split}_labels")
+        assert images.dtype == torch.uint8 and labels.dtype == torch.int64
+        assert np.array_equal(images[:, 0].numpy(), x) and np.array_equal(labels.numpy(), y)
+    x = small_training.images(60, 1)[0] / 255.0
+    # Sums of 2160 numbers below 1, in float64.
+    assert found.mean == pytest.approx(x.mean(), abs=1e-13)
+    assert found.std == pytest.approx(x.std(), abs=1e-13)
+
+
+def test_resizing_keeps_a_constant_and_the_mean(raw):
+    flat = data._resized(np.full((3, 6, 6), 77, np.uint8), 9)
+    assert flat.shape == (3, 1, 9, 9) and bool((flat == 77).all())
+    found = load(raw, image_size=12)
+    # Twice the size, bilinear: every pixel's weight is about 4, at an edge a little more.
+    assert found.train_images.shape == (60, 1, 12, 12)
+    assert found.mean == pytest.approx(small_training.facts()["train"].mean, abs=0.01)
+    ramp = data._resized(np.arange(0, 36, dtype=np.uint8).reshape(1, 6, 6) * 7, 3)[0, 0]
+    assert bool((ramp[:, 1:] > ramp[:, :-1]).all() and (ramp[1:] > ramp[:-1]).all())
+
+
+def test_a_subset_is_even_and_the_first_of_each_class(raw):
+    found = load(raw, image_size=6, subset=25)
+    counts = np.bincount(found.train_labels.numpy(), minlength=10)
+    assert len(found.train_labels) == 25 and set(counts.tolist()) == {2, 3}
+    assert len(found.test_labels) == 20
+    # The small files hold the classes by turns, so the first of each are the first rows.
+    assert np.array_equal(found.train_images[:, 0].numpy(), small_training.images(60, 1)[0][:25])
+
+
+def test_evenly_takes_turns_in_unsorted_labels():
+    labels = np.array([3] * 50 + list(range(10)) * 3, np.uint8)
+    rows = data._evenly(labels, 20)
+    assert np.bincount(labels[rows]).tolist() == [2] * 10
+    assert rows[:2].tolist() == [0, 1] and (np.diff(rows) > 0).all()
+
+
+def test_the_fingerprint_sees_every_byte(raw):
+    found = load(raw, image_size=6)
+    before = found.fingerprint()
+    assert before == load(raw, image_size=6).fingerprint()
+    found.test_images[-1, 0, 0, 0] += 1
+    assert found.fingerprint() != before
+    found.test_images[-1, 0, 0, 0] -= 1
+    found.train_labels[0] = 5
+    assert found.fingerprint() != before
+
+
+@pytest.mark.parametrize("options", [{"subset": 9}, {"subset": 61}, {"image_size": 0}])
+def test_sizes_that_make_no_sense(raw, options):
+    with pytest.raises(ValueError, match=r"`(subset|image_size)` must be"):
+        load(raw, **options)
+
+
+def test_a_missing_file_says_where_and_what_to_do(raw):
+    (raw / "t10k-labels-idx1-ubyte.gz").unlink()
+    sentence = r"is not in '.*raw': there is no t10k-labels-idx1-ubyte or .*--data.*--download"
+    with pytest.raises(FileNotFoundError, match=sentence):
+        load(raw)
+
+
+def test_a_packed_file_cut_short(raw):
+    path = raw / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"train-images.*is damaged \(.*\): fetch it again"):
+        load(raw)
+
+
+def test_every_flipped_bit_of_a_packed_file(raw):
+    path = raw / "train-labels-idx1-ubyte.gz"
+    whole, told = path.read_bytes(), set()
+    content = gzip.decompress(whole)
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            # Bits of the packing's own, such as its time, are nobody's loss.
+            assert data._read_idx(raw, path.stem, (60,)).tobytes() == content[8:]
+        except ValueError as error:
+            assert str(error).endswith(": fetch it again.")
+            told.add(str(error))
+    assert any("while decompressing" in sentence for sentence in told)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content[:-1],
+        lambda content: content + b"\0",
+        lambda content: b"\0\0\x09" + content[3:],
+        lambda content: content[:4] + (61).to_bytes(4, "big") + content[8:],
+        lambda content: b"",
+    ],
+    ids=["short", "long", "magic", "count", "empty"],
+)
+def test_a_wrong_size_or_header(raw, change):
+    path = raw / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(change(gzip.decompress(path.read_bytes()))))
+    sentence = r"must hold 60 x 6 x 6 bytes after a header of 16; got \d+ bytes that begin with"
+    with pytest.raises(ValueError, match=sentence):
+        load(raw)
+
+
+def test_other_images_of_the_same_size(raw):
+    other = 255 - small_training.images(60, 1)[0]
+    small_training.write_idx(raw / "train-images-idx3-ubyte.gz", other)
+    with pytest.raises(ValueError, match=r"train images .* are not FashionMNIST's: their mean and"):
+        load(raw)
+
+
+@pytest.mark.parametrize("label", [0, 10, 255])
+def test_labels_that_are_not_even(raw, label):
+    labels = small_training.images(60, 1)[1]
+    labels[5] = label
+    small_training.write_idx(raw / "train-labels-idx1-ubyte.gz", labels)
+    with pytest.raises(ValueError, match=r"train labels .* must be 6 of each of 10 classes; got"):
+        load(raw)
+
+
+def test_download_is_torchvisions_and_only_when_asked(raw, monkeypatch):
+    from types import SimpleNamespace
+
+    from fastnc.training import network
+
+    asked = []
+    fake = SimpleNamespace(FashionMNIST=lambda *args, **options: asked.append((args, options)))
+    monkeypatch.setattr(network, "torchvision", lambda: SimpleNamespace(datasets=fake))
+    load(raw)
+    assert asked == []
+    load(raw, download=True)
+    assert asked == [((str(raw.parent.parent),), {"train": True, "download": True})]
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="FashionMNIST is not beside the checkout")
+def test_the_real_files_pass():
+    found = data.fashion_mnist(REAL, image_size=28, subset=1000)
+    assert found.train_images.shape == (1000, 1, 28, 28)
+    assert np.bincount(found.train_labels.numpy()).tolist() == [100] * 10
+    assert len(found.test_labels) == 1000

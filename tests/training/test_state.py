@@ -1,0 +1,193 @@
+"""A training's checkpoint: whole or as it was, refused where it does not fit."""
+
+import errno
+import os
+import random
+import re
+import stat
+
+import pytest
+import small_training
+import torch
+from hostile import Bomb
+
+from fastnc.training import loop
+from fastnc.training.loop import Experiment, train
+from fastnc.training.state import State
+
+QUICK = Experiment(feature_dim=12, batch_size=17, lr=0.02, snapshots=2)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(loop, "vgg13", small_training.network)
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """The checkpoint of a run of one epoch."""
+    train(small_training.dataset(), 1, QUICK, out=tmp_path)
+    return tmp_path / "checkpoint.pt"
+
+
+def resumed(path, data=None, experiment=QUICK):
+    data = small_training.dataset() if data is None else data
+    return train(data, 2, experiment, out=path.parent, resume=True)
+
+
+def test_a_state_comes_back(tmp_path):
+    rows = [{"epoch": 0, "log_loss": float("nan")}, {"epoch": 1, "log_loss": -1.25}]
+    net = {"w": torch.arange(3.0)}
+    path = tmp_path / "checkpoint.pt"
+    State({"lr": 0.1}, 3, 7, torch.tensor(2.5), net, {"state": {}}, {"last_epoch": 3}, rows).save(
+        path
+    )
+    found = State.load(path, {"lr": 0.1}, CPU)
+    assert (found.epoch, found.step, float(found.loss_sum)) == (3, 7, 2.5)
+    assert torch.equal(found.net["w"], net["w"]) and found.schedule == {"last_epoch": 3}
+    assert repr(found.rows) == repr(rows)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"lr": 0.5}, r"its `lr` is 0.02, this run's is 0.5. Give the same options, or another"),
+        ({"batch_norm": True}, r"its `batch_norm` is False, this run's is True"),
+        ({"seed": 4}, r"its `seed` is 0, this run's is 4"),
+        ({"schedule": "CosineAnnealingLR"}, r"its `schedule` is 'constant', this run's is 'Cosine"),
+    ],
+)
+def test_another_experiments_checkpoint_is_refused_and_kept(stopped, change, sentence):
+    before = stopped.read_bytes()
+    with pytest.raises(ValueError, match=sentence):
+        resumed(stopped, experiment=Experiment(**{**vars(QUICK), **change}))
+    assert stopped.read_bytes() == before
+
+
+def test_a_changed_data_set_is_refused(stopped):
+    before = stopped.read_bytes()
+    data = small_training.dataset()
+    data.train_images[11, 0, 2, 2] += 1
+    sentence = r"its `data` is '\w+', this run's is '\w+'. The images or labels have changed"
+    with pytest.raises(ValueError, match=sentence):
+        resumed(stopped, data)
+    assert stopped.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b"",
+        lambda b: b"not a checkpoint at all",
+        lambda b: b[:2000] + bytes(x ^ 0xFF for x in b[2000:9000]) + b[9000:],
+        lambda b: b[:-30] + b"\0" * 30,
+    ],
+    ids=["half", "empty", "text", "flipped", "end"],
+)
+def test_a_damaged_checkpoint_is_refused_and_untouched(stopped, damage):
+    damaged = damage(stopped.read_bytes())
+    stopped.write_bytes(damaged)
+    sentence = (
+        r"the checkpoint '.*checkpoint.pt' is not readable \(.*\); it is damaged or of another"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        resumed(stopped)
+    assert stopped.read_bytes() == damaged
+
+
+def bits(x):
+    """Everything in a state, to compare with, NaNs included."""
+    if isinstance(x, torch.Tensor):
+        return x.dtype, tuple(x.shape), x.numpy().tobytes()
+    if isinstance(x, dict):
+        return [(key, bits(value)) for key, value in x.items()]
+    return [bits(value) for value in x] if isinstance(x, (list, tuple)) else repr(x)
+
+
+def test_flipped_bits_are_refused_or_harmless(stopped):
+    whole, identity = stopped.read_bytes(), torch.load(stopped, weights_only=True)["identity"]
+    expected = bits(vars(State.load(stopped, identity, CPU)))
+    # Anywhere, and each bit of the archive's directory of its first two parts, which no sum of
+    # the archive tells of: as an "empty folder" a tensor would come back as zeros.
+    first = whole.index(b"PK\x01\x02")
+    places = random.Random(0).sample(range(8 * len(whole)), 200)
+    places += range(8 * first, 8 * (first + 120))
+    harmless = 0
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        stopped.write_bytes(damaged)
+        try:
+            found = State.load(stopped, identity, CPU)
+        except ValueError as error:
+            assert re.search(r"is not readable \(.*\); it is damaged .* changed\.$", str(error))
+        else:
+            harmless += 1
+            assert bits(vars(found)) == expected
+    # Only what says that there is a sum may be lost, and then the archive's own are taken.
+    assert harmless <= 8 * len("fastnc sha256 ")
+
+
+def test_a_checkpoint_without_a_seal_is_read(stopped):
+    # As they were before there was one: torch's archive alone, under its own sums.
+    whole = stopped.read_bytes()
+    held = torch.load(stopped, weights_only=True)
+    with open(stopped, "wb") as file:
+        torch.save(held, file)
+    assert len(stopped.read_bytes()) == len(whole) - len("fastnc sha256 ") - 64
+    assert bits(vars(State.load(stopped, held["identity"], CPU))) == bits(held)
+    assert resumed(stopped)["epoch"].tolist() == [0, 1, 2]
+
+
+def test_pickled_code_is_not_run(stopped, tmp_path):
+    torch.save({"identity": Bomb(tmp_path / "sprung")}, stopped)
+    with pytest.raises(ValueError, match=r"is not readable"):
+        resumed(stopped)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_other_things_that_torch_can_load(stopped):
+    for other in ({"epoch": 3}, [1, 2], torch.ones(3)):
+        torch.save(other, stopped)
+        with pytest.raises(
+            ValueError, match=r"is not readable \(.*\); it is damaged or of another"
+        ):
+            resumed(stopped)
+
+
+@pytest.mark.parametrize("what", ["the checkpoint", "run.csv"])
+def test_a_full_disk_leaves_the_last_checkpoint(stopped, monkeypatch, what):
+    before = stopped.read_bytes()
+    table = (stopped.parent / "run.csv").stat().st_size
+
+    def full(descriptor):
+        # The table of a few rows is a few thousand bytes, the checkpoint much larger.
+        found = os.fstat(descriptor)
+        small = found.st_size < 3 * table
+        if stat.S_ISREG(found.st_mode) and small == (what == "run.csv"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert len(before) > 4 * table
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"written \(No space left on device\); .* Make room"):
+        resumed(stopped)
+    assert stopped.read_bytes() == before
+    assert [p.name for p in stopped.parent.iterdir() if p.suffix == ".part"] == []
+    stopped.unlink()
+    with pytest.raises(OSError, match=f"{what}.* could not be written"):
+        train(small_training.dataset(), 1, QUICK, out=stopped.parent)
+
+
+def test_torchs_own_writer_on_a_full_disk(stopped, monkeypatch):
+    def full(state, file):
+        file.write(b"half of it")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+
+    before = stopped.read_bytes()
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"\(PytorchStreamWriter failed.*\); the one before is whole"):
+        resumed(stopped)
+    assert stopped.read_bytes() == before
