@@ -325,7 +325,8 @@ class _Sweep:
             return run.loop(part, self.every, stop, bar)
         except Diverged as diverged:
             bar.update(self.epochs - run.epoch)
-            return diverged.run
+            kept: Trajectory = diverged.run
+            return kept
 
     def _interrupted(self) -> Interrupted:
         done, path = self.store.done, self.store.path
