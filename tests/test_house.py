@@ -61,3 +61,16 @@ def test_every_file_says_what_it_is_and_stays_readable():
             text = path.read_text()
             assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
             assert len(text.splitlines()) <= 400, f"{path} has more than 400 lines"
+
+
+def test_every_kernel_is_kept_in_our_own_cache():
+    """Numba's knows one source file a function, and mixes kernels of two processes."""
+    for path in (ROOT / "kernels" / "cpu").glob("*.py"):
+        if path.name in ("options.py", "cache.py"):
+            continue
+        text = path.read_text()
+        numbas = re.search(
+            r"^from numba import .*\b(njit|jit|cfunc|vectorize)\b", text, re.MULTILINE
+        )
+        assert not numbas, f"{path.name}: take `njit` and `cfunc` from fastnc.kernels.cpu.options"
+        assert "cache=True" not in text, path.name

@@ -13,7 +13,7 @@ import typer
 from fastnc._core.interrupts import Diverged
 
 # Each is the function of that name in the file of that name.
-COMMANDS = ("ulpm", "flow", "sweep", "train", "metrics", "verify", "table1")
+COMMANDS = ("ulpm", "flow", "sweep", "train", "metrics", "verify", "table1", "cache")
 
 
 def build() -> typer.Typer:

@@ -8,11 +8,11 @@ Every call comes from inside a parallel loop; `threads.one_thread` keeps the BLA
 """
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import get_cython_function_address, intrinsic
 
-from fastnc.kernels.cpu.options import OPTIONS
+from fastnc.kernels.cpu.options import OPTIONS, njit
 
 
 def gemm_address(dtype):

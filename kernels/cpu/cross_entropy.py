@@ -19,12 +19,12 @@ writes it once. Bound by the multiply-add rate, by memory only where K is below 
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from fastnc.kernels.cpu import panel as panel_cpu
 from fastnc.kernels.cpu import sweep as sweep_cpu
 from fastnc.kernels.cpu import tile as tile_cpu
-from fastnc.kernels.cpu.options import OPTIONS
+from fastnc.kernels.cpu.options import OPTIONS, njit
 from fastnc.kernels.cpu.plan import step_plan
 from fastnc.kernels.cpu.residual import GROUP, N_WORK, exponentials, residuals
 from fastnc.kernels.cpu.threads import one_thread

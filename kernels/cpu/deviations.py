@@ -17,10 +17,10 @@ sums added in order: any number of threads gives the same bits.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from fastnc.kernels.cpu.blas import _gemm
-from fastnc.kernels.cpu.options import INNER, OPTIONS
+from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
 
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
 RANK_CUT = 1e-12

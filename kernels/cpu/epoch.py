@@ -8,9 +8,7 @@ only those are formed: h with W's K - 1 differences of rows, D.
 Everything here is made to be inlined.
 """
 
-from numba import njit
-
-from fastnc.kernels.cpu.options import OPTIONS
+from fastnc.kernels.cpu.options import OPTIONS, njit
 from fastnc.kernels.cpu.simd import (
     add,
     all_within,

@@ -12,9 +12,8 @@ and (Kd)^2 multiply-adds, complex or real, for a solve. Bound by latency, not by
 import math
 
 import numpy as np
-from numba import njit
 
-from fastnc.kernels.cpu.options import OPTIONS
+from fastnc.kernels.cpu.options import OPTIONS, njit
 
 FLAGS = {"contract", "nsz", "arcp"}
 

@@ -10,7 +10,6 @@ its order are the same in both, and so are the bits.
 """
 
 import numpy as np
-from numba import njit
 
 from fastnc.kernels.cpu.blas import gemm_address
 from fastnc.kernels.cpu.deviations import (
@@ -26,7 +25,7 @@ from fastnc.kernels.cpu.deviations import (
     deviations_serial,
     owners,
 )
-from fastnc.kernels.cpu.options import OPTIONS
+from fastnc.kernels.cpu.options import OPTIONS, njit
 from fastnc.kernels.cpu.pairs import (
     ANGLE,
     CDNV,

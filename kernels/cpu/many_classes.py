@@ -18,11 +18,11 @@ bits. Bound by the GEMM rate: `6KNd` operations, against `8Kd` bytes a chunk for
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from fastnc.kernels.cpu import blas as blas_cpu
 from fastnc.kernels.cpu.elementary import exp, log1p
-from fastnc.kernels.cpu.options import OPTIONS
+from fastnc.kernels.cpu.options import OPTIONS, njit
 from fastnc.kernels.cpu.residual import LIMIT
 from fastnc.kernels.cpu.threads import one_thread
 

@@ -13,10 +13,10 @@ The order of every sum depends on the shape alone.
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import prange, types
 from numba.extending import intrinsic
 
-from fastnc.kernels.cpu.options import OPTIONS
+from fastnc.kernels.cpu.options import OPTIONS, njit
 from fastnc.kernels.cpu.tile import REGISTER_BYTES, Emitter, constants, data_of, prefetch, share_of
 
 # Numbers that are packed sooner than a second thread is woken.

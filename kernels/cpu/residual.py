@@ -22,10 +22,11 @@ import math
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from fastnc.kernels.cpu.elementary import Elementary, log1p
+from fastnc.kernels.cpu.options import OPTIONS, njit
 from fastnc.kernels.cpu.tile import REGISTER_BYTES, Emitter, data_of
 
 # e^LIMIT times 10^12 classes is finite in float32.
@@ -38,7 +39,7 @@ FLAGS = {"contract", "nsz", "arcp"}
 N_WORK = 5
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=FLAGS | {"reassoc"})
+@njit(fastmath=FLAGS | {"reassoc"}, **OPTIONS)
 def _total(values, n):
     """Sum in float64; any order will do, and this one depends on n alone."""
     total = 0.0
@@ -123,7 +124,7 @@ def _exponentiate(typingctx, n, Z, z, ld, turns, work, own, shift, total):
     return types.none(n, Z, z, ld, turns, work, own, shift, total), codegen
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=FLAGS | {"reassoc"})
+@njit(fastmath=FLAGS | {"reassoc"}, **OPTIONS)
 def _poison(values, n):
     """0, or NaN where a value is not finite."""
     total = 0.0
@@ -132,7 +133,7 @@ def _poison(values, n):
     return total
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=FLAGS)
+@njit(fastmath=FLAGS, **OPTIONS)
 def exponentials(Z, rows, y, first, in_log_domain, work):
     """Z becomes e (0 in the label's place); returns the chunk's shift and its summed loss.
 
@@ -185,7 +186,7 @@ def exponentials(Z, rows, y, first, in_log_domain, work):
     return shift, _total(own, rows) + poison
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=FLAGS)
+@njit(fastmath=FLAGS, **OPTIONS)
 def residuals(Z, rows, y, first, factor, work):
     """Z, the exponentials, becomes `factor` r; `work` is as `exponentials` left it."""
     S, inverse = work[2], work[3]
@@ -198,7 +199,7 @@ def residuals(Z, rows, y, first, factor, work):
         Z[y[first + i], i] = -S[i] * inverse[i]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=FLAGS)
+@njit(fastmath=FLAGS, **OPTIONS)
 def derivatives(Z, V, rows, y, first, work):
     """Z, the exponentials, becomes r, and V, the logits' derivatives, becomes r'.
 

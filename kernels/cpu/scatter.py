@@ -16,9 +16,9 @@ bits. Bytes: H once (4 N d in float32). Bound by memory from d of about 64 on.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-from fastnc.kernels.cpu.options import INNER, OPTIONS
+from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
 
 CHUNK_BYTES = 256 * 1024
 # Plain sums only: the order of additions is free here, infinities and NaN keep their meaning.

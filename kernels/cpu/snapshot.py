@@ -15,9 +15,8 @@ snapshot ends before a second thread would have begun; for larger ones there is
 import math
 
 import numpy as np
-from numba import njit
 
-from fastnc.kernels.cpu.options import INNER, OPTIONS
+from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
 
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
 N_VALUES = 5

@@ -17,10 +17,10 @@ Bound by the multiply-add rate. The order of every sum depends on the shape alon
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import prange, types
 from numba.extending import intrinsic
 
-from fastnc.kernels.cpu.options import OPTIONS
+from fastnc.kernels.cpu.options import OPTIONS, njit
 from fastnc.kernels.cpu.tile import REGISTER_BYTES, Emitter, data_of
 
 GROUP, SAMPLES = 5, 4

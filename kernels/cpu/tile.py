@@ -16,11 +16,11 @@ alone.
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastnc.kernels.cpu.options import OPTIONS
+from fastnc.kernels.cpu.options import OPTIONS, njit
 
 REGISTER_BYTES = 32
 # Half of a level-one cache holds the samples that meet every class before the next ones do.

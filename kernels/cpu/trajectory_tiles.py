@@ -13,12 +13,12 @@ chunks and the order of every sum depend on the shape alone, and so do the bits.
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from fastnc.kernels.cpu import panel as panel_cpu
 from fastnc.kernels.cpu import sweep as sweep_cpu
 from fastnc.kernels.cpu.cross_entropy import BLOCK, GRADS, STEP, _part, add_parts, copies
-from fastnc.kernels.cpu.options import OPTIONS
+from fastnc.kernels.cpu.options import OPTIONS, njit
 from fastnc.kernels.cpu.plan import step_plan
 from fastnc.kernels.cpu.threads import one_thread
 

@@ -21,12 +21,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from fastnc.kernels.cpu import blas as blas_cpu
 from fastnc.kernels.cpu import many_classes as many_classes_cpu
 from fastnc.kernels.cpu import tile as tile_cpu
-from fastnc.kernels.cpu.options import OPTIONS
+from fastnc.kernels.cpu.options import OPTIONS, njit
 from fastnc.kernels.cpu.plan import plan
 from fastnc.kernels.cpu.residual import GROUP, N_WORK, exponentials, residuals
 from fastnc.kernels.cpu.threads import one_thread

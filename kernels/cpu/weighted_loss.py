@@ -10,9 +10,9 @@ import ctypes
 from functools import lru_cache
 
 import numpy as np
-from numba import carray, cfunc, get_num_threads, njit, types
+from numba import carray, get_num_threads, types
 
-from fastnc.kernels.cpu.options import OPTIONS
+from fastnc.kernels.cpu.options import OPTIONS, cfunc, njit
 from fastnc.kernels.cpu.weighted_cross_entropy import (
     ALONE,
     add_parts,
@@ -129,7 +129,7 @@ def loss_call(dtype):
     # What parallel loops need is loaded with a function that has one, but not with what calls it
     # from the cache; asking for the number of threads loads it too.
     get_num_threads()
-    compiled = cfunc(signature, cache=True, error_model="numpy")(_loss)
+    compiled = cfunc(signature, error_model="numpy")(_loss)
     kind = ctypes.CFUNCTYPE(
         ctypes.c_int64,
         *[ctypes.c_void_p] * N_POINTERS,
