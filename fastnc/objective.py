@@ -106,7 +106,7 @@ def loss(
         case "reference":
             out[0] = call.scale * reference.loss(*call.wide())
         case "cpu" | "gpu":
-            call.kernels("cross_entropy").loss(*call.arrays, call.scale, out)
+            call.kernels("cross_entropy").loss(*call.arrays, call.scale, out, *call.tier)
         case other:
             _unknown(other)
     return call.value(out)
@@ -152,7 +152,7 @@ def loss_and_grads(
             grad_W[:], grad_H[:] = call.scale * dW, call.scale * dH
         case "cpu" | "gpu":
             kernels = call.kernels("cross_entropy")
-            kernels.loss_and_grads(*call.arrays, call.scale, out, grad_W, grad_H)
+            kernels.loss_and_grads(*call.arrays, call.scale, out, grad_W, grad_H, *call.tier)
         case other:
             _unknown(other)
     return call.value(out), call.result(grad_W), call.result(grad_H)
@@ -199,7 +199,7 @@ def log_loss_and_grads(
             grad_W[:], grad_H[:] = dW, dH
         case "cpu" | "gpu":
             kernels = call.kernels("cross_entropy")
-            kernels.log_loss_and_grads(*call.arrays, out, grad_W, grad_H)
+            kernels.log_loss_and_grads(*call.arrays, out, grad_W, grad_H, *call.tier)
         case other:
             _unknown(other)
     if reduction == "mean":
@@ -256,7 +256,7 @@ def hessian_vector_product(
             HW[:], HH[:] = call.scale * wide_HW, call.scale * wide_HH
         case "cpu" | "gpu":
             kernels = call.kernels("hessian")
-            kernels.hessian_vector_product(*call.arrays, call.scale, HW, HH)
+            kernels.hessian_vector_product(*call.arrays, call.scale, HW, HH, *call.tier)
         case other:
             _unknown(other)
     # A NaN or an infinity anywhere in H or dH reaches HW, since 0 times it is NaN.
@@ -323,7 +323,7 @@ def gradient_step(
                 call.arrays[0][:], call.arrays[1][:] = new_W, new_H
         case "cpu" | "gpu":
             kernels = call.kernels("cross_entropy")
-            kernels.gradient_step(*call.arrays, call.scale, lr, out)
+            kernels.gradient_step(*call.arrays, call.scale, lr, out, *call.tier)
         case other:
             _unknown(other)
     value = call.value(out)

@@ -41,7 +41,7 @@ SIZES = (
 )  # fmt: skip
 # Bytes of a thread's state that may lie in memory: of the end of a tile, once a tile, and of small
 # problems, where more warps were measured 40 % slower. The oldest Triton leaves most.
-LEFT = {"logits": 32, "slice_products": 256, "small_problems": 512}
+LEFT = {"logits": 32, "narrow_hessian": 32, "slice_products": 256, "small_problems": 512}
 # Arguments that hold parts of floats, by kernel (parts_gpu).
 HALF = {"logits": ("A", "B"), "split_rows": ("half",)}
 BRAIN = {

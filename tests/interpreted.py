@@ -72,10 +72,11 @@ def install():
     def convert(x, before, after, rounding):
         if after.is_bf16():
             # To the nearest, of two equally near the even one; the interpreter's own forgets to
-            # carry. Adding what is dropped makes NaN of what is NaN.
+            # carry. NaN of any pattern becomes the one that the hardware makes.
             words = np.frombuffer(x.tobytes(), np.uint32)
-            words = words + np.uint32(0x7FFF) + (words >> 16 & np.uint32(1))
-            return (words >> 16).astype(np.uint16).reshape(x.shape)
+            near = (words + np.uint32(0x7FFF) + (words >> 16 & np.uint32(1))) >> 16
+            near = np.where(np.isnan(x).ravel(), np.uint32(0x7FFF), near)
+            return near.astype(np.uint16).reshape(x.shape)
         if before.is_bf16():
             return (x.astype(np.uint32) << 16).reshape(x.shape)
         return general(x, before, after, rounding)
@@ -88,6 +89,13 @@ def install():
         # The product of two float32 is exact in float64; ours of two float64 are exact anyway.
         wide = x.data.astype(np.float64) * y.data + z.data
         return interpreter.TensorHandle(wide.astype(z.data.dtype), z.dtype.scalar)
+
+    def create_exp2(self, x):
+        # ex2.approx.ftz of float32: what is no normal number is 0.
+        made = np.exp2(x.data)
+        if made.dtype == np.float32:
+            made = np.where(made < np.finfo(np.float32).tiny, np.float32(0.0), made)
+        return interpreter.TensorHandle(made, x.dtype.scalar)
 
     patching_call = interpreter.InterpretedFunction.__call__
 
@@ -109,6 +117,7 @@ def install():
     interpreter.InterpretedFunction.__call__ = call
     interpreter.InterpreterBuilder.create_dot = create_dot
     interpreter.InterpreterBuilder.create_fma = create_fma
+    interpreter.InterpreterBuilder.create_exp2 = create_exp2
 
 
 def relative(result, exact):

@@ -49,7 +49,8 @@ class Call:
             _check_overwritable(W, H)
         self.given = given
         self.impl = home(W) if impl is None else impl
-        self.tier = "_fast" if precision == "fast" and self.impl == "gpu" else ""
+        # What the launchers on a GPU take beyond those on the CPU.
+        self.tier = (precision,) if self.impl == "gpu" else ()
         self.scale = 1.0 / len(H) if reduction == "mean" else 1.0
         place = _on_gpu if self.impl == "gpu" else row_major
         placed = {name: place(x) for name, x in given.items()}
@@ -67,7 +68,7 @@ class Call:
         """The module of `op` for the chosen implementation."""
         if self.impl == "gpu":
             _need("triton", "gpu")
-        return import_module(f"fastnc.kernels.{self.impl}.{op}{self.tier}")
+        return import_module(f"fastnc.kernels.{self.impl}.{op}")
 
     def wide(self) -> tuple[Any, ...]:
         """The arrays in float64, labels as they are."""

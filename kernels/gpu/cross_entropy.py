@@ -1,56 +1,45 @@
 """The objective (4), its gradients and steps on CUDA tensors, in Triton.
 
-The same names and arguments as cross_entropy_cpu, at the exact tier; cross_entropy_fast_gpu
-holds the same launchers at the fast tier. Nothing here waits for the device: `loss_out` is a
-float64 tensor of one element there. Scratch: partials of dW (narrow) or a chunk of logits and
-partials (wide), from torch's caching allocator, so that a CUDA graph can capture a call.
+The same names and arguments as on the CPU, and one more: `tier`, "exact" or "fast". At the fast
+tier products with the residual are made in 8 bits; logits keep 16 bits (K <= 128) or all of
+float32, so that the loss has five digits at least and the residual is right in the terminal phase
+too; gradients have two to three. In float64 both tiers are the same.
 
-Formulas: softmax_gpu. Floors: narrow_gpu and wide_gpu. Choice between them: plan_gpu.
+Nothing here waits for the device: `loss_out` is a float64 tensor of one element there. Scratch:
+partials of dW (narrow) or a chunk of logits and partials (wide), from torch's caching allocator,
+so that a CUDA graph can capture a call. Formulas: `softmax`. Floors: `narrow` and `wide`. Choice
+between them: `plan`.
 """
 
 import torch
 
 from fastnc.kernels.gpu import narrow as narrow_gpu
 from fastnc.kernels.gpu import wide as wide_gpu
-from fastnc.kernels.gpu.plan import EXACT, Narrow, has_large_tiles, options, plan
+from fastnc.kernels.gpu.plan import Narrow, has_large_tiles, options, plan
 from fastnc.kernels.gpu.reduce import sum_extents, sum_losses, sum_parts
+from fastnc.kernels.gpu.softmax import DOWN
 
 _BLOCK = 512
 
 
-def loss(W, H, y, scale, loss_out):
+def loss(W, H, y, scale, loss_out, tier):
     """`loss_out[0] = scale * sum of the losses`."""
-    run_loss(EXACT, W, H, y, scale, loss_out)
-
-
-def loss_and_grads(W, H, y, scale, loss_out, grad_W_out, grad_H_out):
-    """The loss and both gradients, all times `scale`."""
-    run_grads(EXACT, W, H, y, scale, loss_out, grad_W_out, grad_H_out)
-
-
-def log_loss_and_grads(W, H, y, log_loss_out, grad_W_out, grad_H_out):
-    """The logarithm of the sum of the losses, and the gradients of that logarithm."""
-    run_log_grads(EXACT, W, H, y, log_loss_out, grad_W_out, grad_H_out)
-
-
-def gradient_step(W, H, y, scale, lr, loss_out):
-    """`W, H -= lr * scale * gradient` in place, both gradients from before; the loss before."""
-    run_step(EXACT, W, H, None, None, y, scale, lr, loss_out)
-
-
-def run_loss(tier, W, H, y, scale, loss_out):
     parts, _ = _losses(tier, W, H, y, False)
     sum_losses[(1,)](parts, loss_out, len(parts), scale, BLOCK=_BLOCK, **options(4, 1))
 
 
-def run_grads(tier, W, H, y, scale, loss_out, grad_W_out, grad_H_out):
+def loss_and_grads(W, H, y, scale, loss_out, grad_W_out, grad_H_out, tier):
+    """The loss and both gradients, all times `scale`."""
     loss_parts, W_parts = _sweep(tier, W, H, None, y, scale, 1.0, grad_H_out, None, False)
     sum_losses[(1,)](loss_parts, loss_out, len(loss_parts), scale, BLOCK=_BLOCK, **options(4, 1))
     reduce_W(W_parts, W, None, grad_W_out, scale, 1.0, False)
 
 
-def run_log_grads(tier, W, H, y, log_loss_out, grad_W_out, grad_H_out):
-    """Two sweeps: the shift and the loss in its units, then the gradients over both."""
+def log_loss_and_grads(W, H, y, log_loss_out, grad_W_out, grad_H_out, tier):
+    """The logarithm of the sum of the losses, and the gradients of that logarithm.
+
+    Two passes: the shift and the loss in its units, then the gradients over both.
+    """
     extent = torch.empty(2, dtype=torch.float64, device=W.device)
     loss_parts, shift_parts = _losses(tier, W, H, y, True)
     sum_extents[(1,)](
@@ -61,15 +50,21 @@ def run_log_grads(tier, W, H, y, log_loss_out, grad_W_out, grad_H_out):
     reduce_W(W_parts, W, None, grad_W_out, 1.0, 1.0, False)
 
 
-def run_step(tier, W, H, W_low, H_low, y, scale, lr, loss_out):
-    """A step; with W_low and H_low, what it rounds away is carried there (see trajectory_gpu)."""
+def gradient_step(W, H, y, scale, lr, loss_out, tier):
+    """`W, H -= lr * scale * gradient` in place, both gradients from before; the loss before."""
+    step(W, H, None, None, y, scale, lr, loss_out, tier)
+
+
+def step(W, H, W_low, H_low, y, scale, lr, loss_out, tier):
+    """A step; with W_low and H_low, what it rounds away is carried there (see `trajectory`)."""
     loss_parts, W_parts = _sweep(tier, W, H, H_low, y, scale, lr, H, None, True)
     sum_losses[(1,)](loss_parts, loss_out, len(loss_parts), scale, BLOCK=_BLOCK, **options(4, 1))
     reduce_W(W_parts, W, W_low, W, scale, lr, True)
 
 
 def reduce_W(W_parts, W, W_low, out, scale, lr, step):
-    """The second stage for dW: `out = scale * sum of the parts`, or W stepped by it."""
+    """The second stage for dW: `out = scale * sum of the lifted parts`, or W stepped by it."""
+    scale = scale * DOWN.value
     sum_parts[(-(-W.numel() // 256),)](
         W_parts, W, W if W_low is None else W_low, out, len(W_parts), W.numel(), scale, lr,
         STEP=step, COMPENSATED=W_low is not None, BLOCK=256, **options(4, 1),

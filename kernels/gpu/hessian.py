@@ -14,8 +14,8 @@ import triton.language as tl
 from fastnc.kernels.gpu.cross_entropy import problem, reduce_W
 from fastnc.kernels.gpu.narrow import block_logits
 from fastnc.kernels.gpu.parts import dot_parts, load_parts, planes, store_parts, two_parts
-from fastnc.kernels.gpu.plan import EXACT, Hessian, cdiv, hessian_plan, options
-from fastnc.kernels.gpu.softmax import exp, gaps, losses_and_weights
+from fastnc.kernels.gpu.plan import Hessian, cdiv, hessian_plan, options
+from fastnc.kernels.gpu.softmax import DOWN, UP, exp, gaps, lifted_exp, losses_and_weights
 from fastnc.kernels.gpu.wide import COLUMNS, ROWS, Chunks, _largest_gaps, _sums
 
 
@@ -26,14 +26,14 @@ def narrow_hessian(
     BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, LOGITS: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ):  # fmt: skip
-    """Partials of HW, and HH times scale, of one range of row blocks."""
+    """Partials of HW, lifted, and HH times scale, of one range of row blocks."""
     program = tl.program_id(0)
     rows = tl.arange(0, BN)
     cols = tl.arange(0, BK)
     lanes = tl.arange(0, BD)
     class_real = cols < n_classes
     dtype = H.dtype.element_ty
-    factor = (tl.zeros((), tl.float64) + scale).to(dtype)
+    factor = (tl.zeros((), tl.float64) + scale * DOWN).to(dtype)
     W_part = W_parts + program.to(tl.int64) * n_classes * dim
     for i in tl.range(blocks, disable_licm=True):
         first = (program.to(tl.int64) * blocks + i) * BN
@@ -48,14 +48,14 @@ def narrow_hessian(
         label = cols[None, :] == labels[:, None]
         D, m = gaps(Z, label, class_real[None, :])
         s = tl.where(m > 0.0, m, m * 0.0)
-        t = exp(D - s[:, None])
+        t = lifted_exp(D - s[:, None])
         S = tl.sum(t, axis=1)
         _loss, weight = losses_and_weights(S, s)
         p = t * weight[:, None]
         moves = dZ - tl.sum(tl.where(label, dZ, 0.0), axis=1)[:, None]
         mean = tl.sum(p * moves, axis=1)
         own = exp(-tl.abs(s)) * weight * mean
-        dr = tl.where(label, -own[:, None], p * (moves - mean[:, None]))
+        dr = tl.where(label, -own[:, None], p * (moves - (mean * DOWN)[:, None]))
         r = tl.where(label, -(S * weight)[:, None], p)
         inside = real[:, None] & class_real[None, :]
         r = tl.where(inside, r, 0.0)
@@ -99,7 +99,7 @@ def hessian_rows(
     Z, dZ, R, dR, y, tile_max, tile_sum, label_logit, n_rows: "i64", n_classes, z_width, n_tiles,
     BM: tl.constexpr, BN: tl.constexpr, PRODUCTS: tl.constexpr,
 ):  # fmt: skip
-    """The parts of r and of dr, BM rows a program; in float64 R is Z and dR is dZ."""
+    """The parts of r and of dr, lifted, BM rows a program; in float64 R is Z and dR is dZ."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     real = rows < n_rows
     lanes = tl.arange(0, BN)
@@ -116,7 +116,7 @@ def hessian_rows(
         at = base[:, None] + cols[None, :]
         inside = real[:, None] & (cols < n_classes)[None, :] & (cols[None, :] != labels[:, None])
         gap = tl.load(Z + at, mask=inside, other=0.0) - z_y[:, None]
-        p = exp(tl.where(inside, gap - s[:, None], float("-inf"))) * weight[:, None]
+        p = lifted_exp(tl.where(inside, gap - s[:, None], float("-inf"))) * weight[:, None]
         move = tl.load(dZ + at, mask=inside, other=0.0) - move_y[:, None]
         mean += tl.sum(p * move, axis=1)
     own = exp(-tl.abs(s)) * weight * mean
@@ -128,21 +128,17 @@ def hessian_rows(
         inside = real[:, None] & (cols < n_classes)[None, :]
         label = cols[None, :] == labels[:, None]
         gap = tl.load(Z + at, mask=inside, other=0.0) - z_y[:, None]
-        p = exp(tl.where(inside, gap - s[:, None], float("-inf"))) * weight[:, None]
+        p = lifted_exp(tl.where(inside, gap - s[:, None], float("-inf"))) * weight[:, None]
         move = tl.load(dZ + at, mask=inside, other=0.0) - move_y[:, None]
         r = tl.where(label, -(S * weight)[:, None], p)
-        dr = tl.where(label, -own[:, None], p * (move - mean[:, None]))
+        dr = tl.where(label, -own[:, None], p * (move - (mean * DOWN)[:, None]))
         room = real[:, None] & (cols < z_width)[None, :]
         store_parts(R, at, r, n_rows * z_width, room, PRODUCTS)
         store_parts(dR, at, dr, n_rows * z_width, room, PRODUCTS)
 
 
-def hessian_vector_product(W, H, y, dW, dH, scale, HW_out, HH_out):
+def hessian_vector_product(W, H, y, dW, dH, scale, HW_out, HH_out, tier):
     """`HW_out, HH_out`: scale times the derivative of both gradients along (dW, dH)."""
-    run_hessian(EXACT, W, H, y, dW, dH, scale, HW_out, HH_out)
-
-
-def run_hessian(tier, W, H, y, dW, dH, scale, HW_out, HH_out):
     shape = hessian_plan(*problem(W, H, tier))
     sweep = _narrow if isinstance(shape, Hessian) else _wide
     W_parts = sweep(shape, W, H, y, dW, dH, scale, HH_out)
@@ -179,6 +175,6 @@ def _wide(shape, W, H, y, dW, dH, scale, HH_out):
         )  # fmt: skip
         chunks.add_class_products(lo, hi, dR, h, W_parts, i > 0)
         chunks.add_class_products(lo, hi, R, dh, W_parts, True)
-        chunks.sample_products(lo, hi, dR, w, None, HH_out, 1.0, 1.0, False, False)
+        chunks.sample_products(lo, hi, dR, w, None, HH_out, UP.value, 1.0, False, False)
         chunks.sample_products(lo, hi, R, dw, None, HH_out, scale, 1.0, False, True)
     return W_parts

@@ -24,7 +24,7 @@ from fastnc.kernels.gpu.parts import (
     two_parts,
 )
 from fastnc.kernels.gpu.plan import cdiv
-from fastnc.kernels.gpu.softmax import block_shift, gaps, residuals
+from fastnc.kernels.gpu.softmax import DOWN, block_shift, gaps, residuals
 
 
 @triton.jit
@@ -83,7 +83,7 @@ def block_losses(
     else:
         M = m * 0.0
     loss, _r = residuals(D, m, label, M)
-    total = tl.sum(tl.where(real, loss, 0.0).to(tl.float64), axis=0)
+    total = tl.sum(tl.where(real, loss, 0.0), axis=0)
     tl.store(loss_parts + tl.program_id(0), total)
 
 
@@ -93,7 +93,7 @@ def block_residuals(
     BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, LOGITS: tl.constexpr,
     PRODUCTS: tl.constexpr, LOG: tl.constexpr,
 ):  # fmt: skip
-    """The parts of r of BN samples, `R (parts, n, BK)`, and the sum of their losses.
+    """The parts of the lifted r of BN samples, `R (parts, n, BK)`, and the sum of their losses.
 
     With LOG, `extent` holds the common shift and the loss in its units: r is divided by both.
     """
@@ -104,7 +104,7 @@ def block_residuals(
         r = r * (1.0 / tl.load(extent + 1)).to(dtype)
     else:
         loss, r = residuals(D, m, label, m * 0.0)
-    total = tl.sum(tl.where(real, loss, 0.0).to(tl.float64), axis=0)
+    total = tl.sum(tl.where(real, loss, 0.0), axis=0)
     tl.store(loss_parts + tl.program_id(0), total)
     rows = tl.arange(0, BN)
     cols = tl.arange(0, BK)
@@ -137,14 +137,14 @@ def slice_products(
     blocks, BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, PRODUCTS: tl.constexpr,
     STEP: tl.constexpr, COMPENSATED: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    """A partial of BD features of dW, and those features of dH or of H's next value."""
+    """A partial of BD features of dW, lifted as R is, and those of dH or of H's next value."""
     features = tl.program_id(0) * BD + tl.arange(0, BD)
     split = tl.program_id(1).to(tl.int64)
     rows = tl.arange(0, BN)
     cols = tl.arange(0, BK)
     inside = features < dim
     dtype = H.dtype.element_ty
-    factor = tl.zeros((), tl.float64) + scale
+    factor = tl.zeros((), tl.float64) + scale * DOWN
     if STEP:
         factor = factor * lr
     factor = factor.to(dtype)
@@ -204,7 +204,7 @@ def losses(shape, W, H, y, log):
 
 
 def sweep(shape, W, H, H_low, y, scale, lr, H_out, extent, step):
-    """Partials of the loss and of dW; `H_out` gets dH, or H's next value."""
+    """Partials of the loss and of lifted dW; `H_out` gets dH, or H's next value."""
     (K, d), N = W.shape, len(H)
     W_planes = planes(W, 0, shape.W_parts)
     chunks = range(0, N, shape.chunk)

@@ -47,11 +47,13 @@ def rounded(x, BITS: tl.constexpr):
     """float32 x to the nearest number of BITS bits, by its word: for bf16 (8) and fp16 (11).
 
     A conversion whose result is converted back costs eight times as much as these two integer
-    operations; one whose result only goes to a product is made for two numbers at once.
+    operations; one whose result only goes to a product is made for two numbers at once. NaN is
+    selected through: the carry would turn 0x7FFFFFFF, the NaN that CUDA makes, into -0.
     """
     half: tl.constexpr = 1 << (23 - BITS)
     mask: tl.constexpr = -(1 << (24 - BITS))
-    return ((x.to(tl.int32, bitcast=True) + half) & mask).to(tl.float32, bitcast=True)
+    near = ((x.to(tl.int32, bitcast=True) + half) & mask).to(tl.float32, bitcast=True)
+    return tl.where(x == x, near, x)
 
 
 @triton.jit

@@ -9,15 +9,22 @@ For one sample, with `D_j = z_j - z_y` over the wrong classes j (equation (4)):
     r_j  = t_j / den,  r_y = -S / den     den = e^-s + S, or 1 + x in units of e^s
 
 Every term is positive: nothing cancels, at any margin. The functions below are inlined.
+
+The hardware's exponential flushes what is below the smallest normal number to 0, and bf16 parts
+lose digits some 2^9 above it: a residual would vanish at a margin of 87. So t, S and r are lifted,
+held times 2^LIFT; whoever adds them up multiplies the sum by DOWN.
 """
 
 import triton
 import triton.language as tl
 
+LIFT = tl.constexpr(30)
+UP, DOWN = tl.constexpr(2.0**30), tl.constexpr(2.0**-30)
+
 
 @triton.jit
-def _exp_double(x):
-    """`e^x = 2^n e^f`, |f| <= log(2)/2, the Taylor series of degree 13; no branch.
+def _exp_double(x, lift: tl.constexpr):
+    """`2^lift e^x`, `e^x = 2^n e^f`, |f| <= log(2)/2, the Taylor series of degree 13; no branch.
 
     Its remainder is below 5e-18. Results under the smallest normal number are zero.
     """
@@ -39,8 +46,8 @@ def _exp_double(x):
     p = p * f + 0.5
     p = tl.fma(p * f, f, f) + 1.0
     # The bits of `shifted` end in n: added to the exponent they multiply by 2^n.
-    bits = p.to(tl.int64, bitcast=True) + (shifted.to(tl.int64, bitcast=True) << 52)
-    return tl.where(x < -708.0, 0.0, bits.to(tl.float64, bitcast=True))
+    bits = p.to(tl.int64, bitcast=True) + ((shifted.to(tl.int64, bitcast=True) + lift) << 52)
+    return tl.where(x < -708.0 - 0.69 * lift, 0.0, bits.to(tl.float64, bitcast=True))
 
 
 @triton.jit
@@ -52,12 +59,27 @@ def exp(x):
     the bound keeps an infinite x from becoming infinity minus infinity. NaN passes through.
     """
     if x.dtype == tl.float64:
-        return _exp_double(x)
+        return _exp_double(x, 0)
     else:
         x = tl.where(x < -200.0, -200.0, x)
         high = x * 1.4426950216293335
         low = tl.fma(x, 1.4426950216293335, -high) + x * 1.925963033500e-08
         e = tl.exp2(high)
+        return tl.fma(e, low * 0.6931471805599453, e)
+
+
+@triton.jit
+def lifted_exp(x):
+    """`2^LIFT e^x` for x <= 0, as exact as `exp`, and right where e^x is no normal number."""
+    if x.dtype == tl.float64:
+        return _exp_double(x, LIFT)
+    else:
+        x = tl.where(x < -200.0, -200.0, x)
+        high = x * 1.4426950216293335
+        low = tl.fma(x, 1.4426950216293335, -high) + x * 1.925963033500e-08
+        # The sum is exact where high is that large; elsewhere the product is.
+        far = high < -60.0
+        e = tl.exp2(tl.where(far, high + LIFT, high)) * tl.where(far, 1.0, UP)
         return tl.fma(e, low * 0.6931471805599453, e)
 
 
@@ -87,21 +109,23 @@ def gaps(Z, label, real):
 
 @triton.jit
 def losses_and_weights(S, s):
-    """Loss, in units of `e^min(s, 0)`, and `1 / den` of samples with sum S at the shift s."""
+    """Loss, float64 in units of `e^min(s, 0)`, and `1 / den`, of lifted sums S at the shift s."""
     up = s > 0.0
     e = exp(-tl.abs(s))
-    x = e * S
-    den = tl.where(up, e + S, 1.0 + x)
+    plain = S * DOWN
+    x = e * plain
+    den = tl.where(up, e + plain, 1.0 + x)
     # Below 1e-30 the quotient is 1 to the last bit, and 0 / 0 is avoided.
     ratio = tl.where(x < 1e-30, 1.0, log1p(x) / tl.where(x < 1e-30, 1.0, x))
-    return tl.where(up, s + tl.log(den), S * ratio), 1.0 / den
+    small = (S * ratio).to(tl.float64) * DOWN
+    return tl.where(up, (s + tl.log(den)).to(tl.float64), small), 1.0 / den
 
 
 @triton.jit
 def residuals(D, m, label, M):
-    """Losses and residuals `p - onehot` at the common shift M <= 0, in units of `e^M`."""
+    """Losses and lifted residuals `p - onehot` at the common shift M <= 0, in units of `e^M`."""
     s = tl.where(m > 0.0, m, M)
-    t = exp(D - s[:, None])
+    t = lifted_exp(D - s[:, None])
     S = tl.sum(t, axis=1)
     loss, weight = losses_and_weights(S, s)
     r = tl.where(label, -S[:, None], t) * weight[:, None]

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastnc.kernels.gpu.cross_entropy import run_step
+from fastnc.kernels.gpu.cross_entropy import step
 from fastnc.kernels.gpu.plan import EXACT, cdiv, options
 from fastnc.kernels.gpu.softmax import exp
 
@@ -159,7 +159,7 @@ def descend(W, H, W_low, H_low, y, scale, lr, epochs):
     low = (W_low, H_low) if compensated else (None, None)
     loss = torch.empty(1, dtype=torch.float64, device=W.device)
     for _ in range(epochs):
-        run_step(EXACT, W, H, *low, y, scale, lr, loss)
+        step(W, H, *low, y, scale, lr, loss, EXACT)
 
 
 def descend_many(W, H, W_low, H_low, y, scale, lr, epochs):

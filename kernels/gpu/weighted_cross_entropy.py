@@ -22,7 +22,7 @@ from fastnc.kernels.gpu.cross_entropy import problem, reduce_W
 from fastnc.kernels.gpu.parts import store_parts
 from fastnc.kernels.gpu.plan import EXACT, cdiv, options, wide_plan
 from fastnc.kernels.gpu.reduce import sum_losses
-from fastnc.kernels.gpu.softmax import exp, losses_and_weights
+from fastnc.kernels.gpu.softmax import DOWN, UP, lifted_exp, losses_and_weights
 from fastnc.kernels.gpu.wide import COLUMNS, ROWS, Chunks
 
 
@@ -33,7 +33,10 @@ def weighted_rows(
     SMOOTH: tl.constexpr, SCALES: tl.constexpr, LOSSES: tl.constexpr, GRADS: tl.constexpr,
     PRODUCTS: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """The parts of the residual times its sample's scale, BM rows a program; KEEP: also in Z."""
+    """The parts of the lifted residual times its sample's scale, BM rows a program.
+
+    KEEP: also in Z.
+    """
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     lanes = tl.arange(0, BN)
     dtype = Z.dtype.element_ty
@@ -66,15 +69,15 @@ def weighted_rows(
         gap, _col, wrong = _gaps(
             Z, bias, base, z_y, labels, counted, start + lanes, n_classes, BIAS
         )
-        S += tl.sum(exp(tl.where(wrong, gap - m[:, None], float("-inf"))), axis=1)
+        S += tl.sum(lifted_exp(tl.where(wrong, gap - m[:, None], float("-inf"))), axis=1)
     loss, inverse = losses_and_weights(S, m)
     if SMOOTH:
         share = (1.0 - (tl.zeros((), tl.float64) + smoothing)).to(dtype)
         own = own * share + spread
-    loss = tl.where(counted, own * loss - moved, 0.0)
+    loss = tl.where(counted, own.to(tl.float64) * loss - moved, 0.0)
     if LOSSES:
-        tl.store(losses + rows, loss, mask=real)
-    tl.store(loss_parts + tl.program_id(0), tl.sum(loss.to(tl.float64), axis=0))
+        tl.store(losses + rows, loss.to(dtype), mask=real)
+    tl.store(loss_parts + tl.program_id(0), tl.sum(loss, axis=0))
     if GRADS:
         if SCALES:
             factor = tl.load(scales + rows, mask=real, other=0.0)
@@ -84,16 +87,17 @@ def weighted_rows(
         # The label's entry: minus the sum of the others, A S / den - sum_{j != y} B_j.
         label_entry = -own * S * inverse
         if SMOOTH:
-            label_entry += spread - tl.load(uniform + labels, mask=counted, other=0.0)
+            label_entry += UP * (spread - tl.load(uniform + labels, mask=counted, other=0.0))
         # Every thread must have read the labels' logits before any of them overwrites one.
         tl.debug_barrier()
         for start in range(0, z_width, BN):
             cols = start + lanes
             gap, col_real, wrong = _gaps(Z, bias, base, z_y, labels, counted, cols, n_classes, BIAS)
-            r = exp(tl.where(wrong, gap - m[:, None], float("-inf"))) * (own * inverse)[:, None]
+            r = lifted_exp(tl.where(wrong, gap - m[:, None], float("-inf")))
+            r = r * (own * inverse)[:, None]
             if SMOOTH:
                 B = tl.load(uniform + cols, mask=col_real, other=0.0)
-                r -= tl.where(wrong, B[None, :], 0.0)
+                r -= tl.where(wrong, UP * B[None, :], 0.0)
             r = tl.where(cols[None, :] == labels[:, None], label_entry[:, None], r)
             r = tl.where(counted[:, None], r * factor[:, None], 0.0)
             at = base[:, None] + cols[None, :]
@@ -119,7 +123,7 @@ def column_sums(
     R, parts, n_rows: "i64", n_classes, z_width, rows_per_split, BM: tl.constexpr,
     BN: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    """`parts[p]` gets the sum over the p-th range of rows of R, BN classes a program."""
+    """`parts[p]` gets the sum over the p-th range of rows of the lifted R, BN classes a program."""
     cols = tl.program_id(0) * BN + tl.arange(0, BN)
     split = tl.program_id(1)
     col_real = cols < n_classes
@@ -131,6 +135,7 @@ def column_sums(
         at = rows.to(tl.int64)[:, None] * z_width + cols[None, :]
         inside = (rows < last)[:, None] & col_real[None, :]
         total += tl.sum(tl.load(R + at, mask=inside, other=0.0).to(tl.float64), axis=0)
+    total = total * DOWN
     at = parts + split.to(tl.int64) * n_classes + cols
     if ADD:
         total += tl.load(at, mask=col_real, other=0.0)

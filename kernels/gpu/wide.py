@@ -21,7 +21,7 @@ import triton.language as tl
 
 from fastnc.kernels.gpu.parts import WIDTH, dot_parts, load_parts, planes, store_parts
 from fastnc.kernels.gpu.plan import cdiv, options
-from fastnc.kernels.gpu.softmax import block_shift, exp, losses_and_weights
+from fastnc.kernels.gpu.softmax import DOWN, block_shift, exp, lifted_exp, losses_and_weights
 
 # Rows a program of the kernels that go along rows, and columns at a time.
 ROWS, COLUMNS = 8, 128
@@ -100,9 +100,7 @@ def row_extents(
     s = tl.where(m > 0.0, m, M)
     S = _sums(tile_max, tile_sum, z_y, s, rows, real, n_rows, n_tiles)
     loss, _weight = losses_and_weights(S, s)
-    tl.store(
-        loss_parts + tl.program_id(0), tl.sum(tl.where(real, loss, 0.0).to(tl.float64), axis=0)
-    )
+    tl.store(loss_parts + tl.program_id(0), tl.sum(tl.where(real, loss, 0.0), axis=0))
     if LOG:
         tl.store(shift_parts + tl.program_id(0), M.to(tl.float64))
 
@@ -120,12 +118,12 @@ def _largest_gaps(tile_max, label_logit, rows, real, n_rows, n_tiles):
 
 @triton.jit
 def _sums(tile_max, tile_sum, z_y, s, rows, real, n_rows, n_tiles):
-    """`sum_{j != y} exp(z_j - z_y - s)` of some rows."""
+    """`sum_{j != y} exp(z_j - z_y - s)` of some rows, lifted."""
     S = z_y * 0.0
     for tile in range(n_tiles):
         place = tile * n_rows + rows
         gap = tl.load(tile_max + place, mask=real, other=-1e30) - z_y
-        S += tl.load(tile_sum + place, mask=real, other=0.0) * exp(gap - s)
+        S += tl.load(tile_sum + place, mask=real, other=0.0) * lifted_exp(gap - s)
     return S
 
 
@@ -134,7 +132,7 @@ def residual_rows(
     Z, R, y, tile_max, tile_sum, label_logit, extent, loss_parts, n_rows: "i64", n_classes, z_width,
     n_tiles, BM: tl.constexpr, BN: tl.constexpr, LOG: tl.constexpr, PRODUCTS: tl.constexpr,
 ):  # fmt: skip
-    """The parts of the residual, BM rows a program; and the sum of their losses."""
+    """The parts of the lifted residual, BM rows a program; and the sum of their losses."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     real = rows < n_rows
     lanes = tl.arange(0, BN)
@@ -146,9 +144,7 @@ def residual_rows(
         s = tl.where(m > 0.0, m, m * 0.0)
     S = _sums(tile_max, tile_sum, z_y, s, rows, real, n_rows, n_tiles)
     loss, weight = losses_and_weights(S, s)
-    tl.store(
-        loss_parts + tl.program_id(0), tl.sum(tl.where(real, loss, 0.0).to(tl.float64), axis=0)
-    )
+    tl.store(loss_parts + tl.program_id(0), tl.sum(tl.where(real, loss, 0.0), axis=0))
     if LOG:
         weight = weight * (1.0 / tl.load(extent + 1)).to(dtype)
     labels = tl.load(y + rows, mask=real, other=-1)
@@ -157,7 +153,7 @@ def residual_rows(
         cols = start + lanes
         inside = real[:, None] & (cols < n_classes)[None, :]
         gap = tl.load(Z + base + cols[None, :], mask=inside, other=0.0) - z_y[:, None]
-        r = exp(tl.where(inside, gap - s[:, None], float("-inf")))
+        r = lifted_exp(tl.where(inside, gap - s[:, None], float("-inf")))
         r = tl.where(cols[None, :] == labels[:, None], -S[:, None], r) * weight[:, None]
         room = real[:, None] & (cols < z_width)[None, :]
         store_parts(R, base + cols[None, :], r, n_rows * z_width, room, PRODUCTS)
@@ -203,7 +199,10 @@ def sample_products(
     width, BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, PRODUCTS: tl.constexpr,
     STEP: tl.constexpr, COMPENSATED: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    """Tile (BM, BN) of `scale R B (N, d)`, or `scale (out + R B)`: stored, or taken off H."""
+    """Tile (BM, BN) of `scale R B (N, d)`, or `scale (out + R B)`: stored, or taken off H.
+
+    R is lifted, and so is what `out` holds before.
+    """
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     features = tl.program_id(1) * BN + tl.arange(0, BN)
     lanes = tl.arange(0, BR)
@@ -229,7 +228,7 @@ def sample_products(
         r_at += BR
         b_at += BR * width
         acc = dot_parts(r0, r1, b0, b1, acc, PRODUCTS)
-    factor = tl.zeros((), tl.float64) + scale
+    factor = tl.zeros((), tl.float64) + scale * DOWN
     if STEP:
         factor = factor * lr
         change = factor.to(dtype) * acc
@@ -323,7 +322,7 @@ def losses(shape, W, H, y, log):
 
 
 def sweep(shape, W, H, H_low, y, scale, lr, H_out, extent, step):
-    """Partials of the loss and of dW; `H_out` gets dH, or H's next value."""
+    """Partials of the loss and of lifted dW; `H_out` gets dH, or H's next value."""
     chunks = Chunks(shape, W, H, y)
     Z = chunks.room()
     R = chunks.room_for_parts(Z)

@@ -3,30 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from gpu_problems import CASES, TOLERANCE, collapsed, problem, use_small_tiles, wide
 from interpreted import poison, relative, scalar, tensors
 
 from fastnc import reference
 from fastnc.kernels.gpu import cross_entropy as cross_entropy_gpu
-from fastnc.kernels.gpu import cross_entropy_fast as cross_entropy_fast_gpu
-from fastnc.kernels.gpu.plan import _TERMS, _WIDE_TERMS, Hessian, Narrow, Tile, Wide, plan
-
-# Relative to the largest entry. float64: a few roundings a sum. float32: the factors of a
-# product with the residual keep 16 bits (two of bf16), so that it is off by 2^-16 at most.
-TOLERANCE = {"float64": 1e-14, "float32": 2.0**-16}
-# The fewest classes, features and samples; one class and one feature beyond a tile; primes;
-# all aligned; several blocks a program, and two chunks (N = 70).
-CASES = [
-    ("narrow", (2, 1, 1), "float32"),
-    ("narrow", (2, 3, 5), "float64"),
-    ("narrow", (16, 32, 64), "float32"),
-    ("narrow", (17, 33, 70), "float64"),
-    ("narrow", (67, 2, 3), "float32"),
-    ("narrow", (67, 5, 9), "float64"),
-    ("wide", (2, 1, 1), "float64"),
-    ("wide", (32, 32, 32), "float64"),
-    ("wide", (33, 33, 70), "float32"),
-    ("wide", (67, 5, 9), "float64"),
-]
+from fastnc.kernels.gpu.plan import EXACT, FAST, Narrow, Wide, plan
 
 
 @pytest.fixture(params=CASES, ids=lambda p: f"{p[0]}-{'x'.join(map(str, p[1]))}-{p[2]}")
@@ -35,47 +17,6 @@ def case(request, monkeypatch):
     regime, sizes, dtype = request.param
     use_small_tiles(monkeypatch, cross_entropy_gpu, regime)
     return sizes, dtype
-
-
-def use_small_tiles(monkeypatch, module, regime, *names):
-    """Whatever of these plans of `module` is asked for is the regime's, in small tiles."""
-
-    def small(n_classes, dim, n_samples, dtype, tier, large):
-        key = dtype, "exact" if dtype == "float64" else tier
-        if regime == "wide":
-            return Wide(64, *[Tile(32, 32, 16, 4, 1)] * 4, *_WIDE_TERMS[key], 3)
-        padded = max(16, 1 << (n_classes - 1).bit_length())
-        if "hessian_plan" in names:
-            blocks = -(-n_samples // 16)
-            each = -(-blocks // 3)
-            return Hessian(16, padded, 32, 4, 1, *_TERMS[key], -(-blocks // each), each)
-        return Narrow(16, padded, 32, 4, 1, Tile(16, 32, 0, 4, 1), *_TERMS[key], 40, 2)
-
-    for name in names or ("plan",):
-        monkeypatch.setattr(module, name, small)
-
-
-def problem(K, d, N, dtype, scale=1.0, seed=0):
-    """Gaussian W and H; some class is absent where N allows it."""
-    rng = np.random.default_rng([seed, K, d, N])
-    W = (scale * rng.standard_normal((K, d))).astype(dtype)
-    H = (scale * rng.standard_normal((N, d))).astype(dtype)
-    return W, H, rng.integers(0, max(K - 1, 1), N)
-
-
-def collapsed(K, n, margin, dtype, seed=0):
-    """Separated by about `margin`: a simplex in K dimensions, a little noise, y in no order."""
-    rng = np.random.default_rng(seed)
-    M = reference.simplex_etf(K)
-    a = np.sqrt(margin * (K - 1) / K)
-    y = rng.permutation(np.repeat(np.arange(K), n))
-    W = a * (M + 0.01 * rng.standard_normal(M.shape))
-    H = a * (M[y] + 0.01 * rng.standard_normal((len(y), K)))
-    return W.astype(dtype), H.astype(dtype), y
-
-
-def wide(*arrays):
-    return [a if a.dtype == np.int64 else a.astype(np.float64) for a in arrays]
 
 
 def test_all_launchers_agree_with_the_reference(case):
@@ -87,33 +28,33 @@ def test_all_launchers_agree_with_the_reference(case):
     kernels = cross_entropy_gpu
 
     loss, (grad_W, grad_H) = scalar(), poison(tW, tH)
-    kernels.loss(tW, tH, ty, scale, loss)
+    kernels.loss(tW, tH, ty, scale, loss, EXACT)
     assert loss.item() == pytest.approx(scale * exact, rel=tolerance)
     loss = scalar()
-    kernels.loss_and_grads(tW, tH, ty, scale, loss, grad_W, grad_H)
+    kernels.loss_and_grads(tW, tH, ty, scale, loss, grad_W, grad_H, EXACT)
     assert loss.item() == pytest.approx(scale * exact, rel=tolerance)
     assert relative(grad_W, scale * dW) < tolerance
     assert relative(grad_H, scale * dH) < tolerance
 
     log_loss, (log_W, log_H) = scalar(), poison(tW, tH)
-    kernels.log_loss_and_grads(tW, tH, ty, log_loss, log_W, log_H)
+    kernels.log_loss_and_grads(tW, tH, ty, log_loss, log_W, log_H, EXACT)
     assert log_loss.item() == pytest.approx(np.log(exact), rel=tolerance, abs=tolerance)
     assert relative(log_W, dW / exact) < tolerance
     assert relative(log_H, dH / exact) < tolerance
 
     loss = scalar()
-    kernels.gradient_step(tW, tH, ty, scale, 0.25, loss)
+    kernels.gradient_step(tW, tH, ty, scale, 0.25, loss, EXACT)
     assert loss.item() == pytest.approx(scale * exact, rel=tolerance)
     assert relative(tW, W - 0.25 * scale * dW) < tolerance
     assert relative(tH, H - 0.25 * scale * dH) < tolerance
 
 
-def run_all(kernels, W, H, y):
+def run_all(W, H, y, tier=EXACT):
     """Loss, log loss and all gradients."""
     tW, tH, ty = tensors(W, H, y)
     loss, log_loss, grads = scalar(), scalar(), poison(tW, tH, tW, tH)
-    kernels.loss_and_grads(tW, tH, ty, 1.0, loss, *grads[:2])
-    kernels.log_loss_and_grads(tW, tH, ty, log_loss, *grads[2:])
+    cross_entropy_gpu.loss_and_grads(tW, tH, ty, 1.0, loss, *grads[:2], tier)
+    cross_entropy_gpu.log_loss_and_grads(tW, tH, ty, log_loss, *grads[2:], tier)
     return loss, log_loss, *grads
 
 
@@ -127,7 +68,7 @@ def test_the_terminal_phase_keeps_its_digits(monkeypatch, regime, dtype, margin,
     W, H, y = collapsed(5, 4, margin, dtype)
     exact, dW, dH = reference.loss_and_grads(*wide(W, H), y)
     assert reference.neural_collapse_margin(*wide(W, H), y) > 0.9 * margin
-    loss, log_loss, grad_W, grad_H, log_W, log_H = run_all(cross_entropy_gpu, W, H, y)
+    loss, log_loss, grad_W, grad_H, log_W, log_H = run_all(W, H, y)
     assert loss.item() == pytest.approx(exact, rel=tolerance)
     assert log_loss.item() == pytest.approx(np.log(exact), abs=tolerance)
     for got, want in ((grad_W, dW), (grad_H, dH), (log_W, dW / exact), (log_H, dH / exact)):
@@ -144,7 +85,7 @@ def test_the_log_domain_reaches_any_margin(monkeypatch, regime, margin):
     W, H, y = collapsed(5, 4, margin, "float64")
     exact, dW, dH = reference.log_loss_and_grads(W, H, y)
     assert exact < -0.9 * margin
-    _, log_loss, grad_W, grad_H, log_W, log_H = run_all(cross_entropy_gpu, W, H, y)
+    _, log_loss, grad_W, grad_H, log_W, log_H = run_all(W, H, y)
     assert log_loss.item() == pytest.approx(exact, rel=1e-15)
     # A gap of `margin` is off by its rounding, and e to its power by as much relatively.
     tolerance = 4 * margin * np.finfo(np.float64).eps
@@ -161,7 +102,7 @@ def test_samples_that_are_wrong_by_a_thousand(monkeypatch, regime, dtype):
     y = (y + 1) % 5
     exact, dW, dH = reference.loss_and_grads(*wide(W, H), y)
     assert exact > 900 * len(y)
-    loss, log_loss, grad_W, grad_H, _, _ = run_all(cross_entropy_gpu, W, H, y)
+    loss, log_loss, grad_W, grad_H, _, _ = run_all(W, H, y)
     assert loss.item() == pytest.approx(exact, rel=TOLERANCE[dtype])
     assert log_loss.item() == pytest.approx(np.log(exact), rel=TOLERANCE[dtype])
     assert relative(grad_W, dW) < TOLERANCE[dtype]
@@ -173,8 +114,8 @@ def test_the_fast_tier_keeps_two_digits_and_the_exact_one_more(monkeypatch, regi
     use_small_tiles(monkeypatch, cross_entropy_gpu, regime)
     W, H, y = problem(7, 20, 16, "float32")
     exact, dW, _ = reference.loss_and_grads(*wide(W, H), y)
-    _, _, exact_W, *_ = run_all(cross_entropy_gpu, W, H, y)
-    loss, log_loss, fast_W, _, log_W, _ = run_all(cross_entropy_fast_gpu, W, H, y)
+    _, _, exact_W, *_ = run_all(W, H, y)
+    loss, log_loss, fast_W, _, log_W, _ = run_all(W, H, y, FAST)
     # Logits keep 16 bits or more, so that the loss has five digits; the factors of the
     # products keep 8 bits.
     assert loss.item() == pytest.approx(exact, rel=1e-5)
@@ -182,10 +123,10 @@ def test_the_fast_tier_keeps_two_digits_and_the_exact_one_more(monkeypatch, regi
     assert relative(log_W * loss, dW) < 2.0**-7
     assert log_loss.item() == pytest.approx(np.log(loss.item()), rel=1e-6)
     only = scalar()
-    cross_entropy_fast_gpu.loss(*tensors(W, H, y), 1.0, only)
+    cross_entropy_gpu.loss(*tensors(W, H, y), 1.0, only, FAST)
     assert only.item() == pytest.approx(loss.item(), rel=1e-7)
     tW, tH, ty = tensors(W, H, y)
-    cross_entropy_fast_gpu.gradient_step(tW, tH, ty, 1.0, 0.5, only)
+    cross_entropy_gpu.gradient_step(tW, tH, ty, 1.0, 0.5, only, FAST)
     assert only.item() == loss.item()
     torch.testing.assert_close(tW, torch.from_numpy(W).to(tW.device) - 0.5 * fast_W)
 
@@ -194,7 +135,7 @@ def test_the_fast_tier_keeps_two_digits_and_the_exact_one_more(monkeypatch, regi
 def test_the_same_bits_every_time(monkeypatch, regime):
     use_small_tiles(monkeypatch, cross_entropy_gpu, regime)
     W, H, y = problem(17, 7, 17, "float32")
-    once, again = (run_all(cross_entropy_gpu, W, H, y) for _ in range(2))
+    once, again = (run_all(W, H, y) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 
 
@@ -206,7 +147,41 @@ def test_the_shipped_tiles_too():
         assert isinstance(plan(K, d, N, "float32", "exact", True), regime)
         W, H, y = problem(K, d, N, "float32")
         exact, dW, dH = reference.loss_and_grads(*wide(W, H), y)
-        loss, _, grad_W, grad_H, *_ = run_all(cross_entropy_gpu, W, H, y)
+        loss, _, grad_W, grad_H, *_ = run_all(W, H, y)
         assert loss.item() == pytest.approx(exact, rel=TOLERANCE["float32"])
         assert relative(grad_W, dW) < TOLERANCE["float32"]
         assert relative(grad_H, dH) < TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize("regime", ["narrow", "wide"])
+def test_a_nan_of_any_pattern_shows(monkeypatch, regime):
+    use_small_tiles(monkeypatch, cross_entropy_gpu, regime)
+    W, H, y = problem(7, 20, 16, "float32")
+    H[3, 4] = np.array(0x7FFFFFFF, np.uint32).view(np.float32)
+    loss, log_loss, grad_W, grad_H, *_ = run_all(W, H, y)
+    assert not torch.isfinite(loss) and not torch.isfinite(log_loss)
+    assert not torch.isfinite(grad_W).any(1).any() and not torch.isfinite(grad_H[3]).any()
+
+
+@pytest.mark.parametrize("regime", ["narrow", "wide"])
+@pytest.mark.parametrize("margin", [60.0, 80.0, 87.0, 95.0, 100.0])
+def test_residuals_beyond_the_range_of_the_exponential(monkeypatch, regime, margin):
+    """One feature and logits exact in float32: e^-margin itself is no normal number from 87.4 on.
+
+    The gradients are, by the size of the sample's feature; the loss is a float64.
+    """
+    use_small_tiles(monkeypatch, cross_entropy_gpu, regime)
+    W = np.zeros((5, 1), np.float32)
+    W[2] = margin / 4096.0
+    H, y = np.full((3, 1), 4096.0, np.float32), np.full(3, 2)
+    W = W.astype(np.float16).astype(np.float32)
+    exact, dW, dH = reference.loss_and_grads(*wide(W, H), y)
+    loss, log_loss, grad_W, grad_H, *_ = run_all(W, H, y)
+    # A residual keeps 16 bits in a product; a gap of 100 is off by half a unit, 4e-6.
+    assert loss.item() == pytest.approx(exact, rel=1e-5, abs=0.0)
+    assert log_loss.item() == pytest.approx(np.log(exact), rel=1e-6)
+    normal = np.finfo(np.float32).tiny
+    for got, want in ((grad_W, dW), (grad_H, dH)):
+        seen = np.abs(want) >= normal
+        np.testing.assert_allclose(got.double().cpu().numpy()[seen], want[seen], rtol=5e-5)
+    assert (np.abs(dW) >= normal).all() == (margin < 96.0)

@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from gpu_problems import CASES, TOLERANCE, collapsed, problem, use_small_tiles, wide
 from interpreted import poison, relative, tensors
-from test_cross_entropy_gpu import CASES, TOLERANCE, collapsed, problem, use_small_tiles, wide
 
 from fastnc import reference
 from fastnc.kernels.gpu import hessian as hessian_gpu
-from fastnc.kernels.gpu import hessian_fast as hessian_fast_gpu
+from fastnc.kernels.gpu.plan import EXACT, FAST
 
 
-def product(kernels, W, H, y, dW, dH, scale=1.0):
+def product(W, H, y, dW, dH, scale=1.0, tier=EXACT):
     given = tensors(W, H, y, dW, dH)
     HW, HH = poison(*given[:2])
-    kernels.hessian_vector_product(*given, scale, HW, HH)
+    hessian_gpu.hessian_vector_product(*given, scale, HW, HH, tier)
     return HW, HH
 
 
@@ -29,7 +29,7 @@ def test_the_product_agrees_with_the_reference(monkeypatch, regime, sizes, dtype
     W, H, y = problem(*sizes, dtype)
     dW, dH = direction(W, H)
     exact = reference.hessian_vector_product(*wide(W, H, y, dW, dH))
-    got = product(hessian_gpu, W, H, y, dW, dH, scale=1 / 7)
+    got = product(W, H, y, dW, dH, scale=1 / 7)
     for ours, theirs in zip(got, exact, strict=True):
         # dZ is a difference of two sums of products, each off by as much as TOLERANCE says.
         assert relative(ours, theirs / 7) < 2 * TOLERANCE[dtype]
@@ -42,7 +42,7 @@ def test_it_is_exact_in_the_terminal_phase(monkeypatch, regime, dtype, margin):
     W, H, y = collapsed(5, 4, margin, dtype)
     dW, dH = direction(W, H)
     exact = reference.hessian_vector_product(*wide(W, H, y, dW, dH))
-    got = product(hessian_gpu, W, H, y, dW, dH)
+    got = product(W, H, y, dW, dH)
     # A gap is off by its rounding, margin units, and the residual by as much relatively.
     tolerance = 2 * TOLERANCE[dtype] + 2 * margin * np.finfo(dtype).eps
     for ours, theirs in zip(got, exact, strict=True):
@@ -55,10 +55,7 @@ def test_the_fast_tier_keeps_two_digits(monkeypatch):
     W, H, y = problem(7, 20, 16, "float32")
     dW, dH = direction(W, H)
     exact, _ = reference.hessian_vector_product(*wide(W, H, y, dW, dH))
-    ours, again, fast = (
-        product(kernels, W, H, y, dW, dH)[0]
-        for kernels in (hessian_gpu, hessian_gpu, hessian_fast_gpu)
-    )
+    ours, again, fast = (product(W, H, y, dW, dH, tier=tier)[0] for tier in (EXACT, EXACT, FAST))
     assert torch.equal(ours, again)
     # The products' factors keep 8 bits.
     assert 20 * relative(ours, exact) < relative(fast, exact) < 2e-2

@@ -55,3 +55,13 @@ def test_what_is_not_finite_stays_so():
     np.testing.assert_array_equal(bad, ~np.isfinite(X))
     scaled = found.half.float().sum(0) * found.scales[:, None]
     assert not torch.isfinite(scaled[1:3].sum(1)).any() and torch.isfinite(scaled[3]).all()
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000, 0x7F800001])
+def test_no_pattern_of_nan_becomes_a_number(bits):
+    """0x7FFFFFFF is what CUDA's arithmetic makes; a carry into its sign would leave -0."""
+    X = np.ones((3, 64), np.float32)
+    X[1, 5] = np.array(bits, np.uint32).view(np.float32)
+    found = parts_gpu.planes(*tensors(X), 2, 3)
+    for planes in (found.half, found.brain):
+        assert torch.isnan(planes.float().sum(0)).nonzero().tolist() == [[1, 5]]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from gpu_problems import problem, use_small_tiles
 from interpreted import tensors
-from test_cross_entropy_gpu import problem, use_small_tiles
 
 from fastnc import reference
 from fastnc.kernels.gpu import cross_entropy as cross_entropy_gpu

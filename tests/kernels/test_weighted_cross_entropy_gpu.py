@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from gpu_problems import TOLERANCE, collapsed, problem, use_small_tiles, wide
 from interpreted import DEVICE, poison, relative, scalar, tensors
-from test_cross_entropy_gpu import TOLERANCE, collapsed, problem, use_small_tiles, wide
 from torch.nn.functional import cross_entropy
 
 from fastnc import reference
