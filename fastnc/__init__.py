@@ -38,7 +38,7 @@ _HOME = {
     "Trajectories": "dynamics.trajectories",
     "Diverged": "_core.interrupts",
     "Interrupted": "_core.interrupts",
-    "collapse_metrics": "collapse.metrics",
+    "collapse_metrics": "collapse.measurement",
     "CollapseMetrics": "collapse.metrics",
     "ClassStatistics": "collapse.statistics",
     "ClassDeviations": "collapse.deviations",

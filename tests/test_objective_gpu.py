@@ -11,7 +11,7 @@ from interpreted import DEVICE, INTERPRETED
 
 import fastnc
 from fastnc._core import arrays, kernel_call
-from fastnc.collapse.statistics import CudaMoments
+from fastnc.collapse.cuda_moments import CudaMoments
 from fastnc.theory import margin
 
 K, N, D = 4, 11, 5

@@ -39,7 +39,7 @@ def metrics(
     from fastnc._core.files import atomic_write, out_dir
     from fastnc._core.progress import progress_bar
     from fastnc.collapse.features_file import read_features
-    from fastnc.collapse.metrics import measure
+    from fastnc.collapse.measurement import measure
 
     held = read_features(file, labels, weight, bias)
     with progress_bar(2 * len(held.labels), "samples", "metrics") as bar:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastnc._core.arrays import (
-    as_numpy,
-    check_finite,
-    check_matrix,
-    check_unmasked,
-    dtype_name,
-    is_torch,
-)
+from fastnc._core.arrays import as_numpy, dtype_name, is_torch
 from fastnc._core.cuda import serves
-from fastnc.collapse.batch import check_batch, native, refuse_not_finite, sum_over_ranks
+from fastnc.collapse.batch import check_batch, refuse_not_finite
 from fastnc.collapse.between_class_basis import Directions, directions, whitening
-
-if TYPE_CHECKING:
-    from fastnc.collapse.metrics import CollapseMetrics
-    from fastnc.collapse.statistics import ClassStatistics
+from fastnc.collapse.class_means import metrics_of_means, present_classes
+from fastnc.collapse.classifier import check_classifier
+from fastnc.collapse.metrics import CollapseMetrics
+from fastnc.collapse.ranks import sum_over_ranks
+from fastnc.collapse.statistics import ClassStatistics
 
 Floats = NDArray[np.float64]
 # From this many directions on, single-precision features are multiplied in single precision
@@ -86,7 +80,6 @@ class ClassDeviations:
         W: ArrayLike | None = None,
         bias: ArrayLike | None = None,
     ) -> None:
-        from fastnc.collapse.statistics import ClassStatistics
         from fastnc.kernels.cpu.deviations import N_SUMS, clear_sums
         from fastnc.kernels.cpu.pairs import centre_of, centred, squared_norms
 
@@ -183,8 +176,6 @@ class ClassDeviations:
 
     def metrics(self) -> CollapseMetrics:
         """Every metric; those that need a classifier are None where none was given."""
-        from fastnc.collapse.metrics import metrics_of_means
-
         if self.n_samples != self.counts.sum():
             raise ValueError(
                 f"the second pass must see the statistics' {self.counts.sum()} samples; "
@@ -316,44 +307,3 @@ class ClassDeviations:
             rivals = Z.scatter(1, labels[:, None], -torch.inf)
             sums[5] = torch.minimum(sums[5], (own[:, 0] - rivals.max(dim=1).values).min())
         return as_numpy(torch.stack(sums))
-
-
-def present_classes(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The classes that have samples, of which there must be two."""
-    present = np.flatnonzero(counts)
-    if len(present) < 2:
-        got = "none" if len(present) == 0 else f"only class {present[0]}"
-        raise ValueError(
-            "neural collapse compares class means: at least 2 classes must have samples; "
-            f"got {got}."
-        )
-    return present
-
-
-def check_classifier(
-    W: ArrayLike | None, bias: ArrayLike | None, n_classes: int, dim: int
-) -> tuple[Floats, Floats]:
-    """W (K, d) and bias (K,) in float64; no row at all if there is no classifier."""
-    if W is None:
-        if bias is not None:
-            raise ValueError("`bias` belongs to a classifier; pass its `W` too.")
-        return np.empty((0, dim)), np.empty(0)
-    W = native(W)
-    if hasattr(W, "dtype") and dtype_name(W) in ("float16", "bfloat16"):
-        W = W.float() if is_torch(W) else W.astype(np.float32)  # type: ignore[union-attr]
-    check_matrix("W", W, (n_classes, dim))
-    rows = np.ascontiguousarray(as_numpy(W), dtype=np.float64)
-    check_finite("W", rows)
-    if bias is None:
-        return rows, np.zeros(n_classes)
-    if is_torch(bias):
-        bias = bias.detach().cpu().double()  # type: ignore[union-attr]
-    check_unmasked("bias", bias)
-    offsets = np.asarray(bias)
-    if offsets.dtype.kind not in "fiu":
-        raise TypeError(f"`bias` must hold real numbers; got {offsets.dtype}.")
-    offsets = offsets.astype(np.float64)
-    if offsets.shape != (n_classes,):
-        raise ValueError(f"`bias` must have shape ({n_classes},); got {offsets.shape}.")
-    check_finite("bias", offsets)
-    return rows, offsets

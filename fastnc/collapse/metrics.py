@@ -1,35 +1,13 @@
-"""Neural-collapse metrics of features, labels and a classifier, each defined in one place."""
+"""Neural-collapse metrics, each defined in one place: their names, values and tables."""
 
 from __future__ import annotations
 
 import json as _json
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from fastnc._core.arrays import check_labels
-from fastnc.collapse.batch import batches, check_features, check_integers
-from fastnc.collapse.between_class_basis import Directions, whitening
-from fastnc.collapse.conventions import (
-    CONVENTIONS,
-    NEEDS_FEATURES_ONLY,
-    OTHER_FORMS,
-    check_convention,
-    classifier_forms,
-    joint_forms,
-    sample_mean_gap,
-)
-from fastnc.collapse.deviations import (
-    ClassDeviations,
-    check_classifier,
-    present_classes,
-)
-from fastnc.collapse.statistics import ClassStatistics
-
-Floats = NDArray[np.float64]
+from fastnc.collapse.conventions import CONVENTIONS, check_convention
 
 NAMES = (
     "equinorm_features",
@@ -49,9 +27,9 @@ NAMES = (
     "margin",
     "margin_ratio",
 )
-_CLASSIFIER = ("equinorm_classifier", "equiangular_classifier", "nc2_gram_classifier")
-_JOINT = ("self_duality", "nc3_gram", "nc3_distance")
-_DECISIONS = ("nc4_agreement", "margin", "margin_ratio")
+CLASSIFIER = ("equinorm_classifier", "equiangular_classifier", "nc2_gram_classifier")
+JOINT = ("self_duality", "nc3_gram", "nc3_distance")
+DECISIONS = ("nc4_agreement", "margin", "margin_ratio")
 _AT_COLLAPSE = {"nc4_agreement": "1", "margin": "grows", "margin_ratio": "1"}
 
 
@@ -198,174 +176,3 @@ class CollapseMetrics:
 
     def __str__(self) -> str:
         return self.table()
-
-
-def collapse_metrics(
-    H: Any,
-    y: Any,
-    W: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    *,
-    progress: Callable[[int], object] | None = None,
-) -> CollapseMetrics:
-    """Every metric of `CollapseMetrics` for features, labels and, if given, a classifier.
-
-    Parameters
-    ----------
-    H : (N, d) features in half, single or double precision
-        NumPy array, memory map (read in pieces), or torch tensor on CPU or CUDA.
-    y : (N,) integers
-        Any integers without a classifier: the classes are the sorted distinct labels. With one,
-        its row numbers 0..K-1.
-    W : (K, d), optional
-    bias : (K,), optional
-    progress : callable, optional
-        Called with the number of samples read, twice for each sample.
-
-    Raises
-    ------
-    ValueError, TypeError
-        Arrays that do not fit, labels that are no row numbers of W, features that are not finite
-        (which sample), fewer than two classes with samples: one sentence each.
-
-    Cost
-    ----
-    Two passes over H; 2 N d min(K - 1, d) FLOP, with a classifier 2 N d K more; memory
-    O(K d + min(K, d)^2) beside the data.
-
-    Examples
-    --------
-    >>> import numpy as np, fastnc
-    >>> H = np.array([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.1], [-1.0, -0.1]])
-    >>> m = fastnc.collapse_metrics(H, np.array([3, 3, 7, 7]))
-    >>> round(m.nc1_quotient, 6), m.equinorm_features
-    (0.01, 0.0)
-    """
-    return measure(H, y, W, bias, progress)[0]
-
-
-def measure(
-    H: Any,
-    y: Any,
-    W: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    progress: Callable[[int], object] | None = None,
-) -> tuple[CollapseMetrics, ClassStatistics]:
-    """What `collapse_metrics` returns, and the statistics of the first of its two sweeps."""
-    check_features(H, None)
-    if H.shape[0] == 0 or H.shape[1] == 0:
-        raise ValueError(f"`H` must not be empty; got shape {tuple(H.shape)}.")
-    labels = check_integers(y, H.shape[0])
-    if W is None:
-        n_classes, labels = number_labels(labels)
-    elif not hasattr(W, "shape") or len(W.shape) != 2:
-        raise ValueError("`W` must be an array with 2 dimensions, one row a class.")
-    else:
-        n_classes = W.shape[0]
-        check_labels(labels, None, n_classes)
-    dim = H.shape[1]
-    check_classifier(W, bias, n_classes, dim)
-    statistics = ClassStatistics(n_classes, dim)
-    _sweep(statistics, H, labels, progress)
-    deviations = ClassDeviations(statistics, W, bias)
-    _sweep(deviations, H, labels, progress)
-    return deviations.metrics(), statistics
-
-
-def _sweep(
-    sink: ClassStatistics | ClassDeviations,
-    H: Any,
-    labels: NDArray[Any],
-    progress: Callable[[int], object] | None,
-) -> None:
-    for first, part, of_part in batches(H, labels, pieces=progress is not None):
-        sink.update_from(first, part, of_part)
-        if progress is not None:
-            progress(len(of_part))
-
-
-def number_labels(labels: NDArray[Any]) -> tuple[int, NDArray[np.int64]]:
-    """How many distinct labels, and for each label its place among them in rising order."""
-    lo, hi = int(labels.min()), int(labels.max())
-    if hi - lo >= 4 * len(labels) + 1024:
-        classes, places = np.unique(labels, return_inverse=True)
-        return len(classes), places.astype(np.int64)
-    # A table is much cheaper than a sort where the labels' range allows it.
-    # Differences of small signed integers overflow, and large unsigned ones are no int64.
-    wide = labels if labels.dtype.kind == "u" else labels.astype(np.int64)
-    shifted = (wide - wide.dtype.type(lo)).astype(np.int64)
-    seen = np.bincount(shifted) > 0
-    if seen.all():
-        return len(seen), shifted
-    return int(seen.sum()), (np.cumsum(seen) - 1)[shifted]
-
-
-def metrics_of_statistics(
-    statistics: ClassStatistics, W: ArrayLike | None, bias: ArrayLike | None
-) -> CollapseMetrics:
-    """What the sums of a first pass tell (see `ClassStatistics.metrics`)."""
-    from fastnc.kernels.cpu.deviations import N_SUMS, PROJECTED, TILTED
-    from fastnc.kernels.cpu.pairs import centre_of, centred
-
-    counts = statistics.counts
-    present = present_classes(counts)
-    means = np.ascontiguousarray(statistics.means[present])
-    classifier = check_classifier(W, bias, statistics.n_classes, statistics.dim)
-    found = whitening(centred(means, centre_of(means)), counts[present].astype(np.float64))
-    sums = np.full(N_SUMS, np.nan)
-    within = statistics.within
-    unknown = {"within_class", *_DECISIONS}
-    if within is None:
-        unknown |= {"nc1", "nc1_sample_mean"}
-    elif len(found.weights):
-        sums[PROJECTED] = found.weights @ ((found.Q @ within) * found.Q).sum(axis=1)
-        tilt = found.tilt @ found.Q
-        sums[TILTED] = tilt @ within @ tilt
-    squares = statistics.squares[present]
-    return metrics_of_means(means, present, counts, squares, classifier, found, sums, unknown)
-
-
-def metrics_of_means(
-    means: Floats,
-    present: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    squares: Floats,
-    classifier: tuple[Floats, Floats],
-    found: Directions,
-    sums: Floats,
-    unknown: set[str] | None = None,
-) -> CollapseMetrics:
-    """The metrics of P class means, their squares and directions, and a sweep's sums.
-
-    `classifier` is W (K, d) and bias (K,), or no row; `unknown` names what the sums lack.
-    """
-    from fastnc.kernels.cpu.deviations import PROJECTED, TILTED
-    from fastnc.kernels.cpu.geometry import (
-        classifier_geometry,
-        features_geometry,
-        joint_geometry,
-    )
-    from fastnc.kernels.cpu.pairs import N_PAIR_SUMS, RESIDUAL, centre_of, centred
-
-    W, bias = classifier
-    sizes = counts[present].astype(np.float64)
-    C = centred(means, centre_of(means))
-    values, pair_sums = np.full(len(NAMES), np.nan), np.empty(N_PAIR_SUMS)
-    features_geometry(C, sizes, squares, sums, values)
-    N, P = sizes.sum(), len(present)
-    forms = {"nc1_sample_mean": sums[PROJECTED] / N - sums[TILTED] / (N * P * found.gain)}
-    absent = set(unknown or ())
-    if len(W) == 0:
-        absent.update(_CLASSIFIER + _JOINT + _DECISIONS)
-        absent.update(name for name in OTHER_FORMS if name not in NEEDS_FEATURES_ONLY)
-    else:
-        classifier_geometry(W, pair_sums, values)
-        forms |= classifier_forms(W, pair_sums[RESIDUAL])
-        joint_geometry(C, W, means, present, counts, squares, sums, pair_sums, values)
-        gap = sample_mean_gap(C, sizes)
-        forms |= joint_forms(C, W[present], gap, pair_sums[RESIDUAL])
-        balance = W @ (sizes @ means / N) + bias
-        forms["bias_balance"] = np.linalg.norm(balance)
-    forms |= zip(NAMES, values, strict=True)
-    told = {name: None if name in absent else float(forms[name]) for name in NAMES + OTHER_FORMS}
-    return CollapseMetrics(**told, n_classes=P, n_samples=int(N), dim=means.shape[1])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastnc._core.arrays import as_numpy, check_choice, check_count, is_torch
-from fastnc.collapse.batch import CudaMoments, check_batch, moments_of, scatter_rows, sum_over_ranks
-
-if TYPE_CHECKING:
-    from fastnc.collapse.metrics import CollapseMetrics
+from fastnc.collapse.batch import check_batch, moments_of, scatter_rows
+from fastnc.collapse.between_class_basis import whitening
+from fastnc.collapse.class_means import metrics_of_means, present_classes
+from fastnc.collapse.classifier import check_classifier
+from fastnc.collapse.cuda_moments import CudaMoments
+from fastnc.collapse.metrics import DECISIONS, CollapseMetrics
+from fastnc.collapse.ranks import sum_over_ranks
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -233,6 +236,22 @@ class ClassStatistics:
         That is everything about the means and the classifier, `nc1_quotient`, `cdnv`, and with
         `scatter="full"` also `nc1`.
         """
-        from fastnc.collapse.metrics import metrics_of_statistics
+        from fastnc.kernels.cpu.deviations import N_SUMS, PROJECTED, TILTED
+        from fastnc.kernels.cpu.pairs import centre_of, centred
 
-        return metrics_of_statistics(self, W, bias)
+        counts = self.counts
+        present = present_classes(counts)
+        means = np.ascontiguousarray(self.means[present])
+        classifier = check_classifier(W, bias, self.n_classes, self.dim)
+        found = whitening(centred(means, centre_of(means)), counts[present].astype(np.float64))
+        sums = np.full(N_SUMS, np.nan)
+        within = self.within
+        unknown = {"within_class", *DECISIONS}
+        if within is None:
+            unknown |= {"nc1", "nc1_sample_mean"}
+        elif len(found.weights):
+            sums[PROJECTED] = found.weights @ ((found.Q @ within) * found.Q).sum(axis=1)
+            tilt = found.tilt @ found.Q
+            sums[TILTED] = tilt @ within @ tilt
+        squares = self.squares[present]
+        return metrics_of_means(means, present, counts, squares, classifier, found, sums, unknown)

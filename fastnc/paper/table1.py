@@ -96,7 +96,7 @@ def fit(
     The ULPM has nothing to solve for: its row is where gradient descent is after 1e5 epochs.
     The first time on a machine, `seconds` of the first rows hold the compiling of the kernels.
     """
-    from fastnc.collapse.metrics import collapse_metrics
+    from fastnc.collapse.measurement import collapse_metrics
 
     for name, model in rows(n_classes, n_per_class, dim).items():
         begun = time.perf_counter()

@@ -5,7 +5,8 @@ import oracles
 import pytest
 
 from fastnc import reference
-from fastnc.collapse.metrics import NAMES, collapse_metrics
+from fastnc.collapse.measurement import collapse_metrics
+from fastnc.collapse.metrics import NAMES
 from fastnc.kernels.cpu import deviations as deviations_cpu
 from fastnc.kernels.cpu import geometry as geometry_cpu
 

@@ -92,7 +92,7 @@ def test_of_equally_near_means_the_first():
 
 @pytest.mark.parametrize("full", [False, True])
 def test_the_moments_of_a_batch_as_the_statistics_take_them(full):
-    from fastnc.collapse.batch import batch_moments
+    from fastnc.collapse.cuda_moments import batch_moments
 
     H, y = samples(4, 66, 40, "float32")
     y = 2 * y + 1

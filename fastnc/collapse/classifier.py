@@ -1,0 +1,47 @@
+"""A classifier's rows and bias: what they must be."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastnc._core.arrays import (
+    as_numpy,
+    check_finite,
+    check_matrix,
+    check_unmasked,
+    dtype_name,
+    is_torch,
+)
+from fastnc.collapse.batch import native
+
+Floats = NDArray[np.float64]
+
+
+def check_classifier(
+    W: ArrayLike | None, bias: ArrayLike | None, n_classes: int, dim: int
+) -> tuple[Floats, Floats]:
+    """W (K, d) and bias (K,) in float64; no row at all if there is no classifier."""
+    if W is None:
+        if bias is not None:
+            raise ValueError("`bias` belongs to a classifier; pass its `W` too.")
+        return np.empty((0, dim)), np.empty(0)
+    W = native(W)
+    if hasattr(W, "dtype") and dtype_name(W) in ("float16", "bfloat16"):
+        W = W.float() if is_torch(W) else W.astype(np.float32)  # type: ignore[union-attr]
+    check_matrix("W", W, (n_classes, dim))
+    rows = np.ascontiguousarray(as_numpy(W), dtype=np.float64)
+    check_finite("W", rows)
+    if bias is None:
+        return rows, np.zeros(n_classes)
+    if is_torch(bias):
+        bias = bias.detach().cpu().double()  # type: ignore[union-attr]
+    check_unmasked("bias", bias)
+    offsets = np.asarray(bias)
+    if offsets.dtype.kind not in "fiu":
+        raise TypeError(f"`bias` must hold real numbers; got {offsets.dtype}.")
+    offsets = offsets.astype(np.float64)
+    if offsets.shape != (n_classes,):
+        raise ValueError(f"`bias` must have shape ({n_classes},); got {offsets.shape}.")
+    check_finite("bias", offsets)
+    return rows, offsets
