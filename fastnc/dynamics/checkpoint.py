@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._core.files import FOREIGN, describe, read_npz, scalar, write_npz
+from fastnc._core.files import FOREIGN, describe, read_npz, write_npz
 
 _STATE, _COLUMN = "state/", "column/"
 
@@ -21,7 +21,6 @@ _STATE, _COLUMN = "state/", "column/"
 class Checkpoint:
     """A moment of a run; `problem` holds JSON values that a resumed run must share."""
 
-    epoch: int
     problem: dict[str, Any]
     state: dict[str, NDArray[Any]]
     columns: dict[str, NDArray[Any]]
@@ -30,7 +29,6 @@ class Checkpoint:
         """Write one `.npz` atomically: a kill leaves the last one or this one, whole."""
         arrays = {_STATE + name: values for name, values in self.state.items()}
         arrays |= {_COLUMN + name: values for name, values in self.columns.items()}
-        arrays["epoch"] = np.array(self.epoch)
         arrays["problem"] = np.array(json.dumps(self.problem))
         return write_npz(path, arrays)
 
@@ -46,27 +44,15 @@ class Checkpoint:
         """
         arrays = read_npz(path, "the checkpoint")
         try:
-            epoch, found = int(scalar(arrays["epoch"])), json.loads(str(arrays["problem"]))
+            found = json.loads(str(arrays["problem"]))
             state = _under(_STATE, arrays)
             columns = _under(_COLUMN, arrays)
-            if not (isinstance(found, dict) and state and epoch >= 0 and _is_table(columns)):
+            if not (isinstance(found, dict) and state and _is_table(columns)):
                 raise ValueError
         except FOREIGN:
             raise foreign(path) from None
         check_same_problem(path, found, problem)
-        return cls(epoch, found, state, columns)
-
-    def state_like(
-        self, path: str | os.PathLike[str], state: Mapping[str, NDArray[Any]]
-    ) -> dict[str, NDArray[Any]]:
-        """The state, if its arrays have the names, shapes and dtypes of those of `state`.
-
-        Kernels check nothing: what does not fit must not reach them.
-        """
-        found, own = ({k: (v.shape, v.dtype) for k, v in s.items()} for s in (self.state, state))
-        if found != own:
-            raise foreign(path)
-        return self.state
+        return cls(found, state, columns)
 
     def rows(
         self, path: str | os.PathLike[str], time: str, due: Container[float]
@@ -94,6 +80,16 @@ def place(path: str | os.PathLike[str] | None, resume: bool) -> Path | None:
             "folder first, or name a file in it."
         )
     return found
+
+
+def fitting(state: Mapping[str, NDArray[Any]], own: Mapping[str, NDArray[Any]]) -> None:
+    """A state's arrays must have the names, shapes and dtypes of one's own, and its epoch a sense.
+
+    Kernels check nothing: what does not fit must not reach them.
+    """
+    theirs, ours = ({k: (v.shape, v.dtype) for k, v in s.items()} for s in (state, own))
+    if theirs != ours or ("epoch" in state and state["epoch"] < 0):
+        raise ValueError("a state of another problem")
 
 
 def foreign(path: str | os.PathLike[str]) -> ValueError:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fastnc._core import arrays
 from fastnc.dynamics.checkpoint import place
+from fastnc.dynamics.loop import snapshot_epochs
 from fastnc.dynamics.run import Callback, Run
 from fastnc.dynamics.start import fingerprint, start
 from fastnc.dynamics.steppers import Stepper
@@ -154,7 +155,7 @@ def prepare(
         "start": fingerprint(W, H, model.y),
     }
     stepper = choose_stepper(model, W, H, lr, schedule, noise, seed, device)
-    return Run(stepper, model.y, about, epochs, callback)
+    return Run(stepper, model.y, about, snapshot_epochs(epochs, snapshots), callback)
 
 
 def choose_stepper(

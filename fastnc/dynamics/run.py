@@ -1,189 +1,197 @@
-"""The loop around a stepper: snapshots, checkpoints, Ctrl-C, divergence and progress."""
+"""One run under the loop: its snapshots, its checkpoint, and where it stopped being finite."""
 
 from __future__ import annotations
 
 import math
 import time
-from bisect import bisect_right
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastnc._core.files import FOREIGN
 from fastnc._core.interrupts import Diverged, Interrupted, deferred_interrupt
 from fastnc._core.progress import Bar, progress_bar
-from fastnc.dynamics.checkpoint import Checkpoint
-from fastnc.dynamics.steppers import Stepper
+from fastnc.dynamics.checkpoint import Checkpoint, foreign
+from fastnc.dynamics.loop import drive
+from fastnc.dynamics.steppers import Failed, Stepper
 from fastnc.dynamics.trajectory import Trajectory
 
 Callback = Callable[[dict[str, float]], object]
 
-# Epochs are made in slices of about this long, so that Ctrl-C, the clock of the checkpoints
-# and the progress bar are looked at between them. Slices change no bit of the result.
-_SECONDS_A_SLICE = 0.2
-# A slice of one epoch over more features than this is not preceded by a copy of the state, which
-# would cost as much as the epoch: should it diverge, W and H are lost and the snapshots are not.
-_CHEAP_TO_COPY = 1_000_000
-
-
-def snapshot_epochs(epochs: int, a_decade: int) -> list[int]:
-    """The epochs 0, 1 and `epochs`, and `a_decade` log-spaced ones a decade between."""
-    steps = math.floor(math.log10(epochs) * a_decade) + 1
-    spaced = np.rint(10.0 ** (np.arange(steps) / a_decade)).astype(np.int64)
-    return sorted({0, 1, epochs, *spaced[spaced <= epochs].tolist()})
-
 
 class Run:
-    """A descent from where `stepper` stands to `epochs`, measured at log-spaced epochs."""
+    """A run from where `stepper` stands to the last of the times that are `due`.
+
+    `about` says which problem it is: a checkpoint of another one is refused. `callback` gets each
+    snapshot, and ends the run by a true result.
+    """
 
     def __init__(
         self,
         stepper: Stepper,
         y: NDArray[np.int64],
         about: dict[str, Any],
-        epochs: int,
-        callback: Callback | None,
+        due: Sequence[float],
+        callback: Callback | None = None,
     ) -> None:
         self.stepper, self.y, self.about = stepper, y, about
-        self.epochs, self.callback = epochs, callback
-        self.due = snapshot_epochs(epochs, about["snapshots"])
-        self.epoch = 0
+        self.due, self.callback = due, callback
+        self.path: Path | None = None
         self.rows: list[dict[str, float]] = []
+        self.stopped = ""
+        self._next = 0
 
     def go(self, path: Path | None, every: float, resume: bool, progress: bool) -> Trajectory:
         """Run to the end; raises `Diverged` or `Interrupted` with what there is by then."""
         if resume and path is not None and path.exists():
             self.take_up(path)
+        kind = self.about.get("kind", "run")
         with (
             deferred_interrupt() as interrupted,
-            progress_bar(self.epochs, "epochs", "descent", self.epoch, progress) as bar,
+            progress_bar(self.total, self.stepper.unit, kind, self.done, progress) as bar,
         ):
             run = self.loop(path, every, interrupted, bar)
-        if path is not None:
-            self._save(path)
+            self.save()
         return run
 
     def loop(
         self, path: Path | None, every: float, interrupted: Callable[[], bool], bar: Bar
     ) -> Trajectory:
         """Run to the end on this thread; the state goes to `path` meanwhile, not at the end."""
-        saved = self.now()
-        slice_epochs = 1
-        while True:
-            if (
-                self._measure_if_due()
-                and self.callback is not None
-                and self.callback(self.rows[-1])
-            ):
-                return self._trajectory("callback")
-            if self.epoch == self.epochs:
-                return self._trajectory("epochs")
-            now = self.now()
-            if path is not None and now - saved >= every:
-                self._save(path)
-                saved = now
-            if self.stop_asked(interrupted):
-                raise self._interrupted(path)
-            upcoming = self.due[bisect_right(self.due, self.epoch)]
-            made = min(slice_epochs, upcoming - self.epoch)
-            self._advance(made)
-            bar.update(made)
-            # Twice as many next time, unless that would take too long or this was no full slice.
-            seconds = self.now() - now
-            if seconds > _SECONDS_A_SLICE:
-                slice_epochs = max(1, slice_epochs // 2)
-            elif made == slice_epochs and seconds < 0.5 * _SECONDS_A_SLICE:
-                slice_epochs *= 2
+        self.path = path
+        drive(self, every, lambda: self.stop_asked(interrupted), bar, self.seconds)
+        return self.trajectory(self.stopped)
 
-    def now(self) -> float:
+    def seconds(self) -> float:
         """Seconds of a clock by which slices and checkpoints are timed."""
         return time.monotonic()
 
     def stop_asked(self, interrupted: Callable[[], bool]) -> bool:
-        """Whether Ctrl-C fell."""
+        """Whether somebody asked to stop."""
         return interrupted()
 
-    def _measure_if_due(self) -> bool:
-        measured = bool(self.rows) and self.rows[-1]["epoch"] == self.epoch
-        if measured or self.epoch not in self.due:
-            return False
-        with np.errstate(all="ignore"):
-            row = {"epoch": self.epoch, **self.stepper.measure()}
-        if not math.isfinite(row["log_loss"]):
-            raise self._diverged(self.epoch)
-        self.rows.append(row)
-        return True
+    @property
+    def total(self) -> float:
+        """What there is to make, in the units of the progress bar."""
+        return self.due[-1]
 
-    def _advance(self, made: int) -> None:
-        cheap = made > 1 or self.stepper.H.size <= _CHEAP_TO_COPY
-        before = self.stepper.state() if cheap else None
-        self.stepper.advance(made)
-        if self._is_finite():
-            self.epoch += made
-            return
-        # Which epoch was it? Every later one is not finite either, so halve the slice.
+    @property
+    def done(self) -> float:
+        """What has been made of it."""
+        return self.stepper.done
+
+    @property
+    def upcoming(self) -> float:
+        """The next time that is due."""
+        return self.due[self._next]
+
+    @property
+    def at_the_end(self) -> bool:
+        """Whether nothing is due any more."""
+        return self._next == len(self.due)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a row is due where the run stands."""
+        return not self.at_the_end and self.stepper.time == self.upcoming
+
+    def arrive(self) -> bool:
+        """A row, where one is due; true at the end, or where the callback wants it."""
+        if self.is_due:
+            with np.errstate(all="ignore"):
+                measured = self.stepper.measure()
+            self.record(measured)
+            if self.callback is not None and self.callback(self.rows[-1]):
+                self.stopped = "callback"
+        if self.at_the_end:
+            self.stopped = self.stopped or self.stepper.end
+        return bool(self.stopped)
+
+    def record(self, measured: dict[str, float]) -> None:
+        """Take what was measured at a time that is due; Diverged where it is not finite."""
+        if not math.isfinite(measured["log_loss"]):
+            raise self.diverged(self.stepper.time, self.stepper.time)
+        self.rows.append({self.stepper.clock: self.upcoming, **measured})
+        self._next += 1
+
+    def move(self, steps: int) -> int:
+        """At most so many steps; Diverged, back at the last finite state, where there is none."""
+        kept, before = self.stepper.keep(steps), self.stepper.time
+        try:
+            made = self.stepper.advance(self.upcoming, steps)
+        except Failed as failed:
+            raise Diverged(str(failed), self.trajectory("failed")) from None
+        if self.stepper.finite():
+            return made
+        if not kept:
+            raise self.diverged(before, self.stepper.time)
+        # Which step was it? No later one is finite either, so halve the slice.
         low, high = 0, made
-        while before is not None and high - low > 1:
+        while high - low > 1:
             middle = (low + high) // 2
-            self.stepper.restore(before)
-            self.stepper.advance(middle)
-            low, high = (middle, high) if self._is_finite() else (low, middle)
-        if before is not None:
-            self.stepper.restore(before)
-            self.stepper.advance(low)
-        self.epoch += low
-        raise self._diverged(self.epoch + high - low)
+            self.stepper.roll_back()
+            self.stepper.advance(self.upcoming, middle)
+            low, high = (middle, high) if self.stepper.finite() else (low, middle)
+        self.stepper.roll_back()
+        self.stepper.advance(self.upcoming, high)
+        bad = self.stepper.time
+        self.stepper.roll_back()
+        self.stepper.advance(self.upcoming, low)
+        raise self.diverged(self.stepper.time, bad)
 
-    def _diverged(self, epoch: int) -> Diverged:
-        if epoch == 0:
-            why = "the loss of the start is not finite: a logit overflows. Scale `W` and `H` down."
-        else:
-            why = (
-                f"W or H is not finite after epoch {epoch}: the step `lr`={self.about['lr']:g} is "
-                "too large for this problem. Take a smaller one."
-            )
-        return Diverged(why, self._trajectory("diverged"))
+    def diverged(self, good: float, bad: float) -> Diverged:
+        """What to raise where the run is not finite at `bad` and perhaps was so at `good`."""
+        return Diverged(self.stepper.why(good, bad), self.trajectory("diverged"))
 
-    def _is_finite(self) -> bool:
-        # A sample whose features are not finite makes the classifier so within an epoch, and
-        # the classifier is the small one of the two.
-        return bool(np.isfinite(self.stepper.W).all())
-
-    def _interrupted(self, path: Path | None) -> Interrupted:
+    def interrupted(self) -> Interrupted:
         saved = ""
-        if path is not None:
-            self._save(path)
-            saved = f"; the state is in {str(path)!r}: resume to go on with the same bits"
+        if self.path is not None:
+            saved = f"; the state is in {str(self.path)!r}: resume to go on with the same bits"
         return Interrupted(
-            f"stopped by Ctrl-C at epoch {self.epoch} of {self.epochs}{saved}.",
-            self._trajectory("interrupted"),
+            f"stopped by Ctrl-C at {self.stepper.place(self.due[-1])}{saved}.",
+            self.trajectory("interrupted"),
         )
 
-    def _columns(self) -> dict[str, NDArray[Any]]:
-        names = self.rows[0] if self.rows else ("epoch",)
-        return {name: np.array([row[name] for row in self.rows]) for name in names}
-
-    def _trajectory(self, stopped: str) -> Trajectory:
-        about = {**self.about, "epochs": self.epoch, "stopped": stopped}
+    def trajectory(self, stopped: str) -> Trajectory:
+        """The rows so far, and where the run stands."""
+        about = {**self.about, **self.stepper.report(), "stopped": stopped}
         # Most models have none, and their steppers do not speak of it.
         bias = getattr(self.stepper, "bias", None)
         return Trajectory(self._columns(), self.stepper.W, self.stepper.H, self.y, about, bias)
 
-    def _save(self, path: Path) -> None:
-        Checkpoint(self.epoch, self.about, self.stepper.state(), self._columns()).save(path)
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        names = self.rows[0] if self.rows else (self.stepper.clock,)
+        return {name: np.array([row[name] for row in self.rows]) for name in names}
+
+    def save(self) -> None:
+        """Write the state and the rows to the run's file, if it has one."""
+        if self.path is not None:
+            self.write(self.path)
+
+    def write(self, path: Path) -> None:
+        """Write the state and the rows to a file."""
+        Checkpoint(self.about, self.stepper.state(), self._columns()).save(path)
 
     def take_up(self, path: Path) -> None:
         """Go on from the checkpoint at `path`, which must be of the same problem."""
         found = Checkpoint.load(path, self.about)
-        if found.epoch > self.epochs:
-            raise ValueError(
-                f"`epochs` must be at least the checkpoint's; {str(path)!r} is at epoch "
-                f"{found.epoch}, got {self.epochs}."
-            )
-        state = found.state_like(path, self.stepper.state())
         # The last row of a run that was shorter may lie off this one's grid.
-        self.rows = found.rows(path, "epoch", self.due)
-        self.stepper.restore(state)
-        self.epoch = found.epoch
+        rows = found.rows(path, self.stepper.clock, set(self.due))
+        try:
+            self.stepper.restore(found.state)
+        except FOREIGN:
+            raise foreign(path) from None
+        if self.stepper.time > self.due[-1]:
+            name = {"epoch": "epochs"}.get(self.stepper.clock, self.stepper.clock)
+            raise ValueError(
+                f"`{name}` must be at least the checkpoint's; {str(path)!r} is at "
+                f"{self.stepper.clock} {self.stepper.time:.10g}, got {self.due[-1]:.10g}."
+            )
+        self.rows = rows
+        self._next = bisect_left(self.due, self.stepper.time)
+        if rows and rows[-1][self.stepper.clock] == self.stepper.time:
+            self._next += 1

@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from fastnc._core import arrays
+from fastnc._core.files import FOREIGN, scalar
 from fastnc._core.ranks import Workers
-from fastnc.dynamics.checkpoint import Checkpoint
+from fastnc.dynamics.checkpoint import Checkpoint, foreign
+from fastnc.dynamics.loop import snapshot_epochs
 from fastnc.dynamics.run import Callback, Run
 from fastnc.dynamics.steppers.sharded import ShardedDescent
 from fastnc.dynamics.trajectory import Trajectory
@@ -24,14 +26,30 @@ from fastnc.models import ULPM
 _BLOCK = 1 << 22
 
 
-class ShardedRun(Run):
+class RankedRun(Run):
+    """A run that all ranks make together: they save and stop at the same step."""
+
+    workers: Workers
+    device: Any = "cpu"
+
+    def seconds(self) -> float:
+        """The clock of rank 0, so that all ranks decide alike."""
+        now = torch.tensor(time.monotonic(), dtype=torch.float64, device=self.device)
+        return float(self.workers.first(now))
+
+    def stop_asked(self, interrupted: Callable[[], bool]) -> bool:
+        """Whether any rank was asked to stop."""
+        asked = torch.tensor(float(interrupted()), device=self.device)
+        return bool(self.workers.largest(asked))
+
+
+class ShardedRun(RankedRun):
     """A run in which every rank makes the same epochs, and keeps what it has in its own files.
 
     A checkpoint of several files can be cut between two of them by a kill: each rank therefore
     writes by turns to two, and a resumed run goes on from the latest epoch that all ranks have.
     """
 
-    workers: Workers
     _saves = 0
 
     def go(self, path: Path | None, every: float, resume: bool, progress: bool) -> Trajectory:
@@ -39,27 +57,18 @@ class ShardedRun(Run):
             self._take_up_common(path)
         return super().go(path, every, False, progress and self.workers.rank == 0)
 
-    def now(self) -> float:
-        """The clock of rank 0, so that all ranks decide alike."""
-        return float(self.workers.first(torch.tensor(time.monotonic(), dtype=torch.float64)))
-
-    def stop_asked(self, interrupted: Callable[[], bool]) -> bool:
-        """Whether Ctrl-C fell on any rank."""
-        return bool(self.workers.largest(torch.tensor(float(interrupted()))))
-
     def _files(self, path: Path) -> list[Path]:
         name = f"{path.stem}-rank{self.workers.rank}of{self.workers.count}"
         return [path.with_name(f"{name}-{turn}{path.suffix}") for turn in (0, 1)]
 
-    def _save(self, path: Path) -> None:
-        super()._save(self._files(path)[self._saves % 2])
+    def write(self, path: Path) -> None:
+        """Write to the file whose turn it is."""
+        super().write(self._files(path)[self._saves % 2])
         self._saves += 1
 
     def _take_up_common(self, path: Path) -> None:
         files = self._files(path)
-        epochs = torch.tensor(
-            [[Checkpoint.load(f, self.about).epoch if f.exists() else -1 for f in files]]
-        )
+        epochs = torch.tensor([[self._epoch_of(f) for f in files]])
         everyones = self.workers.gathered(epochs).tolist()
         common = set(everyones[0]).intersection(*everyones) - {-1}
         if not common:
@@ -68,6 +77,15 @@ class ShardedRun(Run):
         self.take_up(files[turn])
         # The next save leaves alone the one that was taken up.
         self._saves = turn + 1
+
+    def _epoch_of(self, file: Path) -> int:
+        """The epoch of a checkpoint of this run, -1 where there is none."""
+        if not file.exists():
+            return -1
+        try:
+            return int(scalar(Checkpoint.load(file, self.about).state["epoch"]))
+        except FOREIGN as error:
+            raise error if isinstance(error, ValueError) else foreign(file) from None
 
 
 def prepare_sharded(
@@ -125,7 +143,7 @@ def prepare_sharded(
         "workers": workers.count,
     }
     stepper = ShardedDescent(own["W"], own["H"], y, lr, model.n_samples, workers)
-    run = ShardedRun(stepper, y, about, epochs, callback)
+    run = ShardedRun(stepper, y, about, snapshot_epochs(epochs, snapshots), callback)
     run.workers = workers
     return run
 

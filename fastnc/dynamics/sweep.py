@@ -24,6 +24,7 @@ from fastnc.dynamics.checkpoint import check_same_problem, place
 from fastnc.dynamics.descent import prepare
 from fastnc.dynamics.run import Run
 from fastnc.dynamics.start import fingerprint
+from fastnc.dynamics.together import Together
 from fastnc.dynamics.trajectories import Trajectories
 from fastnc.dynamics.trajectory import Trajectory
 
@@ -243,7 +244,7 @@ class _Sweep:
 
     def _on_gpu(self, left: list[int], progress: bool) -> Trajectories:
         """Small problems of one kind together, all others one after another."""
-        from fastnc.dynamics.steppers.cuda_together import descend_together, fit_together
+        from fastnc.dynamics.steppers.cuda_together import CudaTogether, fits
 
         groups: dict[Any, list[tuple[int, Run]]] = {}
         total, made = self.epochs * len(self.problems), self.epochs * len(self.store.done)
@@ -256,15 +257,18 @@ class _Sweep:
                 run, part = self.begin(self.problems[i]), self.store.part(i)
                 if part is not None and part.exists():
                     run.take_up(part)
-                    bar.update(run.epoch)
-                kind = (fingerprint(run.y), run.stepper.W.shape, run.stepper.H.shape, run.epoch)
-                groups.setdefault(kind if fit_together(run) else i, []).append((i, run))
+                    bar.update(run.done)
+                one, _, _ = self.problems[i]
+                kind = (fingerprint(run.y), one.n_classes, one.dim, run.stepper.time)
+                groups.setdefault(kind if fits(run.stepper) else i, []).append((i, run))
             for group in groups.values():
                 numbers, runs = [i for i, _ in group], [run for _, run in group]
                 parts = [self.store.part(i) for i in numbers]
                 try:
-                    if fit_together(runs[0]):
-                        ends = descend_together(runs, parts, self.every, interrupted, bar)
+                    if fits(runs[0].stepper):
+                        steppers: list[Any] = [run.stepper for run in runs]
+                        together = Together(runs, CudaTogether(steppers), parts)
+                        ends = together.go(self.every, interrupted, bar)
                     else:
                         ends = [runs[0].loop(parts[0], self.every, interrupted, bar)]
                 except Diverged as diverged:
@@ -320,11 +324,11 @@ class _Sweep:
         run, part = self.begin(self.problems[i]), self.store.part(i)
         if part is not None and part.exists():
             run.take_up(part)
-            bar.update(run.epoch)
+            bar.update(run.done)
         try:
             return run.loop(part, self.every, stop, bar)
         except Diverged as diverged:
-            bar.update(self.epochs - run.epoch)
+            bar.update(self.epochs - run.done)
             kept: Trajectory = diverged.run
             return kept
 

@@ -19,7 +19,7 @@ from fastnc._core.interrupts import Diverged, Interrupted, deferred_interrupt
 from fastnc._core.progress import Bar, progress_bar
 from fastnc._core.ranks import Workers
 from fastnc.dynamics.checkpoint import foreign
-from fastnc.dynamics.run import snapshot_epochs
+from fastnc.dynamics.loop import snapshot_epochs
 from fastnc.dynamics.trajectory import Trajectory
 from fastnc.training.data import Dataset, fashion_mnist
 from fastnc.training.evaluation import measure

@@ -30,7 +30,7 @@ def trajectory():
 def checkpoint():
     run = trajectory()
     columns = {name: run[name] for name in run.columns}
-    return Checkpoint(3, dict(run.about), {"W": run.W, "H": run.H}, columns)
+    return Checkpoint(dict(run.about), {"W": run.W, "H": run.H}, columns)
 
 
 def content(loaded):

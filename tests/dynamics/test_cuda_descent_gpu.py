@@ -1,5 +1,8 @@
 """`descend(device="cuda")` from end to end, on the device or with the interpreter in its place."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -73,23 +76,23 @@ def test_slices_of_a_graph_change_no_bit(monkeypatch):
 
             def replay(self):
                 replays.append(self)
-                self.stepper._descend(2)
+                self.stepper.descend(2)
 
-        monkeypatch.setattr(cuda.CudaDescent, "_capture", lambda self: Graph(self))
-    steppers[0].advance(7)
+        monkeypatch.setattr(cuda.CudaDescent, "capture", lambda self: Graph(self))
+    steppers[0].make(7)
     for epochs in (3, 4):
-        steppers[1].advance(epochs)
+        steppers[1].make(epochs)
     for _ in range(7):
-        steppers[2].advance(1)
+        steppers[2].make(1)
     assert DEVICE == "cuda" or len(replays) == 3 + 1 + 2
     for other in steppers[1:]:
         np.testing.assert_array_equal(steppers[0].W, other.W)
         np.testing.assert_array_equal(steppers[0].H, other.H)
     before = steppers[0].state()
-    steppers[0].advance(2)
+    steppers[0].make(2)
     again = steppers[0].W
     steppers[0].restore(before)
-    steppers[0].advance(2)
+    steppers[0].make(2)
     np.testing.assert_array_equal(steppers[0].W, again)
 
 
@@ -119,22 +122,21 @@ def test_a_sweep_has_the_bits_of_each_run_alone(tmp_path, dtype):
 
 
 def test_a_sweep_that_is_stopped_goes_on_with_the_same_bits(tmp_path):
-    from fastnc.dynamics.steppers import cuda_together
+    from fastnc.dynamics.together import Together
 
     options = {"lr": 0.5, "epochs": 6, "seeds": range(2), "device": "cuda"}
     straight = fastnc.sweep(SMALL, **options)
-    together, asked = cuda_together.descend_together, []
+    move = Together.move
 
-    def stop():
-        asked.append(1)
-        return len(asked) > 2
-
-    def stopped(runs, paths, every, _, bar):
-        return together(runs, paths, every, stop, bar)
+    def press(together, steps):
+        made = move(together, steps)
+        if together.runs[0].stepper.epoch >= 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return made
 
     checkpoint = tmp_path / "sweep.npz"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda_together, "descend_together", stopped)
+        patch.setattr(Together, "move", press)
         with pytest.raises(fastnc.Interrupted, match="0 of 2 runs are done"):
             fastnc.sweep(SMALL, checkpoint=checkpoint, **options)
     assert len(list(tmp_path.glob("sweep-*.npz"))) == 2

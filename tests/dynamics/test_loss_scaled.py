@@ -26,7 +26,7 @@ def test_a_few_steps_are_those_of_the_definition():
     stepper = LossScaledDescent(W.copy(), H.copy(), MODEL.y)
     for _ in range(8):
         W, H = literal_step(W, H, MODEL.y)
-    stepper.advance(8)
+    stepper.make(8)
     # Eight steps of a few ulp, not yet amplified by more than ten.
     np.testing.assert_allclose(stepper.W, W, atol=1e-11)
     np.testing.assert_allclose(stepper.H, H, atol=1e-11)

@@ -20,7 +20,7 @@ def test_an_epoch_is_the_gradient_and_a_draw_for_w_then_for_h():
         _, grad_W, grad_H = reference.loss_and_grads(W, H, model.y)
         noise_W, noise_H = rng.standard_normal(W.shape), rng.standard_normal(H.shape)
         W, H = W - 0.3 * (grad_W / 6 + 0.2 * noise_W), H - 0.3 * (grad_H / 6 + 0.2 * noise_H)
-    stepper.advance(5)
+    stepper.make(5)
     # Gradients differ in the order of their sums.
     np.testing.assert_allclose(stepper.W, W, atol=1e-14)
     np.testing.assert_allclose(stepper.H, H, atol=1e-14)

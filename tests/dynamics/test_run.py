@@ -1,6 +1,7 @@
 """The loop around a stepper, tried with a stepper of three lines."""
 
 import os
+import re
 import signal
 import threading
 
@@ -9,30 +10,75 @@ import pytest
 
 from fastnc._core.interrupts import Diverged, Interrupted
 from fastnc.dynamics.checkpoint import Checkpoint
-from fastnc.dynamics.run import Run, snapshot_epochs
+from fastnc.dynamics.loop import drive, snapshot_epochs
+from fastnc.dynamics.run import Run
+from fastnc.dynamics.steppers import Failed
+from fastnc.dynamics.steppers.epochs import Epochs
 
 
-class Decay:
+class Decay(Epochs):
     """`W <- 0.999 W` an epoch; not finite from `bad` on, and calls `each` after each slice."""
+
+    lr = 0.001
 
     def __init__(self, bad=10**12, each=lambda: None):
         self.W, self.H = np.full((2, 3), 1.0), np.zeros((4, 3))
-        self.epoch, self.bad, self.each = 0, bad, each
+        self.bad, self.each, self.kept = bad, each, None
 
-    def advance(self, epochs):
-        for _ in range(epochs):
-            self.epoch += 1
-            self.W = self.W * 0.999 if self.epoch < self.bad else self.W * np.nan
+    def make(self, epochs):
+        for epoch in range(self.epoch + 1, self.epoch + epochs + 1):
+            self.W = self.W * 0.999 if epoch < self.bad else self.W * np.nan
+
+    def advance(self, due, steps):
+        made = super().advance(due, steps)
         self.each()
+        return made
+
+    def finite(self):
+        return bool(np.isfinite(self.W).all())
+
+    def keep(self, steps):
+        self.kept = self.W, self.epoch
+        return True
+
+    def roll_back(self):
+        self.W, self.epoch = self.kept
 
     def measure(self):
         return {"log_loss": float(np.log(self.W[0, 0])), "norm_W": float(self.W.sum())}
 
     def state(self):
-        return {"W": self.W.copy(), "H": self.H.copy(), "made": np.array(self.epoch)}
+        return {"W": self.W.copy(), "H": self.H.copy(), "epoch": np.array(self.epoch)}
 
     def restore(self, state):
-        self.W, self.H, self.epoch = state["W"].copy(), state["H"].copy(), int(state["made"])
+        self.W, self.H, self.epoch = state["W"].copy(), state["H"].copy(), int(state["epoch"])
+
+
+class OnADevice(Decay):
+    """Counts what is brought to the host; its H is too large for that to happen often."""
+
+    fetched = slices = 0
+
+    @property
+    def H(self):
+        self.fetched += 1
+        return np.zeros((4, 3))
+
+    @H.setter
+    def H(self, values):
+        pass
+
+    def advance(self, due, steps):
+        self.slices += 1
+        return super().advance(due, steps)
+
+    def measure(self):
+        self.fetched += 1
+        return super().measure()
+
+    def state(self):
+        self.fetched += 1
+        return super().state()
 
 
 ABOUT = {"snapshots": 10, "lr": 0.001}
@@ -40,7 +86,8 @@ Y = np.array([0, 1, 0, 1])
 
 
 def run(stepper, epochs=5000, callback=None, path=None, every=1e9, resume=False):
-    return Run(stepper, Y, dict(ABOUT), epochs, callback).go(path, every, resume, False)
+    due = snapshot_epochs(epochs, ABOUT["snapshots"])
+    return Run(stepper, Y, dict(ABOUT), due, callback).go(path, every, resume, False)
 
 
 def test_snapshots_are_log_spaced_with_the_ends():
@@ -118,10 +165,14 @@ def test_checkpoint_at_every_opportunity(tmp_path):
 
     def look():
         if path.exists():
-            epochs.append(Checkpoint.load(path, ABOUT).epoch)
+            epochs.append(int(Checkpoint.load(path, ABOUT).state["epoch"]))
 
     run(Decay(each=look), epochs=50, path=path, every=0)
-    assert epochs[0] == 0 and len(set(epochs)) > 10 and Checkpoint.load(path, ABOUT).epoch == 50
+    assert (
+        epochs[0] == 0
+        and len(set(epochs)) > 10
+        and Checkpoint.load(path, ABOUT).state["epoch"] == 50
+    )
 
 
 def test_another_problem_and_a_damaged_file_are_refused_and_kept(tmp_path):
@@ -145,3 +196,102 @@ def test_a_thread_may_run_too():
     worker.start()
     worker.join()
     assert results[0]["epoch"][-1] == 100
+
+
+def test_nothing_is_fetched_between_snapshots():
+    stepper = OnADevice()
+    result = run(stepper, epochs=300_000)
+    # A fetch a snapshot, and W and H of the result: however many slices there were.
+    assert stepper.fetched == len(result) + 1 and stepper.slices > len(result)
+
+
+@pytest.mark.parametrize("bad", [1, 2, 777])
+def test_divergence_of_a_state_too_large_to_keep_says_between_which_epochs(bad):
+    stepper = Decay(bad)
+    stepper.keep = lambda steps: False
+    with pytest.raises(Diverged, match=r"W or H is not finite (somewhere )?after epoch") as caught:
+        run(stepper)
+    last = int(re.search(r"after epoch (\d+): the step", str(caught.value)).group(1))
+    first = re.search(r"somewhere after epoch (\d+) and", str(caught.value))
+    assert (int(first.group(1)) if first else last - 1) < bad <= last
+
+
+def test_a_stepper_that_cannot_go_on_says_why():
+    class Stuck(Decay):
+        def advance(self, due, steps):
+            if self.epoch >= 100:
+                raise Failed("no way on from here.")
+            return super().advance(due, min(steps, 100 - self.epoch))
+
+    with pytest.raises(Diverged, match=r"no way on from here\.") as caught:
+        run(Stuck())
+    assert caught.value.run.about["stopped"] == "failed" and caught.value.run["epoch"][-1] == 100
+
+
+def test_any_clock_will_do():
+    class Flow(Decay):
+        """Twice as far in log time with each step, to where that is due."""
+
+        clock, unit, end = "log10_time", "snapshots", "log10_time"
+        time, done = -np.inf, 0
+
+        def advance(self, due, steps):
+            for made in range(1, steps + 1):
+                self.time = min(due, max(2 * self.time, 0.01))
+                if self.time == due:
+                    self.done += 1
+                    return made
+            return steps
+
+        def report(self):
+            return {"log10_time": self.time}
+
+    due = [-np.inf, 0.5, 3.0, 1000.0]
+    result = Run(Flow(), Y, dict(ABOUT), due).go(None, 1e9, False, False)
+    assert result["log10_time"].tolist() == due and result.columns[0] == "log10_time"
+    assert result.about["log10_time"] == 1000.0 == float(result.about["log10_time"])
+
+
+def test_many_snapshots_are_found_at_once():
+    """80,000 a decade: looking for an epoch in the list of them took half a minute."""
+    stepper = Decay()
+    due = snapshot_epochs(60_000, 80_000)
+    looked = []
+
+    class Due(list):
+        def __contains__(self, epoch):
+            looked.append(epoch)
+            return super().__contains__(epoch)
+
+        def __iter__(self):
+            looked.append(None)
+            return super().__iter__()
+
+    result = Run(stepper, Y, dict(ABOUT), Due(due)).go(None, 1e9, False, False)
+    assert len(result) == len(due) > 50_000 and not looked
+
+
+def test_slices_grow_until_they_take_long_and_shrink_again():
+    class Clocked:
+        """A step takes a second from the thousandth on, and a millisecond before."""
+
+        done, clock, slices = 0.0, 0.0, []
+
+        def arrive(self):
+            return self.done >= 1500
+
+        def move(self, steps):
+            self.slices.append(steps)
+            for _ in range(steps):
+                self.clock += 1e-3 if self.done < 1000 else 1.0
+                self.done += 1
+            return steps
+
+    class Quiet:
+        def update(self, n=1):
+            pass
+
+    moving = Clocked()
+    drive(moving, 1e9, lambda: False, Quiet(), lambda: moving.clock)
+    assert moving.slices[:8] == [1, 2, 4, 8, 16, 32, 64, 128] and max(moving.slices) == 128
+    assert moving.slices[-1] < 128

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import fastnc
 from fastnc._core.interrupts import Diverged, Interrupted
-from fastnc.dynamics.run import snapshot_epochs
+from fastnc.dynamics.loop import snapshot_epochs
 from fastnc.dynamics.snapshot import COLUMNS
 from fastnc.training import loop
 from fastnc.training.loop import Experiment, train

@@ -146,7 +146,7 @@ class FlowRun:
             state = integrator_state(integrator)
             state |= {f"work/{name}": np.array(count) for name, count in self.work.items()}
             state["log10_time"] = np.array(_log10(integrator.t))
-            Checkpoint(self.work["steps"], self.about, state, self._columns()).save(self.path)
+            Checkpoint(self.about, state, self._columns()).save(self.path)
 
     def _interrupted(self, integrator: Any) -> Interrupted:
         saved = ""

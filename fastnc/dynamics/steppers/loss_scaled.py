@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc.dynamics.snapshot import measure
+from fastnc.dynamics.steppers.epochs import HostEpochs
 from fastnc.theory.residuals import Residuals
 
 
-class LossScaledDescent:
+class LossScaledDescent(HostEpochs):
     """`W -= s dlog L/dW`, `H -= s dlog L/dH`, `s = 1 / (max|G| max(|W|_2^2, |H|_2^2, 1))`.
 
     G is dL/dZ over the loss, so that s is the inverse of a bound of the curvature of log L and
@@ -21,9 +21,9 @@ class LossScaledDescent:
     """
 
     def __init__(self, W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64]) -> None:
-        self.W, self.H, self.y = W, H, y
+        super().__init__(W, H, y)
 
-    def advance(self, epochs: int) -> None:
+    def make(self, epochs: int) -> None:
         for _ in range(epochs):
             at = Residuals(
                 self.W.astype(np.float64, copy=False), self.H.astype(np.float64, copy=False), self.y
@@ -33,16 +33,6 @@ class LossScaledDescent:
             grad_W, grad_H = at.residuals.T @ at.H, at.residuals @ at.W
             self.W -= (step * grad_W).astype(self.W.dtype, copy=False)
             self.H -= (step * grad_H).astype(self.H.dtype, copy=False)
-
-    def measure(self) -> dict[str, float]:
-        return measure(self.W, self.H, self.y)
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        return {"W": self.W.copy(), "H": self.H.copy()}
-
-    def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        np.copyto(self.W, state["W"])
-        np.copyto(self.H, state["H"])
 
 
 def _spectral_norm_squared(A: NDArray[np.float64]) -> float:

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core.arrays import row_major
-from fastnc.dynamics.snapshot import measure
+from fastnc.dynamics.steppers.epochs import HostEpochs
 
 
-class NoisyDescent:
+class NoisyDescent(HostEpochs):
     """`theta -= lr (dL/dtheta + noise xi)`, xi standard normal, drawn anew every epoch.
 
     From a saddle such as (7) plain descent only grows the norm; the noise has a part along the
@@ -29,13 +29,13 @@ class NoisyDescent:
         noise: float,
         seed: int,
     ) -> None:
-        self.W, self.H, self.y = W, H, row_major(y)
+        super().__init__(W, H, row_major(y))
         self.lr, self.noise = lr, noise
         # A stream of its own, apart from the one that the start was drawn from.
         self._bits = np.random.PCG64(np.random.SeedSequence([seed, 1]))
         self._random = np.random.Generator(self._bits)
 
-    def advance(self, epochs: int) -> None:
+    def make(self, epochs: int) -> None:
         from fastnc.kernels.cpu.cross_entropy import loss_and_grads
 
         loss, grad_W, grad_H = np.empty(1), np.empty_like(self.W), np.empty_like(self.H)
@@ -45,25 +45,20 @@ class NoisyDescent:
                 step = self.lr * (gradient + self.noise * self._random.standard_normal(x.shape))
                 x -= step.astype(x.dtype, copy=False)
 
-    def measure(self) -> dict[str, float]:
-        return measure(self.W, self.H, self.y)
-
-    def state(self) -> dict[str, NDArray[Any]]:
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """W, H, and the generator's state as it is now."""
         raw: dict[str, Any] = dict(self._bits.state)
         numbers = (raw["state"]["state"], raw["state"]["inc"])
         # 128-bit numbers as pairs of 64-bit words.
         words = [part for number in numbers for part in divmod(number, 1 << 64)]
         words += [raw["has_uint32"], raw["uinteger"]]
-        return {
-            "W": self.W.copy(),
-            "H": self.H.copy(),
-            "generator": np.array(words, dtype=np.uint64),
-        }
+        return {"W": self.W, "H": self.H, "generator": np.array(words, dtype=np.uint64)}
 
-    def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        np.copyto(self.W, state["W"])
-        np.copyto(self.H, state["H"])
-        words = [int(word) for word in state["generator"]]
+    def put(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Overwrite W, H and the generator's state."""
+        np.copyto(self.W, arrays["W"])
+        np.copyto(self.H, arrays["H"])
+        words = [int(word) for word in arrays["generator"]]
         self._bits.state = {
             "bit_generator": "PCG64",
             "state": {"state": (words[0] << 64) | words[1], "inc": (words[2] << 64) | words[3]},

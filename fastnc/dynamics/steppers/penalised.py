@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc.dynamics.snapshot import measure
+from fastnc.dynamics.steppers.epochs import HostEpochs
 from fastnc.kernels.cpu.threads import few_threads
 from fastnc.models.layer_peeled import LayerPeeled
 from fastnc.models.minimum_norm import MinimumNorm
 
 
-class PenalisedDescent:
+class PenalisedDescent(HostEpochs):
     """`theta -= lr gradient`, and back onto the constraint.
 
     On a sphere, with bounded energies (both active at every minimiser, and kept so) and with
@@ -36,7 +37,8 @@ class PenalisedDescent:
             )
         self.model, self.lr = model, lr
         with np.errstate(divide="ignore", invalid="ignore"):
-            self.W, self.H = model.retract(W, H)
+            W, H = model.retract(W, H)
+        super().__init__(np.array(W), np.array(H), model.y)
         for name, x in (("W", self.W), ("H", self.H)):
             if not np.isfinite(x).all():
                 raise ValueError(
@@ -45,26 +47,23 @@ class PenalisedDescent:
                 )
         self.bias = np.zeros(model.n_classes, W.dtype) if model.has_bias else None
 
-    def advance(self, epochs: int) -> None:
+    def make(self, epochs: int) -> None:
         with few_threads(self.model.is_small, blas=False), np.errstate(all="ignore"):
             for _ in range(epochs):
                 g = self.model.value_and_grads(self.W, self.H, self.bias)
                 grad_W, grad_H = self.model.pullback(self.W, self.H, g.W, g.H)
-                self.W, self.H = self.model.retract(
-                    self.W - self.lr * grad_W, self.H - self.lr * grad_H
-                )
+                moved = self.model.retract(self.W - self.lr * grad_W, self.H - self.lr * grad_H)
+                for x, new in zip((self.W, self.H), moved, strict=True):
+                    np.copyto(x, new)
                 if self.bias is not None and g.bias is not None:
-                    self.bias = self.bias - self.lr * g.bias
+                    self.bias -= self.lr * g.bias
 
     def measure(self) -> dict[str, float]:
         with few_threads(self.model.is_small, blas=False):
             row = measure(self.W, self.H, self.model.y)
             return {**row, "objective": self.model.objective(self.W, self.H, self.bias)}
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        state = {"W": self.W.copy(), "H": self.H.copy()}
-        return state if self.bias is None else {**state, "bias": self.bias.copy()}
-
-    def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        for name, values in state.items():
-            setattr(self, name, np.array(values))
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """W, H and the bias, if there is one."""
+        arrays = {"W": self.W, "H": self.H}
+        return arrays if self.bias is None else {**arrays, "bias": self.bias}

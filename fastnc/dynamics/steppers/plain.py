@@ -9,24 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core.arrays import row_major
-from fastnc.dynamics.snapshot import measure
+from fastnc.dynamics.steppers.epochs import HostEpochs
 
 
-class PlainDescent:
-    """`W -= lr dL/dW`, `H -= lr dL/dH`, many epochs in one compiled call.
-
-    In float32 both carry what rounding took from their updates, without which a run stalls at
-    a margin of about 17.5: the state is the sum of `W` and `W_low`.
-    """
+class PlainDescent(HostEpochs):
+    """`W -= lr dL/dW`, `H -= lr dL/dH`, many epochs in one compiled call."""
 
     def __init__(self, W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64], lr: float) -> None:
-        self.W, self.H, self.y, self.lr = W, H, row_major(y), lr
-        compensated = W.dtype == np.float32
-        self.W_low = np.zeros_like(W) if compensated else np.zeros((0, 0), W.dtype)
-        self.H_low = np.zeros_like(H) if compensated else np.zeros((0, 0), H.dtype)
+        super().__init__(W, H, row_major(y))
+        self.lr = lr
         self._epochs: Callable[[int], None] | None = None
 
-    def advance(self, epochs: int) -> None:
+    def make(self, epochs: int) -> None:
+        """That many epochs."""
         if self._epochs is None:
             from fastnc.kernels.cpu.trajectory import prepared
 
@@ -34,23 +29,6 @@ class PlainDescent:
                 self.W, self.H, self.W_low, self.H_low, self.y, 1.0 / len(self.y), self.lr
             )
         self._epochs(epochs)
-
-    def measure(self) -> dict[str, float]:
-        if self.W_low.size:
-            return measure(
-                np.add(self.W, self.W_low, dtype=np.float64),
-                np.add(self.H, self.H_low, dtype=np.float64),
-                self.y,
-            )
-        return measure(self.W, self.H, self.y)
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        names = ("W", "H", "W_low", "H_low")
-        return {name: getattr(self, name).copy() for name in names}
-
-    def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        for name, values in state.items():
-            np.copyto(getattr(self, name), values)
 
 
 def stays_on_one_thread(model: Any) -> bool:

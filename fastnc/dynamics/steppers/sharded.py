@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 from fastnc._core.ranks import Workers
 from fastnc.dynamics.rank_snapshot import objective
 from fastnc.dynamics.snapshot import COLUMNS
+from fastnc.dynamics.steppers.epochs import HostEpochs
 
 # Beyond it squares overflow, and no geometry is left to measure.
 LARGEST_NORM = 1e150
 
 
-class ShardedDescent:
+class ShardedDescent(HostEpochs):
     """`W -= lr dL/dW`, `H -= lr dL/dH`; each rank holds all of W and some rows of H.
 
     Of an epoch only dL/dW and the loss, K d + 1 numbers, are exchanged: every other part of the
     gradient lives where its rows are. In float32 both updates are compensated, as in
-    `PlainDescent`. W has the same bits on every rank.
+    `HostEpochs`. W has the same bits on every rank.
     """
 
     def __init__(
@@ -34,13 +35,10 @@ class ShardedDescent:
         n_samples: int,
         workers: Workers,
     ) -> None:
-        self.W, self.H, self.y, self.lr = W, H, y, lr
-        self.n_samples, self.workers = n_samples, workers
-        compensated = W.dtype == np.float32
-        self.W_low = np.zeros_like(W) if compensated else np.zeros((0, 0), W.dtype)
-        self.H_low = np.zeros_like(H) if compensated else np.zeros((0, 0), H.dtype)
+        super().__init__(W, H, y)
+        self.lr, self.n_samples, self.workers = lr, n_samples, workers
 
-    def advance(self, epochs: int) -> None:
+    def make(self, epochs: int) -> None:
         from fastnc.kernels.cpu.cross_entropy import loss_and_grads
 
         grad_W, grad_H, loss = np.empty_like(self.W), np.empty_like(self.H), np.empty(1)
@@ -59,10 +57,7 @@ class ShardedDescent:
     def measure(self) -> dict[str, float]:
         from fastnc import ClassDeviations, ClassStatistics
 
-        W, H = self.W.astype(np.float64), self.H.astype(np.float64)
-        if self.W_low.size:
-            W += self.W_low
-            H += self.H_low
+        W, H = (x.astype(np.float64) for x in self.wide())
         if not self._norm(W, H) < LARGEST_NORM:
             return dict.fromkeys(COLUMNS, math.nan)
         statistics = ClassStatistics(*W.shape)
@@ -78,19 +73,17 @@ class ShardedDescent:
         row = objective(*tensors, metrics["margin"], self.workers)
         return row | {name: math.nan if v is None else v for name, v in metrics.items()}
 
+    def keep(self, steps: int) -> bool:
+        """Keep the state, where every rank can."""
+        mine = torch.tensor(float(super().keep(steps)))
+        return float(self.workers.largest(1.0 - mine)) == 0.0
+
     def _norm(self, W: NDArray[Any], H: NDArray[Any]) -> float:
         """The largest norm of W and of any rank's rows, infinite where one is not finite."""
         with np.errstate(all="ignore"):
             norm = math.hypot(float(np.linalg.norm(W)), float(np.linalg.norm(H)))
         norm = norm if math.isfinite(norm) else math.inf
         return float(self.workers.largest(torch.tensor(norm, dtype=torch.float64)))
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        return {name: getattr(self, name).copy() for name in ("W", "H", "W_low", "H_low")}
-
-    def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        for name, values in state.items():
-            np.copyto(getattr(self, name), values)
 
 
 def _descend(x: NDArray[Any], low: NDArray[Any], gradient: NDArray[Any], lr: float) -> None:
