@@ -38,7 +38,7 @@ def test_objective_is_the_layer_peeled_ones_without_a_bias(problem):
     got = objective(W, None, H, y, want["margin"], ALONE)
     assert tuple(got) == OBJECTIVE
     for name in OBJECTIVE:
-        # Sums of 300 products in float64, and 1 - beta by a difference of numbers near 1.
+        # Sums of 300 products in float64.
         assert got[name] == pytest.approx(want[name], rel=1e-12, abs=1e-14), name
 
 
