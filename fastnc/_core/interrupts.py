@@ -18,7 +18,7 @@ class Diverged(ArithmeticError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C fell during a run; `run` holds the snapshots until then.
+    """Ctrl-C or another signal that asks to stop fell during a run, whose snapshots are in `run`.
 
     Of a sweep, `run` is the `Trajectories` of the runs that were done.
     """
@@ -28,25 +28,44 @@ class Interrupted(KeyboardInterrupt):
         self.run = run
 
 
-@contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Hold Ctrl-C back, and say whether it fell, so that no state is left half updated.
+# What asks a run to save and to stop: Ctrl-C, `kill`, a terminal that closes, a queue's warning.
+ASKING = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP", "SIGUSR1": "SIGUSR1"}
 
-    A second Ctrl-C is not held back. Outside the main thread, where Python delivers no
-    signal, this does nothing.
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], str]]:
+    """Hold back what asks to stop, and say what fell, so that no state is left half updated.
+
+    Ctrl-C, SIGTERM, SIGHUP and SIGUSR1; "" while none fell. A second one is not held back. A
+    signal that is ignored stays so, as under `nohup`; a host's own handler of another signal than
+    SIGINT stays too. Outside the main thread, where Python delivers no signal, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: ""
         return
-    fell: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
+    fell: list[str] = []
+    before: dict[int, Any] = {}
+
+    def put_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def hold(number: int, frame: object) -> None:
-        fell.append(number)
-        signal.signal(signal.SIGINT, before)
+        fell.append(ASKING[signal.Signals(number).name])
+        put_back()
 
-    signal.signal(signal.SIGINT, hold)
+    for name in ASKING:
+        # Windows has not all of them; a handler that is None was not installed from Python.
+        number = getattr(signal, name, None)
+        if number is None:
+            continue
+        handler = signal.getsignal(number)
+        ours = handler == signal.SIG_DFL or (name == "SIGINT" and callable(handler))
+        if ours and handler != signal.SIG_IGN:
+            before[number] = handler
+    for number in before:
+        signal.signal(number, hold)
     try:
-        yield lambda: bool(fell)
+        yield lambda: fell[0] if fell else ""
     finally:
-        signal.signal(signal.SIGINT, before)
+        put_back()

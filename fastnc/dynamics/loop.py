@@ -33,14 +33,14 @@ class Moving(Protocol):
     def save(self) -> None:
         """Write the state to where checkpoints go, if anywhere."""
 
-    def interrupted(self) -> Interrupted:
-        """What to raise where somebody asked to stop; the state has been saved."""
+    def interrupted(self, by: str) -> Interrupted:
+        """What to raise where something asked to stop; the state has been saved."""
 
 
 def drive(
     moving: Moving,
     every: float,
-    stop: Callable[[], bool],
+    stop: Callable[[], str],
     bar: Bar,
     seconds: Callable[[], float] = time.monotonic,
 ) -> None:
@@ -49,17 +49,17 @@ def drive(
     Raises
     ------
     Interrupted
-        `stop` said so.
+        `stop` said by what.
     """
     saved, steps = seconds(), 1
     while not moving.arrive():
         now = seconds()
-        stopping = stop()
-        if stopping or now - saved >= every:
+        asked = stop()
+        if asked or now - saved >= every:
             moving.save()
             saved = now
-        if stopping:
-            raise moving.interrupted()
+        if asked:
+            raise moving.interrupted(asked)
         before = moving.done
         made = moving.move(steps)
         bar.update(moving.done - before)

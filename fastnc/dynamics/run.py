@@ -59,7 +59,7 @@ class Run:
         return run
 
     def loop(
-        self, path: Path | None, every: float, interrupted: Callable[[], bool], bar: Bar
+        self, path: Path | None, every: float, interrupted: Callable[[], str], bar: Bar
     ) -> Trajectory:
         """Run to the end on this thread; the state goes to `path` meanwhile, not at the end."""
         self.path = path
@@ -70,8 +70,8 @@ class Run:
         """Seconds of a clock by which slices and checkpoints are timed."""
         return time.monotonic()
 
-    def stop_asked(self, interrupted: Callable[[], bool]) -> bool:
-        """Whether somebody asked to stop."""
+    def stop_asked(self, interrupted: Callable[[], str]) -> str:
+        """What asked to stop, if anything did."""
         return interrupted()
 
     @property
@@ -147,12 +147,13 @@ class Run:
         """What to raise where the run is not finite at `bad` and perhaps was so at `good`."""
         return Diverged(self.stepper.why(good, bad), self.trajectory("diverged"))
 
-    def interrupted(self) -> Interrupted:
+    def interrupted(self, by: str) -> Interrupted:
+        """What to raise where something asked to stop; the state has been saved."""
         saved = ""
         if self.path is not None:
             saved = f"; the state is in {str(self.path)!r}: resume to go on with the same bits"
         return Interrupted(
-            f"stopped by Ctrl-C at {self.stepper.place(self.due[-1])}{saved}.",
+            f"stopped by {by} at {self.stepper.place(self.due[-1])}{saved}.",
             self.trajectory("interrupted"),
         )
 

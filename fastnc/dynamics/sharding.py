@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastnc._core import arrays
 from fastnc._core.files import FOREIGN, scalar
+from fastnc._core.interrupts import ASKING
 from fastnc._core.ranks import Workers
 from fastnc.dynamics.checkpoint import Checkpoint, foreign
 from fastnc.dynamics.loop import snapshot_epochs
@@ -37,10 +38,11 @@ class RankedRun(Run):
         now = torch.tensor(time.monotonic(), dtype=torch.float64, device=self.device)
         return float(self.workers.first(now))
 
-    def stop_asked(self, interrupted: Callable[[], bool]) -> bool:
-        """Whether any rank was asked to stop."""
-        asked = torch.tensor(float(interrupted()), device=self.device)
-        return bool(self.workers.largest(asked))
+    def stop_asked(self, interrupted: Callable[[], str]) -> str:
+        """What asked any rank to stop."""
+        names = ["", *ASKING.values()]
+        asked = torch.tensor(names.index(interrupted()), device=self.device)
+        return names[int(self.workers.largest(asked))]
 
 
 class ShardedRun(RankedRun):

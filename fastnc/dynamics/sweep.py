@@ -238,8 +238,8 @@ class _Sweep:
                 (1, [i for i in left if not alone[i]]),
             ):
                 self._spread(iter(numbers), crew, interrupted, bar)
-                if interrupted():
-                    raise self._interrupted()
+                if by := interrupted():
+                    raise self._interrupted(by)
         return Trajectories(self.store.done[i] for i in range(len(self.problems)))
 
     def _on_gpu(self, left: list[int], progress: bool) -> Trajectories:
@@ -275,20 +275,20 @@ class _Sweep:
                     ends = [diverged.run]
                 except Interrupted:
                     self.store.save()
-                    raise self._interrupted() from None
+                    raise self._interrupted(interrupted()) from None
                 self.store.done.update(zip(numbers, ends, strict=True))
                 self.store.save()
         return Trajectories(self.store.done[i] for i in range(len(self.problems)))
 
     def _spread(
-        self, numbers: Iterator[int], crew: int, interrupted: Callable[[], bool], bar: Bar
+        self, numbers: Iterator[int], crew: int, interrupted: Callable[[], str], bar: Bar
     ) -> None:
         """Runs of these numbers on `crew` threads, the checkpoint written meanwhile."""
         lock, over = threading.Lock(), threading.Event()
         counted = _Counted(bar, lock)
 
-        def stop() -> bool:
-            return over.is_set() or interrupted()
+        def stop() -> str:
+            return interrupted() or ("an error elsewhere" if over.is_set() else "")
 
         def work() -> None:
             while not stop():
@@ -320,7 +320,7 @@ class _Sweep:
                 over.set()
         self.store.save()
 
-    def _run(self, i: int, stop: Callable[[], bool], bar: Bar) -> Trajectory:
+    def _run(self, i: int, stop: Callable[[], str], bar: Bar) -> Trajectory:
         run, part = self.begin(self.problems[i]), self.store.part(i)
         if part is not None and part.exists():
             run.take_up(part)
@@ -332,11 +332,11 @@ class _Sweep:
             kept: Trajectory = diverged.run
             return kept
 
-    def _interrupted(self) -> Interrupted:
+    def _interrupted(self, by: str) -> Interrupted:
         done, path = self.store.done, self.store.path
         saved = "" if path is None else f"; the state is in {str(path)!r}: resume to go on"
         return Interrupted(
-            f"stopped by Ctrl-C: {len(done)} of {len(self.problems)} runs are done{saved}.",
+            f"stopped by {by}: {len(done)} of {len(self.problems)} runs are done{saved}.",
             Trajectories(done[i] for i in sorted(done)),
         )
 

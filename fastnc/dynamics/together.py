@@ -44,7 +44,7 @@ class Together:
         for run, path in zip(runs, paths, strict=True):
             run.path = path
 
-    def go(self, every: float, stop: Callable[[], bool], bar: Bar) -> list[Trajectory]:
+    def go(self, every: float, stop: Callable[[], str], bar: Bar) -> list[Trajectory]:
         """All runs to their ends, each with the bits that it has alone."""
         drive(self, every, stop, bar)
         return [self.ended[b] for b in range(len(self.runs))]
@@ -82,9 +82,9 @@ class Together:
         for run in self._moving():
             run.save()
 
-    def interrupted(self) -> Interrupted:
+    def interrupted(self, by: str) -> Interrupted:
         """What to raise when stopped: the rows of the first run."""
-        return self.runs[0].interrupted()
+        return self.runs[0].interrupted(by)
 
     def _moving(self) -> Any:
         return (run for b, run in enumerate(self.runs) if b not in self.ended)

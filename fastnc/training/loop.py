@@ -183,7 +183,7 @@ class _Training:
         return self.epoch * self.n_samples + self._edge(self.step)
 
     def go(
-        self, every: float, interrupted: Callable[[], bool], bar: Bar, callback: Callback | None
+        self, every: float, interrupted: Callable[[], str], bar: Bar, callback: Callback | None
     ) -> Trajectory:
         """Train to the end, or raise `Diverged` or `Interrupted` with what there is by then."""
         saved = time.monotonic()
@@ -286,12 +286,12 @@ class _Training:
             self.trajectory(),
         )
 
-    def _agreed(self, interrupted: Callable[[], bool]) -> bool:
+    def _agreed(self, interrupted: Callable[[], str]) -> bool:
         if not self.workers.several:
-            return interrupted()
+            return bool(interrupted())
         if self.step % _BATCHES_BETWEEN_TALKS:
             return False
-        return bool(self.workers.sum(torch.tensor(float(interrupted()), device=self.device)))
+        return bool(self.workers.sum(torch.tensor(float(bool(interrupted())), device=self.device)))
 
     def _interrupted(self) -> Interrupted:
         self.save()

@@ -1,9 +1,10 @@
 """`fastnc sweep` as a user types it."""
 
+import os
 import subprocess
 import sys
 import time
-from signal import SIGINT
+from signal import SIGINT, SIGTERM
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 import fastnc
 from fastnc.cli import build
+from fastnc.dynamics.steppers.plain import PlainDescent
 
 
 def invoke(*arguments):
@@ -37,24 +39,42 @@ def test_what_diverged_is_counted_and_short_runs_have_no_figure(tmp_path):
 
 
 def test_interrupt_saves_and_resume_goes_on(tmp_path):
-    options = ["--epochs", "1000000", "--seeds", "2", "--out", str(tmp_path)]
+    options = ["--seeds", "2", "--checkpoint-every", "0", "--out", str(tmp_path)]
+    # So long that no machine ends it; what is resumed is shorter.
     process = subprocess.Popen(
-        [sys.executable, "-m", "fastnc", "sweep", *options],
+        [sys.executable, "-m", "fastnc", "sweep", "--epochs", "1000000000000", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not (tmp_path / "checkpoint.npz").exists():
+    # A run has written where it stands: from then on the command holds the signal back.
+    while not list(tmp_path.glob("checkpoint-underway*.npz")):
         assert process.poll() is None
         time.sleep(0.05)
-    time.sleep(0.3)
-    process.send_signal(SIGINT)
+    process.send_signal(SIGTERM)
     out, err = process.communicate()
     assert process.returncode == 130 and "Traceback" not in err
-    assert "stopped by Ctrl-C: 0 of 2 runs are done; the state is in" in err and "--resume" in out
+    assert "stopped by SIGTERM: 0 of 2 runs are done; the state is in" in err and "--resume" in out
+    assert "--resume" in out and len(list(tmp_path.glob("checkpoint-underway*.npz"))) == 2
+
+
+def test_resume_takes_up_what_is_under_way(tmp_path):
+    model, path = fastnc.ULPM(5, 10, 20), tmp_path / "checkpoint.npz"
+    options = ["--epochs", "2000", "--seeds", "2", "--out", str(tmp_path)]
+    with pytest.MonkeyPatch.context() as patch:
+        make = PlainDescent.make
+
+        def press(stepper, n):
+            make(stepper, n)
+            if stepper.epoch + n >= 1000:
+                os.kill(os.getpid(), SIGINT)
+
+        patch.setattr(PlainDescent, "make", press)
+        assert invoke(*options, "--threads", 1).exit_code == 130
+    assert path.exists() and (tmp_path / "checkpoint-underway0.npz").exists()
     assert invoke(*options, "--resume").exit_code == 0
     runs = fastnc.Trajectories.load(tmp_path / "runs.npz")
-    alone = fastnc.descend(fastnc.ULPM(5, 10, 20), epochs=1_000_000, seed=1)
+    alone = fastnc.descend(model, epochs=2000, seed=1)
     np.testing.assert_array_equal(runs[1].W, alone.W)
 
 

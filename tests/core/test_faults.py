@@ -39,7 +39,7 @@ def content(loaded):
         return {f"{i}/{k}": v for i, run in enumerate(loaded) for k, v in content(run).items()}
     if isinstance(loaded, Checkpoint):
         arrays = {**loaded.state, **loaded.columns}
-        return {**arrays, "epoch": loaded.epoch, "about": loaded.problem}
+        return {**arrays, "about": loaded.problem}
     arrays = {name: loaded[name] for name in loaded.columns}
     return {**arrays, "W": loaded.W, "H": loaded.H, "y": loaded.y, "about": loaded.about}
 

@@ -295,3 +295,37 @@ def test_slices_grow_until_they_take_long_and_shrink_again():
     drive(moving, 1e9, lambda: False, Quiet(), lambda: moving.clock)
     assert moving.slices[:8] == [1, 2, 4, 8, 16, 32, 64, 128] and max(moving.slices) == 128
     assert moving.slices[-1] < 128
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_every_signal_that_asks_to_stop_saves(tmp_path, name):
+    number, path = getattr(signal, name), tmp_path / "checkpoint.npz"
+    before = signal.getsignal(number)
+    stepper = Decay()
+    stepper.each = lambda: stepper.epoch >= 100 and os.kill(os.getpid(), number)
+    said = {"SIGINT": "Ctrl-C"}.get(name, name)
+    with pytest.raises(Interrupted, match=rf"stopped by {said} at epoch \d+ of 5000; the state is"):
+        run(stepper, path=path)
+    assert signal.getsignal(number) == before
+    whole = run(Decay())
+    assert run(Decay(), path=path, resume=True).W.tobytes() == whole.W.tobytes()
+
+
+def test_signals_that_are_ignored_or_a_hosts_own_are_left_alone():
+    heard = []
+    before = {n: signal.getsignal(n) for n in (signal.SIGHUP, signal.SIGTERM)}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: heard.append("host"))
+    try:
+        stepper = Decay()
+
+        def press():
+            for number in (signal.SIGHUP, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+
+        stepper.each = press
+        assert run(stepper, epochs=200)["epoch"][-1] == 200 and "host" in heard
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

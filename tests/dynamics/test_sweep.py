@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fastnc
+from fastnc.dynamics.steppers.plain import PlainDescent
 from fastnc.dynamics.sweep import _Store
 
 MODEL = fastnc.ULPM(n_classes=5, n_per_class=10, dim=20)
@@ -59,15 +60,22 @@ def test_interrupted_and_resumed_sweeps_have_the_same_bits(tmp_path, every):
     whole = fastnc.sweep(MODEL, epochs=60_000, seeds=range(4))
     options = {"epochs": 60_000, "seeds": range(4), "threads": 2, "checkpoint": path}
 
-    def press():
-        time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
+    # The key is pressed by the first run that gets to epoch 1000, whatever the machine's speed,
+    # and no run goes on from there before the calling thread has heard of it.
+    make, pressed = PlainDescent.make, threading.Event()
 
-    finger = threading.Thread(target=press)
-    finger.start()
-    with pytest.raises(fastnc.Interrupted, match=r"stopped by Ctrl-C: \d of 4 runs are done; the"):
-        fastnc.sweep(MODEL, **options, checkpoint_every=every)
-    finger.join()
+    def press(stepper, n):
+        make(stepper, n)
+        if stepper.epoch + n >= 1000 and not pressed.is_set():
+            pressed.set()
+            os.kill(os.getpid(), signal.SIGINT)
+        while pressed.is_set() and signal.getsignal(signal.SIGINT) is not before:
+            time.sleep(0.001)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PlainDescent, "make", press)
+        with pytest.raises(fastnc.Interrupted, match=r"stopped by Ctrl-C: 0 of 4 runs are done; "):
+            fastnc.sweep(MODEL, **options, checkpoint_every=every)
     assert (tmp_path / "checkpoint-underway0.npz").exists()
     runs = fastnc.sweep(MODEL, **options, checkpoint_every=every, resume=True)
     for run, other in zip(runs, whole, strict=True):
