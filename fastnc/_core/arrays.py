@@ -137,12 +137,13 @@ def check_labels(
     name: str = "y",
     more: str = "give a `W` with more rows",
 ) -> np.ndarray:
-    """`y` in NumPy; it must be `n_samples` integers, in 0..n_classes-1, where those are given.
+    """A copy of `y` in NumPy; it must be `n_samples` integers, in 0..n_classes-1, where those are given.
 
     `more` is what else than relabelling helps where there are too few classes.
     """
     check_unmasked(name, y)
-    labels = as_numpy(y)
+    # A copy: what is checked here must be what a kernel reads as addresses, whoever writes to `y`.
+    labels = np.array(as_numpy(y))
     if labels.ndim != 1:
         raise ValueError(f"`{name}` must have 1 dimension; got shape {labels.shape}.")
     # `np.integer` is a base of the timedelta too.

@@ -110,9 +110,9 @@ def sweep(
     arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
     path = place(checkpoint, resume)
     if threads is None:
-        from numba import get_num_threads
+        from fastnc.kernels.cpu.threads import n_threads
 
-        threads = get_num_threads()
+        threads = n_threads()
     arrays.check_count("threads", threads, 1)
 
     def begin(problem: tuple[Any, float, int]) -> Run:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastnc.kernels.cpu.threads import one_thread
+from fastnc.kernels.cpu.threads import launch, one_thread
 from fastnc.kernels.cpu.weighted_cross_entropy import (
     arrangement,
     examine,
@@ -146,6 +146,7 @@ def _of_the_others(dtype: torch.dtype, problem: Problem, upstream: Tensor | None
 @contextmanager
 def _torch_threads() -> Iterator[None]:
     """As many threads as torch may use, and nobody else's parallel loop meanwhile."""
+    launch()
     before = numba.get_num_threads()
     threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     if threads != before:

@@ -1,12 +1,20 @@
-"""How the Numba kernels are compiled: kept on disk, outside the interpreter's lock, IEEE errors.
+"""How the Numba kernels are compiled, where their machine code is kept, and how they are started.
 
-`njit` and `cfunc` are Numba's, but for where the machine code is kept: see `cache`.
+`njit` and `cfunc` are Numba's, with three differences. Machine code is kept as `cache` says. A
+parallel kernel that Python calls takes its turn: see `threads`. And in a forked child, where the
+threads of the parent are missing, it runs on one thread: as itself, compiled without its threads.
 """
+
+import functools
+import types
 
 import numba
 from numba.core.ccallback import CFunc
+from numba.core.dispatcher import Dispatcher
+from numba.core.registry import CPUDispatcher
 from numba.core.sigutils import normalize_signature
 
+from fastnc.kernels.cpu import threads
 from fastnc.kernels.cpu.cache import KernelCache
 
 OPTIONS = {"nogil": True, "error_model": "numpy"}
@@ -14,27 +22,92 @@ OPTIONS = {"nogil": True, "error_model": "numpy"}
 INNER = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
+class _Parallel(CPUDispatcher):
+    """A parallel kernel: called from Python, one at a time, with serial BLAS inside its loops."""
+
+    def __call__(self, *arguments):
+        with threads.one_thread():
+            if threads.forked():
+                return alone(self)(*arguments)
+            with threads.at_most(threads.THREADS_GIVEN):
+                return super().__call__(*arguments)
+
+
 def njit(**options):
-    """Numba's `njit`, its machine code kept by a `KernelCache`."""
+    """Numba's `njit`, its machine code kept by a `KernelCache`, and in turn if it is parallel."""
 
     def decorate(function):
         compiled = numba.njit(**options)(function)
         # Without the compiler (NUMBA_DISABLE_JIT) it is the function itself.
         if compiled is not function:
             compiled._cache = KernelCache(function)
+            compiled._given_options = options
+            if options.get("parallel"):
+                compiled.__class__ = _Parallel
         return compiled
 
     return decorate
 
 
 def cfunc(signature, **options):
-    """Numba's `cfunc`, its machine code kept by a `KernelCache`."""
+    """Numba's `cfunc`, its machine code kept by a `KernelCache`; made anew in a forked child."""
 
     def decorate(function):
-        normal = normalize_signature(signature)
-        compiled = CFunc(function, normal, locals={}, options=options)
+        if threads.forked():
+            function = _without_threads(function)
+        else:
+            threads.launch()
+        compiled = CFunc(function, normalize_signature(signature), locals={}, options=options)
         compiled._cache = KernelCache(function)
         compiled.compile()
         return compiled
 
     return decorate
+
+
+@functools.cache
+def alone(kernel):
+    """`kernel`, and all that it calls, without their threads: the same sums in the same order."""
+    if not _reaches_threads(kernel):
+        return kernel
+    options = {**kernel._given_options, "parallel": False}
+    return njit(**options)(_without_threads(kernel.py_func))
+
+
+def _without_threads(function):
+    """`function` with `alone` of each kernel that it calls."""
+    names = {
+        name: alone(value)
+        for name, value in _called(function).items()
+        if name in function.__globals__
+    }
+    copy = types.FunctionType(
+        function.__code__,
+        {**function.__globals__, **names},
+        function.__name__,
+        function.__defaults__,
+        None if function.__closure__ is None else tuple(map(_cell, function.__closure__)),
+    )
+    copy.__qualname__ = function.__qualname__ + ".alone"
+    copy.__module__ = function.__module__
+    return copy
+
+
+def _cell(cell):
+    held = cell.cell_contents
+    return types.CellType(alone(held) if isinstance(held, Dispatcher) else held)
+
+
+def _called(function):
+    """Name to kernel of those that a function may call."""
+    held = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    found = {name: function.__globals__.get(name) for name in function.__code__.co_names}
+    found |= {name: cell.cell_contents for name, cell in held}
+    return {name: value for name, value in found.items() if isinstance(value, Dispatcher)}
+
+
+@functools.cache
+def _reaches_threads(kernel):
+    return isinstance(kernel, _Parallel) or any(
+        _reaches_threads(other) for other in _called(kernel.py_func).values()
+    )

@@ -4,14 +4,21 @@ The kernels call a BLAS from inside parallel loops, where it must not start thre
 BLAS has one number of threads for the whole process; `serial_blas` sets it to 1 and puts back what
 it found, for every BLAS that threadpoolctl knows. Callers of `one_thread` also take turns: each
 uses all threads as it is, and Numba's workqueue layer ends a process that starts two loops at once.
+
+Numba's threads belong to the process that started them. GNU OpenMP's do not survive a fork, nor
+can it start others in the child: there, `forked()` is true, and kernels run on one thread.
 """
 
+import functools
+import os
+import sys
 import threading
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 import numba
 import numpy.linalg  # noqa: F401  (loads NumPy's BLAS)
 import scipy.linalg.cython_blas  # noqa: F401  (loads SciPy's)
+from numba.np.ufunc import parallel
 from threadpoolctl import ThreadpoolController
 
 
@@ -35,6 +42,12 @@ class _SerialBlas:
             if self._inside == 0:
                 self._set(self._before)
 
+    def start_anew(self):
+        """In a forked child: whoever was in here stayed in the parent."""
+        if self._inside:
+            self._set(self._before)
+        self._lock, self._inside = threading.Lock(), 0
+
     def _set(self, numbers):
         for library, number in zip(self._libraries, numbers, strict=True):
             if library.num_threads != number:
@@ -43,6 +56,74 @@ class _SerialBlas:
 
 serial_blas = _SerialBlas()
 _turn = threading.RLock()
+_forked = False
+
+
+def forked():
+    """Whether this process was forked from one whose OpenMP threads it has not got."""
+    return _forked
+
+
+def _in_child():
+    global _turn, _forked
+    _turn = threading.RLock()
+    serial_blas.start_anew()
+    # Torch's threads are those of the same library, which hangs as well.
+    _forked = _forked or parallel._is_initialized or "torch" in sys.modules
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
+@functools.cache
+def launch():
+    """Numba's threads are there; OpenMP, which torch shares with them, is left as it was found."""
+    if parallel._is_initialized:
+        return
+    with suppress(ImportError):
+        from numba.np.ufunc import omppool  # noqa: F401  (loads the library whose state is kept)
+    libraries = [
+        library.dynlib
+        for library in ThreadpoolController().select(user_api="openmp").lib_controllers
+    ]
+    before = [(lib.omp_get_max_threads(), lib.omp_get_max_active_levels()) for lib in libraries]
+    numba.get_num_threads()
+    for lib, (threads, levels) in zip(libraries, before, strict=True):
+        lib.omp_set_num_threads(threads)
+        lib.omp_set_max_active_levels(levels)
+
+
+def _threads_given():
+    """As many as OpenMP may use where nothing is said about Numba: torchrun gives each rank one."""
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if "NUMBA_NUM_THREADS" in os.environ or not first.isdigit() or int(first) < 1:
+        return numba.config.NUMBA_NUM_THREADS
+    return min(int(first), numba.config.NUMBA_NUM_THREADS)
+
+
+THREADS_GIVEN = _threads_given()
+
+
+def n_threads():
+    """How many threads a parallel kernel uses if it is called now, from here."""
+    if _forked:
+        return 1
+    launch()
+    return min(numba.get_num_threads(), THREADS_GIVEN)
+
+
+@contextmanager
+def at_most(n):
+    """No more than `n` threads for the parallel kernels that are called in here."""
+    launch()
+    before = numba.get_num_threads()
+    if n < before:
+        numba.set_num_threads(n)
+    try:
+        yield
+    finally:
+        if n < before:
+            numba.set_num_threads(before)
 
 
 @contextmanager
@@ -52,18 +133,16 @@ def one_thread():
         yield
 
 
-@contextmanager
 def few_threads(small, blas=True):
     """One thread for Numba, and with `blas` for the BLAS, while a `small` problem is worked on.
 
     To share what takes microseconds, a library waits for a second thread: on a busy machine that
     was seen to make a run of one second take thirty. The bits of the kernels do not depend on it.
     """
-    before = numba.get_num_threads()
-    if small:
-        numba.set_num_threads(1)
-    try:
-        with serial_blas if small and blas else nullcontext():
-            yield
-    finally:
-        numba.set_num_threads(before)
+    return _few_threads(blas) if small else nullcontext()
+
+
+@contextmanager
+def _few_threads(blas):
+    with at_most(1), serial_blas if blas else nullcontext():
+        yield

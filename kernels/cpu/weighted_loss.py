@@ -10,9 +10,10 @@ import ctypes
 from functools import lru_cache
 
 import numpy as np
-from numba import carray, get_num_threads, types
+from numba import carray, types
 
 from fastnc.kernels.cpu.options import OPTIONS, cfunc, njit
+from fastnc.kernels.cpu.threads import forked
 from fastnc.kernels.cpu.weighted_cross_entropy import (
     ALONE,
     add_parts,
@@ -111,7 +112,6 @@ def _loss(
     return DONE
 
 
-@lru_cache
 def loss_call(dtype):
     """The C function for W, H and all other floats of NumPy's `dtype`.
 
@@ -121,14 +121,16 @@ def loss_call(dtype):
     Returns DONE, SOME_IGNORED if labels are `ignore_index` and nothing was done, or the place of
     the first label that fits nothing.
     """
+    return _loss_call(dtype, forked())
+
+
+@lru_cache
+def _loss_call(dtype, _of_a_child):
     floats = types.CPointer(types.float32 if dtype.itemsize == 4 else types.float64)
     pointers = [floats] * N_POINTERS
     pointers[2] = types.CPointer(types.int64)
     n_sizes = 8
     signature = types.int64(*pointers, *[types.int64] * n_sizes, types.float64)
-    # What parallel loops need is loaded with a function that has one, but not with what calls it
-    # from the cache; asking for the number of threads loads it too.
-    get_num_threads()
     compiled = cfunc(signature, error_model="numpy")(_loss)
     kind = ctypes.CFUNCTYPE(
         ctypes.c_int64,
