@@ -137,8 +137,9 @@ def check_labels(
     name: str = "y",
     more: str = "give a `W` with more rows",
 ) -> np.ndarray:
-    """A copy of `y` in NumPy; it must be `n_samples` integers, in 0..n_classes-1, where those are given.
+    """A copy of `y` in NumPy, which must be `n_samples` integers in 0..n_classes-1.
 
+    Either may be None, and is then not looked at.
     `more` is what else than relabelling helps where there are too few classes.
     """
     check_unmasked(name, y)

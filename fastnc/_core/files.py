@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
+import secrets
+import tempfile
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,25 +24,76 @@ FOREIGN = (KeyError, IndexError, ValueError, TypeError, OverflowError, Recursion
 def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> Path:
     """Call `write` on a file beside `path`, flush it to the disk, then rename it to `path`.
 
-    Whatever happens before the rename, a full disk or a kill, leaves `path` as it was.
+    Whatever happens before the rename, a full disk or a kill, leaves `path` as it was. The file
+    beside it is of this call alone, so that two processes that write `path` leave one or the other.
+
+    Raises
+    ------
+    OSError
+        It cannot be written; the message names the file and the reason.
     """
     path = Path(path)
-    part = path.with_name(path.name + ".part")
+    part = None
     try:
-        with open(part, "wb") as file:
+        _remove_abandoned(path)
+        part, file = _part_of(path)
+        with file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
+            # While the lock is held: nobody takes the file for one that was abandoned.
+            os.replace(part, path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        if part is not None:
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.strerror:
+            said = type(error)(f"{str(path)!r} cannot be written: {error.strerror}.")
+            said.strerror = error.strerror
+            raise said from None
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
     return path
+
+
+def _part_of(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside `path` that no link and no other writer can be behind, locked."""
+    while True:
+        part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+        file = os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb")
+        locked(file.fileno())
+        if os.fstat(file.fileno()).st_nlink:
+            return part, file
+        # Between its making and its lock it was taken for one that was abandoned.
+        file.close()
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what killed writers of `path` left: regular files of our names without a lock."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}\.part")
+    for part in path.parent.iterdir():
+        if ours.fullmatch(part.name) and part.is_file() and not part.is_symlink():
+            with suppress(OSError), open(part, "rb") as file:
+                if locked(file.fileno()):
+                    part.unlink()
+
+
+def locked(handle: int) -> bool:
+    """Lock an open file or folder for as long as it is open, or say that another process has."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # Some network file systems have no locks.
+        return True
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> Path:
@@ -93,9 +149,7 @@ def out_dir(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".fastnc-probe"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         reason = error.strerror or error
         raise OSError(f"`--out` must be a writable folder; {str(path)!r}: {reason}.") from None

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
+import inspect
+import os
 import sys
+import tempfile
 from collections.abc import Callable
-from typing import Any
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
 from fastnc._core.interrupts import Diverged
+from fastnc.cli._folder import claimed
 
 # Each is the function of that name in the file of that name.
-COMMANDS = ("ulpm", "flow", "sweep", "train", "metrics", "verify", "table1", "cache")
+COMMANDS = (
+    "ulpm", "flow", "sweep", "train", "metrics", "verify", "table1", "plot", "info", "cache",
+)  # fmt: skip
+# Of a sentence that quotes a file; 200,000 names of arrays make it as long as a book.
+LONGEST = 2000
 
 
 def build() -> typer.Typer:
@@ -21,33 +32,116 @@ def build() -> typer.Typer:
     app = typer.Typer(
         help="Neural collapse and the unconstrained layer-peeled model, fast and exact.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
     )
-    app.callback()(lambda: None)
+    app.callback()(_options)
     for name in COMMANDS:
         command = getattr(importlib.import_module(f"fastnc.cli.{name}"), name)
-        app.command(name)(_one_line_errors(command))
+        app.command(name, help=_help(command))(_one_line_errors(_whole_numbers(command)))
     return app
 
 
 def main() -> None:
     """Run the command line; exit status 0, 1 (it failed), 2 (bad input) or 130 (Ctrl-C)."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal may not have the letters of a path; Python has no stream where it was closed.
+        if stream is not None:
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     build()()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from fastnc import __version__
+
+        print(f"fastnc {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="The version.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
+    pass
+
+
+def _help(command: Callable[..., Any]) -> str | None:
+    """The docstring, read from the file where Python was told to drop it (-OO)."""
+    if command.__doc__ is None:
+        tree = ast.parse(Path(inspect.getfile(command)).read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and node.name == command.__name__:
+                return ast.get_docstring(node)
+    return command.__doc__
+
+
+def whole_number(text: str) -> int:
+    """`1000000`, or `1e6`: any way to write it, as long as it is whole."""
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+    if not value.is_integer():
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(value)
+
+
+def _whole_numbers(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let each option that is a whole number be written as `1e6` too."""
+    hints = get_type_hints(command, include_extras=True)
+    for hint in hints.values():
+        kind, *details = get_args(hint) or (hint,)
+        if kind is int or kind == list[int]:
+            for option in details:
+                if isinstance(option, typer.models.OptionInfo) and option.parser is None:
+                    option.parser = whole_number
+                    option.metavar = option.metavar or "<int>"
+    command.__annotations__ = hints
+    return command
 
 
 def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> Any:
+        # Figures are only saved here: a notebook's backend, or a screen, is nothing to wait for.
+        os.environ["MPLBACKEND"] = "Agg"
+        resumable = "resume" in options
+        folder = claimed(options["out"], options["resume"]) if resumable else nullcontext()
         try:
-            return command(*args, **options)
+            with folder:
+                return command(*args, **options)
+        except BrokenPipeError:
+            # Whoever read the output has left: that is no mistake, and nobody hears of it.
+            raise
         except (ValueError, TypeError, OSError, ImportError) as error:
-            status, said = 2, str(error)
-        except (Diverged, MemoryError) as error:
+            status, said = 2, str(error) + _rescued(error)
+        except (Diverged, MemoryError, RuntimeError) as error:
             status, said = 1, str(error) or "not enough memory."
         except KeyboardInterrupt as error:
             status, said = 130, str(error) or "stopped by Ctrl-C."
-        print(f"fastnc: {' '.join(said.split())}", file=sys.stderr)
+        if sys.stderr is not None:
+            print(f"fastnc: {_one_line(said)}", file=sys.stderr)
         raise typer.Exit(status)
 
     return run
+
+
+def _one_line(said: str) -> str:
+    """Without line breaks and what a terminal obeys, both of which names in a file may hold."""
+    words = " ".join(said.split())
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in words[: LONGEST + 1])
+    return shown if len(words) <= LONGEST else shown[:LONGEST] + "..."
+
+
+def _rescued(error: Exception) -> str:
+    """Where a finished run is that its own folder did not take, if the error carries one."""
+    run = getattr(error, "run", None)
+    if run is None or not isinstance(error, OSError):
+        return ""
+    try:
+        path = run.save(Path(tempfile.mkdtemp(prefix="fastnc-")) / "run.npz")
+    except OSError as other:
+        return f" It could not be saved elsewhere either: {other}"
+    return f" The run itself is in {str(path)!r}."

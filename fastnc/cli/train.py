@@ -112,17 +112,11 @@ def train(
         if leads and resume and not checkpoint.exists():
             print(f"No checkpoint in {folder}: starting afresh.")
 
-        def keep_aside(row: dict[str, float]) -> None:
-            # Not before the first measurement, when nothing is left that could be refused.
-            if leads and row["epoch"] == 0 and checkpoint.exists():
-                kept = checkpoint.replace(folder / f"previous-{CHECKPOINT}")
-                print(f"An earlier run's checkpoint is kept as {kept}.")
-
         try:
             run = run_training(
                 dataset, epochs, experiment, out=folder, checkpoint_every=checkpoint_every,
                 resume=resume, device=device, deterministic=deterministic, compile=compile,
-                tensorboard=tensorboard, callback=None if resume else keep_aside, progress=leads,
+                tensorboard=tensorboard, progress=leads,
             )  # fmt: skip
         except (Diverged, Interrupted) as stop:
             if leads and len(stop.run):

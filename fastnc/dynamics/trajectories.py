@@ -94,7 +94,12 @@ class Trajectories(Sequence[Trajectory]):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write every run to one `.npz` (no pickle), atomically."""
-        return write_npz(path, self.arrays())
+        try:
+            return write_npz(path, self.arrays())
+        except OSError as error:
+            # Whoever catches it has the runs still, and can save them elsewhere.
+            error.run = self  # type: ignore[attr-defined]
+            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trajectories:

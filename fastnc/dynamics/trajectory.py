@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastnc._core.environment import provenance
 from fastnc._core.files import FOREIGN, atomic_write, read_npz, write_npz
 
 _COLUMN = "column/"
@@ -31,7 +32,8 @@ class Trajectory:
     W, H, y : (K, d), (N, d), (N,) arrays
         Where the run ended, and its labels.
     about : mapping of JSON values
-        What was run: model, lr, seed, ...
+        What was run: model, lr, seed, ...; `provenance` (version, commit, processor, system,
+        Python, libraries and date, as text) is added where it is not given.
     bias : (K,) array, optional
         Where the run ended, of a model or a network that has one.
 
@@ -59,7 +61,7 @@ class Trajectory:
         if len(set(lengths.values())) > 1:
             raise ValueError(f"`columns` must have one length; got {lengths}.")
         self.W, self.H, self.y, self.bias = W, H, y, bias
-        self.about = dict(about)
+        self.about = {"provenance": provenance(), **about}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -108,7 +110,12 @@ class Trajectory:
         arrays = {_COLUMN + name: values for name, values in self._columns.items()}
         about = np.array(json.dumps(self.about))
         arrays |= {"W": self.W, "H": self.H, "y": self.y, "about": about}
-        return write_npz(path, arrays if self.bias is None else {**arrays, "bias": self.bias})
+        try:
+            return write_npz(path, arrays if self.bias is None else {**arrays, "bias": self.bias})
+        except OSError as error:
+            # Whoever catches it has the run still, and can save it elsewhere.
+            error.run = self  # type: ignore[attr-defined]
+            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trajectory:
@@ -156,7 +163,8 @@ class Trajectory:
         )
         if not columns or not fits:
             raise ValueError("not a trajectory")
-        return cls(columns, W, H, y, about, bias)
+        # Of a file that does not say where it was made, nobody knows.
+        return cls(columns, W, H, y, {"provenance": {}, **about}, bias)
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write the columns as CSV with every digit, atomically."""

@@ -66,12 +66,12 @@ def test_without_resume_an_earlier_checkpoint_is_kept_aside(root, tmp_path):
     assert invoke(root, "--epochs", 2, "--out", out).exit_code == 0
     before = (out / "checkpoint.pt").read_bytes()
     done = invoke(root, "--epochs", 2, "--seed", 1, "--out", out)
-    assert done.exit_code == 0 and "An earlier run's checkpoint is kept as" in done.output
-    assert (out / "previous-checkpoint.pt").read_bytes() == before
+    assert done.exit_code == 0 and f"are now in {out / 'earlier-1'}." in done.output
+    assert (out / "earlier-1" / "checkpoint.pt").read_bytes() == before
     # A run that never begins takes no place.
     for mistake in ("--schedule", "StepLR"), ("--schedule-args", '{"gamma": 1}'):
         assert invoke(root, "--epochs", 2, "--out", out, *mistake).exit_code == 2
-    assert (out / "previous-checkpoint.pt").read_bytes() == before
+    assert not (out / "earlier-2").exists()
     assert (out / "checkpoint.pt").exists()
 
 

@@ -1,0 +1,76 @@
+"""The folder of `--out`: of one command at a time, and what was there before is moved aside."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fastnc._core.files import locked, out_dir
+
+# What the commands that can be resumed write.
+RESULTS = re.compile(
+    r"(checkpoint|previous-checkpoint|run|run-rank|runs|peeled|figure2|figure3|flow|margin|sweep)"
+    r"[-\w]*\.(npz|pt|csv|png|pdf)"
+)
+# A command that was refused, or that made nothing, leaves everything where it was.
+REFUSED = (ValueError, TypeError, OSError, ImportError)
+
+
+@contextmanager
+def claimed(out: Path, resumes: bool) -> Iterator[None]:
+    """While it is open no other command writes to `out`; unless it `resumes`, `out` is emptied.
+
+    Earlier results go to a folder `earlier-1`, `earlier-2`, ... in `out`. Of the ranks that
+    torchrun starts, the first one does all this for the others.
+    """
+    if int(os.environ.get("RANK", "0")) > 0 and "LOCAL_RANK" in os.environ:
+        yield
+        return
+    folder = out_dir(out)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if not locked(handle):
+            raise OSError(
+                f"`--out` {str(folder)!r} is being written by another fastnc command. Wait for "
+                "it, or name another folder."
+            )
+        moved = None if resumes else _move_aside(folder)
+        try:
+            yield
+        except REFUSED:
+            if moved is not None and not _results(folder):
+                _move_back(moved)
+                moved = None
+            raise
+        finally:
+            if moved is not None:
+                print(f"Earlier results of {folder} are now in {moved}.")
+    finally:
+        os.close(handle)
+
+
+def _results(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if RESULTS.fullmatch(path.name)]
+
+
+def _move_aside(folder: Path) -> Path | None:
+    found = _results(folder)
+    if not found:
+        return None
+    number = 1
+    while (folder / f"earlier-{number}").exists():
+        number += 1
+    aside = folder / f"earlier-{number}"
+    aside.mkdir()
+    for path in found:
+        path.rename(aside / path.name)
+    return aside
+
+
+def _move_back(aside: Path) -> None:
+    for path in aside.iterdir():
+        path.rename(aside.parent / path.name)
+    aside.rmdir()

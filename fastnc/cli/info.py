@@ -1,0 +1,49 @@
+"""`fastnc info`: what a report of a fault needs to say about the machine."""
+
+from __future__ import annotations
+
+
+def info() -> None:
+    """Versions, processor, vector width, BLAS, threads, GPU and cache: for a report of a fault."""
+    from threadpoolctl import threadpool_info
+
+    from fastnc._core.environment import provenance
+    from fastnc.kernels.cpu.cache import folders, writable_folder
+    from fastnc.kernels.cpu.simd import REGISTER_BYTES
+    from fastnc.kernels.cpu.threads import n_threads
+
+    rows = provenance()
+    rows["vectors"] = f"{8 * REGISTER_BYTES} bits"
+    rows["threads"] = f"{n_threads()} ({_layer()})"
+    rows["gpu"] = _gpu()
+    rows["cache"] = str(writable_folder())
+    kept = [path for folder in folders() for path in folder.iterdir()]
+    rows["kernels"] = f"{len(kept)} kept, {sum(path.stat().st_size for path in kept) / 1e6:.1f} MB"
+    for library in threadpool_info():
+        if library["user_api"] == "blas":
+            rows[f"blas {library['prefix']}"] = (
+                f"{library['internal_api']} {library['version']}, "
+                f"{library.get('architecture', 'unknown architecture')}, "
+                f"{library['num_threads']} threads"
+            )
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:{width}}  {value or 'none'}")
+
+
+def _layer() -> str:
+    from numba.np.ufunc import parallel
+
+    return f"Numba's layer {parallel._threading_layer}"
+
+
+def _gpu() -> str:
+    """The GPUs that torch sees; how they cannot be used, where they cannot."""
+    try:
+        import torch
+    except ImportError:
+        return "torch is not installed"
+    if not torch.cuda.is_available():
+        return f"none that torch {torch.__version__} sees"
+    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(f"{p.name} ({p.total_memory / 2**30:.0f} GiB)" for p in found)

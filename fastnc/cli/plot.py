@@ -1,0 +1,67 @@
+"""`fastnc plot RUN...`: the figures of runs that were saved, without running them again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def plot(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="run.npz, runs.npz, or their folder.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the figures.", show_default="that of each run")
+    ] = None,
+) -> None:
+    """Draw the figures of saved runs again: of descents, flows, sweeps and trainings.
+
+    Each figure is written as .png and .pdf and named after its run's file.
+    """
+    from fastnc._core.files import out_dir
+    from fastnc.plots import save
+
+    written: list[Path] = []
+    for given in runs:
+        path = _file(given)
+        run, figures = _suited(path)
+        folder = out_dir(path.parent if out is None else out)
+        for name, draw in figures.items():
+            try:
+                written += save(draw(run), folder / f"{path.stem}-{name}")
+            except ValueError as reason:
+                print(f"No figure of {path}: {reason}")
+    print("Written:", *written, sep="\n  ")
+
+
+def _file(given: Path) -> Path:
+    """The run that a folder holds, or the file itself."""
+    if not given.is_dir():
+        return given
+    found = [given / name for name in ("run.npz", "runs.npz") if (given / name).is_file()]
+    if len(found) != 1:
+        held = "no run.npz and no runs.npz" if not found else "both run.npz and runs.npz"
+        raise FileNotFoundError(f"`RUN` must be a file or the folder of one; {given} holds {held}.")
+    return found[0]
+
+
+def _suited(path: Path) -> tuple[Any, dict[str, Callable[[Any], Any]]]:
+    """What the file holds, and name to function of the figures that suit it."""
+    from fastnc import plots
+    from fastnc.dynamics.trajectories import Trajectories
+    from fastnc.dynamics.trajectory import Trajectory
+
+    try:
+        run = Trajectory.load(path)
+    except ValueError:
+        return Trajectories.load(path), {"sweep": plots.sweep_bands}
+    match run.about.get("kind"):
+        case "training":
+            return run, {"figure3": plots.figure3}
+        case "flow":
+            return run, {"flow": plots.long_horizon, "margin": plots.missing_margin}
+        case _:
+            return run, {"figure2": plots.figure2}
