@@ -63,6 +63,10 @@ class Trajectory:
         self.W, self.H, self.y, self.bias = W, H, y, bias
         self.about = {"provenance": provenance(), **about}
 
+    def keys(self) -> tuple[str, ...]:
+        """Names of the columns, the time first, as a mapping has them."""
+        return tuple(self._columns)
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns, the time first."""

@@ -15,10 +15,12 @@ _HOME = {
     "figure2": "collapse",
     "figure3": "training",
     "geometry": "grams",
+    "layers": "depth",
     "minority_collapse": "minority",
     "save": "_style",
     "summary": "collapse",
     "sweep_bands": "bands",
+    "trend": "history",
 }
 
 __all__ = list(_HOME)

@@ -1,21 +1,46 @@
-"""What all figures share: colours, the log log t axis, and how they are written."""
+"""What all figures share: colours, formulas, axes of time, titles, and how they are written."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from numpy.typing import ArrayLike, NDArray
 
 from fastnc._core.files import atomic_write
 
 FEATURES = "#1f77b4"
 CLASSIFIER = "#d62728"
 NEUTRAL = "#444444"
+# So many names stand below an axis.
+MOST_NAMES = 12
+# Of a quantity that is 0 by symmetry (K = 2, or one sample a class) only rounding is left.
+ROUNDING = 1e-13
+# What a metric is, for the label of an axis.
+FORMULAS = {
+    "equinorm_features": r"$\mathrm{Std}_k / \mathrm{Avg}_k\;|m_k - g|$",
+    "equinorm_classifier": r"$\mathrm{Std}_k / \mathrm{Avg}_k\;|w_k - \bar w|$",
+    "within_class": r"$\mathrm{Avg}_i|h_i - m_{y_i}|\;/\;\mathrm{Avg}_i|h_i - g|$",
+    "equiangular_features": r"$\mathrm{Avg}_{j \neq k}\,|\cos_{jk} + 1/(K-1)|$",
+    "equiangular_classifier": r"$\mathrm{Avg}_{j \neq k}\,|\cos_{jk} + 1/(K-1)|$",
+    "self_duality": r"$\mathrm{Avg}_k\,|\hat m_k - \hat w_k|$",
+    "nc1": r"$\mathrm{tr}(\Sigma_W \Sigma_B^+)\,/\,K$",
+    "nc1_quotient": r"$\mathrm{tr}\,\Sigma_W\,/\,\mathrm{tr}\,\Sigma_B$",
+    "cdnv": r"$\mathrm{Avg}_{j \neq k}\,(v_j + v_k)\,/\,2|m_j - m_k|^2$",
+    "margin": r"$q_{\min}$",
+    "margin_ratio": r"$2(K-1)\sqrt{n}\,q_{\min}\,/\,(|W|^2 + |H|^2)$",
+    "nc4_agreement": "share of samples, 1 at collapse",
+    "accuracy": "share of samples",
+    "nearest_mean_accuracy": "share of samples",
+    "log_loss": r"$\log L$",
+}
 
 
 def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
@@ -27,26 +52,56 @@ def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
         engine.execute(figure)
         figure.set_layout_engine(None)
     try:
-        return [
-            atomic_write(
-                path.with_name(f"{path.name}.{kind}"),
-                lambda file, kind=kind: figure.savefig(file, format=kind, dpi=160),  # type: ignore[misc]
-            )
-            for kind in ("png", "pdf")
-        ]
+        # Type 42: text stays text, which journals ask for.
+        with matplotlib.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42}):
+            return [
+                atomic_write(
+                    path.with_name(f"{path.name}.{kind}"),
+                    lambda file, kind=kind: figure.savefig(file, format=kind, dpi=160),  # type: ignore[misc]
+                )
+                for kind in ("png", "pdf")
+            ]
     finally:
         if engine is not None:
             figure.set_layout_engine(engine)
+
+
+def without_rounding(values: ArrayLike) -> NDArray[np.float64]:
+    """`values`, with 0 for what is only the rounding of a 0."""
+    x = np.asarray(values, dtype=np.float64)
+    return np.where(np.abs(x) < ROUNDING, 0.0, x)
 
 
 def log_values(axes: Axes) -> None:
     """Make the y axis logarithmic, where anything lies above zero.
 
     What is zero throughout, as the within-class variation of single samples is, stays a line
-    at zero.
+    at zero, and the axis says so.
     """
     if np.isfinite(axes.dataLim.minposy):
         axes.set_yscale("log")
+    elif axes.lines:
+        axes.set_ylim(-1.0, 1.0)
+        axes.set_yticks([0.0], ["0"])
+        axes.annotate("0 by symmetry", (0.5, 0.56), xycoords="axes fraction", ha="center", size=9)
+
+
+def grid(axes: Axes, which: str = "both", axis: str = "both") -> None:
+    """A light grid behind what is drawn."""
+    axes.grid(True, which=which, axis=axis, color="0.9", lw=0.6)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+
+
+def settings(about: dict[str, Any]) -> str:
+    """What a figure of a run has for its title: the model and what the run was made with."""
+    model = str(about.get("model", ""))
+    for long, short in (("n_classes", "K"), ("n_per_class", "n"), ("dim", "d")):
+        model = re.sub(rf"\b{long}=", f"{short}=", model)
+    told = [model] if model else []
+    told += [f"{name} {about[name]:g}" for name in ("lr", "noise") if about.get(name)]
+    told += [str(about[name]) for name in ("schedule", "dtype") if about.get(name)]
+    told += [f"seed {about['seed']}"] if "seed" in about else []
+    return ", ".join(told)
 
 
 def legend(axes: Axes, **options: Any) -> None:
@@ -64,8 +119,37 @@ def log_log_time(axes: Axes, low: float, high: float) -> None:
     axes.set_xlim(low, high)
     if high <= 12:
         ticks = np.arange(np.ceil(low), np.floor(high) + 1)
+        if len(ticks) < 3:
+            # Less than two decades: 10, 20, 50, 100, ...
+            ticks = np.log10([m * 10.0**k for k in range(13) for m in (1, 2, 5)])
+            ticks = ticks[(ticks >= low) & (ticks <= high)]
     else:
         ticks = 10.0 ** np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
     axes.xaxis.set_major_locator(FixedLocator(ticks.tolist()))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"$10^{{{x:g}}}$"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _power(x)))
+
+
+def _power(log10_value: float) -> str:
+    """A power of ten as such, and what lies between two of them as a number."""
+    whole = abs(log10_value - round(log10_value)) < 1e-9
+    return f"$10^{{{log10_value:g}}}$" if whole else f"{10.0**log10_value:.3g}"
+
+
+def epochs(axes: Axes, last: float) -> None:
+    """Make the x axis one of epochs from 0 on: linear up to a thousand, then logarithmic."""
+    if last > 1000.0:
+        axes.set_xscale("symlog", linthresh=1.0, linscale=0.3)
+    axes.set_xlim(0.0, max(last, 1.0))
+    axes.set_xlabel("epoch" if last <= 1000.0 else "epoch (log scale)")
+
+
+def names_below(axes: Axes, names: list[str]) -> None:
+    """Names of what stands at 0, 1, 2, ... on the x axis; rotated where they would touch."""
+    step = max(len(names) // MOST_NAMES, 1)
+    crowded = sum(map(len, names[::step])) > 40
+    axes.set_xticks(
+        range(0, len(names), step), names[::step],
+        rotation=45 if crowded else 0, ha="right" if crowded else "center",
+        rotation_mode="anchor", fontsize=8,
+    )  # fmt: skip

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fastnc.dynamics.trajectories import Trajectories
-from fastnc.plots._style import log_log_time, log_values
-from fastnc.plots.collapse import PANELS, summary_times, time_label, time_text
+from fastnc.plots._style import grid, log_log_time, log_values, without_rounding
+from fastnc.plots.collapse import PANELS, panel_label, summary_times, time_label, time_text
 
 # Half of the runs lie in the band, nine in ten between the thin lines.
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -43,10 +43,9 @@ def sweep_bands(runs: Trajectories, title: str | None = None) -> Figure:
                 _bands(axes, group, column, colour, label)
             log_values(axes)
             log_log_time(axes, 1.0, max(ends[name], 1.0 + 1e-3))
-            axes.grid(True, which="both", color="0.9", lw=0.6)
-            axes.set_axisbelow(True)
+            grid(axes)
             if i == 0:
-                axes.set_title(heading, fontsize=11)
+                axes.set_title(f"{heading}\n{panel_label(lines)}", fontsize=10)
                 if len(lines) > 1:
                     axes.legend(frameon=False, fontsize=9)
             if i == len(settings) - 1:
@@ -54,8 +53,8 @@ def sweep_bands(runs: Trajectories, title: str | None = None) -> Figure:
         shape, comma, step = name.rpartition(", lr")
         setting = f"{shape}\nlr{step}" if comma else name
         rows[i, 0].set_ylabel(f"{setting}\n{len(group)} runs", fontsize=9)
-    if title is not None:
-        figure.suptitle(title, fontsize=12)
+    said = "line: median; band: half of the runs; thin lines: nine in ten"
+    figure.suptitle(said if title is None else f"{title}\n{said}", fontsize=11)
     return figure
 
 
@@ -67,7 +66,8 @@ def _end(runs: Trajectories) -> float:
 def _bands(axes: Axes, runs: Trajectories, column: str, colour: str, label: str) -> None:
     log10_time = runs.longest.log10_time
     shown = log10_time >= 1.0
-    low, lower, median, upper, high = runs.quantiles(column, LEVELS)[:, shown]
+    quantiles = without_rounding(runs.quantiles(column, LEVELS)[:, shown])
+    low, lower, median, upper, high = quantiles
     x = log10_time[shown]
     axes.fill_between(x, lower, upper, color=colour, alpha=0.25, lw=0)
     for edge in (low, high):

@@ -6,10 +6,20 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fastnc.dynamics.trajectory import Trajectory
-from fastnc.plots._style import CLASSIFIER, FEATURES, log_log_time, log_values
+from fastnc.plots._style import (
+    CLASSIFIER,
+    FEATURES,
+    FORMULAS,
+    grid,
+    log_log_time,
+    log_values,
+    settings,
+    without_rounding,
+)  # fmt: skip
 
+Lines = tuple[tuple[str, str, str], ...]
 # Title of each panel, and its columns with their colours and legends.
-PANELS = (
+PANELS: tuple[tuple[str, Lines], ...] = (
     (
         "(a) variation of the norms",
         (
@@ -35,7 +45,8 @@ def figure2(run: Trajectory, title: str | None = None) -> Figure:
     Panels: (a) Std/Avg of the norms of centred class means and classifiers; (b) average
     distance to the class mean over average distance to the global mean; (c) average
     |cos + 1/(K-1)| over pairs; (d) average distance of the normalised class means to the
-    normalised classifiers. Times below 10 are left out.
+    normalised classifiers. All are 0 at collapse. Times below 10 are left out. `title` is by
+    default the run's settings.
     """
     figure = Figure(figsize=(13.0, 3.4), layout="constrained")
     log10_time = run.log10_time
@@ -48,18 +59,24 @@ def figure2(run: Trajectory, title: str | None = None) -> Figure:
         )
     for axes, (heading, lines) in zip(figure.subplots(1, 4), PANELS, strict=True):
         for name, colour, label in lines:
-            axes.plot(log10_time[shown], run[name][shown], color=colour, label=label, lw=1.8)
+            values = without_rounding(run[name][shown])
+            axes.plot(log10_time[shown], values, color=colour, label=label, lw=1.8)
         log_values(axes)
         log_log_time(axes, 1.0, max(float(log10_time[-1]), 1.0 + 1e-3))
         axes.set_title(heading, fontsize=11)
         axes.set_xlabel(time_label(run))
-        axes.grid(True, which="both", color="0.9", lw=0.6)
-        axes.set_axisbelow(True)
+        axes.set_ylabel(panel_label(lines))
+        grid(axes)
         if len(lines) > 1:
             axes.legend(frameon=False, fontsize=9)
-    if title is not None:
-        figure.suptitle(title, fontsize=12)
+    figure.suptitle(settings(run.about) if title is None else title, fontsize=11)
     return figure
+
+
+def panel_label(lines: Lines) -> str:
+    """The formula of a panel's quantities, which are 0 at collapse."""
+    formulas = dict.fromkeys(FORMULAS[name] for name, *_ in lines)
+    return "\n".join(formulas)
 
 
 def summary(run: Trajectory) -> str:

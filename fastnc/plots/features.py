@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL
+from fastnc.plots._style import (
+    CLASSIFIER,
+    FEATURES,
+    MOST_NAMES,
+    NEUTRAL,
+    grid,
+    names_below,
+    without_rounding,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +33,7 @@ SHARES = ("nc4_agreement", "margin", "margin_ratio")
 
 
 def collapse_figure(
-    metrics: CollapseMetrics, statistics: ClassStatistics, names: NDArray[Any] | None = None
+    metrics: CollapseMetrics, statistics: ClassStatistics, names: Sequence[object] | None = None
 ) -> Figure:
     """Three panels: cosines of the centred class means, the metrics, and each class's spread.
 
@@ -30,8 +41,13 @@ def collapse_figure(
     ----------
     metrics, statistics
         Of the same samples.
-    names : (K',), optional
+    names : sequence of K' strings or numbers, optional
         What the classes that have samples are called; their numbers by default.
+
+    Raises
+    ------
+    ValueError
+        Not one name for each class that has samples.
 
     Notes
     -----
@@ -40,7 +56,12 @@ def collapse_figure(
     400 are shown, evenly spaced.
     """
     present = np.flatnonzero(statistics.counts)
-    names = present if names is None else names
+    called = [str(name) for name in (present if names is None else names)]
+    if len(called) != len(present):
+        raise ValueError(
+            f"`names` must be one for each of the {len(present)} classes that have samples; got "
+            f"{len(called)}."
+        )
     means = statistics.means[present]
     C = means - means.mean(axis=0)
     lengths = np.linalg.norm(C, axis=1)
@@ -50,32 +71,35 @@ def collapse_figure(
     with np.errstate(divide="ignore", invalid="ignore"):
         units = C[shown] / lengths[shown, None]
         spread = np.sqrt(statistics.squares / statistics.counts)[present] / lengths
-    _angles(angles, units, names[shown], len(C))
+    _angles(angles, units, [called[k] for k in shown], len(C))
     _bars(bars, metrics)
-    _spreads(spreads, spread, names)
+    _spreads(spreads, spread, called)
     figure.suptitle(
         f"{metrics.n_samples} samples, {metrics.n_classes} classes, {metrics.dim} features"
     )
     return figure
 
 
-def _angles(axes: Axes, units: NDArray[Any], names: NDArray[Any], n_classes: int) -> None:
+def _angles(axes: Axes, units: NDArray[Any], names: list[str], n_classes: int) -> None:
     image = axes.imshow(units @ units.T, cmap="RdBu_r", vmin=-1.0, vmax=1.0)
     some = "" if len(units) == n_classes else f", {len(units)} of {n_classes} classes"
     axes.set_title(f"(a) cosines of centred class means{some}", fontsize=11)
     axes.set_xlabel(f"at collapse: {-1 / (n_classes - 1):.3g} off the diagonal")
-    step = max(len(units) // 10, 1)
-    axes.set_xticks(range(0, len(units), step), [str(name) for name in names[::step]])
-    axes.set_yticks(range(0, len(units), step), [str(name) for name in names[::step]])
-    axes.figure.colorbar(image, ax=axes, shrink=0.85)
+    step = max(len(units) // MOST_NAMES, 1)
+    names_below(axes, names)
+    axes.set_yticks(range(0, len(units), step), names[::step], fontsize=8)
+    axes.figure.colorbar(image, ax=axes, shrink=0.85, label="cosine")
 
 
 def _bars(axes: Axes, metrics: CollapseMetrics) -> None:
     told = {
         name: value
         for name, value in metrics.as_dict().items()
-        if value is not None and np.isfinite(value) and value > 0.0 and name not in SHARES
+        if value is not None and np.isfinite(value) and name not in SHARES
     }
+    # Of what is 0 by symmetry a bar would show rounding.
+    zero = [name for name, value in told.items() if not without_rounding(value) > 0.0]
+    told = {name: value for name, value in told.items() if name not in zero}
     colours = [
         CLASSIFIER if "classifier" in name else NEUTRAL if name[:3] in ("sel", "nc3") else FEATURES
         for name in told
@@ -98,22 +122,27 @@ def _bars(axes: Axes, metrics: CollapseMetrics) -> None:
         if name in SHARES and value is not None
     )
     axes.set_title("(b) neural collapse; 0 at collapse", fontsize=11)
-    axes.set_xlabel(",  ".join(said) or "metrics of the features")
-    axes.grid(True, axis="x", color="0.9", lw=0.6)
-    axes.set_axisbelow(True)
+    below = [*said, f"0 here: {', '.join(zero)}"] if zero else [*said]
+    axes.set_xlabel(fill(",  ".join(below), 70) or "metrics of the features", fontsize=9)
+    handles = [
+        Patch(color=FEATURES, label="features"),
+        Patch(color=CLASSIFIER, label="classifier"),
+        Patch(color=NEUTRAL, label="both"),
+    ]
+    where = {"loc": "outside lower center", "ncols": 3}
+    axes.figure.legend(handles=handles, frameon=False, fontsize=8, **where)  # type: ignore[union-attr]
+    grid(axes, axis="x")
 
 
-def _spreads(axes: Axes, spread: NDArray[Any], names: NDArray[Any]) -> None:
+def _spreads(axes: Axes, spread: NDArray[Any], names: list[str]) -> None:
     places = np.arange(len(spread))
     if len(spread) <= 50:
         axes.bar(places, spread, color=FEATURES, width=0.7)
     else:
         axes.plot(places, spread, ".", color=FEATURES, ms=3)
-    step = max(len(spread) // 10, 1)
-    axes.set_xticks(places[::step], [str(name) for name in names[::step]])
+    names_below(axes, names)
     axes.set_ylim(bottom=0.0)
     axes.set_title("(c) spread of each class", fontsize=11)
     axes.set_xlabel("class")
     axes.set_ylabel(r"$\sqrt{s_k / n_k}\;/\;|m_k - g|$")
-    axes.grid(True, axis="y", color="0.9", lw=0.6)
-    axes.set_axisbelow(True)
+    grid(axes, axis="y")

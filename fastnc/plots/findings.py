@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from fastnc.paper.verify import Finding
-from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL
+from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL, grid
 
 _FLOOR = 1e-17
 _CEILING = 1e2
@@ -32,6 +34,11 @@ def findings_chart(findings: Sequence[Finding]) -> Figure:
     axes.set_yticks(rows, [f"{f.claim} ({f.verdict})" for f in findings], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("error (bar) and what is allowed (tick)")
-    axes.grid(True, axis="x", color="0.9", lw=0.6)
-    axes.set_axisbelow(True)
+    grid(axes, axis="x")
+    handles = [
+        Patch(color=FEATURES, label="holds"),
+        Patch(color=CLASSIFIER, label="fails"),
+        Line2D([], [], color=NEUTRAL, lw=2.0, label="tolerance"),
+    ]
+    figure.legend(handles=handles, loc="outside lower right", ncols=3, fontsize=8, frameon=False)
     return figure

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fastnc.dynamics.trajectory import Trajectory
-from fastnc.plots._style import log_log_time
+from fastnc.plots._style import log_log_time, settings
 from fastnc.plots.collapse import time_label
 from fastnc.theory.margin import TERMS
 
@@ -36,8 +36,7 @@ def missing_margin(run: Trajectory, title: str | None = None) -> Figure:
     figure.legend(
         *left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9
     )
-    if title is not None:
-        figure.suptitle(title, fontsize=12)
+    figure.suptitle(settings(run.about) if title is None else title, fontsize=11)
     return figure
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from fastnc.paper.minority_collapse import MinorityAngles
-from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL
+from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL, grid
 
 _COLOURS = (CLASSIFIER, FEATURES, "#2ca02c", "#9467bd")
 
@@ -33,7 +33,6 @@ def minority_collapse(runs: Sequence[MinorityAngles]) -> Figure:
     axes.set_xscale("log")
     axes.set_xlabel("imbalance ratio: samples of a majority class over those of a minority class")
     axes.set_ylabel("angle between minority classifiers (degrees)")
-    axes.grid(True, which="both", color="0.9", lw=0.6)
-    axes.set_axisbelow(True)
+    grid(axes)
     axes.legend(frameon=False, fontsize=9)
     return figure

@@ -1,0 +1,112 @@
+"""Any columns of one or many runs along their epochs, with bands over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from fastnc.plots._style import FEATURES, FORMULAS, epochs, grid, log_values, without_rounding
+
+# Half of the runs lie in the band.
+_BAND = (0.25, 0.5, 0.75)
+_AT_MOST_A_LINE = 4
+# What is a share, or has a sign, is drawn on a linear axis.
+_LINEAR = ("accuracy", "agreement", "margin_ratio", "log_loss", "gnc2")
+
+
+class Columns(Protocol):
+    """What a `History` and a `Trajectory` are to a figure."""
+
+    def keys(self) -> Any:
+        """The names of the columns; the first is the epoch."""
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """A column (snapshots,)."""
+
+
+def trend(
+    history: Columns | Sequence[Columns],
+    names: Sequence[str] = ("nc1", "equinorm_features", "equiangular_features", "self_duality"),
+    title: str | None = None,
+) -> Figure:
+    """One panel a column; of several histories the median and a band that holds half of them.
+
+    Parameters
+    ----------
+    history : History or Trajectory, or a sequence of them
+        Several are taken for repetitions of one experiment, say over seeds: only epochs that all
+        of them have are drawn.
+    names : columns to draw
+    title : str, optional
+
+    Raises
+    ------
+    ValueError
+        No history, a column that one of them lacks, or no epoch that all have.
+
+    Examples
+    --------
+    >>> import fastnc
+    >>> runs = [fastnc.descend(fastnc.ULPM(3, 4, 5), epochs=50, seed=s) for s in range(3)]
+    >>> len(fastnc.plots.trend(runs, ["nc1", "margin"]).axes)
+    2
+    """
+    histories: list[Columns] = [history] if hasattr(history, "keys") else list(history)  # type: ignore[list-item]
+    if not histories or not names:
+        raise ValueError("`history` must hold at least one run, and `names` one column; got none.")
+    clocks = [next(iter(one.keys())) for one in histories]
+    for one in histories:
+        missing = [name for name in names if name not in list(one.keys())]
+        if missing:
+            raise ValueError(
+                f"`names` must be columns of every run; {missing[0]!r} is not one of "
+                f"{', '.join(one.keys())}."
+            )
+    common = np.asarray(histories[0][clocks[0]], dtype=np.float64)
+    for one, clock in zip(histories, clocks, strict=True):
+        common = np.intersect1d(common, np.asarray(one[clock], dtype=np.float64))
+    if not len(common):
+        raise ValueError("the runs must have at least one epoch in common; they have none.")
+    lines = -(-len(names) // _AT_MOST_A_LINE)
+    across = min(len(names), _AT_MOST_A_LINE)
+    figure = Figure(figsize=(3.5 * across, 3.1 * lines + 0.3), layout="constrained")
+    places = np.atleast_1d(figure.subplots(lines, across)).ravel()
+    for axes, name in zip(places, names, strict=False):
+        values = np.stack(
+            [_at(one, clock, name, common) for one, clock in zip(histories, clocks, strict=True)]
+        )
+        _draw(axes, common, values)
+        if not any(word in name for word in _LINEAR) and not (values < 0.0).any():
+            log_values(axes)
+        epochs(axes, float(common[-1]))
+        axes.set_title(name, fontsize=11)
+        axes.set_ylabel(FORMULAS.get(name, name))
+        grid(axes)
+    for axes in places[len(names) :]:
+        axes.remove()
+    if len(histories) > 1:
+        said = f"median of {len(histories)} runs; half of them lie in the band"
+        title = said if title is None else f"{title}\n{said}"
+    if title is not None:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _at(one: Columns, clock: str, name: str, common: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A column at the epochs that all runs have; None is a gap."""
+    at = np.searchsorted(np.asarray(one[clock], dtype=np.float64), common)
+    return without_rounding(np.asarray(one[name], dtype=np.float64)[at])
+
+
+def _draw(axes: Axes, common: NDArray[np.float64], values: NDArray[np.float64]) -> None:
+    if len(values) == 1:
+        axes.plot(common, values[0], ".-", color=FEATURES, lw=1.6, ms=4)
+        return
+    low, median, high = np.nanquantile(values, _BAND, axis=0)
+    axes.fill_between(common, low, high, color=FEATURES, alpha=0.25, lw=0)
+    axes.plot(common, median, color=FEATURES, lw=1.8)

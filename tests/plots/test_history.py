@@ -1,0 +1,76 @@
+"""Columns along epochs: one run as it is, several as their median and a band."""
+
+import numpy as np
+import pytest
+
+import fastnc
+from fastnc import plots
+
+
+class Columns(dict):
+    """The least that a history is."""
+
+
+def test_one_run_is_drawn_as_it_is():
+    run = Columns(epoch=np.array([0, 1, 5]), nc1=np.array([3.0, 1.0, 0.1]))
+    (axes,) = plots.trend(run, ["nc1"]).axes
+    assert axes.lines[0].get_xdata().tolist() == [0.0, 1.0, 5.0]
+    assert axes.lines[0].get_ydata().tolist() == [3.0, 1.0, 0.1]
+    assert axes.get_yscale() == "log" and axes.get_xscale() == "linear"
+    assert "Sigma" in axes.get_ylabel()
+
+
+def test_several_runs_are_their_median_where_all_have_one():
+    runs = [
+        Columns(epoch=np.array([0, 1, 2]), margin=np.array([-1.0, 2.0, 3.0])),
+        Columns(epoch=np.array([0, 2, 9]), margin=np.array([-3.0, 5.0, 9.0])),
+        Columns(epoch=np.array([0, 2]), margin=np.array([-2.0, 4.0])),
+    ]
+    figure = plots.trend(runs, ["margin"], title="three seeds")
+    (axes,) = figure.axes
+    assert axes.lines[0].get_xdata().tolist() == [0.0, 2.0]
+    assert axes.lines[0].get_ydata().tolist() == [-2.0, 4.0]
+    # Negative values have no logarithm.
+    assert axes.get_yscale() == "linear"
+    assert "median of 3 runs" in figure.get_suptitle()
+
+
+def test_long_runs_have_a_logarithmic_axis():
+    run = Columns(epoch=np.array([0, 10, 10**6]), nc1=np.array([3.0, 1.0, 0.1]))
+    assert plots.trend(run, ["nc1"]).axes[0].get_xscale() == "symlog"
+
+
+def test_a_trajectory_is_a_history():
+    run = fastnc.descend(fastnc.ULPM(3, 4, 5), epochs=20)
+    figure = plots.trend(run, ["nc1", "margin", "cdnv", "self_duality", "log_loss"])
+    figure.draw_without_rendering()
+    assert len(figure.axes) == 5
+
+
+def test_runs_that_cannot_be_drawn():
+    run = Columns(epoch=np.array([0, 1]), nc1=np.array([3.0, 1.0]))
+    with pytest.raises(ValueError, match="`history` must hold at least one run"):
+        plots.trend([], ["nc1"])
+    with pytest.raises(ValueError, match="'nc7' is not one of epoch, nc1"):
+        plots.trend(run, ["nc7"])
+    other = Columns(epoch=np.array([5]), nc1=np.array([3.0]))
+    with pytest.raises(ValueError, match="must have at least one epoch in common"):
+        plots.trend([run, other], ["nc1"])
+
+
+def test_saved_text_stays_text(tmp_path):
+    run = Columns(epoch=np.array([0, 1]), nc1=np.array([3.0, 1.0]))
+    _, pdf = plots.save(plots.trend(run, ["nc1"]), tmp_path / "figure")
+    assert b"/Subtype /Type0" in pdf.read_bytes() and b"/Type3" not in pdf.read_bytes()
+
+
+def test_names_of_classes_are_any_list():
+    H, y = np.random.default_rng(0).standard_normal((20, 3)), np.arange(20) % 2
+    metrics = fastnc.collapse_metrics(H, y)
+    statistics = fastnc.ClassStatistics(2, 3)
+    statistics.update(H, y)
+    figure = plots.collapse_figure(metrics, statistics, ["cat", "dog"])
+    figure.draw_without_rendering()
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["cat", "dog"]
+    with pytest.raises(ValueError, match="`names` must be one for each of the 2 classes"):
+        plots.collapse_figure(metrics, statistics, ["cat"])
