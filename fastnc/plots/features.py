@@ -129,7 +129,7 @@ def _bars(axes: Axes, metrics: CollapseMetrics) -> None:
         Patch(color=CLASSIFIER, label="classifier"),
         Patch(color=NEUTRAL, label="both"),
     ]
-    axes.figure.legend(  # type: ignore[union-attr]
+    axes.figure.legend(
         handles=handles, frameon=False, fontsize=8, loc="outside lower center", ncols=3
     )
     grid(axes, axis="x")
