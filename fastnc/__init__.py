@@ -58,6 +58,7 @@ _MODULES = {
     "nn": "nn",
     "plots": "plots",
     "reference": "reference",
+    "rules": "dynamics.rules",
     "theory": "theory",
     "training": "training",
     "verify": "paper.verify",

@@ -9,29 +9,33 @@ from numpy.typing import NDArray
 
 from fastnc._core import arrays
 from fastnc.dynamics.checkpoint import place
+from fastnc.dynamics.composition import Composition, choose_stepper, composed
 from fastnc.dynamics.loop import snapshot_epochs
 from fastnc.dynamics.run import Callback, Run
 from fastnc.dynamics.start import fingerprint, start
-from fastnc.dynamics.steppers import Stepper
 from fastnc.dynamics.trajectory import Trajectory
-from fastnc.models import ULPM
 
 Schedule = Literal["constant", "loss-scaled"]
 
 
 def descend(
     model: Any,
-    lr: float = 5.0,
+    lr: Any = 5.0,
     epochs: int = 100_000,
     seed: int = 0,
     W: NDArray[Any] | None = None,
     H: NDArray[Any] | None = None,
     snapshots: int = 40,
     *,
+    rule: Any = None,
+    batch_size: int | None = None,
+    replacement: bool = False,
+    label_noise: float = 0.0,
+    noise: float = 0.0,
+    freeze: Literal["W", "H"] | None = None,
     dtype: Literal["float32", "float64"] | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     schedule: Schedule = "constant",
-    noise: float = 0.0,
     callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 60.0,
@@ -39,34 +43,46 @@ def descend(
     sharded: bool = False,
     progress: bool = False,
 ) -> Trajectory:
-    """Gradient descent on the mean loss of a model, measured at log-spaced epochs.
+    """Descent on the mean loss of a model by any rule, measured at log-spaced epochs.
 
     `W <- W - lr dL/dW`, `H <- H - lr dL/dH` with L the objective (4) divided by N: the
     experiment of Figure 2. Equivalent to the obvious NumPy loop, with the tail of the loss kept
-    exact and, in float32, compensated updates.
+    exact and, in float32, compensated updates. Model, gradient (`batch_size`, `label_noise`,
+    `noise`), `rule` and the schedule of its step size may be chosen each by itself.
 
     Parameters
     ----------
     model : ULPM or another model of `fastnc.models`
-    lr : float > 0
-        Step size on the *mean* loss.
+    lr : float > 0, a pair (lr_W, lr_H), a schedule of `fastnc.rules`, or a function of the epoch
+        Step size on the *mean* loss. Of another `rule` it is the rule's own.
     epochs : int >= 1
     seed : int >= 0
-        Of `model.init`, and of the noise.
+        Of `model.init`, and of all that is drawn later.
     W, H : (K, d), (N, d) arrays, optional
         Where to start instead; they are copied.
     snapshots : int >= 1
         Snapshots a decade of epochs; the epochs 0, 1 and the last are always among them.
+    rule : one of `fastnc.rules`, or an object with `init(W, H)` and `update(...)`
+        By default `GradientDescent(lr)`.
+    batch_size : int >= 1, optional
+        Samples a step; an epoch is as many steps as deal all samples out once. The others have a
+        gradient of 0. ULPM only, as `label_noise`.
+    replacement : bool
+        Draw each batch from all samples.
+    label_noise : float in 0..1
+        Share of labels that each step takes for another class.
+    noise : float >= 0
+        Standard deviation of Gaussian noise added to every entry of the gradient.
+    freeze : "W" or "H", optional
+        This factor does not move.
     dtype : "float32" or "float64", optional
         Of the run; by default that of `W` and `H`, else float64. float32 carries what rounding
         takes from an update: measured, the margin is float64's to 1e-7 up to 1e9 epochs.
     device : "cpu" or "cuda"
         Where the epochs are made; snapshots are measured on the CPU.
     schedule : "constant" or "loss-scaled"
-        "loss-scaled" ignores `lr` and takes the step of section 5.3's wish, which grows as the
-        loss falls.
-    noise : float >= 0
-        Standard deviation of Gaussian noise added to every entry of the gradient.
+        "loss-scaled" is short for `lr=fastnc.rules.LossScaled()`: the step of section 5.3's wish,
+        which grows as the loss falls.
     callback : callable, optional
         Is called with each snapshot, a dict of the columns; a true result stops the run.
     checkpoint : path, optional
@@ -76,8 +92,8 @@ def descend(
         Go on from `checkpoint` if it exists; the end has the same bits as without a stop.
     sharded : bool
         Spread the rows of H over the ranks of `torch.distributed`, all of which call this: on
-        a CPU, constant `lr`, no noise. `H` and the result's H and y are then the rank's own
-        rows, and each rank keeps checkpoints of its own.
+        a CPU, by the exact gradient and GradientDescent, Momentum, Adam or AdamW. `H` and the
+        result's H and y are then the rank's own rows, and each rank keeps checkpoints of its own.
     progress : bool
         Show a progress bar on a terminal.
 
@@ -104,97 +120,42 @@ def descend(
     """
     arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
     path = place(checkpoint, resume)
+    parts = composed(
+        lr, rule, schedule, batch_size=batch_size, replacement=replacement,
+        label_noise=label_noise, noise=noise, freeze=freeze, device=device,
+    )  # fmt: skip
     if sharded:
-        if (device, schedule, noise) != ("cpu", "constant", 0.0):
-            raise ValueError(
-                "`sharded` goes with device='cpu', schedule='constant' and noise=0 only; got "
-                f"{device!r}, {schedule!r} and {noise!r}."
-            )
         from fastnc.dynamics.sharding import prepare_sharded
 
-        run: Run = prepare_sharded(model, lr, epochs, seed, W, H, snapshots, dtype, callback)
-        return run.go(path, checkpoint_every, resume, progress)
-    run = prepare(
-        model, lr, epochs, seed, W, H, snapshots, dtype, device, schedule, noise, callback
-    )
+        run: Run = prepare_sharded(model, parts, epochs, seed, W, H, snapshots, dtype, callback)
+    else:
+        run = prepare(model, parts, epochs, seed, W, H, snapshots, dtype, callback)
     return run.go(path, checkpoint_every, resume, progress)
 
 
 def prepare(
     model: Any,
-    lr: float,
+    parts: Composition,
     epochs: int,
     seed: int,
     W: NDArray[Any] | None,
     H: NDArray[Any] | None,
     snapshots: int,
     dtype: str | None,
-    device: str = "cpu",
-    schedule: str = "constant",
-    noise: float = 0.0,
     callback: Callback | None = None,
 ) -> Run:
     """A run at its first epoch, its arguments checked as `descend` describes them."""
-    arrays.check_positive("lr", lr)
     arrays.check_count("epochs", epochs, 1)
     arrays.check_count("snapshots", snapshots, 1)
-    arrays.check_at_least_zero("noise", noise)
-    arrays.check_choice("device", device, ("cpu", "cuda"))
-    arrays.check_choice("schedule", schedule, ("constant", "loss-scaled"))
     W, H = start(model, seed, W, H, dtype)
     about = {
         "kind": "descent",
         "model": repr(model),
-        "lr": float(lr),
+        **parts.about(),
         "seed": int(seed),
         "dtype": W.dtype.name,
-        "device": device,
-        "schedule": schedule,
-        "noise": float(noise),
         "snapshots": int(snapshots),
         "start": fingerprint(W, H, model.y),
     }
-    stepper = choose_stepper(model, W, H, lr, schedule, noise, seed, device)
+    stepper = choose_stepper(model, W, H, parts, seed)
     return Run(stepper, model.y, about, snapshot_epochs(epochs, snapshots), callback)
-
-
-def choose_stepper(
-    model: Any,
-    W: NDArray[Any],
-    H: NDArray[Any],
-    lr: float,
-    schedule: str,
-    noise: float,
-    seed: int,
-    device: str,
-) -> Stepper:
-    """The way to make an epoch of `model` that was asked for; imports only that one."""
-    plain = isinstance(model, ULPM)
-    match (plain, device, schedule, noise > 0):
-        case (True, "cpu", "constant", False):
-            from fastnc.dynamics.steppers.plain import PlainDescent
-
-            return PlainDescent(W, H, model.y, lr)
-        case (True, "cpu", "constant", True):
-            from fastnc.dynamics.steppers.noisy import NoisyDescent
-
-            return NoisyDescent(W, H, model.y, lr, noise, seed)
-        case (True, "cpu", "loss-scaled", False):
-            from fastnc.dynamics.steppers.loss_scaled import LossScaledDescent
-
-            return LossScaledDescent(W, H, model.y)
-        case (True, "cuda", "constant", False):
-            from fastnc.dynamics.steppers.cuda import CudaDescent
-
-            return CudaDescent(W, H, model.y, lr)
-        case (False, "cpu", "constant", False):
-            from fastnc.dynamics.steppers.penalised import PenalisedDescent
-
-            return PenalisedDescent(model, W, H, lr)
-        case _:
-            raise ValueError(
-                f"no way to descend is known for device={device!r}, schedule={schedule!r}, "
-                f"noise={noise!r} on {type(model).__name__}: `device` must be 'cpu' or 'cuda', "
-                "`schedule` 'constant' or 'loss-scaled'; a schedule, noise and CUDA go neither "
-                "together nor with a model other than the ULPM."
-            )

@@ -17,6 +17,7 @@ from fastnc._core.files import FOREIGN, scalar
 from fastnc._core.interrupts import ASKING
 from fastnc._core.ranks import Workers
 from fastnc.dynamics.checkpoint import Checkpoint, foreign
+from fastnc.dynamics.composition import Composition, check_over_ranks
 from fastnc.dynamics.loop import snapshot_epochs
 from fastnc.dynamics.run import Callback, Run
 from fastnc.dynamics.steppers.sharded import ShardedDescent
@@ -92,7 +93,7 @@ class ShardedRun(RankedRun):
 
 def prepare_sharded(
     model: Any,
-    lr: float,
+    parts: Composition,
     epochs: int,
     seed: int,
     W: NDArray[Any] | None,
@@ -112,7 +113,7 @@ def prepare_sharded(
         raise TypeError(
             f"`model` must be a `fastnc.ULPM` to be sharded; got {type(model).__name__}."
         )
-    arrays.check_positive("lr", lr)
+    check_over_ranks(parts)
     arrays.check_count("epochs", epochs, 1)
     arrays.check_count("snapshots", snapshots, 1)
     workers = Workers()
@@ -136,7 +137,7 @@ def prepare_sharded(
     about = {
         "kind": "descent",
         "model": repr(model),
-        "lr": float(lr),
+        **parts.about(),
         "seed": int(seed),
         "dtype": kind,
         "snapshots": int(snapshots),
@@ -144,7 +145,9 @@ def prepare_sharded(
         "rank": workers.rank,
         "workers": workers.count,
     }
-    stepper = ShardedDescent(own["W"], own["H"], y, lr, model.n_samples, workers)
+    stepper = ShardedDescent(
+        own["W"], own["H"], y, parts.rule, parts.freeze, model.n_samples, workers
+    )
     run = ShardedRun(stepper, y, about, snapshot_epochs(epochs, snapshots), callback)
     run.workers = workers
     return run

@@ -21,6 +21,7 @@ from fastnc._core.files import FOREIGN, read_npz, write_npz
 from fastnc._core.interrupts import Diverged, Interrupted, deferred_interrupt
 from fastnc._core.progress import Bar, progress_bar
 from fastnc.dynamics.checkpoint import check_same_problem, place
+from fastnc.dynamics.composition import composed
 from fastnc.dynamics.descent import prepare
 from fastnc.dynamics.run import Run
 from fastnc.dynamics.start import fingerprint
@@ -117,7 +118,8 @@ def sweep(
 
     def begin(problem: tuple[Any, float, int]) -> Run:
         one, rate, seed = problem
-        return prepare(one, rate, epochs, seed, None, None, snapshots, dtype, device)
+        parts = composed(rate, None, "constant", device=device)
+        return prepare(one, parts, epochs, seed, None, None, snapshots, dtype)
 
     problems = list(itertools.product(models, lrs, seeds))
     # A mistake in any argument is told before the first epoch is made.

@@ -1,4 +1,4 @@
-"""Gradient descent on the mean loss (4) with the rows of H spread over ranks."""
+"""Descent on the mean loss (4) with the rows of H spread over ranks."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import torch
 from numpy.typing import NDArray
 
 from fastnc._core.ranks import Workers
+from fastnc.dynamics.gradients import OverRanks
 from fastnc.dynamics.rank_snapshot import objective
+from fastnc.dynamics.rules import Rule
 from fastnc.dynamics.snapshot import COLUMNS
-from fastnc.dynamics.steppers.epochs import HostEpochs
+from fastnc.dynamics.steppers.composed import ComposedDescent
 
 # Beyond it squares overflow, and no geometry is left to measure.
 LARGEST_NORM = 1e150
 
 
-class ShardedDescent(HostEpochs):
-    """`W -= lr dL/dW`, `H -= lr dL/dH`; each rank holds all of W and some rows of H.
+class ShardedDescent(ComposedDescent):
+    """A rule's steps; each rank holds all of W and some rows of H, and the rule's memory of them.
 
     Of an epoch only dL/dW and the loss, K d + 1 numbers, are exchanged: every other part of the
-    gradient lives where its rows are. In float32 both updates are compensated, as in
-    `HostEpochs`. W has the same bits on every rank.
+    gradient lives where its rows are. W has the same bits on every rank.
     """
 
     def __init__(
@@ -31,28 +32,13 @@ class ShardedDescent(HostEpochs):
         W: NDArray[Any],
         H: NDArray[Any],
         y: NDArray[np.int64],
-        lr: float,
+        rule: Rule,
+        freeze: str | None,
         n_samples: int,
         workers: Workers,
     ) -> None:
-        super().__init__(W, H, y)
-        self.lr, self.n_samples, self.workers = lr, n_samples, workers
-
-    def make(self, epochs: int) -> None:
-        from fastnc.kernels.cpu.cross_entropy import loss_and_grads
-
-        grad_W, grad_H, loss = np.empty_like(self.W), np.empty_like(self.H), np.empty(1)
-        shared = np.empty(self.W.size + 1)
-        for _ in range(epochs):
-            loss_and_grads(self.W, self.H, self.y, 1.0 / self.n_samples, loss, grad_W, grad_H)
-            shared[:-1], shared[-1] = grad_W.ravel(), loss[0]
-            self.workers.sum(torch.from_numpy(shared))
-            if not math.isfinite(shared[-1]):
-                # No rank's W may look finite where another rank's rows are not.
-                self.W.fill(np.nan)
-                return
-            _descend(self.W, self.W_low, shared[:-1].reshape(self.W.shape), self.lr)
-            _descend(self.H, self.H_low, grad_H, self.lr)
+        super().__init__(OverRanks(y, n_samples, workers), rule, W, H, y, freeze=freeze or ())
+        self.workers = workers
 
     def measure(self) -> dict[str, float]:
         from fastnc import ClassDeviations, ClassStatistics
@@ -84,14 +70,3 @@ class ShardedDescent(HostEpochs):
             norm = math.hypot(float(np.linalg.norm(W)), float(np.linalg.norm(H)))
         norm = norm if math.isfinite(norm) else math.inf
         return float(self.workers.largest(torch.tensor(norm, dtype=torch.float64)))
-
-
-def _descend(x: NDArray[Any], low: NDArray[Any], gradient: NDArray[Any], lr: float) -> None:
-    """x + low -= lr gradient, the large part in `x` and the rest in `low`, if there is one."""
-    if not low.size:
-        x -= lr * gradient
-        return
-    low -= (lr * gradient).astype(x.dtype)
-    before = x.copy()
-    x += low
-    low -= x - before

@@ -1,0 +1,272 @@
+"""Which parts of a descent were asked for, and the stepper that puts them together."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastnc._core import arrays
+from fastnc.dynamics.rules import AdamW, GradientDescent, Momentum, Rule, Schedule
+from fastnc.dynamics.rules.adam import Adam
+from fastnc.dynamics.rules.rule import BuiltIn, check_rate
+from fastnc.dynamics.steppers import Stepper
+from fastnc.models import ULPM
+from fastnc.models.layer_peeled import LayerPeeled
+from fastnc.models.minimum_norm import MinimumNorm
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Gradient, rule and schedule of a descent; checked as `descend` describes them."""
+
+    rule: Rule
+    batch_size: int | None = None
+    replacement: bool = False
+    label_noise: float = 0.0
+    noise: float = 0.0
+    freeze: str | None = None
+    device: str = "cpu"
+
+    @property
+    def plain_rate(self) -> float | None:
+        """The step size of plain gradient descent with one, None of anything else."""
+        rule = self.rule
+        if type(rule) is not GradientDescent or rule.weight_decay or self.freeze is not None:
+            return None
+        number = isinstance(rule.lr, (int, float, np.number))
+        return float(rule.lr) if number and self.full_batch else None
+
+    @property
+    def full_batch(self) -> bool:
+        """Whether each step takes the exact gradient of all samples."""
+        return self.batch_size is None and self.label_noise == 0.0 and self.noise == 0.0
+
+    def about(self) -> dict[str, Any]:
+        """JSON values that a resumed run must share."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        found["rule"] = spoken(self.rule)
+        if self.plain_rate is not None:
+            return {"lr": self.plain_rate, **found}
+        return found
+
+
+def spoken(rule: Any) -> str:
+    """A rule's `repr`, without what differs from one process to the next."""
+    if "__repr__" not in {name for kind in type(rule).__mro__[:-1] for name in vars(kind)}:
+        return f"{type(rule).__module__}.{type(rule).__qualname__}"
+    return re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", repr(rule))
+
+
+def composed(
+    lr: Any,
+    rule: Any,
+    schedule: str,
+    *,
+    batch_size: int | None = None,
+    replacement: bool = False,
+    label_noise: float = 0.0,
+    noise: float = 0.0,
+    freeze: str | None = None,
+    device: str = "cpu",
+) -> Composition:
+    """The parts, each checked by itself."""
+    from fastnc.dynamics.rules import LossScaled
+
+    check_rate(lr)
+    arrays.check_at_least_zero("noise", noise)
+    arrays.check_at_least_zero("label_noise", label_noise)
+    if label_noise > 1.0:
+        raise ValueError(f"`label_noise` must lie in 0..1, a share of labels; got {label_noise!r}.")
+    arrays.check_choice("device", device, ("cpu", "cuda"))
+    arrays.check_choice("schedule", schedule, ("constant", "loss-scaled"))
+    if batch_size is not None:
+        arrays.check_count("batch_size", batch_size, 1)
+    elif replacement:
+        raise ValueError("`replacement` must have batches to be drawn; give `batch_size`.")
+    if freeze is not None:
+        arrays.check_choice("freeze", freeze, ("W", "H"))
+    if rule is None:
+        rule = GradientDescent(lr if schedule == "constant" else LossScaled())
+    elif not isinstance(rule, Rule):
+        raise TypeError(
+            "`rule` must be one of `fastnc.rules` or have `init(W, H)` and `update(...)`; got "
+            f"{type(rule).__name__}."
+        )
+    elif schedule != "constant" or lr != 5.0:
+        raise ValueError(
+            "`lr` and `schedule` belong to the rule where one is given; write "
+            f"`rule={type(rule).__name__}(lr=...)`, a schedule in the place of the number."
+        )
+    if isinstance(getattr(rule, "lr", None), tuple) and any(
+        isinstance(lr, Schedule) and type(lr).__call__ is Schedule.__call__ for lr in rule.lr
+    ):
+        raise ValueError(
+            "a pair (lr_W, lr_H) must hold numbers or schedules of the epoch: a step size that "
+            "looks at where the descent stands is one for both factors."
+        )
+    return Composition(
+        rule, None if batch_size is None else int(batch_size), bool(replacement),
+        float(label_noise), float(noise), freeze, device,
+    )  # fmt: skip
+
+
+def choose_stepper(
+    model: Any, W: NDArray[Any], H: NDArray[Any], parts: Composition, seed: int
+) -> Stepper:
+    """The way to move `model` that was asked for; imports only that one."""
+    check_together(model, parts)
+    lr = parts.plain_rate
+    if parts.device == "cuda":
+        from fastnc.dynamics.steppers.cuda import CudaDescent
+
+        if lr is not None:
+            return CudaDescent(W, H, model.y, lr)
+        from fastnc.dynamics.steppers.cuda_composed import CudaComposed
+
+        return CudaComposed(W, H, model.y, parts.rule, parts.freeze)
+    if isinstance(model, ULPM):
+        if lr is not None:
+            from fastnc.dynamics.steppers.plain import PlainDescent
+
+            return PlainDescent(W, H, model.y, lr)
+        return _of_the_ulpm(model, W, H, parts, seed)
+    return _of_a_row(model, W, H, parts, seed)
+
+
+def _of_the_ulpm(
+    model: ULPM, W: NDArray[Any], H: NDArray[Any], parts: Composition, seed: int
+) -> Stepper:
+    from fastnc.dynamics import gradients as g
+    from fastnc.dynamics.steppers.composed import ComposedDescent
+    from fastnc.kernels.cpu.threads import few_threads
+
+    source: Any = g.FullBatch(model.y)
+    if parts.batch_size is not None:
+        source = g.MiniBatch(model.y, parts.batch_size, parts.replacement, seed)
+    if parts.label_noise > 0.0:
+        source = g.LabelNoise(source, model.n_classes, parts.label_noise, seed)
+    if parts.noise > 0.0:
+        source = g.GaussianNoise(source, parts.noise, seed)
+    small = model.n_classes * model.dim * model.n_samples < 1_000_000
+    return ComposedDescent(
+        source, parts.rule, W, H, model.y, freeze=parts.freeze or (),
+        guard=partial(few_threads, small, blas=True),
+    )  # fmt: skip
+
+
+def _of_a_row(
+    model: Any, W: NDArray[Any], H: NDArray[Any], parts: Composition, seed: int
+) -> Stepper:
+    from fastnc.dynamics import gradients as g
+    from fastnc.dynamics.steppers.penalised import PenalisedDescent
+
+    source: Any = g.Penalised(model)
+    if parts.noise > 0.0:
+        source = g.GaussianNoise(source, parts.noise, seed)
+    return PenalisedDescent(model, source, parts.rule, W, H, parts.freeze or ())
+
+
+def check_together(model: Any, parts: Composition) -> None:
+    """Refuse what cannot go together; the message names both parts and the reason."""
+    ulpm, rule = isinstance(model, ULPM), parts.rule
+    name, lr = type(model).__name__, getattr(parts.rule, "lr", None)
+    if isinstance(model, MinimumNorm):
+        raise ValueError(
+            "the separation problem has no gradient to descend along: it is all constraints. "
+            "Use `fastnc.solve`, or descend on `fastnc.ULPM`, whose direction tends to it."
+        )
+    if not (ulpm or isinstance(model, LayerPeeled)):
+        raise TypeError(
+            "`model` must be a `fastnc.ULPM` or one of `fastnc.models`; "
+            f"got {type(model).__name__}."
+        )
+    of_log_loss = isinstance(lr, Schedule) and lr.of_log_loss
+    for asked, what, why in (
+        (
+            not ulpm and of_log_loss,
+            f"the schedule {lr!r} and {name}",
+            "its steps are along log L, whose gradient vanishes at no rate where L has a positive "
+            "minimum. Take a schedule of the epoch, or `Polyak(least=model.optimum().value)`.",
+        ),
+        (
+            not ulpm and parts.batch_size is not None,
+            f"`batch_size` and {name}",
+            "its penalty or constraint belongs to all samples, not to those of a batch. Leave out "
+            "`batch_size`, or take `fastnc.ULPM` with a rule that has `weight_decay`.",
+        ),
+        (
+            not ulpm and parts.label_noise > 0.0,
+            f"`label_noise` and {name}",
+            "its labels are fixed by the class sizes. Take `fastnc.ULPM`.",
+        ),
+        (
+            not ulpm and parts.freeze is not None and _constrained(model),
+            f"`freeze` and {name}",
+            "a step back onto its constraint moves both factors. Take a model without one.",
+        ),
+        (
+            of_log_loss and parts.noise > 0.0,
+            f"`noise` and the schedule {lr!r}",
+            "the noise is that of grad L, and the schedule steps along grad log L, 1 / L times it. "
+            "Take a schedule of the epoch, or leave out `noise`.",
+        ),
+        (
+            of_log_loss and getattr(rule, "weight_decay", 0.0) > 0.0
+            and not getattr(rule, "scale_free", False) and not isinstance(rule, AdamW),
+            f"`weight_decay` of {type(rule).__name__} and the schedule {lr!r}",
+            "the decay is a gradient beside grad L, and the schedule steps along grad log L. Take "
+            "a schedule of the epoch, or leave out `weight_decay`.",
+        ),
+        (
+            parts.device == "cuda" and not ulpm,
+            f"device='cuda' and {name}",
+            "its objective has no kernel there. Use device='cpu'.",
+        ),
+        (
+            parts.device == "cuda" and not parts.full_batch,
+            "device='cuda' and batches, label noise or noise",
+            "their generators are NumPy's. Use device='cpu'.",
+        ),
+        (
+            parts.device == "cuda" and (type(rule) not in ON_A_DEVICE or of_log_loss),
+            f"device='cuda' and {type(rule).__name__}",
+            "on a device there are GradientDescent, Momentum, Adam and AdamW with schedules of "
+            "the epoch. Use device='cpu'.",
+        ),
+    ):  # fmt: skip
+        if asked:
+            raise ValueError(f"{what} do not go together: {why}")
+    if parts.batch_size is not None and parts.batch_size > model.n_samples:
+        raise ValueError(
+            f"`batch_size` must be at most the number of samples, {model.n_samples}; got "
+            f"{parts.batch_size}."
+        )
+
+
+ON_A_DEVICE: tuple[type, ...] = (GradientDescent, Momentum, Adam, AdamW)
+# What needs no number that is told by the whole of a gradient, of which each rank has a part.
+OF_RANKS = ON_A_DEVICE
+
+
+def check_over_ranks(parts: Composition) -> None:
+    """Refuse what the ranks of a sharded run cannot do."""
+    rule, lr = parts.rule, getattr(parts.rule, "lr", None)
+    looks = isinstance(lr, Schedule) and type(lr).__call__ is Schedule.__call__
+    known = isinstance(rule, BuiltIn) and type(rule) in OF_RANKS and not rule.scale_free
+    if known and not looks and parts.full_batch and parts.device == "cpu":
+        return
+    raise ValueError(
+        "`sharded` goes with device='cpu', the exact gradient and GradientDescent, Momentum, Adam "
+        "or AdamW with a schedule of the epoch: each rank has a part of a gradient only, and none "
+        f"of its norm; got {spoken(rule)} on {parts.device!r}"
+        f"{'' if parts.full_batch else ', with noise or batches'}. Leave out `sharded`."
+    )
+
+
+def _constrained(model: LayerPeeled) -> bool:
+    return type(model).retract is not LayerPeeled.retract

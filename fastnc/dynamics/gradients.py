@@ -1,0 +1,239 @@
+"""Where a descent's gradients come from: all samples, some of them, a model, several ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastnc._core.arrays import row_major
+from fastnc.dynamics.randomness import BATCHES, LABELS, NOISE, Stream
+from fastnc.theory.residuals import Residuals
+
+Array = NDArray[Any]
+Arrays = tuple[Array, ...]
+Rows = NDArray[np.int64] | None
+
+
+class Found(NamedTuple):
+    """A loss and its gradients; of its logarithm where that was asked for.
+
+    `residual` is then the largest entry of dlog L/dZ, where that was asked for.
+    """
+
+    log_loss: float
+    value: float
+    gradients: Arrays
+    residual: float = math.nan
+
+
+class Source(Protocol):
+    """What gradients a descent takes, an epoch at a time."""
+
+    has_log: bool
+    """Whether it can tell the gradients of log L."""
+
+    def epoch(self) -> Iterator[Rows]:
+        """The samples of each step of an epoch; None stands for all."""
+
+    def at(self, factors: Arrays, rows: Rows, of_log_loss: bool, residual: bool) -> Found:
+        """The loss of these samples and its gradients."""
+
+
+class FullBatch:
+    """The mean loss (4) of all samples."""
+
+    has_log = True
+
+    def __init__(self, y: NDArray[np.int64]) -> None:
+        self.y = row_major(y)
+
+    def epoch(self) -> Iterator[Rows]:
+        """One step."""
+        yield None
+
+    def at(self, factors: Arrays, rows: Rows, of_log_loss: bool, residual: bool) -> Found:
+        """By the compiled kernels, or where residuals are asked for by NumPy."""
+        return of_samples(factors[0], factors[1], self.y, of_log_loss, residual)
+
+
+def of_samples(W: Array, H: Array, y: Array, of_log_loss: bool, residual: bool) -> Found:
+    """The mean loss (4) of samples and its gradients."""
+    from fastnc.kernels.cpu.cross_entropy import log_loss_and_grads, loss_and_grads
+
+    loss = np.empty(1)
+    if residual:
+        at = Residuals(W.astype(np.float64, copy=False), H.astype(np.float64, copy=False), y)
+        grads = (at.residuals.T @ at.H, at.residuals @ at.W)
+        loss[0] = at.log_loss
+        largest = float(np.abs(at.residuals).max())
+        gradients = tuple(g.astype(W.dtype, copy=False) for g in grads)
+        return _of_log(float(loss[0]), len(y), gradients, largest)
+    grad_W, grad_H = np.empty_like(W), np.empty_like(H)
+    if of_log_loss:
+        log_loss_and_grads(W, H, y, loss, grad_W, grad_H)
+        return _of_log(float(loss[0]), len(y), (grad_W, grad_H), math.nan)
+    loss_and_grads(W, H, y, 1.0 / len(y), loss, grad_W, grad_H)
+    value = float(loss[0])
+    return Found(math.log(value) if value > 0.0 else -math.inf, value, (grad_W, grad_H))
+
+
+def _of_log(log_sum: float, n: int, gradients: Arrays, residual: float) -> Found:
+    mean = log_sum - math.log(n)
+    return Found(mean, math.exp(mean) if mean < 709.0 else math.inf, gradients, residual)
+
+
+class MiniBatch(FullBatch):
+    """The mean loss of some samples a step; those not drawn have a gradient of 0.
+
+    Without replacement an epoch deals all samples out, in batches of nearly one size; with it,
+    each of as many steps draws `size` samples.
+    """
+
+    def __init__(self, y: NDArray[np.int64], size: int, replacement: bool, seed: int) -> None:
+        super().__init__(y)
+        self.size, self.replacement = size, replacement
+        self.stream = Stream(seed, BATCHES)
+
+    def epoch(self) -> Iterator[Rows]:
+        """The samples of each step."""
+        n = len(self.y)
+        steps = -(-n // self.size)
+        if self.replacement:
+            for _ in range(steps):
+                yield self.stream.draw.integers(0, n, self.size)
+            return
+        order = self.stream.draw.permutation(n)
+        for step in range(steps):
+            yield order[n * step // steps : n * (step + 1) // steps]
+
+    def at(self, factors: Arrays, rows: Rows, of_log_loss: bool, residual: bool) -> Found:
+        """The rows of H gathered, and their gradients put in their places."""
+        if rows is None:
+            return super().at(factors, rows, of_log_loss, residual)
+        W, H = factors
+        found = of_samples(W, H[rows], self.y[rows], of_log_loss, residual)
+        grad_H = np.zeros_like(H)
+        # A sample that was drawn twice counts twice.
+        if self.replacement:
+            np.add.at(grad_H, rows, found.gradients[1])
+        else:
+            grad_H[rows] = found.gradients[1]
+        return found._replace(gradients=(found.gradients[0], grad_H))
+
+
+class LabelNoise:
+    """Another source, each label of which is another class's with probability `share`, each step.
+
+    The other class is drawn uniformly from the K - 1 wrong ones.
+    """
+
+    def __init__(self, source: FullBatch, n_classes: int, share: float, seed: int) -> None:
+        self.source, self.n_classes, self.share = source, n_classes, share
+        self.has_log, self.y = source.has_log, source.y
+        self.stream = Stream(seed, LABELS)
+
+    def epoch(self) -> Iterator[Rows]:
+        """As the source."""
+        return self.source.epoch()
+
+    def at(self, factors: Arrays, rows: Rows, of_log_loss: bool, residual: bool) -> Found:
+        """With labels drawn anew."""
+        flipped = self.stream.draw.random(len(self.y)) < self.share
+        shift = self.stream.draw.integers(1, self.n_classes, len(self.y))
+        self.source.y = np.where(flipped, (self.y + shift) % self.n_classes, self.y)
+        return self.source.at(factors, rows, of_log_loss, residual)
+
+
+class GaussianNoise:
+    """Another source, to each entry of whose gradients `size` times a standard normal is added.
+
+    Each step draws for W first, then for H, then for a bias, in float64.
+    """
+
+    has_log = False
+
+    def __init__(self, source: Source, size: float, seed: int) -> None:
+        self.source, self.size = source, size
+        self.stream = Stream(seed, NOISE)
+
+    def epoch(self) -> Iterator[Rows]:
+        """As the source."""
+        return self.source.epoch()
+
+    def at(self, factors: Arrays, rows: Rows, of_log_loss: bool, residual: bool) -> Found:
+        """The source's gradients and a draw."""
+        found = self.source.at(factors, rows, of_log_loss, residual)
+        draw = self.stream.draw.standard_normal
+        noisy = tuple(
+            (g + self.size * draw(g.shape)).astype(g.dtype, copy=False) for g in found.gradients
+        )
+        return found._replace(gradients=noisy)
+
+
+class Penalised:
+    """The objective of a row of Table 1; on a constraint the Riemannian gradient."""
+
+    has_log = False
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def epoch(self) -> Iterator[Rows]:
+        """One step."""
+        yield None
+
+    def at(self, factors: Arrays, rows: Rows, of_log_loss: bool, residual: bool) -> Found:
+        """The gradients with respect to W, H and the bias, if there is one."""
+        W, H, *rest = factors
+        g = self.model.value_and_grads(W, H, rest[0] if rest else None)
+        gradients = self.model.pullback(W, H, g.W, g.H)
+        value = float(g.value)
+        log_value = math.log(value) if value > 0.0 else -math.inf
+        return Found(log_value, value, (*gradients, g.bias) if rest else gradients)
+
+
+class OverRanks:
+    """The mean loss of the samples of all ranks, each of which has some rows of H and all of W."""
+
+    has_log = False
+
+    def __init__(self, y: NDArray[np.int64], n_samples: int, workers: Any) -> None:
+        self.y, self.n_samples, self.workers = row_major(y), n_samples, workers
+
+    def epoch(self) -> Iterator[Rows]:
+        """One step."""
+        yield None
+
+    def at(self, factors: Arrays, rows: Rows, of_log_loss: bool, residual: bool) -> Found:
+        """Only dL/dW and the loss, K d + 1 numbers, are exchanged."""
+        import torch
+
+        from fastnc.kernels.cpu.cross_entropy import loss_and_grads
+
+        W, H = factors
+        loss, grad_W, grad_H = np.empty(1), np.empty_like(W), np.empty_like(H)
+        loss_and_grads(W, H, self.y, 1.0 / self.n_samples, loss, grad_W, grad_H)
+        shared = np.empty(W.size + 1)
+        shared[:-1], shared[-1] = grad_W.ravel(), loss[0]
+        self.workers.sum(torch.from_numpy(shared))
+        value = float(shared[-1])
+        if not math.isfinite(value):
+            # No rank's W may look finite where another rank's rows are not.
+            shared.fill(math.nan)
+        grad_W = shared[:-1].reshape(W.shape).astype(W.dtype)
+        log_value = math.log(value) if value > 0.0 else -math.inf
+        return Found(log_value, value, (grad_W, grad_H))
+
+
+def streams(source: Any) -> dict[str, Stream]:
+    """The generators of a source and of what is inside it, by name."""
+    found: dict[str, Stream] = {}
+    while source is not None:
+        if hasattr(source, "stream"):
+            found[type(source).__name__] = source.stream
+        source = getattr(source, "source", None)
+    return found

@@ -1,0 +1,36 @@
+"""Generators whose state is an array, so that a checkpoint can hold it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Streams of one seed, apart from the one that the start was drawn from.
+NOISE, BATCHES, LABELS = 1, 2, 3
+
+
+class Stream:
+    """A PCG64 generator, one of several of a seed."""
+
+    def __init__(self, seed: int, stream: int) -> None:
+        self._bits = np.random.PCG64(np.random.SeedSequence([seed, stream]))
+        self.draw = np.random.Generator(self._bits)
+
+    def words(self) -> NDArray[np.uint64]:
+        """The state: 128-bit numbers as pairs of 64-bit words."""
+        raw: dict[str, Any] = dict(self._bits.state)
+        numbers = (raw["state"]["state"], raw["state"]["inc"])
+        words = [part for number in numbers for part in divmod(number, 1 << 64)]
+        return np.array([*words, raw["has_uint32"], raw["uinteger"]], dtype=np.uint64)
+
+    def put(self, state: NDArray[np.uint64]) -> None:
+        """Take up a state of `words`."""
+        words = [int(word) for word in state]
+        self._bits.state = {
+            "bit_generator": "PCG64",
+            "state": {"state": (words[0] << 64) | words[1], "inc": (words[2] << 64) | words[3]},
+            "has_uint32": words[4],
+            "uinteger": words[5],
+        }

@@ -1,0 +1,29 @@
+"""Gradient descent: the rule of the paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastnc._core import arrays
+from fastnc.dynamics.rules.rule import Array, Arrays, BuiltIn, decayed
+
+
+@dataclass(frozen=True)
+class GradientDescent(BuiltIn):
+    """`theta -= lr (grad L + weight_decay theta)`.
+
+    Its direction tends to a maximum of the l2 margin (`margin_ratio`).
+    """
+
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        arrays.check_at_least_zero("weight_decay", self.weight_decay)
+
+    def update(
+        self, factors: Arrays, gradients: Arrays, state: dict[str, Array], rates: Arrays, step: int
+    ) -> Arrays:
+        """`-lr g`."""
+        gradients = decayed(gradients, factors, self.weight_decay)
+        return tuple(-lr * g for lr, g in zip(rates, gradients, strict=True))

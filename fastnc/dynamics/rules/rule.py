@@ -1,0 +1,91 @@
+"""What an update rule is: a state made for W and H, and a change of both for their gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastnc._core import arrays
+from fastnc.dynamics.rules.schedules import Schedule
+
+Array = NDArray[Any]
+Arrays = tuple[Array, ...]
+# A number, one for each factor, or what tells it for an epoch.
+Rate = Any
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """Anything that has these two methods may be a rule; NumPy is all it needs.
+
+    The factors are W (K, d), H (N, d) and, of a model that has one, the bias (K,). `lr`, if there
+    is such an attribute, is a number, a pair `(lr_W, lr_H)` or a schedule; it is 1 otherwise.
+    """
+
+    def init(self, *factors: Array) -> dict[str, Array]:
+        """The state before the first step: arrays by name, which checkpoints hold."""
+
+    def update(
+        self, factors: Arrays, gradients: Arrays, state: dict[str, Array], rates: Arrays, step: int
+    ) -> Arrays:
+        """What is added to each factor; the state's arrays are overwritten.
+
+        `rates` are the step sizes of the factors at this epoch, `step` counts from 1.
+        """
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A rule of fastnc: its step size, checked.
+
+    `scale_free` rules move alike when all gradients are multiplied by one number. They are given
+    the gradients of log L, which leave no range of floats, and go on at any margin.
+    """
+
+    lr: Rate = 5.0
+    scale_free: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_rate(self.lr)
+
+    def init(self, *factors: Array) -> dict[str, Array]:
+        """Nothing is remembered."""
+        return {}
+
+    def rescale(self, state: dict[str, Array], ratio: float) -> None:
+        """The unit of the gradients shrank by `ratio`: what the state holds grows by it."""
+
+    @property
+    def name(self) -> str:
+        """What tables and legends call the rule."""
+        return repr(self)
+
+
+def check_rate(lr: Rate) -> None:
+    """`lr` must be a positive number, a pair of such or of schedules, or a schedule."""
+    if isinstance(lr, tuple):
+        if len(lr) != 2:
+            raise ValueError(f"`lr` must be one number or a pair (lr_W, lr_H); got {lr!r}.")
+        for one in lr:
+            check_rate(one)
+    elif not callable(lr) and not isinstance(lr, Schedule):
+        arrays.check_positive("lr", lr)
+
+
+def decayed(gradients: Arrays, factors: Arrays, weight_decay: float) -> Arrays:
+    """Gradients of the objective with `weight_decay / 2 |theta|^2` added to it."""
+    if weight_decay == 0.0:
+        return gradients
+    return tuple(
+        g + np.asarray(weight_decay, g.dtype) * x for g, x in zip(gradients, factors, strict=True)
+    )
+
+
+def check_fraction(name: str, value: float) -> None:
+    """`value` must lie in 0..1, 1 excluded."""
+    arrays.check_at_least_zero(name, value)
+    if value >= 1.0:
+        raise ValueError(f"`{name}` must be below 1; got {value!r}.")

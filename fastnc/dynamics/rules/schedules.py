@@ -1,0 +1,181 @@
+"""Step sizes that change: by the epoch, or by where the descent stands."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastnc._core import arrays
+
+
+class Standing(NamedTuple):
+    """Where a descent stands when its step size is asked for.
+
+    `gradients` are those of the loss, or of its logarithm where `of_log_loss`; then `residual` is
+    the largest entry of dlog L/dZ.
+    """
+
+    epoch: int
+    log_loss: float
+    value: float
+    factors: tuple[NDArray[Any], ...]
+    gradients: tuple[NDArray[Any], ...]
+    residual: float
+
+
+class Schedule:
+    """A step size for every epoch; `of_log_loss` ones are steps along the gradient of log L."""
+
+    of_log_loss = False
+
+    def __call__(self, epoch: float) -> float:
+        """The step size of the epoch that follows `epoch` epochs."""
+        raise NotImplementedError
+
+    def at(self, standing: Standing) -> float:
+        """The step size there."""
+        return self(standing.epoch)
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """`lr`, always."""
+
+    lr: float
+
+    def __post_init__(self) -> None:
+        arrays.check_positive("lr", self.lr)
+
+    def __call__(self, epoch: float) -> float:
+        return self.lr
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """From `lr` to `final` along half a cosine over `epochs`, then `final`."""
+
+    lr: float
+    epochs: int
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        arrays.check_positive("lr", self.lr)
+        arrays.check_count("epochs", self.epochs, 1)
+        arrays.check_at_least_zero("final", self.final)
+
+    def __call__(self, epoch: float) -> float:
+        share = min(epoch / self.epochs, 1.0)
+        return self.final + 0.5 * (self.lr - self.final) * (1.0 + math.cos(math.pi * share))
+
+
+@dataclass(frozen=True)
+class Power(Schedule):
+    """`lr (1 + epoch / scale)^-exponent`; a negative exponent grows."""
+
+    lr: float
+    exponent: float = 0.5
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        arrays.check_positive("lr", self.lr)
+        arrays.check_positive("scale", self.scale)
+
+    def __call__(self, epoch: float) -> float:
+        return float(self.lr * (1.0 + epoch / self.scale) ** -self.exponent)
+
+
+@dataclass(frozen=True)
+class Steps(Schedule):
+    """`lr`, times `factor` from each of the epochs `at` on."""
+
+    lr: float
+    at_epochs: tuple[int, ...]
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        arrays.check_positive("lr", self.lr)
+        arrays.check_positive("factor", self.factor)
+        object.__setattr__(self, "at_epochs", tuple(int(e) for e in self.at_epochs))
+
+    def __call__(self, epoch: float) -> float:
+        return float(self.lr * self.factor ** sum(epoch >= e for e in self.at_epochs))
+
+
+@dataclass(frozen=True)
+class WarmUp(Schedule):
+    """A linear rise over `epochs` to what `then` says, a number or a schedule of the epochs."""
+
+    then: Any
+    epochs: int
+
+    def __post_init__(self) -> None:
+        arrays.check_count("epochs", self.epochs, 1)
+        if not callable(self.then):
+            arrays.check_positive("then", self.then)
+        if getattr(self.then, "of_log_loss", False):
+            raise ValueError(
+                f"`then` must be a number or a schedule of the epoch; {self.then!r} needs no "
+                "warm-up: it looks at the point where it stands."
+            )
+
+    def __call__(self, epoch: float) -> float:
+        full = self.then(epoch) if callable(self.then) else self.then
+        return float(full * min((epoch + 1.0) / self.epochs, 1.0))
+
+
+@dataclass(frozen=True)
+class Polyak(Schedule):
+    """Polyak's step `factor (L - least) / |grad L|^2`, L and its gradient where it stands.
+
+    Along the gradient of log L, where `least` is 0, it is `factor / |grad log L|^2`, a number at
+    any margin. Other models have a least value: their `optimum().value`.
+    """
+
+    least: float = 0.0
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        arrays.check_positive("factor", self.factor)
+
+    @property
+    def of_log_loss(self) -> bool:  # type: ignore[override]
+        """Whether the least value is 0, as the ULPM's."""
+        return self.least == 0.0
+
+    def at(self, standing: Standing) -> float:
+        square = sum(float(np.vdot(g, g)) for g in standing.gradients)
+        excess = 1.0 if self.of_log_loss else standing.value - self.least
+        return self.factor * max(excess, 0.0) / square if square > 0.0 else 0.0
+
+
+@dataclass(frozen=True)
+class LossScaled(Schedule):
+    """The step of section 5.3's wish: `factor / (max|G| max(|W|_2^2, |H|_2^2, 1))` along log L.
+
+    G is dlog L/dZ. Its factors alone, W or H, bend log L by at most `max|G|` times the square of
+    the other one's spectral norm; moving together, and with K logits a sample, by up to four
+    times that: with a factor of 1 a run locks into a cycle of two (K = 3, n = d = 10: beta stays
+    at .990, and .99987 is right), with 1/4 none was seen. 100 steps reach a margin ratio of .99,
+    for which plain descent needs more than 3e5 epochs.
+    """
+
+    factor: float = 0.25
+    of_log_loss = True
+
+    def __post_init__(self) -> None:
+        arrays.check_positive("factor", self.factor)
+
+    def at(self, standing: Standing) -> float:
+        largest = max(*(_spectral_norm_squared(x) for x in standing.factors[:2]), 1.0)
+        return self.factor / (standing.residual * largest)
+
+
+def _spectral_norm_squared(A: NDArray[Any]) -> float:
+    """The largest eigenvalue of the smaller of `A A^T` and `A^T A`."""
+    A = np.asarray(A, dtype=np.float64)
+    gram = A @ A.T if A.shape[0] <= A.shape[1] else A.T @ A
+    return float(np.linalg.eigvalsh(gram)[-1])

@@ -1,0 +1,165 @@
+"""Descent composed of a source of gradients, an update rule and a schedule, in NumPy arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastnc._core import arrays
+from fastnc.dynamics.gradients import Found, Source, streams
+from fastnc.dynamics.rules import LossScaled, Rule, Schedule, Standing
+from fastnc.dynamics.steppers.epochs import HostEpochs
+
+Array = NDArray[Any]
+Arrays = tuple[Array, ...]
+
+
+class ComposedDescent(HostEpochs):
+    """Each step `theta += rule's change` for the source's gradients and the schedule's step size.
+
+    In float32 every factor carries what rounding took from its updates, whatever the rule, unless
+    `retract` puts each point back on a constraint.
+
+    Parameters
+    ----------
+    source : where gradients come from
+    rule : what it makes of them
+    W, H : the factors, overwritten; `bias` a third one
+    y : the labels of `H`
+    freeze : names of factors that do not move
+    retract : what puts W and H on the model's constraint after a step
+    guard : a context in which epochs are made
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        rule: Rule,
+        W: Array,
+        H: Array,
+        y: NDArray[np.int64],
+        *,
+        bias: Array | None = None,
+        freeze: Sequence[str] = (),
+        retract: Callable[[Array, Array], tuple[Array, Array]] | None = None,
+        guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        super().__init__(W, H, y)
+        self.source, self.rule, self.retract, self.guard = source, rule, retract, guard
+        self.bias, self.freeze = bias, tuple(freeze)
+        self.factors: Arrays = (W, H) if bias is None else (W, H, bias)
+        compensated = W.dtype == np.float32 and retract is None
+        empty = np.zeros((0, 0), W.dtype)
+        self.low = tuple(np.zeros_like(x) if compensated else empty for x in self.factors)
+        self.W_low, self.H_low = self.low[:2]
+        self.memory = {f"rule/{name}": x for name, x in rule.init(*self.factors).items()}
+        self.lr = getattr(rule, "lr", 1.0)
+        self.streams = streams(source)
+        # Steps made, and the log of the unit in which a rule without a scale holds its memory.
+        self.counts = np.array([0.0, math.nan])
+        looks = isinstance(self.lr, Schedule) and self.lr.of_log_loss
+        self.of_log_loss = source.has_log and (looks or bool(getattr(rule, "scale_free", False)))
+        self.residual = isinstance(self.lr, LossScaled)
+
+    def make(self, epochs: int) -> None:
+        """That many epochs."""
+        with self.guard(), np.errstate(all="ignore"):
+            for epoch in range(self.epoch, self.epoch + epochs):
+                for rows in self.source.epoch():
+                    self._step(epoch, rows)
+
+    def _step(self, epoch: int, rows: Any) -> None:
+        found = self._frozen(self.source.at(self.factors, rows, self.of_log_loss, self.residual))
+        if hasattr(self.rule, "climb"):
+            there = tuple(
+                x + c for x, c in zip(self.factors, self.rule.climb(found.gradients), strict=True)
+            )
+            found = self._frozen(self.source.at(there, rows, self.of_log_loss, self.residual))
+        rates = self._rates(epoch, found)
+        step, unit = self.counts
+        if self.of_log_loss and hasattr(self.rule, "rescale") and math.isfinite(unit):
+            self.rule.rescale(self._memory(), math.exp(min(unit - found.log_loss, 700.0)))
+        self.counts[:] = step + 1, found.log_loss if self.of_log_loss else math.nan
+        changes = self.rule.update(
+            self.factors, found.gradients, self._memory(), rates, int(step) + 1
+        )
+        for x, low, change, name in zip(
+            self.factors, self.low, changes, ("W", "H", "bias"), strict=False
+        ):
+            if name not in self.freeze:
+                add_change(x, low, np.asarray(change))
+        if self.retract is not None:
+            for x, new in zip((self.W, self.H), self.retract(self.W, self.H), strict=True):
+                np.copyto(x, new)
+
+    def _memory(self) -> dict[str, Array]:
+        return {name.removeprefix("rule/"): x for name, x in self.memory.items()}
+
+    def _frozen(self, found: Found) -> Found:
+        """A factor that does not move has no gradient: no norm that is taken counts it."""
+        if not self.freeze:
+            return found
+        names = ("W", "H", "bias")
+        return found._replace(
+            gradients=tuple(
+                np.zeros_like(g) if name in self.freeze else g
+                for name, g in zip(names, found.gradients, strict=False)
+            )
+        )
+
+    def _rates(self, epoch: int, found: Found) -> tuple[Any, ...]:
+        """The step size of each factor, in its dtype; the bias takes W's."""
+        kind = self.W.dtype.type
+        pair = self.lr if isinstance(self.lr, tuple) else (self.lr, self.lr)
+        standing = Standing(epoch, *found[:2], self.factors, found.gradients, found.residual)
+        rates = [kind(rate_at(lr, standing)) for lr in pair]
+        return tuple([*rates, rates[0]][: len(self.factors)])
+
+    def arrays(self) -> dict[str, Array]:
+        """Factors, what rounding took from them, the rule's memory, the generators."""
+        names = ("W", "H", "bias")
+        found = dict(zip(names, self.factors, strict=False))
+        found |= {f"{n}_low": x for n, x in zip(names, self.low, strict=False)}
+        found |= {f"random/{name}": stream.words() for name, stream in self.streams.items()}
+        return {**found, **self.memory, "counts": self.counts}
+
+    def put(self, arrays: dict[str, Array]) -> None:
+        """Overwrite all of it."""
+        for name, x in self.arrays().items():
+            if not name.startswith("random/"):
+                np.copyto(x, arrays[name])
+        for name, stream in self.streams.items():
+            stream.put(arrays[f"random/{name}"])
+
+    def blame(self) -> str:
+        """The step size, as the rule has it."""
+        if isinstance(self.lr, (int, float)):
+            return super().blame()
+        return f"the steps of `lr`={self.lr!r} are too large for this problem. Take smaller ones."
+
+
+def rate_at(lr: Any, standing: Standing) -> float:
+    """The step size of a number, a schedule or a function of the epoch, where a descent stands."""
+    if isinstance(lr, Schedule):
+        return lr.at(standing)
+    if callable(lr):
+        rate = lr(standing.epoch)
+        arrays.check_at_least_zero(f"lr({standing.epoch})", rate)
+        return float(rate)
+    return float(lr)
+
+
+def add_change(x: Array, low: Array, change: Array) -> None:
+    """x + low += change, the large part in `x` and the rest in `low`, if there is one."""
+    if not low.size:
+        x += change.astype(x.dtype, copy=False)
+        return
+    low += change.astype(x.dtype, copy=False)
+    before = x.copy()
+    x += low
+    low -= x - before
