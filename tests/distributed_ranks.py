@@ -19,6 +19,11 @@ from fastnc.training.network import Pixels
 
 # 61 samples of 5 classes: the shares of two ranks differ.
 MODEL = fastnc.ULPM(5, dim=6, labels=np.arange(61) % 5)
+RULES = {
+    "momentum": fastnc.rules.Momentum(0.5),
+    "adam": fastnc.rules.Adam(1e-2),
+    "adamw": fastnc.rules.AdamW(fastnc.rules.Cosine(1e-2, 300)),
+}
 PLAIN = Experiment(feature_dim=12, batch_size=15, lr=0.02, snapshots=4)
 NORMED = Experiment(feature_dim=12, batch_size=20, lr=0.02, snapshots=4, batch_norm=True)
 
@@ -56,6 +61,9 @@ def main(folder):
             run = fastnc.descend(MODEL, 2.0, 300, seed=2, dtype=dtype, snapshots=5, sharded=True)
             found[dtype] = {name: run[name].tolist() for name in run.columns}
             found[dtype + " W"], found[dtype + " H"] = map(torch.from_numpy, (run.W, run.H))
+        for name, rule in RULES.items():
+            run = fastnc.descend(MODEL, rule=rule, epochs=300, seed=2, snapshots=5, sharded=True)
+            found[name + " W"], found[name + " H"] = map(torch.from_numpy, (run.W, run.H))
         # A first leg, whose second save one rank did not live to make.
         path = folder / "checkpoint.npz"
         legs = {"seed": 2, "snapshots": 5, "sharded": True, "checkpoint": path}

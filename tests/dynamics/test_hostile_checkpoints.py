@@ -37,7 +37,15 @@ def swept(path, **more):
     return fastnc.sweep(MODEL, lr=0.5, epochs=40, seeds=range(2), checkpoint=path, **more)
 
 
+def composed(path, **more):
+    rule = fastnc.rules.Adam(1e-2)
+    return fastnc.descend(
+        MODEL, epochs=20, rule=rule, batch_size=2, label_noise=0.1, checkpoint=path, **more
+    )
+
+
 RUNS = {
+    "composed": composed,
     "plain": plain,
     "compensated": lambda path, **more: plain(path, dtype="float32", **more),
     "noisy": noisy,

@@ -5,7 +5,7 @@ import pytest
 
 import fastnc
 from fastnc import reference
-from fastnc.dynamics.steppers.noisy import NoisyDescent
+from fastnc.dynamics.composition import choose_stepper, composed
 from fastnc.theory.example31 import Example31
 
 EXAMPLE = Example31(C=1.0)
@@ -14,7 +14,8 @@ EXAMPLE = Example31(C=1.0)
 def test_an_epoch_is_the_gradient_and_a_draw_for_w_then_for_h():
     model = fastnc.ULPM(n_classes=3, n_per_class=2, dim=4)
     W, H = model.init(0)
-    stepper = NoisyDescent(W.copy(), H.copy(), model.y, lr=0.3, noise=0.2, seed=7)
+    parts = composed(0.3, None, "constant", noise=0.2)
+    stepper = choose_stepper(model, W.copy(), H.copy(), parts, seed=7)
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([7, 1])))
     for _ in range(5):
         _, grad_W, grad_H = reference.loss_and_grads(W, H, model.y)

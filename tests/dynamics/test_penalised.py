@@ -99,8 +99,10 @@ def test_a_step_that_is_too_large_is_told():
     [
         (lambda: fastnc.descend(M.separation(3, 2, 2)), "the separation problem has no gradient"),
         (lambda: fastnc.descend(M.seli((3, 2), 2)), "Use `fastnc.solve`, or descend on"),
-        (lambda: fastnc.descend(ROWS["sphere"][0], noise=0.1), "with a model other than the ULPM"),
-        (lambda: fastnc.descend(ROWS["sphere"][0], schedule="loss-scaled"), "no way to descend"),
+        (lambda: fastnc.descend(ROWS["sphere"][0], batch_size=2), "`batch_size` and Sphere do not"),
+        (lambda: fastnc.descend(ROWS["sphere"][0], label_noise=0.1), "`label_noise` and Sphere do"),
+        (lambda: fastnc.descend(ROWS["sphere"][0], freeze="W"), "`freeze` and Sphere do not go"),
+        (lambda: fastnc.descend(ROWS["sphere"][0], schedule="loss-scaled"), "along log L, whose"),
     ],
 )
 def test_what_cannot_be_descended(call, sentence):
