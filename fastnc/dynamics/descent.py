@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fastnc._core import arrays
 from fastnc.dynamics.checkpoint import place
+from fastnc.dynamics.columns import Columns, column_names
 from fastnc.dynamics.composition import Composition, choose_stepper, composed
 from fastnc.dynamics.loop import snapshot_epochs
 from fastnc.dynamics.run import Callback, Run
@@ -36,6 +37,7 @@ def descend(
     dtype: Literal["float32", "float64"] | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     schedule: Schedule = "constant",
+    measure: Any = (),
     callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 60.0,
@@ -83,6 +85,9 @@ def descend(
     schedule : "constant" or "loss-scaled"
         "loss-scaled" is short for `lr=fastnc.rules.LossScaled()`: the step of section 5.3's wish,
         which grows as the loss falls.
+    measure : "sharpness", "tangent_curvature", {"name": f(W, H, y) -> float}, or several
+        Further columns, measured at every snapshot: the largest eigenvalue of the loss's Hessian,
+        the smallest on the sphere, or what a function says. ULPM's loss, not sharded.
     callback : callable, optional
         Is called with each snapshot, a dict of the columns; a true result stops the run.
     checkpoint : path, optional
@@ -125,11 +130,16 @@ def descend(
         label_noise=label_noise, noise=noise, freeze=freeze, device=device,
     )  # fmt: skip
     if sharded:
+        if column_names(measure):
+            raise ValueError(
+                "`measure` and `sharded` do not go together: each rank has some rows of H, and a "
+                "measurement takes all. Leave out one of them."
+            )
         from fastnc.dynamics.sharding import prepare_sharded
 
         run: Run = prepare_sharded(model, parts, epochs, seed, W, H, snapshots, dtype, callback)
     else:
-        run = prepare(model, parts, epochs, seed, W, H, snapshots, dtype, callback)
+        run = prepare(model, parts, epochs, seed, W, H, snapshots, dtype, callback, measure)
     return run.go(path, checkpoint_every, resume, progress)
 
 
@@ -143,6 +153,7 @@ def prepare(
     snapshots: int,
     dtype: str | None,
     callback: Callback | None = None,
+    measure: Any = (),
 ) -> Run:
     """A run at its first epoch, its arguments checked as `descend` describes them."""
     arrays.check_count("epochs", epochs, 1)
@@ -157,5 +168,8 @@ def prepare(
         "snapshots": int(snapshots),
         "start": fingerprint(W, H, model.y),
     }
+    if further := column_names(measure):
+        about["measure"] = further
     stepper = choose_stepper(model, W, H, parts, seed)
-    return Run(stepper, model.y, about, snapshot_epochs(epochs, snapshots), callback)
+    due = snapshot_epochs(epochs, snapshots)
+    return Run(stepper, model.y, about, due, callback, Columns(measure))

@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 
 from fastnc._core.ranks import Workers
+from fastnc.dynamics.snapshot import NORMS
+from fastnc.theory.norm_margins import ratio_max, ratio_spectral
 
 # A float64 copy of a chunk of this many bytes is made at a time.
 _CHUNK_BYTES = 1 << 26
+# Beyond it a Gram matrix of the features takes longer than all else of a row.
+_GRAM_FEATURES = 1024
 
 
 def objective(
@@ -62,7 +66,7 @@ def objective(
     epsilon = math.nan
     if margin is not None and margin > 0.0:
         epsilon = norm * math.sqrt(2.0 * gap / margin)
-    return {
+    row = {
         "log_loss": mean_log_loss,
         "log_grad_norm": log_grad_norm,
         "grad_norm": math.exp(log_grad_norm) if log_grad_norm < 709.0 else math.inf,
@@ -71,6 +75,31 @@ def objective(
         "beta": 1.0 - gap,
         "epsilon": epsilon,
     }
+    return row | _norms(W, H, y, margin, workers)
+
+
+def _norms(
+    W: Tensor, H: Tensor, y: Tensor, margin: float | None, workers: Workers
+) -> dict[str, float]:
+    """The margin in the norms of other rules; the operator norm's only up to 1024 features."""
+    if margin is None or not margin < math.inf:
+        return dict.fromkeys(NORMS, math.nan)
+    K, d = W.shape
+    counts = workers.sum(torch.bincount(y, minlength=K).double()).cpu().numpy()
+    peak = max(float(W.abs().max()), float(H.abs().max()) if len(H) else 0.0)
+    largest = float(workers.largest(torch.tensor(peak, dtype=torch.float64, device=W.device)))
+    square = math.nan
+    if d <= _GRAM_FEATURES:
+        gram = W.new_zeros(d, d)
+        rows = max(1, _CHUNK_BYTES // (8 * (d + 1)))
+        for low in range(0, len(H), rows):
+            h = H[low : low + rows].double()
+            gram += h.T @ h
+        gram = workers.sum(gram)
+        of_W = W @ W.T if d >= K else W.T @ W
+        square = max(float(torch.linalg.eigvalsh(x)[-1]) for x in (gram, of_W))
+    found = ratio_max(margin, counts, d, largest), ratio_spectral(margin, counts, square)
+    return dict(zip(NORMS, found, strict=True))
 
 
 def _chunks(

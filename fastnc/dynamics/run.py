@@ -16,6 +16,7 @@ from fastnc._core.files import FOREIGN
 from fastnc._core.interrupts import Diverged, Interrupted, deferred_interrupt
 from fastnc._core.progress import Bar, progress_bar
 from fastnc.dynamics.checkpoint import Checkpoint, foreign
+from fastnc.dynamics.columns import Columns
 from fastnc.dynamics.loop import drive
 from fastnc.dynamics.steppers import Failed, Stepper
 from fastnc.dynamics.trajectory import Trajectory
@@ -27,7 +28,7 @@ class Run:
     """A run from where `stepper` stands to the last of the times that are `due`.
 
     `about` says which problem it is: a checkpoint of another one is refused. `callback` gets each
-    snapshot, and ends the run by a true result.
+    snapshot, and ends the run by a true result. `further` columns are measured of W and H.
     """
 
     def __init__(
@@ -37,9 +38,10 @@ class Run:
         about: dict[str, Any],
         due: Sequence[float],
         callback: Callback | None = None,
+        further: Columns | None = None,
     ) -> None:
         self.stepper, self.y, self.about = stepper, y, about
-        self.due, self.callback = due, callback
+        self.due, self.callback, self.further = due, callback, further or Columns()
         self.path: Path | None = None
         self.rows: list[dict[str, float]] = []
         self.stopped = ""
@@ -115,7 +117,10 @@ class Run:
         """Take what was measured at a time that is due; Diverged where it is not finite."""
         if not math.isfinite(measured["log_loss"]):
             raise self.diverged(self.stepper.time, self.stepper.time)
-        self.rows.append({self.stepper.clock: self.upcoming, **measured})
+        row = {self.stepper.clock: self.upcoming, **measured}
+        if self.further.names:
+            row |= self.further.of(self.upcoming, self.stepper.W, self.stepper.H, self.y)
+        self.rows.append(row)
         self._next += 1
 
     def move(self, steps: int) -> int:
@@ -175,7 +180,8 @@ class Run:
 
     def write(self, path: Path) -> None:
         """Write the state and the rows to a file."""
-        Checkpoint(self.about, self.stepper.state(), self._columns()).save(path)
+        state = {**self.stepper.state(), **self.further.state()}
+        Checkpoint(self.about, state, self._columns()).save(path)
 
     def take_up(self, path: Path) -> None:
         """Go on from the checkpoint at `path`, which must be of the same problem."""
@@ -183,7 +189,8 @@ class Run:
         # The last row of a run that was shorter may lie off this one's grid.
         rows = found.rows(path, self.stepper.clock, set(self.due))
         try:
-            self.stepper.restore(found.state)
+            times = {row[self.stepper.clock] for row in rows}
+            self.stepper.restore(self.further.restored(found.state, times))
         except FOREIGN:
             raise foreign(path) from None
         if self.stepper.time > self.due[-1]:

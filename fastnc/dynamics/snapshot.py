@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from fastnc.collapse.metrics import NAMES
 from fastnc.theory.margin import margin_ratio, neural_collapse_margin
+from fastnc.theory.norm_margins import ratio_max, ratio_spectral, spectral_square
 
 Floats = NDArray[np.float64]
 
 OBJECTIVE = ("log_loss", "log_grad_norm", "grad_norm", "norm_W", "norm_H", "beta", "epsilon")
-COLUMNS = (*OBJECTIVE, *NAMES)
+NORMS = ("margin_ratio_max", "margin_ratio_spectral")
+COLUMNS = (*OBJECTIVE, *NAMES, *NORMS)
 
 # Beyond it squares overflow, and no geometry is left to measure.
 _LARGEST_NORM = 1e150
@@ -27,7 +29,8 @@ def measure(W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64]) -> dict[str,
     Lemma 3.2's, with the sign that makes it tend to 1, and `epsilon` its
     `sqrt(2 (1 - beta) / C)` with the tightest constant there is, `C = q_min / |theta|^2`.
 
-    Cost: one pass for the loss and its gradients, one for the geometry.
+    Cost: one pass for the loss and its gradients, one for the geometry, `min(N, d) N d` for the
+    operator norm of H.
     """
     from fastnc.kernels.cpu.geometry import SERIAL_WORK, geometry
 
@@ -58,7 +61,20 @@ def measure(W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64]) -> dict[str,
         1.0 - gap,
         norm * math.sqrt(2.0 * gap / margin) if margin > 0.0 else math.nan,
     )
-    return dict(zip(OBJECTIVE, objective, strict=True)) | row
+    return dict(zip(OBJECTIVE, objective, strict=True)) | row | _norms(W, H, y, margin)
+
+
+def _norms(W: Floats, H: Floats, y: NDArray[np.int64], margin: float) -> dict[str, float]:
+    """The margin in the norms of other rules than gradient descent."""
+    from fastnc.kernels.cpu.threads import serial_blas
+
+    counts = np.bincount(y)
+    largest = max(float(np.abs(W).max()), float(np.abs(H).max()))
+    # In an order of its own, whatever another library has set.
+    with serial_blas:
+        square = max(spectral_square(W), spectral_square(H))
+    found = ratio_max(margin, counts, W.shape[1], largest), ratio_spectral(margin, counts, square)
+    return dict(zip(NORMS, found, strict=True))
 
 
 def _small_objective(W: Floats, H: Floats, y: NDArray[np.int64]) -> list[float]:

@@ -21,7 +21,8 @@ from fastnc._core.files import FOREIGN, read_npz, write_npz
 from fastnc._core.interrupts import Diverged, Interrupted, deferred_interrupt
 from fastnc._core.progress import Bar, progress_bar
 from fastnc.dynamics.checkpoint import check_same_problem, place
-from fastnc.dynamics.composition import composed
+from fastnc.dynamics.columns import column_names
+from fastnc.dynamics.composition import Composition, composed
 from fastnc.dynamics.descent import prepare
 from fastnc.dynamics.run import Run
 from fastnc.dynamics.start import fingerprint
@@ -29,17 +30,26 @@ from fastnc.dynamics.together import Together
 from fastnc.dynamics.trajectories import Trajectories
 from fastnc.dynamics.trajectory import Trajectory
 
+Problem = tuple[Any, Composition, int]
+
 # How often the calling thread looks for Ctrl-C, for runs that are done and at the clock.
 _SECONDS_A_LOOK = 0.1
 
 
 def sweep(
     model: Any,
-    lr: float | Iterable[float] = 5.0,
+    lr: Any = 5.0,
     epochs: int = 100_000,
     seeds: Iterable[int] = range(256),
     snapshots: int = 40,
     *,
+    rules: Any = None,
+    batch_size: int | Iterable[int | None] | None = None,
+    replacement: bool = False,
+    label_noise: float = 0.0,
+    noise: float = 0.0,
+    freeze: Literal["W", "H"] | None = None,
+    measure: Any = (),
     dtype: Literal["float32", "float64"] | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     threads: int | None = None,
@@ -48,21 +58,27 @@ def sweep(
     resume: bool = False,
     progress: bool = False,
 ) -> Trajectories:
-    """Gradient descent from many seeds, with many step sizes, on many models.
+    """Descent from many seeds, by many rules or step sizes, with many batches, on many models.
 
-    Equivalent to `[descend(m, r, epochs, s) for m in models for r in lrs for s in seeds]`, bit
-    for bit, on any number of threads.
+    Equivalent to `[descend(m, r, epochs, s, batch_size=b) for m in models for r in lrs for b in
+    batch_sizes for s in seeds]`, bit for bit, on any number of threads; with `rules`, `rule=r`.
 
     Parameters
     ----------
     model : a model, or several
         Of any sizes: this is how n, d and K are swept.
     lr : float > 0, or several
+        Step sizes of gradient descent.
     epochs : int >= 1
         Of each run.
     seeds : integers >= 0
     snapshots : int >= 1
         Snapshots a decade of epochs.
+    rules : one of `fastnc.rules`, or several
+        In the place of `lr`.
+    batch_size : int >= 1 or None, or several
+    replacement, label_noise, noise, freeze, measure
+        Of every run, as `descend` has them.
     dtype : "float32" or "float64", optional
     device : "cpu" or "cuda"
         On a GPU all small problems of one shape run at once, others one after another; each has
@@ -81,7 +97,8 @@ def sweep(
     Returns
     -------
     Trajectories
-        A list of `Trajectory`: models outermost, then step sizes, then seeds. A run that
+        A list of `Trajectory`: models outermost, then rules or step sizes, then batch sizes, then
+        seeds. A run that
         diverged holds what there was until then, and its `.about["stopped"]` is "diverged".
 
     Raises
@@ -98,16 +115,30 @@ def sweep(
     >>> len(runs), len(runs.quantiles("margin", 0.5)[0]) == len(runs[0])
     (4, True)
     """
-    models, lrs = _several(model), _several(lr)
+    models, sizes = _several(model), _several(batch_size)
+    # A pair (lr_W, lr_H) is one step size, a list of numbers is several.
+    lrs = [lr] if isinstance(lr, tuple) and rules is not None else _several(lr)
+    rules = None if rules is None else _several(rules)
     if isinstance(seeds, str) or not isinstance(seeds, Iterable):
         raise TypeError(f"`seeds` must be several integers; got {seeds!r}. Give one as a list.")
     seeds = list(seeds)
-    for name, values in (("model", models), ("lr", lrs), ("seeds", seeds)):
+    named = {"model": models, "lr": lrs, "rules": rules, "batch_size": sizes, "seeds": seeds}
+    for name, values in named.items():
+        if values is None:
+            continue
         if not values:
             raise ValueError(f"`{name}` must hold at least one value; got none.")
-    for rate in lrs:
-        arrays.check_positive("lr", rate)
-    lrs = [float(rate) for rate in lrs]
+
+    def setting(rate: Any, rule: Any, size: int | None) -> Composition:
+        return composed(
+            rate, rule, "constant", batch_size=size, replacement=replacement and size is not None,
+            label_noise=label_noise, noise=noise, freeze=freeze, device=device,
+        )  # fmt: skip
+
+    steps: list[tuple[Any, Any]] = [(rate, None) for rate in lrs]
+    if rules is not None:
+        steps = [(5.0, rule) for rule in rules]
+    settings = [setting(rate, rule, size) for rate, rule in steps for size in sizes]
     arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
     path = place(checkpoint, resume)
     if threads is None:
@@ -116,28 +147,26 @@ def sweep(
         threads = n_threads()
     arrays.check_count("threads", threads, 1)
 
-    def begin(problem: tuple[Any, float, int]) -> Run:
-        one, rate, seed = problem
-        parts = composed(rate, None, "constant", device=device)
-        return prepare(one, parts, epochs, seed, None, None, snapshots, dtype)
+    def begin(problem: Problem) -> Run:
+        one, parts, seed = problem
+        return prepare(one, parts, epochs, seed, None, None, snapshots, dtype, measure=measure)
 
-    problems = list(itertools.product(models, lrs, seeds))
+    problems = list(itertools.product(models, settings, seeds))
     # A mistake in any argument is told before the first epoch is made.
-    for one, rate, seed in itertools.chain(
-        itertools.product(models, lrs, seeds[:1]), itertools.product(models[:1], lrs[:1], seeds)
-    ):
+    for seed in seeds:
         arrays.check_count("seed", seed, 0)
-        if seed == seeds[0]:
-            begin((one, rate, seed))
+    for one, parts in itertools.product(models, settings):
+        begin((one, parts, seeds[0]))
     about = {
         "kind": "sweep",
         "models": [f"{m!r}, N={len(m.y)}, labels {fingerprint(m.y)}" for m in models],
-        "lrs": lrs,
+        "settings": [parts.about() for parts in settings],
         "seeds": [int(s) for s in seeds],
         "epochs": int(epochs),
         "snapshots": int(snapshots),
         "dtype": dtype or "float64",
         "device": device,
+        "measure": column_names(measure),
     }
     store = _Store(path, about)
     if resume:
@@ -214,8 +243,8 @@ class _Store:
 class _Sweep:
     """The problems of a sweep, handed to threads one by one."""
 
-    problems: list[tuple[Any, float, int]]
-    begin: Callable[[tuple[Any, float, int]], Run]
+    problems: list[Problem]
+    begin: Callable[[Problem], Run]
     store: _Store
     epochs: int
     every: float

@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, overload
 from zlib import crc32
@@ -121,13 +123,15 @@ class Trajectories(Sequence[Trajectory]):
             ) from None
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
-        """Write one line a snapshot, with the run's number, setting and seed, atomically."""
+        """Write one line a snapshot, with the run's number, setting, sizes and seed, atomically."""
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         names = self.longest.columns
-        writer.writerow(("run", "model", "lr", "seed", *names))
+        told = ("model", "rule", "lr", "batch_size", "seed")
+        writer.writerow(("run", *told, "n_samples", "class_sizes", *names))
         for i, run in enumerate(self._runs):
-            about = (i, *(run.about.get(name) for name in ("model", "lr", "seed")))
+            sizes = " ".join(map(str, np.bincount(run.y, minlength=len(run.W)).tolist()))
+            about = (i, *(run.about.get(name) for name in told), len(run.y), sizes)
             columns = (run[name].tolist() for name in names) if len(run) else ()
             writer.writerows((*about, *row) for row in zip(*columns, strict=True))
         return atomic_write(path, lambda file: file.write(text.getvalue().encode()))
@@ -185,6 +189,24 @@ class Trajectories(Sequence[Trajectory]):
         return cls(runs[i] for i in sorted(runs))
 
 
+def _moved_by(about: dict[str, Any]) -> str:
+    """The rule in short, as `Adam(0.01)`, or the kind of the run where it has none."""
+    rule = str(about.get("rule") or about.get("kind", "run"))
+    found = re.match(r"(?:[\w.<>]+\.)?(\w+)(?:\(lr=(.*))?", rule)
+    if found is None or found[2] is None:
+        return found[1] if found else rule
+    # What stands first in the parentheses, up to the comma that is not within others.
+    depth, lr = 0, ""
+    for letter in found[2]:
+        depth += (letter in "([") - (letter in ")]")
+        if depth < 0 or (depth == 0 and letter == ","):
+            break
+        lr += letter
+    with suppress(ValueError):
+        lr = f"{float(lr):g}"
+    return f"{found[1]}({lr})"
+
+
 def _setting(run: Trajectory) -> str:
     """What was run but for the seed, in short; a flow has no step size."""
     (K, d), N, about = run.W.shape, len(run.H), run.about
@@ -197,5 +219,7 @@ def _setting(run: Trajectory) -> str:
         parts.append(
             f"sizes {sizes.tolist()}" if K <= 10 else f"sizes #{crc32(sizes.tobytes()):08x}"
         )
-    parts.append(f"lr={about['lr']:g}" if "lr" in about else str(about.get("kind", "run")))
+    parts.append(f"lr={about['lr']:g}" if "lr" in about else _moved_by(about))
+    if about.get("batch_size"):
+        parts.append(f"batches of {about['batch_size']}")
     return ", ".join([*parts, *([about["dtype"]] if "dtype" in about else [])])

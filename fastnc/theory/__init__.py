@@ -15,6 +15,7 @@ from fastnc.theory.margin import (
     margins,
     neural_collapse_margin,
 )
+from fastnc.theory.norm_margins import margin_ratio_max, margin_ratio_spectral
 from fastnc.theory.rates import constants, exponents, fitted_exponent
 from fastnc.theory.residuals import Residuals
 from fastnc.theory.sphere import along_sphere, collapsed, optimal_loss
@@ -22,5 +23,6 @@ from fastnc.theory.sphere import along_sphere, collapsed, optimal_loss
 __all__ = [
     "KKT", "AlignedFlow", "Example31", "Residuals", "SphereHessian", "along_sphere", "collapsed",
     "constants", "exponents", "fitted_exponent", "kkt", "margin_decomposition", "margin_ratio",
-    "margins", "neural_collapse_margin", "optimal_loss", "tangent_curvature",
+    "margin_ratio_max", "margin_ratio_spectral", "margins", "neural_collapse_margin",
+    "optimal_loss", "tangent_curvature",
 ]  # fmt: skip

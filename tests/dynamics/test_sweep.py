@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fastnc
+from fastnc.dynamics.steppers.composed import ComposedDescent
 from fastnc.dynamics.steppers.plain import PlainDescent
 from fastnc.dynamics.sweep import _Store
 
@@ -145,3 +146,36 @@ def test_an_error_in_a_run_ends_the_sweep(monkeypatch):
 def test_bad_arguments(arguments, sentence):
     with pytest.raises((ValueError, TypeError), match=sentence):
         fastnc.sweep(**{"model": MODEL, "epochs": 10, "seeds": range(2), **arguments})
+
+
+def test_rules_and_batch_sizes_in_that_order():
+    R = fastnc.rules
+    rules, sizes = [R.Momentum(1.0), R.Adam(1e-2)], [None, 20]
+    runs = fastnc.sweep(MODEL, rules=rules, batch_size=sizes, epochs=20, seeds=[3, 7], threads=2)
+    expected = [(r, b, s) for r in rules for b in sizes for s in (3, 7)]
+    for (rule, size, seed), run in zip(expected, runs, strict=True):
+        alone = fastnc.descend(MODEL, rule=rule, batch_size=size, epochs=20, seed=seed)
+        assert_same_bits(run, alone)
+        assert run.about == alone.about
+    assert [len(group) for group in runs.settings().values()] == [2] * 4
+    assert "Momentum(1), batches of 20" in list(runs.settings())[1]
+
+
+def test_a_stopped_sweep_of_rules_goes_on_with_the_same_bits(tmp_path):
+    path, rules = tmp_path / "sweep.npz", [fastnc.rules.Adam(1e-2), fastnc.rules.Momentum(1.0)]
+    options = {"rules": rules, "batch_size": 20, "epochs": 200, "seeds": range(2), "threads": 1}
+    whole = fastnc.sweep(MODEL, **options)
+    make = ComposedDescent.make
+
+    def press(stepper, n):
+        make(stepper, n)
+        if stepper.epoch + n >= 50:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ComposedDescent, "make", press)
+        with pytest.raises(fastnc.Interrupted):
+            fastnc.sweep(MODEL, **options, checkpoint=path)
+    for run, other in zip(fastnc.sweep(MODEL, **options, checkpoint=path, resume=True), whole,
+                          strict=True):  # fmt: skip
+        assert_same_bits(run, other)

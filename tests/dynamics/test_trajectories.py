@@ -86,6 +86,9 @@ def test_settings_of_unequal_classes_and_of_flows(tmp_path):
 def test_csv_has_a_line_a_snapshot(runs, tmp_path):
     with open(runs.to_csv(tmp_path / "runs.csv"), newline="") as file:
         rows = list(csv.DictReader(file))
+    # Of different problems no two lines are alike.
+    assert rows[0]["class_sizes"] == "2 2" and rows[8]["class_sizes"] == "2 1 1"
+    assert {row["n_samples"] for row in rows} == {"4"}
     assert len(rows) == 18 and rows[7]["run"] == "1" and float(rows[7]["margin"]) == 1 + 2 / 3
 
 

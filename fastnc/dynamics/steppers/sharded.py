@@ -57,7 +57,8 @@ class ShardedDescent(ComposedDescent):
         metrics = deviations.metrics().as_dict()
         tensors = (torch.from_numpy(W), None, torch.from_numpy(H), torch.from_numpy(self.y))
         row = objective(*tensors, metrics["margin"], self.workers)
-        return row | {name: math.nan if v is None else v for name, v in metrics.items()}
+        row |= {name: math.nan if v is None else v for name, v in metrics.items()}
+        return {name: row[name] for name in COLUMNS}
 
     def keep(self, steps: int) -> bool:
         """Keep the state, where every rank can."""
