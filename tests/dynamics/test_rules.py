@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import fastnc
+from fastnc.dynamics.steppers import compiled
 
 R = fastnc.rules
 MODEL = fastnc.ULPM(n_classes=4, n_per_class=5, dim=6)
@@ -339,3 +340,71 @@ def test_a_rule_that_diverges_says_after_which_epoch():
 def test_refusals(make, sentence):
     with pytest.raises((ValueError, TypeError), match=sentence):
         make()
+
+
+# Four classes are one pass of the compiled loop on processors with few registers too.
+@pytest.mark.parametrize("name", ["heavy ball", "nesterov", "adam, coupled", "adamw", "decayed"])
+def test_the_compiled_loop_and_the_numpy_one_agree(name, monkeypatch):
+    rule = CASES[name][0]
+    for dtype, atol in (("float64", 1e-11), ("float32", 2e-4)):
+        run = fastnc.descend(MODEL, rule=rule, epochs=300, snapshots=2, dtype=dtype)
+        with monkeypatch.context() as patch:
+            patch.setattr(compiled, "serves", lambda model, rule: False)
+            other = fastnc.descend(MODEL, rule=rule, epochs=300, snapshots=2, dtype=dtype)
+        # 300 epochs of a few ulp of numbers up to 10; Adam's quotients amplify a float32's.
+        np.testing.assert_allclose(run.W, other.W, rtol=0, atol=atol)
+        np.testing.assert_allclose(run.H, other.H, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_lanes_that_hold_no_sample_stay_out_of_it(dtype):
+    """13 samples, 3 features: lanes to spare in every vector; an absent class among the labels."""
+    y = np.array([3, 0, 3, 3, 1, 0, 3, 1, 1, 0, 3, 3, 1])
+    model = fastnc.ULPM(4, dim=3, labels=y)
+    rule = R.AdamW((1e-2, 2e-2), weight_decay=0.1)
+    assert compiled.serves(model, rule)
+    run = fastnc.descend(model, rule=rule, epochs=200, dtype=dtype, snapshots=3)
+    m, v = [0.0, 0.0], [0.0, 0.0]
+    theta = [x.astype(np.float64) for x in model.init(0, dtype)]
+    for t in range(1, 201):
+        for i, g in enumerate(gradients(*theta, y)):
+            m[i] = 0.9 * m[i] + 0.1 * g
+            v[i] = 0.999 * v[i] + 0.001 * g**2
+            theta[i] = theta[i] - (1e-2, 2e-2)[i] * (
+                m[i] / (1 - 0.9**t) / (np.sqrt(v[i] / (1 - 0.999**t)) + 1e-8) + 0.1 * theta[i]
+            )
+    # A few ulp an epoch, of float32 with what its gradients round.
+    atol = 1e-11 if dtype == "float64" else 1e-4
+    for x, other in zip((run.W, run.H), theta, strict=True):
+        np.testing.assert_allclose(x, other, rtol=0, atol=atol)
+
+
+def test_the_kernels_quotient_is_within_two_ulp():
+    """m / (sqrt(v) + e) from estimates of 14 bits, where the processor has them."""
+    from fastnc.kernels.cpu.options import OPTIONS, njit
+    from fastnc.kernels.cpu.ruled_epoch import root_quotient
+    from fastnc.kernels.cpu.simd import native_lanes, zeros
+    from fastnc.kernels.cpu.simd_blocks import load_like, store
+
+    rng = np.random.default_rng(0)
+    for dtype in ("float32", "float64"):
+        lanes = native_lanes(dtype)
+        single = dtype == "float32"
+
+        @njit(**OPTIONS)
+        def quotients(m, v, e, out, lanes=lanes):
+            for i in range(0, m.size, lanes):
+                like = zeros(m, 1, lanes)[0]
+                q = root_quotient(load_like(m, i, like), load_like(v, i, like), e)
+                store(out, i, q)
+
+        n = 64 * lanes
+        m = rng.standard_normal(n).astype(dtype)
+        v = (10.0 ** rng.uniform(-20 if single else -200, 10, n)).astype(dtype)
+        v[:lanes] = 0.0
+        e, out = np.dtype(dtype).type(1e-8), np.empty_like(m)
+        wide = np.longdouble if not single else np.float64
+        quotients(m, v, e, out)
+        exact = m.astype(wide) / (np.sqrt(v.astype(wide)) + wide(e))
+        error = np.abs(out - exact) / np.abs(exact) / np.finfo(dtype).eps
+        assert error.max() < 3.0

@@ -1,0 +1,114 @@
+"""Momentum, Adam and gradient descent with a schedule on a small problem, epochs in one call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastnc._core.arrays import row_major
+from fastnc.dynamics.rules import AdamW, GradientDescent, Momentum, Schedule, Standing
+from fastnc.dynamics.rules.adam import Adam
+from fastnc.dynamics.steppers.composed import rate_at
+from fastnc.dynamics.steppers.epochs import HostEpochs
+
+Array = NDArray[Any]
+# Beside a smaller one the least number whose root the kernel takes is not nothing.
+_LEAST_EPSILON = 1e-12
+
+
+def serves(model: Any, rule: Any) -> bool:
+    """Whether the compiled loop knows the rule, its schedule and the size of the model."""
+    from fastnc.kernels.cpu.ruled_trajectory import serves
+
+    if type(rule) not in (GradientDescent, Momentum, Adam, AdamW):
+        return False
+    rates = rule.lr if isinstance(rule.lr, tuple) else (rule.lr,)
+    if any(isinstance(r, Schedule) and type(r).__call__ is Schedule.__call__ for r in rates):
+        return False
+    if isinstance(rule, Adam) and rule.eps < _LEAST_EPSILON:
+        return False
+    return bool(serves(model.n_classes, model.dim, model.n_samples))
+
+
+class CompiledDescent(HostEpochs):
+    """A rule's steps on the mean loss (4) of all samples; in float32 compensated."""
+
+    def __init__(
+        self, W: Array, H: Array, y: NDArray[np.int64], rule: Any, freeze: Sequence[str] = ()
+    ) -> None:
+        super().__init__(W, H, row_major(y))
+        self.rule, self.lr, self.freeze = rule, rule.lr, tuple(freeze)
+        none = np.zeros((0, 0), W.dtype)
+        moments = 2 if isinstance(rule, Adam) else int(isinstance(rule, Momentum))
+        self.first, self.second = (
+            (np.zeros_like(W), np.zeros_like(H)) if moments > i else (none, none) for i in (0, 1)
+        )
+        self._epochs: Any = None
+
+    def arrays(self) -> dict[str, Array]:
+        """W, H, what rounding took from them, and their moments."""
+        found = dict(super().arrays())
+        for name, pair in (("first", self.first), ("second", self.second)):
+            if pair[0].size:
+                found |= {f"{name}_{x}": values for x, values in zip("WH", pair, strict=True)}
+        return found
+
+    def make(self, epochs: int) -> None:
+        """That many epochs."""
+        if self._epochs is None:
+            self._epochs = self._prepared()
+        self._epochs(self._numbers(epochs))
+
+    def _prepared(self) -> Any:
+        from fastnc.kernels.cpu import ruled_epoch
+        from fastnc.kernels.cpu.ruled_trajectory import prepared
+
+        kind = ruled_epoch.SCALED
+        if isinstance(self.rule, Momentum):
+            kind = ruled_epoch.NESTEROV if self.rule.nesterov else ruled_epoch.MOMENTUM
+        elif isinstance(self.rule, Adam):
+            kind = ruled_epoch.ADAM
+        decay, apart = self.rule.weight_decay > 0.0, isinstance(self.rule, AdamW)
+        low = (self.W_low, self.H_low)
+        return prepared(
+            self.W, self.H, low, self.first, self.second, self.y, kind, decay and not apart,
+            decay and apart,
+        )  # fmt: skip
+
+    def _numbers(self, epochs: int) -> Array:
+        """What the kernel needs of each epoch and factor (epochs, 12): see `ruled_epoch`."""
+        rule, out = self.rule, np.zeros((epochs, 2, 6))
+        pair = self.lr if isinstance(self.lr, tuple) else (self.lr, self.lr)
+        for i, lr in enumerate(pair):
+            rates = self._rates(lr, epochs)
+            if "WH"[i] in self.freeze:
+                rates = np.zeros(epochs)
+            out[:, i, 0] = rates
+            if isinstance(rule, Momentum):
+                out[:, i, 1] = rule.momentum
+            if isinstance(rule, Adam):
+                b1, b2 = rule.betas
+                t = np.arange(self.epoch + 1, self.epoch + epochs + 1)
+                root = np.sqrt((1.0 - b2) / (1.0 - b2**t))
+                out[:, i, 0] = rates * ((1.0 - b1) / (1.0 - b1**t)) / root
+                out[:, i, 1], out[:, i, 2], out[:, i, 3] = b1, b2, rule.eps / root
+            out[:, i, 4] = -rule.weight_decay
+            out[:, i, 5] = -rates * rule.weight_decay
+        return out.reshape(epochs, 12)
+
+    def _rates(self, lr: Any, epochs: int) -> Array:
+        if not callable(lr):
+            return np.full(epochs, float(lr))
+        nothing = Standing(0, math.nan, math.nan, (), (), math.nan)
+        some = range(self.epoch, self.epoch + epochs)
+        return np.array([rate_at(lr, nothing._replace(epoch=epoch)) for epoch in some])
+
+    def blame(self) -> str:
+        """The step size, as the rule has it."""
+        if isinstance(self.lr, (int, float)):
+            return super().blame()
+        return f"the steps of `lr`={self.lr!r} are too large for this problem. Take smaller ones."
