@@ -14,7 +14,8 @@ except ImportError:
         "`fastnc.nn` needs torch, which is not installed; run `pip install 'fastnc[torch]'`."
     ) from None
 
-from fastnc.nn.loss import LinearCrossEntropyLoss, linear_cross_entropy
+from fastnc.nn.functional import linear_cross_entropy
+from fastnc.nn.loss import LinearCrossEntropyLoss
 from fastnc.nn.tracker import CollapseTracker
 
 __all__ = ["CollapseTracker", "LinearCrossEntropyLoss", "linear_cross_entropy"]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fastnc._core.cuda import serves
-from fastnc.nn import _torch_rows
-from fastnc.nn._problem import Problem, Result
+from fastnc.nn import _formula, _torch_rows
+from fastnc.nn._labels import look
+from fastnc.nn._problem import Problem, Result, loss_dtype, working_dtype
 
 
 def evaluate(problem: Problem, upstream: Tensor | None = None) -> Result:
@@ -21,8 +22,10 @@ def evaluate(problem: Problem, upstream: Tensor | None = None) -> Result:
     upstream gradient.
     """
     input, linear_weight, _, target, *_ = problem
-    dtype = working_dtype(input, linear_weight)
-    if target.is_floating_point():
+    dtype = working_dtype(input, linear_weight, target)
+    if 0 in linear_weight.shape:
+        loss, *grads = _degenerate(problem, upstream)
+    elif target.is_floating_point() or problem.softcap:
         loss, *grads = _torch_rows.evaluate(dtype, problem, upstream)
     elif input.is_cpu:
         loss, *grads = _by_numba()(dtype, problem, upstream)
@@ -32,7 +35,7 @@ def evaluate(problem: Problem, upstream: Tensor | None = None) -> Result:
         loss, *grads = _triton_rows.evaluate(dtype, problem, upstream)
     else:
         loss, *grads = _torch_rows.evaluate(dtype, problem, upstream)
-    kind = loss_dtype(input, linear_weight)
+    kind = loss_dtype(input, linear_weight, target)
     return loss if loss.dtype == kind else loss.to(kind), grads[0], grads[1], grads[2]
 
 
@@ -43,20 +46,16 @@ def _by_numba() -> Any:
     return _numba_rows.evaluate
 
 
-def loss_dtype(input: Tensor, linear_weight: Tensor) -> torch.dtype:
-    """That of torch's own: of the operands, but float32 where autocast is on."""
-    dtype = input.dtype
-    if dtype == linear_weight.dtype == torch.float32:
-        return dtype
-    if linear_weight.dtype != dtype:
-        dtype = torch.promote_types(dtype, linear_weight.dtype)
-    if dtype.itemsize < 4 and torch.is_autocast_enabled(input.device.type):
-        return torch.float32
-    return dtype
-
-
-def working_dtype(input: Tensor, linear_weight: Tensor) -> torch.dtype:
-    """In which everything is computed: float64 where either operand is, float32 otherwise."""
-    if input.dtype == torch.float64 or linear_weight.dtype == torch.float64:
-        return torch.float64
-    return torch.float32
+def _degenerate(problem: Problem, upstream: Tensor | None) -> Result:
+    """No class or no feature: nothing that a kernel could do."""
+    plain = problem._replace(
+        input=problem.input.detach(), linear_weight=problem.linear_weight.detach()
+    )
+    if problem.linear_bias is not None:
+        plain = plain._replace(linear_bias=problem.linear_bias.detach())
+    look(plain.target, len(plain.linear_weight), plain.ignore_index)
+    with torch.no_grad():
+        loss = _formula.loss(plain)
+        made = _formula.gradients(plain, torch.ones_like(loss) if upstream is None else upstream)
+    grads = [g if problem.wanted & bit else None for g, bit in zip(made, (1, 2, 4), strict=False)]
+    return loss, grads[0], grads[1], grads[2] if len(grads) == 3 else None

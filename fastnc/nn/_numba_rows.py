@@ -32,6 +32,7 @@ from fastnc.kernels.cpu.weighted_loss import (
     WEIGHT,
     loss_call,
 )
+from fastnc.nn._labels import bad_label
 from fastnc.nn._problem import Problem, Result
 
 _ALONE = nullcontext()
@@ -49,7 +50,7 @@ def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = Non
 
     With `upstream (N,)` the gradients are those of `sum_i upstream_i loss_i`.
     """
-    H, W, bias, y, weight, reduction, ignore_index, smoothing, flags = problem
+    H, W, bias, y, weight, reduction, ignore_index, smoothing, flags, _ = problem
     H, W, y = _laid(H, dtype), _laid(W, dtype), _laid(y, torch.int64)
     bias = None if bias is None else _laid(bias, dtype)
     weight = None if weight is None else _laid(weight, dtype)
@@ -84,10 +85,7 @@ def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = Non
     laid = Problem(H, W, bias, y, weight, *problem[5:])
     if found == SOME_IGNORED:
         return _of_the_others(dtype, laid, scale)
-    raise ValueError(
-        f"`target` must lie in 0..{K - 1} (`linear_weight` has {K} rows) or be "
-        f"`ignore_index`, {ignore_index}; got {int(y[found])} at index {found}."
-    )
+    raise bad_label(K, ignore_index, int(y[found]), found)
 
 
 def _by_arrays(problem: Problem, scale: Tensor | None, outs: Result) -> Any:
@@ -160,9 +158,12 @@ def _torch_threads() -> Iterator[None]:
 
 
 def _laid(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """With its elements side by side, in `dtype`."""
-    if x.dtype is dtype and x.is_contiguous() and not x.is_neg():
+    """With its elements side by side in memory, in `dtype`."""
+    if x.dtype is dtype and x.is_contiguous() and not x.is_neg() and (x.data_ptr() or not len(x)):
         return x
+    if x._is_zerotensor():
+        # It has a shape and no memory.
+        return torch.zeros(x.shape, dtype=dtype, device=x.device)
     return x.detach().to(dtype).resolve_neg().contiguous()
 
 

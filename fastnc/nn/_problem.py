@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 Result = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -13,7 +14,7 @@ class Problem(NamedTuple):
     """Checked tensors and options of `linear_cross_entropy`, `input (N, d)`.
 
     `wanted` is the sum of 1 (input), 2 (linear_weight) and 4 (linear_bias), whose gradients are
-    asked for.
+    asked for. `softcap` is 0 where logits are not capped.
     """
 
     input: Tensor
@@ -25,3 +26,25 @@ class Problem(NamedTuple):
     ignore_index: int
     label_smoothing: float
     wanted: int
+    softcap: float = 0.0
+
+
+def loss_dtype(input: Tensor, linear_weight: Tensor, target: Tensor) -> torch.dtype:
+    """That of torch's own: of operands and probabilities, but float32 where autocast is on."""
+    dtype = input.dtype
+    if dtype == linear_weight.dtype == torch.float32 and target.dtype == torch.int64:
+        return dtype
+    if linear_weight.dtype != dtype:
+        dtype = torch.promote_types(dtype, linear_weight.dtype)
+    if target.is_floating_point():
+        dtype = torch.promote_types(dtype, target.dtype)
+    if dtype.itemsize < 4 and torch.is_autocast_enabled(input.device.type):
+        return torch.float32
+    return dtype
+
+
+def working_dtype(input: Tensor, linear_weight: Tensor, target: Tensor) -> torch.dtype:
+    """In which everything is computed: float64 where any of them is, float32 otherwise."""
+    if torch.float64 in (input.dtype, linear_weight.dtype, target.dtype):
+        return torch.float64
+    return torch.float32

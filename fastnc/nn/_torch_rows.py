@@ -5,7 +5,8 @@ spread over the classes (label smoothing, probabilities), moved by B:
 
     loss_i = A_i log(1 + S_i) - sum_j B_ij D_ij,    dloss_i / dz_ij = A_i r_ij - B_ij
 
-with B zero at the label except for the sum that makes each row of the gradient sum to zero.
+with B zero at the label except for the sum that makes each row of the gradient sum to zero. Logits
+may be capped, `z = c tanh(z' / c)`, whose derivative is `4 e / (1 + e)^2`, `e = exp(-2 |z'| / c)`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastnc.nn._labels import look, misfits
 from fastnc.nn._problem import Problem, Result
 
 # A block's logits and what is made of them stay within a last-level cache.
@@ -25,27 +27,28 @@ def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = Non
     """The loss, in float64 where it is reduced, and the gradients that are wanted.
 
     Cost: `2 K N d` FLOP, and as many again for each of the two large gradients; memory for
-    one block of logits. A device is not waited for: a label that does not fit raises there.
+    one block of logits. A device is not waited for.
     """
     (
         input, linear_weight, linear_bias, target, weight, reduction, ignore_index,
-        label_smoothing, wanted,
+        label_smoothing, wanted, softcap,
     ) = problem  # fmt: skip
     H, W = input.detach().to(dtype), linear_weight.detach().to(dtype)
     bias = None if linear_bias is None else linear_bias.detach().to(dtype)
     N, K = len(H), len(W)
     target = target.detach()
     weight = H.new_ones(K) if weight is None else weight.detach().to(dtype)
-    counted = None
+    counted = bad = None
     if target.is_floating_point():
         divisor = H.new_full((), N, dtype=torch.float64)
     else:
+        look(target, K, ignore_index)
         target = target.to(torch.int64)
         counted = target != ignore_index
-        torch._assert_async((~counted | ((target >= 0) & (target < K))).all())
-        target = target.masked_fill(~counted, 0)
+        bad = misfits(target, K, ignore_index)
+        target = target.masked_fill(~counted | bad, 0)
         divisor = (weight[target] * counted).sum(dtype=torch.float64)
-    spread = _Spread(target, weight, label_smoothing, counted)
+    spread = _Spread(target, weight, label_smoothing, counted, bad)
     scale = H.new_ones(()) if upstream is None else upstream.detach().to(dtype)
     if reduction == "mean":
         scale = divisor.reciprocal().to(dtype)
@@ -57,7 +60,12 @@ def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = Non
     for start in range(0, N, rows):
         part = slice(start, start + rows)
         z = H[part] @ W.T if bias is None else torch.addmm(bias, H[part], W.T)
+        slope = None
+        if softcap:
+            z, slope = _capped(z, softcap)
         losses[part], r = _softmax(z, *spread.of(part))
+        if slope is not None:
+            r *= slope
         r *= scale if scale.dim() == 0 else scale[part].unsqueeze(1)
         if grad_H is not None:
             grad_H[part] = r @ W
@@ -79,6 +87,7 @@ class _Spread:
     weight: Tensor  # (K,)
     smoothing: float
     counted: Tensor | None  # (N,) bool
+    bad: Tensor | None  # (N,) bool
 
     def of(self, part: slice) -> tuple[Tensor, Tensor, Tensor | None]:
         """Of some rows: the class that gaps are taken from (n, 1), A (n, 1), and B (n, K)."""
@@ -95,14 +104,22 @@ class _Spread:
         if self.smoothing > 0.0:
             uniform = self.weight * (self.smoothing / K)
             A = A * (1.0 - self.smoothing) + uniform.sum()
-        if self.counted is not None:
+        if self.counted is not None and self.bad is not None:
             A = A * self.counted[part].unsqueeze(1)
+            A = A.masked_fill(self.bad[part].unsqueeze(1), torch.nan)
         if self.smoothing == 0.0:
             return label, A, None
         B = uniform.expand(len(label), K)
         if self.counted is not None:
             B = B * self.counted[part].unsqueeze(1)
         return label, A, B
+
+
+def _capped(z: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
+    """`c tanh(z / c)` and its derivative, which keeps its digits where the first levels off."""
+    z = z / softcap
+    e = torch.exp(-2.0 * z.abs())
+    return softcap * torch.tanh(z), 4.0 * e / (1.0 + e).square()
 
 
 def _softmax(gaps: Tensor, label: Tensor, A: Tensor, B: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -5,20 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastnc.nn._labels import misfits
 from fastnc.nn._problem import Problem, Result
 
 
 def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = None) -> Result:
     """The loss, in float64 where it is reduced, and the gradients that are wanted.
 
-    The device is not waited for: a label that does not fit raises there. Rows to be ignored take
-    part with a negative label, which the kernels give a loss and a residual of zero.
+    The device is not waited for. Rows to be ignored take part with a negative label, which the
+    kernels give a loss and a residual of zero; where a label fits nothing, everything is NaN.
+    Kernels are started on the tensors' own device, whichever is the current one.
     """
+    with torch.cuda.device_of(problem.input):
+        return _evaluate(dtype, problem, upstream)
+
+
+def _evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None) -> Result:
     from fastnc.kernels.gpu.weighted_cross_entropy import loss_and_grads
 
     (
         input, linear_weight, linear_bias, target, weight, reduction, ignore_index,
-        label_smoothing, wanted,
+        label_smoothing, wanted, _,
     ) = problem  # fmt: skip
     H, W = _tensor(input, dtype), _tensor(linear_weight, dtype)
     empty = W.new_empty(0)
@@ -26,14 +33,18 @@ def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = Non
     weights = empty if weight is None else _tensor(weight, dtype)
     N, K = len(H), len(W)
     y = _tensor(target, torch.int64)
-    counted = y != ignore_index
-    torch._assert_async((~counted | ((y >= 0) & (y < K))).all())
-    scale = W.new_ones(1) if upstream is None else _tensor(upstream, dtype)
+    bad = misfits(y, K, ignore_index)
+    counted = (y != ignore_index) & ~bad
+    # An assertion there that fails would end every tensor of the process.
+    poison = torch.where(bad.any(), torch.nan, 1.0).to(dtype)
+    scale = poison.reshape(1) if upstream is None else _tensor(upstream, dtype) * poison
     divisor = W.new_ones((), dtype=torch.float64)
     if reduction == "mean":
         own = counted if weight is None else weights[y.masked_fill(~counted, 0)] * counted
         divisor = own.sum(dtype=torch.float64)
-        scale = divisor.reciprocal().to(dtype).reshape(1)
+        # Where no row counts the mean is NaN, and its gradients are 0.
+        inverse = torch.where(divisor == 0.0, 0.0, divisor.reciprocal())
+        scale = (inverse * poison).to(dtype).reshape(1)
     total = W.new_zeros(1, dtype=torch.float64)
     losses = H.new_empty(N if reduction == "none" else 0)
     grad_H = H.new_empty(H.shape if wanted & 1 else (0, H.shape[1]))
@@ -47,7 +58,7 @@ def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = Non
     else:
         grad_W.zero_(), grad_bias.zero_()
     return (
-        losses if reduction == "none" else total[0] / divisor,
+        losses.masked_fill_(bad, torch.nan) if reduction == "none" else total[0] * poison / divisor,
         grad_H if wanted & 1 else None,
         grad_W if wanted & 2 else None,
         grad_bias if wanted & 4 else None,

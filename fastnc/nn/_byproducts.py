@@ -1,0 +1,222 @@
+"""What the loss yields beside itself: log-sum-exp, predictions, entropies, and what they add.
+
+From a sample's plain loss and its label's logit, `lse_i = loss_i + z_y`, so that the log-sum-exp
+and its derivatives cost one product of rows, and keep the loss's digits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fastnc.nn import _formula
+from fastnc.nn._autograd import apply, wanted_of
+from fastnc.nn._problem import Problem, loss_dtype, working_dtype
+from fastnc.nn._surroundings import recorded, transformed
+
+# As many logits at once as stay within a last-level cache.
+_ENTRIES_A_BLOCK = 1 << 20
+
+
+class Output(NamedTuple):
+    """The loss, and for each sample what was asked for."""
+
+    loss: Tensor
+    lse: Tensor | None
+    predictions: Tensor | None
+
+
+class OutputWithEntropies(NamedTuple):
+    """The loss, and for each sample what was asked for, with entropies."""
+
+    loss: Tensor
+    lse: Tensor | None
+    predictions: Tensor | None
+    entropies: Tensor | None
+
+
+class Extras(NamedTuple):
+    """The options beyond torch's; `softcap` is 0 where there is none."""
+
+    lse: bool
+    predictions: bool
+    entropies: bool
+    z_loss_weight: float
+    logit_scale: float | Tensor | None
+    softcap: float
+
+    @property
+    def returned(self) -> bool:
+        return self.lse or self.predictions or self.entropies
+
+
+class Rows(NamedTuple):
+    """Of each sample, in the working dtype: its loss without z-loss, and what was asked for."""
+
+    losses: Tensor
+    lse: Tensor | None
+    predictions: Tensor | None
+    entropies: Tensor | None
+
+
+def with_extras(problem: Problem, extras: Extras) -> Any:
+    """The loss of a problem (N, d), or a tuple that begins with it."""
+    if not (extras.returned or extras.z_loss_weight):
+        kind = loss_dtype(problem.input, problem.linear_weight, problem.target)
+        scaled = scaled_and_capped(problem, extras)
+        return apply(_asking(scaled)).to(kind)
+    made = rows(problem, extras)
+    return assembled(made, problem, extras)
+
+
+def scaled_and_capped(problem: Problem, extras: Extras) -> Problem:
+    """`logit_scale` in the classifier, whose rows are usually fewer than the input's."""
+    problem = problem._replace(softcap=extras.softcap)
+    if extras.logit_scale is None:
+        return problem
+    dtype = working_dtype(problem.input, problem.linear_weight, problem.target)
+    bias = problem.linear_bias
+    return problem._replace(
+        linear_weight=problem.linear_weight.to(dtype) * extras.logit_scale,
+        linear_bias=None if bias is None else bias.to(dtype) * extras.logit_scale,
+    )
+
+
+def _asking(problem: Problem) -> Problem:
+    return problem._replace(wanted=wanted_of(*problem[:3]))
+
+
+def rows(problem: Problem, extras: Extras) -> Rows:
+    """What each sample has."""
+    dtype = working_dtype(problem.input, problem.linear_weight, problem.target)
+    with torch.autocast(problem.input.device.type, enabled=False):
+        problem = scaled_and_capped(problem, extras)
+        # Half precision is rounded once, at the end.
+        problem = _asking(
+            problem._replace(
+                input=problem.input.to(dtype),
+                linear_weight=problem.linear_weight.to(dtype),
+                linear_bias=None if problem.linear_bias is None else problem.linear_bias.to(dtype),
+                reduction="none",
+            )
+        )
+        losses = apply(problem)
+        lse = predictions = entropies = None
+        if extras.lse or extras.z_loss_weight:
+            lse = _log_sum_exp(problem, losses)
+        if extras.predictions:
+            predictions = _blocks(problem, _largest, differentiable=False)
+        if extras.entropies:
+            entropies = _blocks(problem, _entropies, differentiable=bool(problem.wanted))
+            if not problem.target.is_floating_point():
+                entropies = torch.where(problem.target != problem.ignore_index, entropies, 0.0)
+    return Rows(losses, lse, predictions, entropies)
+
+
+def assembled(made: Rows, problem: Problem, extras: Extras) -> Any:
+    """Rows of any shape, reduced; `problem` has the target and the options."""
+    target, weight, reduction = problem.target, problem.weight, problem.reduction
+    kind = loss_dtype(problem.input, problem.linear_weight, target)
+    counted = None if target.is_floating_point() else target != problem.ignore_index
+    z_losses = None
+    if made.lse is not None and extras.z_loss_weight:
+        z_losses = extras.z_loss_weight * made.lse.square()
+    if reduction == "none":
+        loss = made.losses if z_losses is None else made.losses + z_losses
+    else:
+        loss = made.losses.sum(dtype=torch.float64)
+        if reduction == "mean":
+            loss = _formula.mean(loss, _divisor(made.losses, target, weight, counted))
+        if z_losses is not None:
+            total = z_losses.sum(dtype=torch.float64)
+            if reduction == "mean":
+                total = _formula.mean(total, _divisor(made.losses, target, None, counted))
+            loss = loss + total
+    loss = loss.to(kind)
+    if not extras.returned:
+        return loss
+    lse = made.lse if extras.lse else None
+    if extras.entropies:
+        return OutputWithEntropies(loss, lse, made.predictions, made.entropies)
+    return Output(loss, lse, made.predictions)
+
+
+def _divisor(
+    losses: Tensor, target: Tensor, weight: Tensor | None, counted: Tensor | None
+) -> Tensor:
+    if counted is None:
+        return torch.full((), losses.numel(), dtype=torch.float64, device=losses.device)
+    return _formula.divisor(target, weight, counted)
+
+
+def _log_sum_exp(problem: Problem, losses: Tensor) -> Tensor:
+    """`loss_i + z_y`; of ignored samples 0."""
+    input, linear_weight, linear_bias, target, *_ = problem
+    K = linear_weight.shape[0]
+    plain = problem._replace(weight=None, label_smoothing=0.0)
+    if target.is_floating_point():
+        labels = target.detach().argmax(1)
+        losses = apply(plain._replace(target=labels, ignore_index=-100))
+        counted = None
+    else:
+        if problem.weight is not None or problem.label_smoothing:
+            losses = apply(plain)
+        target = target.to(torch.int64)
+        counted = target != problem.ignore_index
+        labels = target.masked_fill(~(counted & (target >= 0) & (target < K)), 0)
+        # An ignored sample may hold NaN, which must reach no gradient.
+        input = torch.where(counted.unsqueeze(1), input, 0.0)
+    z = (input * linear_weight[labels]).sum(1)
+    if linear_bias is not None:
+        z = z + linear_bias[labels]
+    if problem.softcap:
+        z = problem.softcap * _formula.tanh(z / problem.softcap)
+    lse = losses + z
+    return lse if counted is None else torch.where(counted, lse, 0.0)
+
+
+def _blocks(problem: Problem, of_rows: Any, *, differentiable: bool) -> Tensor:
+    """A function of some samples' logits, for all samples."""
+    tensors = problem[:3]
+    if not differentiable:
+        tensors = tuple(None if x is None else x.detach() for x in tensors)
+    input, linear_weight, linear_bias = tensors
+    softcap = problem.softcap
+
+    def part(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
+        z = input @ linear_weight.mT
+        if linear_bias is not None:
+            z = z + linear_bias
+        made: Tensor = of_rows(softcap * _formula.tanh(z / softcap) if softcap else z)
+        return made
+
+    if recorded() or transformed():
+        return part(input, linear_weight, linear_bias)
+    n = max(1, _ENTRIES_A_BLOCK // max(1, len(linear_weight)))
+    if len(input) <= n:
+        return part(input, linear_weight, linear_bias)
+    pieces = []
+    for first in range(0, len(input), n):
+        piece = (input[first : first + n], linear_weight, linear_bias)
+        pieces.append(checkpoint(part, *piece, use_reentrant=False) if differentiable else
+                      part(*piece))  # fmt: skip
+    return torch.cat(pieces)
+
+
+def _largest(z: Tensor) -> Tensor:
+    return z.argmax(1)
+
+
+def _entropies(z: Tensor) -> Tensor:
+    """`-sum_j p_j log p_j` by gaps to the largest logit: a sum of numbers of one sign."""
+    top = z.detach().argmax(1, keepdim=True)
+    gaps = z - z.gather(1, top)
+    least = torch.finfo(z.dtype).min / 2
+    rest = torch.logsumexp(gaps.scatter(1, top, least), 1, keepdim=True)
+    # The loss of the largest logit's class, -log p.
+    loss = torch.nn.functional.softplus(rest)
+    p = torch.exp(gaps - loss)
+    return loss.squeeze(1) - (p * gaps.masked_fill(torch.isinf(gaps), 0.0)).sum(1)

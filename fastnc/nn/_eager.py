@@ -1,0 +1,115 @@
+"""The loss as an autograd `Function`, where a call's fixed cost counts.
+
+Gradients of a reduced loss are made together with it; those of "none" when they are asked for.
+What is differentiated again, or in forward mode, goes by `fastnc.nn._formula`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnc.nn import _formula, _hessian
+from fastnc.nn._dispatch import evaluate
+from fastnc.nn._operator import rows_backward
+from fastnc.nn._problem import Problem
+from fastnc.nn._surroundings import recorded, transformed
+
+
+class Eager(torch.autograd.Function):
+    # Each argument costs time both ways, so those without a gradient are one; a `setup_context`
+    # would have every call look up its own signature.
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        linear_weight: Tensor,
+        linear_bias: Tensor | None,
+        problem: Problem,
+    ) -> Tensor:
+        ctx.options = problem[5:]
+        ctx.save_for_backward(*problem[:5])
+        loss: Tensor
+        if problem.reduction == "none":
+            ctx.grads = None
+            loss, *_ = evaluate(problem._replace(wanted=0))
+        else:
+            loss, *ctx.grads = evaluate(problem)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+        (upstream,) = grad_outputs
+        if transformed() or recorded():
+            return (*_exotic(ctx, upstream), None)
+        # Handed over, not shared, so that a leaf need not copy what it receives; a second pass
+        # through a retained graph makes them again. Autograd itself casts to the leaf's dtype.
+        made, ctx.grads = ctx.grads, None
+        if made is None:
+            problem = Problem(*ctx.saved_tensors, *ctx.options)
+            by_sample = problem.reduction == "none"
+            made = evaluate(problem, upstream if by_sample else None)[1:]
+            made = made if by_sample else _times(made, upstream)
+        else:
+            made = _times(made, upstream)
+        if torch.is_grad_enabled():
+            problem = Problem(*ctx.saved_tensors, *ctx.options)
+            made = _Gradients.apply(upstream, *problem[:3], problem, made)
+        return (*made, None)
+
+
+class _Gradients(torch.autograd.Function):
+    """Hands gradients through; differentiated again, they are Hessian products."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        upstream: Tensor,
+        input: Tensor,
+        linear_weight: Tensor,
+        linear_bias: Tensor | None,
+        problem: Problem,
+        made: Any,
+    ) -> Any:
+        ctx.options = problem[5:]
+        ctx.save_for_backward(upstream, *problem[:5])
+        ctx.set_materialize_grads(False)
+        return tuple(made)
+
+    @staticmethod
+    def backward(ctx: Any, *directions: Tensor | None) -> tuple[Any, ...]:
+        upstream, *tensors = ctx.saved_tensors
+        problem = Problem(*tensors, *ctx.options)
+        if all(v is None for v in directions):
+            return (None,) * 6
+        alone = not (torch.is_grad_enabled() or transformed() or recorded())
+        if alone and _hessian.serves(problem):
+            made = _hessian.products(problem, upstream, directions)
+        else:
+            made = _formula.hessian_products(problem, upstream, directions)
+        products = list(made) + [None] * (4 - len(made))
+        return (*products, None, None)
+
+
+def _times(made: Any, upstream: Tensor) -> Any:
+    """Gradients times the upstream one, in place."""
+    # On the CPU a look at the scalar is free, and saves a pass over N x d in the usual case.
+    if upstream.is_cpu and upstream.item() == 1.0:
+        return made
+    return [g if g is None else g.mul_(upstream.to(g.dtype)) for g in made]
+
+
+def _exotic(ctx: Any, upstream: Tensor) -> Any:
+    """For a batch of upstream gradients, in forward mode, or while operators are recorded."""
+    again = torch.is_grad_enabled()
+    if ctx.grads is not None and not again:
+        return [g if g is None else g * upstream.to(g.dtype) for g in ctx.grads]
+    problem = Problem(*ctx.saved_tensors, *ctx.options)
+    if problem.reduction == "none" and not again and not transformed():
+        made = rows_backward(upstream, *problem[:5], *problem[6:])
+    else:
+        made = _formula.gradients(problem, upstream)
+    grads = [g if problem.wanted & bit else None for g, bit in zip(made, (1, 2, 4), strict=False)]
+    return grads + [None] * (3 - len(grads))

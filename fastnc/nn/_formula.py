@@ -1,0 +1,162 @@
+"""The loss as differentiable torch operations: every derivative of any order follows from it.
+
+Gaps D_j = z_j - z_y are taken first, and the label's own leaves the sum before anything is
+exponentiated, so that torch's derivatives of what follows keep their digits in the terminal phase:
+
+    loss_i = A_i softplus(log sum_{j != y} e^{D_j}) - sum_j B_ij D_ij
+
+A and B as in `fastnc.nn._torch_rows`. All logits are formed at once. This serves second and later
+derivatives, forward mode, the transforms of `torch.func`, targets and class weights that are
+differentiated themselves, and problems without a class or a feature; the rest has kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastnc.nn._problem import Problem, loss_dtype, working_dtype
+
+# softplus is linear from here on: beyond, its derivatives by e^x / (1 + e^x) would overflow.
+_LINEAR_FROM = {torch.float32: 80.0, torch.float64: 700.0}
+
+
+def loss(problem: Problem) -> Tensor:
+    """The loss of a checked problem, in its dtype."""
+    input, linear_weight, _, target, weight, reduction, *_ = problem
+    kind = loss_dtype(input, linear_weight, target)
+    with torch.autocast(input.device.type, enabled=False):
+        each, counted = _losses(problem)
+        if reduction == "none":
+            return each.to(kind)
+        total = each.sum(dtype=torch.float64)
+        if reduction == "sum":
+            return total.to(kind)
+        return mean(total, divisor(target, weight, counted)).to(kind)
+
+
+def mean(total: Tensor, divisor: Tensor) -> Tensor:
+    """NaN of no sample at all, as torch's, with gradients of zero."""
+    none = divisor == 0
+    return torch.where(none, torch.nan, total / torch.where(none, 1.0, divisor))
+
+
+def divisor(target: Tensor, weight: Tensor | None, counted: Tensor | None) -> Tensor:
+    """By what a mean divides: the weights of the labels that count, or the number of rows."""
+    if counted is None:
+        return torch.full((), target.shape[0], dtype=torch.float64, device=target.device)
+    if weight is None:
+        return counted.sum(dtype=torch.float64)
+    inside = counted & (target >= 0) & (target < len(weight))
+    return (weight[target.masked_fill(~inside, 0)] * inside).sum(dtype=torch.float64)
+
+
+def logits(problem: Problem) -> Tensor:
+    """(N, K), capped; a row that is to be ignored is that of an input of zeros."""
+    input, linear_weight, linear_bias, target, *_ = problem
+    dtype = working_dtype(input, linear_weight, target)
+    H = input.to(dtype)
+    if not target.is_floating_point():
+        # It may hold NaN, which must reach no gradient.
+        H = torch.where((target.to(torch.int64) != problem.ignore_index).unsqueeze(1), H, 0.0)
+    z = H @ linear_weight.to(dtype).mT
+    if linear_bias is not None:
+        z = z + linear_bias.to(dtype)
+    if problem.softcap:
+        z = problem.softcap * tanh(z / problem.softcap)
+    return z
+
+
+def _losses(problem: Problem) -> tuple[Tensor, Tensor | None]:
+    """Each sample's loss (N,), and which of them count."""
+    _, _, _, target, weight, _, ignore_index, smoothing, *_ = problem
+    z = logits(problem)
+    dtype, K = z.dtype, z.shape[1]
+    weight = None if weight is None else weight.to(dtype)
+    counted = poison = None
+    if K == 0:
+        # A class of no consequence: there is nothing to be had from it, and nothing to gather.
+        z = F.pad(z, (0, 1))
+        weight = None if weight is None else F.pad(weight, (0, 1))
+        target = F.pad(target, (0, 1)) if target.is_floating_point() else target
+    if target.is_floating_point():
+        B: Tensor | None = target.to(dtype)
+        if smoothing:
+            B = B * (1.0 - smoothing) + smoothing / K
+        if weight is not None:
+            B = B * weight
+        label = B.detach().argmax(1, keepdim=True)
+        A = B.sum(1)
+    else:
+        target = target.to(torch.int64)
+        counted = target != ignore_index
+        inside = counted & (target >= 0) & (target < K)
+        poison = counted & ~inside
+        label = target.masked_fill(~inside, 0).unsqueeze(1)
+        z = torch.where(counted.unsqueeze(1), z, 0.0)
+        own = torch.ones_like(z[:, 0]) if weight is None else weight[label.squeeze(1)]
+        uniform = torch.ones_like(z[:1]) if weight is None else weight.unsqueeze(0)
+        B = uniform * (smoothing / K) if smoothing else None
+        A = own if B is None else own * (1.0 - smoothing) + B.sum()
+    gaps = z - z.gather(1, label)
+    # Finite, so that a class without a rival has a loss of 0 and derivatives of 0.
+    others = gaps.scatter(1, label, torch.finfo(dtype).min / 2)
+    plain = F.softplus(torch.logsumexp(others, 1), threshold=_LINEAR_FROM[dtype])
+    each = A * plain
+    if B is not None:
+        each = each - (B * gaps.scatter(1, label, 0.0)).sum(1)
+    # A label's logit that is not finite shows.
+    each = each + 0.0 * gaps.gather(1, label).squeeze(1)
+    if counted is not None and poison is not None:
+        each = torch.where(counted, each, 0.0)
+        each = torch.where(poison, torch.nan, each)
+    return each, counted
+
+
+def tanh(x: Tensor) -> Tensor:
+    """tanh by an expression whose derivative does not cancel where it levels off."""
+    e = torch.exp(-2.0 * x.abs())
+    far = x.sign() * (1.0 - e) / (1.0 + e)
+    return torch.where(x.abs() < 1.0, torch.tanh(x), far)
+
+
+def gradients(problem: Problem, upstream: Tensor) -> tuple[Tensor, ...]:
+    """`upstream` times the derivatives of the loss by input, linear_weight (and linear_bias).
+
+    Differentiable by all of them, by whatever torch has for it.
+    """
+    leaves = _widened(problem)
+    _, pull = torch.func.vjp(lambda *leaves: loss(_with(problem, leaves)), *leaves)
+    made: tuple[Tensor, ...] = pull(upstream.to(loss_dtype(leaves[0], leaves[1], problem.target)))
+    return made
+
+
+def hessian_products(
+    problem: Problem, upstream: Tensor, directions: tuple[Tensor | None, ...]
+) -> tuple[Tensor, ...]:
+    """Derivatives of `sum <direction, gradient>` by upstream, input, linear_weight (and bias)."""
+    leaves = _widened(problem)
+
+    def along(upstream: Tensor, *leaves: Tensor) -> Tensor:
+        made = gradients(_with(problem, leaves), upstream)
+        pairs = [(v, g) for v, g in zip(directions, made, strict=False) if v is not None]
+        parts = [(v.to(g.dtype) * g).sum() for v, g in pairs]
+        return torch.stack(parts).sum()
+
+    value, pull = torch.func.vjp(along, upstream, *leaves)
+    products: tuple[Tensor, ...] = pull(torch.ones_like(value))
+    return products
+
+
+def _widened(problem: Problem) -> list[Tensor]:
+    """Half precision has no room for what is yet to be multiplied."""
+    dtype = working_dtype(problem.input, problem.linear_weight, problem.target)
+    return [x.to(dtype) for x in problem[:3] if isinstance(x, Tensor)]
+
+
+def _with(problem: Problem, leaves: Any) -> Problem:
+    bias = leaves[2] if len(leaves) == 3 else None
+    return problem._replace(input=leaves[0], linear_weight=leaves[1], linear_bias=bias)

@@ -1,0 +1,40 @@
+"""Labels that fit no class: refused where they can be read without waiting, NaN elsewhere.
+
+A device's labels are not waited for, and no assertion is left there either, since one that fails
+ends every tensor of the process: the loss of such a sample, and what it adds to gradients, is NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastnc.nn._errors import LabelError
+
+
+def look(target: Tensor, n_classes: int, ignore_index: int) -> None:
+    """Labels in the host's memory must fit.
+
+    Raises
+    ------
+    LabelError
+        One does not.
+    """
+    if target.is_floating_point() or not target.is_cpu:
+        return
+    bad = misfits(target.to(torch.int64), n_classes, ignore_index)
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        raise bad_label(n_classes, ignore_index, int(target[first]), first)
+
+
+def misfits(target: Tensor, n_classes: int, ignore_index: int) -> Tensor:
+    """Which of some int64 labels are neither a class nor `ignore_index`."""
+    return (target != ignore_index) & ((target < 0) | (target >= n_classes))
+
+
+def bad_label(n_classes: int, ignore_index: int, label: int, place: int) -> LabelError:
+    return LabelError(
+        f"`target` must lie in 0..{n_classes - 1} (`linear_weight` has {n_classes} rows) or be "
+        f"`ignore_index`, {ignore_index}; got {label} at index {place}."
+    )

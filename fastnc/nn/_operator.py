@@ -1,0 +1,146 @@
+"""The loss as operators of torch, which compilers, tracers and exporters can write down.
+
+`fastnc::linear_cross_entropy` returns the loss and, of a reduced one, its gradients, which its own
+derivative multiplies; differentiated themselves they are Hessian products.
+`fastnc::linear_cross_entropy_rows_backward` makes the gradients of "none".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnc.nn import _formula
+from fastnc.nn._dispatch import evaluate
+from fastnc.nn._problem import Problem, loss_dtype, working_dtype
+
+
+@torch.library.custom_op("fastnc::linear_cross_entropy", mutates_args=())
+def operator(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    wanted: int,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    problem = Problem(
+        input, linear_weight, linear_bias, target, weight, reduction, ignore_index,
+        label_smoothing, 0 if reduction == "none" else wanted, softcap,
+    )  # fmt: skip
+    loss, *grads = evaluate(problem)
+    return loss, *_filled(input, grads)
+
+
+@torch.library.custom_op("fastnc::linear_cross_entropy_rows_backward", mutates_args=())
+def rows_backward(
+    upstream: Tensor,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    wanted: int,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    problem = Problem(
+        input, linear_weight, linear_bias, target, weight, "none", ignore_index, label_smoothing,
+        wanted, softcap,
+    )  # fmt: skip
+    _, *grads = evaluate(problem, upstream)
+    return _filled(input, grads)
+
+
+@operator.register_fake
+def _(input: Tensor, linear_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    _, target, _, reduction, _, _, wanted, _ = rest
+    shape = (input.shape[0],) if reduction == "none" else ()
+    loss = input.new_empty(shape, dtype=loss_dtype(input, linear_weight, target))
+    return loss, *_like(input, linear_weight, target, 0 if reduction == "none" else wanted)
+
+
+@rows_backward.register_fake
+def _(upstream: Tensor, input: Tensor, linear_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return _like(input, linear_weight, rest[1], rest[-2])
+
+
+def _filled(input: Tensor, grads: list[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
+    """An operator returns tensors: empty ones where nothing was wanted."""
+    made = [input.new_empty(0) if g is None else g for g in grads]
+    return made[0], made[1], made[2]
+
+
+def _like(
+    input: Tensor, linear_weight: Tensor, target: Tensor, wanted: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = working_dtype(input, linear_weight, target)
+    shapes = (input.shape, linear_weight.shape, linear_weight.shape[:1])
+    grads = [
+        input.new_empty(shape, dtype=dtype) if wanted & bit else input.new_empty(0)
+        for shape, bit in zip(shapes, (1, 2, 4), strict=True)
+    ]
+    return grads[0], grads[1], grads[2]
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.reduction, ignore_index, label_smoothing, wanted, softcap = inputs
+    ctx.options = (ignore_index, label_smoothing, wanted, softcap)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, *(() if ctx.reduction == "none" else output[1:]))
+
+
+def _backward(ctx: Any, upstream: Tensor | None, *directions: Tensor | None) -> Any:
+    tensors, made = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+    problem = Problem(*tensors, ctx.reduction, *ctx.options)
+    wanted = ctx.options[2]
+    grads: list[Tensor | None] = [None] * 3
+    if upstream is not None:
+        if ctx.reduction == "none":
+            made = rows_backward(upstream, *tensors, *ctx.options)
+        else:
+            made = [g * upstream.to(g.dtype) for g in made]
+        grads = [g if wanted & bit else None for g, bit in zip(made, (1, 2, 4), strict=True)]
+    asked = [v if wanted & bit else None for v, bit in zip(directions, (1, 2, 4), strict=True)]
+    if ctx.reduction != "none" and any(v is not None for v in asked):
+        one = torch.ones((), dtype=torch.float64, device=tensors[0].device)
+        _, *products = _formula.hessian_products(problem, one, tuple(asked))
+        grads = [
+            product if g is None else g + product
+            for g, product in zip(grads, [*products, None][:3], strict=True)
+        ]
+    kinds = [None if x is None else x.dtype for x in tensors[:3]]
+    cast = [None if g is None else g.to(kind) for g, kind in zip(grads, kinds, strict=True)]
+    return (*cast, None, None, None, None, None, None, None)
+
+
+def _remember_rows(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ignore_index, label_smoothing, wanted, softcap = inputs
+    ctx.options = (ignore_index, label_smoothing, wanted, softcap)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+
+
+def _rows_backward_backward(ctx: Any, *directions: Tensor | None) -> Any:
+    upstream, *tensors = ctx.saved_tensors
+    problem = Problem(*tensors, "none", *ctx.options)
+    wanted = ctx.options[2]
+    asked = [v if wanted & bit else None for v, bit in zip(directions, (1, 2, 4), strict=True)]
+    if all(v is None for v in asked):
+        return (None,) * 10
+    made = _formula.hessian_products(problem, upstream, tuple(asked))
+    products = [*made, None][:4]
+    kinds = [upstream.dtype, *(None if x is None else x.dtype for x in tensors[:3])]
+    cast = [None if g is None else g.to(kind) for g, kind in zip(products, kinds, strict=True)]
+    return (*cast, None, None, None, None, None, None)
+
+
+operator.register_autograd(_backward, setup_context=_remember)
+rows_backward.register_autograd(_rows_backward_backward, setup_context=_remember_rows)

@@ -1,0 +1,34 @@
+"""What a call stands in: a tensor may be more than its numbers, and a call may be recorded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad
+from torch import Tensor, nn
+
+_PLAIN = (Tensor, nn.Parameter, type(None))
+_forward_ad: Any = torch.autograd.forward_ad
+
+
+def transformed() -> bool:
+    """Whether derivatives may be asked for that a kernel's addresses would lose.
+
+    Under the transforms of `torch.func` and in forward mode a tensor is more than its numbers.
+    """
+    return torch._C._are_functorch_transforms_active() or _forward_ad._current_level >= 0
+
+
+def recorded() -> bool:
+    """Whether somebody writes down which operators run: a compiler, a tracer, a dispatch mode."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def plain(*tensors: Tensor | None) -> bool:
+    """Whether they are torch's own kind, and no subclass with ideas of its own."""
+    return all(type(x) in _PLAIN for x in tensors)
