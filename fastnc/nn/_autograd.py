@@ -22,7 +22,7 @@ def apply(problem: Problem) -> Tensor:
             look(problem.target, len(problem.linear_weight), problem.ignore_index)
         loss = _formula.loss(problem)
     elif recorded() or not plain(*problem[:5]):
-        loss = operator(*problem)[0]
+        loss = operator(*_recordable(problem))[0]
     elif problem.wanted:
         loss = Eager.apply(*problem[:3], problem)
     else:
@@ -36,6 +36,13 @@ def wanted_of(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) 
         return 0
     wanted: int = input.requires_grad + 2 * linear_weight.requires_grad
     return wanted if linear_bias is None else wanted + 4 * linear_bias.requires_grad
+
+
+def _recordable(problem: Problem) -> Problem:
+    """A trace may be run later with tensors of which more is wanted."""
+    if torch._C._get_tracing_state() is None:
+        return problem
+    return problem._replace(wanted=3 if problem.linear_bias is None else 7)
 
 
 def _by_target(problem: Problem) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastnc.nn import _formula, _hessian
+from fastnc.nn._batched import is_batch, over_batches
 from fastnc.nn._dispatch import evaluate
 from fastnc.nn._operator import rows_backward
 from fastnc.nn._problem import Problem
@@ -42,7 +43,7 @@ class Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
         (upstream,) = grad_outputs
-        if transformed() or recorded():
+        if transformed() or recorded() or is_batch(upstream):
             return (*_exotic(ctx, upstream), None)
         # Handed over, not shared, so that a leaf need not copy what it receives; a second pass
         # through a retained graph makes them again. Autograd itself casts to the leaf's dtype.
@@ -84,9 +85,17 @@ class _Gradients(torch.autograd.Function):
         problem = Problem(*tensors, *ctx.options)
         if all(v is None for v in directions):
             return (None,) * 6
-        alone = not (torch.is_grad_enabled() or transformed() or recorded())
+        batches = any(is_batch(x) for x in (upstream, *directions))
+        alone = not (torch.is_grad_enabled() or transformed() or recorded() or batches)
+        made: Any
         if alone and _hessian.serves(problem):
             made = _hessian.products(problem, upstream, directions)
+        elif batches:
+
+            def products_of(upstream: Tensor, *directions: Tensor | None) -> tuple[Tensor, ...]:
+                return _formula.hessian_products(problem, upstream, directions)
+
+            made = over_batches(products_of, upstream, *directions)
         else:
             made = _formula.hessian_products(problem, upstream, directions)
         products = list(made) + [None] * (4 - len(made))
@@ -107,7 +116,9 @@ def _exotic(ctx: Any, upstream: Tensor) -> Any:
     if ctx.grads is not None and not again:
         return [g if g is None else g * upstream.to(g.dtype) for g in ctx.grads]
     problem = Problem(*ctx.saved_tensors, *ctx.options)
-    if problem.reduction == "none" and not again and not transformed():
+    if is_batch(upstream):
+        made = over_batches(lambda upstream: _formula.gradients(problem, upstream), upstream)
+    elif problem.reduction == "none" and not again and not transformed():
         made = rows_backward(upstream, *problem[:5], *problem[6:])
     else:
         made = _formula.gradients(problem, upstream)

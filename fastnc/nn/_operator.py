@@ -108,6 +108,9 @@ def _backward(ctx: Any, upstream: Tensor | None, *directions: Tensor | None) -> 
         else:
             made = [g * upstream.to(g.dtype) for g in made]
         grads = [g if wanted & bit else None for g, bit in zip(made, (1, 2, 4), strict=True)]
+        # A recorded call knows what was wanted when it was recorded, not what is wanted now.
+        if any(grads[i] is None and ctx.needs_input_grad[i] for i in range(3)):
+            grads = [*_formula.gradients(problem, upstream), None][:3]
     asked = [v if wanted & bit else None for v, bit in zip(directions, (1, 2, 4), strict=True)]
     if ctx.reduction != "none" and any(v is not None for v in asked):
         one = torch.ones((), dtype=torch.float64, device=tensors[0].device)

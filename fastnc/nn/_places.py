@@ -94,9 +94,7 @@ def _total(whole: Problem, parts: list[Problem]) -> Tensor:
     input, linear_weight, _, target, weight, reduction, ignore_index, *_ = whole
     kind = loss_dtype(input, linear_weight, target)
     with torch.autocast(input.device.type, enabled=False):
-        # What an empty sum depends on, so that its gradients are zeros.
-        total = torch.zeros((), dtype=torch.float64, device=input.device)
-        total = total + 0.0 * (input[:0].sum() + linear_weight[:0].sum())
+        total = torch.zeros((), dtype=torch.float64, device=input.device) + _nothing_of(whole)
         for part in parts:
             total = total + apply(part._replace(reduction="sum"))
         if reduction == "mean":
@@ -109,11 +107,16 @@ def _total(whole: Problem, parts: list[Problem]) -> Tensor:
     return total.to(kind)
 
 
+def _nothing_of(whole: Problem) -> Tensor:
+    """0 that depends on what is differentiated, so that an empty loss has gradients of zero."""
+    return sum((x[:0].sum() for x in whole[:3] if isinstance(x, Tensor)), torch.zeros(()))
+
+
 def _joined(made: list[Rows], whole: Problem, places: list[int]) -> Rows:
     """(N, ...) from the rows of each place."""
     N = whole.input.shape[0]
     if not made:
-        nothing = whole.input.new_zeros((N, *places)) + 0.0 * whole.linear_weight[:0].sum()
+        nothing = whole.input.new_zeros((N, *places)) + _nothing_of(whole)
         return Rows(nothing, nothing, nothing.to(torch.int64), nothing)
     columns = [
         None if any(x is None for x in column) else torch.stack(column, 1).reshape(N, *places)

@@ -1,0 +1,35 @@
+"""Batches of upstream gradients, as `is_grads_batched` hands them through.
+
+Autograd's own batching has rules for few operations, so what is under it is taken out of it, goes
+through `torch.vmap`, and is put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_batch(x: Tensor | None) -> bool:
+    """Whether `x` stands for a batch, under autograd's own batching: it has no memory then."""
+    return x is not None and not torch._C._has_storage(x)
+
+
+def over_batches(
+    function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor | None
+) -> tuple[Tensor, ...]:
+    """`function(*tensors)` with batches in and out; None stays None."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    # Only a batch is taken apart: of a tensor that is none, one would be made.
+    dims = tuple(0 if is_batch(x) else None for x in tensors)
+    whole = [torch._remove_batch_dim(x, level, 1, 0) if is_batch(x) else x for x in tensors]  # type: ignore[arg-type]
+    torch._C._vmapmode_decrement_nesting()
+    try:
+        made: Any = torch.vmap(function, dims)(*whole)
+    finally:
+        torch._C._vmapmode_increment_nesting()
+    return tuple(torch._add_batch_dim(x, 0, level) for x in made)
