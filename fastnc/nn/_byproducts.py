@@ -214,9 +214,7 @@ def _entropies(z: Tensor) -> Tensor:
     """`-sum_j p_j log p_j` by gaps to the largest logit: a sum of numbers of one sign."""
     top = z.detach().argmax(1, keepdim=True)
     gaps = z - z.gather(1, top)
-    least = torch.finfo(z.dtype).min / 2
-    rest = torch.logsumexp(gaps.scatter(1, top, least), 1, keepdim=True)
     # The loss of the largest logit's class, -log p.
-    loss = torch.nn.functional.softplus(rest)
-    p = torch.exp(gaps - loss)
-    return loss.squeeze(1) - (p * gaps.masked_fill(torch.isinf(gaps), 0.0)).sum(1)
+    loss = _formula.log_partition(gaps, top)
+    p = torch.exp(gaps - loss.unsqueeze(1))
+    return loss - (p * gaps.masked_fill(torch.isinf(gaps), 0.0)).sum(1)

@@ -3,7 +3,7 @@
 Gaps D_j = z_j - z_y are taken first, and the label's own leaves the sum before anything is
 exponentiated, so that torch's derivatives of what follows keep their digits in the terminal phase:
 
-    loss_i = A_i softplus(log sum_{j != y} e^{D_j}) - sum_j B_ij D_ij
+    loss_i = A_i log(1 + sum_{j != y} e^{D_j}) - sum_j B_ij D_ij
 
 A and B as in `fastnc.nn._torch_rows`. All logits are formed at once. This serves second and later
 derivatives, forward mode, the transforms of `torch.func`, targets and class weights that are
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastnc.nn._problem import Problem, loss_dtype, working_dtype
 
-# softplus is linear from here on: beyond, its derivatives by e^x / (1 + e^x) would overflow.
+# softplus is linear from here on, where e^x would overflow.
 _LINEAR_FROM = {torch.float32: 80.0, torch.float64: 700.0}
 
 
@@ -102,10 +102,7 @@ def _losses(problem: Problem) -> tuple[Tensor, Tensor | None]:
         B = uniform * (smoothing / K) if smoothing else None
         A = own if B is None else own * (1.0 - smoothing) + B.sum()
     gaps = z - z.gather(1, label)
-    # Finite, so that a class without a rival has a loss of 0 and derivatives of 0.
-    others = gaps.scatter(1, label, torch.finfo(dtype).min / 2)
-    plain = F.softplus(torch.logsumexp(others, 1), threshold=_LINEAR_FROM[dtype])
-    each = A * plain
+    each = A * log_partition(gaps, label)
     if B is not None:
         each = each - (B * gaps.scatter(1, label, 0.0)).sum(1)
     # A label's logit that is not finite shows.
@@ -114,6 +111,19 @@ def _losses(problem: Problem) -> tuple[Tensor, Tensor | None]:
         each = torch.where(counted, each, 0.0)
         each = torch.where(poison, torch.nan, each)
     return each, counted
+
+
+def log_partition(gaps: Tensor, label: Tensor) -> Tensor:
+    """`log sum_j e^{D_j}`, D_y = 0, with derivatives `p_j` and `p_j (delta_jk - p_k)` for j, k != y.
+
+    Its value is `softplus(log sum_{j != y} e^{D_j})`, which keeps its digits in the tail; what is
+    differentiated is the plain sum, of which every derivative does, as long as the label's own
+    entry is a constant.
+    """
+    others = gaps.detach().scatter(1, label, torch.finfo(gaps.dtype).min / 2)
+    value = F.softplus(torch.logsumexp(others, 1), threshold=_LINEAR_FROM[gaps.dtype])
+    differentiated = torch.logsumexp(gaps.scatter(1, label, 0.0), 1)
+    return differentiated + (value - differentiated.detach())
 
 
 def tanh(x: Tensor) -> Tensor:
