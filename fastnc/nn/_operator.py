@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from fastnc.nn import _formula
+from fastnc.nn._checks import check
 from fastnc.nn._dispatch import evaluate
+from fastnc.nn._errors import ShapeError
 from fastnc.nn._problem import Problem, loss_dtype, working_dtype
 
 
@@ -30,6 +32,7 @@ def operator(
     wanted: int,
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _look(input, linear_weight, target, linear_bias, weight)
     problem = Problem(
         input, linear_weight, linear_bias, target, weight, reduction, ignore_index,
         label_smoothing, 0 if reduction == "none" else wanted, softcap,
@@ -51,6 +54,7 @@ def rows_backward(
     wanted: int,
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _look(input, linear_weight, target, linear_bias, weight)
     problem = Problem(
         input, linear_weight, linear_bias, target, weight, "none", ignore_index, label_smoothing,
         wanted, softcap,
@@ -70,6 +74,16 @@ def _(input: Tensor, linear_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 @rows_backward.register_fake
 def _(upstream: Tensor, input: Tensor, linear_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return _like(input, linear_weight, rest[1], rest[-2])
+
+
+def _look(input: Tensor, linear_weight: Tensor, *rest: Any) -> None:
+    """What was recorded may be run with tensors of other shapes."""
+    if input.dim() != 2 or linear_weight.dim() != 2:
+        raise ShapeError(
+            "`input` and `linear_weight` must be (N, d) and (K, d); got "
+            f"{tuple(input.shape)} and {tuple(linear_weight.shape)}."
+        )
+    check(input, linear_weight, *rest, None)
 
 
 def _filled(input: Tensor, grads: list[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
