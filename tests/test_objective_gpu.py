@@ -111,7 +111,7 @@ def test_running_moments_are_those_of_the_cpu(scatter):
     cpu.update(H, y)
     moments = CudaMoments(K, D, scatter, torch.device(DEVICE))
     for lo, hi in ((0, 1), (1, 40), (40, 60)):
-        moments.update(*on_device(H[lo:hi], y[lo:hi]))
+        moments.update(*on_device(H[lo:hi]), y[lo:hi])
     present, counts, means, squares, within = moments.moments()
     wanted = cpu.state_dict()
     assert present.tolist() == list(range(K)) and counts.tolist() == np.bincount(y).tolist()
@@ -122,4 +122,5 @@ def test_running_moments_are_those_of_the_cpu(scatter):
         lower = np.tril_indices(D)
         np.testing.assert_allclose(within[lower], np.asarray(wanted["within"])[lower], rtol=1e-12)
     with pytest.raises(ValueError, match=r"`H` must be finite; got nan in sample 7, feature 2"):
-        moments.update(*on_device(np.where(np.arange(D) == 2, np.nan, H[:1]), y[:1]), first=7)
+        bad = np.where(np.arange(D) == 2, np.nan, H[:1])
+        moments.update(*on_device(bad), y[:1], first=7)

@@ -34,8 +34,6 @@ def metrics(
     Reads the file twice, in pieces; features that are mapped need not fit in memory. Writes
     metrics.json, metrics.png and metrics.pdf to --out.
     """
-    import numpy as np
-
     from fastnc._core.files import atomic_write, out_dir
     from fastnc._core.progress import progress_bar
     from fastnc.collapse.features_file import read_features
@@ -43,7 +41,7 @@ def metrics(
 
     held = read_features(file, labels, weight, bias)
     with progress_bar(2 * len(held.labels), "samples", "metrics") as bar:
-        told, statistics = measure(
+        told, statistics, names = measure(
             held.features, held.labels, held.weight, held.bias, progress=bar.update
         )
     folder = out_dir(out)
@@ -51,7 +49,6 @@ def metrics(
     written = [atomic_write(folder / "metrics.json", lambda f: f.write(text.encode()))]
     from fastnc.plots import collapse_figure, save
 
-    names = np.unique(held.labels)
     written += save(collapse_figure(told, statistics, names), folder / "metrics")
     print(told.table(convention))
     print("\nWritten:", *written, sep="\n  ")

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._core.arrays import as_numpy, check_labels, check_unmasked, dtype_name, home, is_torch
+from fastnc._core.arrays import check_unmasked, dtype_name, home, is_torch
+from fastnc.collapse.labels import check_range, with_labels
+from fastnc.collapse.mapped import mapped_file
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
-FEATURES = ("float16", "bfloat16", "float32", "float64")
 BATCH_BYTES = 1 << 26
 
 
@@ -27,57 +28,84 @@ class Moments(NamedTuple):
 
 
 def check_features(H: Any, dim: int | None) -> None:
-    """`H` must be (n, dim) in half, single or double precision."""
+    """`H` must be (n, dim), or (..., dim) with a sample at every place, of floats in memory."""
     if not hasattr(H, "dtype") or not hasattr(H, "shape"):
         raise TypeError(f"`H` must be a NumPy array or a torch tensor; got {type(H).__name__}.")
-    if len(H.shape) != 2:
+    check_dense("H", H)
+    if len(H.shape) < 2:
         raise ValueError(f"`H` must have 2 dimensions, one sample a row; got {tuple(H.shape)}.")
-    if dim is not None and H.shape[1] != dim:
+    if dim is not None and H.shape[-1] != dim:
         raise ValueError(
             f"`H` must have {dim} columns, as the statistics have; got shape {tuple(H.shape)}."
         )
-    if dtype_name(native(H[:0])) not in FEATURES:
-        raise TypeError(f"`H` must hold floats ({', '.join(FEATURES)}); got {dtype_name(H)}.")
+    if not _holds_floats(H):
+        raise TypeError(
+            f"`H` must hold floats of half, single or double precision; got {dtype_name(H)}."
+        )
     check_unmasked("H", H)
 
 
-def check_integers(y: Any, n_samples: int) -> NDArray[Any]:
-    """`y` as a NumPy array; it must be one integer a sample."""
-    if n_samples == 0 and as_numpy(y).shape == (0,):
-        # An empty list is of no type.
-        return as_numpy(y)
-    return check_labels(y, n_samples, None)
+def check_dense(name: str, x: Any) -> None:
+    """`x` must have its rows in memory: no sparse, nested, quantised or meta array."""
+    if is_torch(x):
+        kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
+        kind = "meta" if x.is_meta else "quantised" if x.is_quantized else kind
+        if kind == "strided":
+            return
+        way = "`.to_dense()`" if "sparse" in kind else "a plain tensor"
+    elif hasattr(x, "toarray"):
+        kind, way = "sparse", "`.toarray()`"
+    else:
+        return
+    raise TypeError(f"`{name}` must be a dense array in memory; it is {kind}. Pass {way}.")
 
 
-def check_batch(H: Any, y: Any, n_classes: int, dim: int, first: int = 0) -> tuple[Any, Any]:
-    """(H, y) ready to be summed: float32 or float64 rows and int64 labels, on one device.
+def _holds_floats(H: Any) -> bool:
+    """Whether float32 or float64 hold each of its numbers: decided by what can be read."""
+    if is_torch(H):
+        return bool(H.is_floating_point())
+    dtype = np.dtype(H.dtype)
+    if dtype.kind in "fV" and dtype.names is None and dtype.subdtype is None:
+        return np.can_cast(dtype, np.float64) and dtype.itemsize <= 8 and _is_number(dtype)
+    return False
 
-    Messages count samples from `first` on.
+
+def _is_number(dtype: np.dtype[Any]) -> bool:
+    # A dtype of another package, such as bfloat16 of ml_dtypes and JAX, is of NumPy's kind "V".
+    return dtype.kind == "f" or dtype.type is not np.void
+
+
+def check_batch(
+    H: Any, y: Any, n_classes: int, dim: int, first: int = 0, ignore_index: int | None = None
+) -> tuple[Any, Counts]:
+    """(H, labels) ready to be summed: float32 or float64 rows, labels of one's own in int64.
+
+    Ignored labels are `IGNORED`. Messages count samples from `first` on.
     """
     check_features(H, dim)
-    labels = check_integers(y, H.shape[0])
-    if len(labels) and not (labels.min() >= 0 and labels.max() < n_classes):
-        i = int(np.argmax((labels < 0) | (labels >= n_classes)))
-        highest = int(labels.max())
-        more = f", or pass `n_classes={highest + 1}`" if highest >= n_classes else ""
-        raise ValueError(
-            f"`y` must lie in 0..{n_classes - 1} ({n_classes} classes were given); "
-            f"got {labels[i]} at index {first + i}. Relabel{more}."
-        )
-    labels = np.ascontiguousarray(labels, dtype=np.int64)
-    H = native(H)
+    H, labels = with_labels(H, y)
+    return readable(H), check_range(labels, n_classes, ignore_index, first)
+
+
+def epsilon(H: Any) -> float:
+    """The relative rounding of the numbers in `H`; 0 where it is no array of floats."""
+    name = dtype_name(H) if hasattr(H, "dtype") else ""
+    return {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10}.get(name, 2.0**-7)
+
+
+def readable(H: Any) -> Any:
+    """`H` as the kernels read it: float32 or float64, on CUDA or as rows in the CPU's memory."""
     if is_torch(H):
         H = H.detach()
-        if dtype_name(H) in ("float16", "bfloat16"):
+        if H.element_size() < 4:
             H = H.float()
         if home(H) == "gpu":
-            import torch
-
-            return H, torch.from_numpy(labels).to(H.device)
-        H = H.numpy()
-    if H.dtype == np.float16:
+            return H
+        H = H.resolve_neg().numpy()
+    H = native(np.asarray(H))
+    if H.dtype not in (np.float32, np.float64):
         H = H.astype(np.float32)
-    return _writable(np.ascontiguousarray(H)), labels
+    return _writable(np.ascontiguousarray(H))
 
 
 def native(x: Any) -> Any:
@@ -101,34 +129,48 @@ def _writable(array: NDArray[Any]) -> NDArray[Any]:
     return array if array.flags.writeable else np.asarray(_Memory(array))
 
 
-def refuse_not_finite(H: NDArray[Any], first: int = 0) -> None:
+def kept_samples(y: Counts) -> Counts | None:
+    """The places of the samples that are not ignored; None if none is."""
+    return np.flatnonzero(y >= 0) if len(y) and y.min() < 0 else None
+
+
+def refuse_not_finite(H: NDArray[Any], first: int = 0, kept: Counts | None = None) -> None:
     """Says which sample, counted from `first` on, made a sum not finite."""
-    bad = ~np.isfinite(H)
+    places = np.arange(len(H)) if kept is None else kept
+    bad = ~np.isfinite(H[places])
     if bad.any():
         i, j = (int(v) for v in np.argwhere(bad)[0])
-        raise ValueError(f"`H` must be finite; got {H[i, j]} in sample {first + i}, feature {j}.")
+        at = int(places[i])
+        raise ValueError(f"`H` must be finite; got {H[at, j]} in sample {first + at}, feature {j}.")
     raise ValueError("`H` is too large: its squares overflow. Divide the features by a constant.")
 
 
 def moments_of(H: NDArray[Any], y: Counts, n_classes: int, full: bool, first: int = 0) -> Moments:
-    """Moments of a NumPy batch by the row-parallel kernels."""
+    """Moments of a NumPy batch by the row-parallel kernels; ignored samples are not read."""
     from fastnc.kernels.cpu.scatter import class_moments, class_moments_serial, group
 
+    kept = kept_samples(y)
+    if kept is not None:
+        y = y[kept]
     order, present, starts = group(y, n_classes)
+    if kept is not None:
+        order = kept[order]
     means = np.empty((len(present), H.shape[1]))
     squares = np.empty(len(present))
     run = class_moments if H.size > 100_000 else class_moments_serial
     run(H, order, starts, means, squares)
     if not np.isfinite(squares.sum()):
-        refuse_not_finite(H, first)
+        refuse_not_finite(H, first, kept)
     within = None
     if full:
         dim = H.shape[1]
         within = np.zeros((dim, dim), order="F")
         owner = np.searchsorted(present, y)
         rows = max(BATCH_BYTES // (8 * dim), 1)
-        for lo in range(0, len(H), rows):
-            scatter_rows(H[lo : lo + rows] - means[owner[lo : lo + rows]], within)
+        for lo in range(0, len(y), rows):
+            part = slice(lo, lo + rows)
+            X = H[part] if kept is None else H[kept[part]]
+            scatter_rows(X - means[owner[part]], within)
     return Moments(present, np.diff(starts), means, squares, within)
 
 
@@ -145,14 +187,16 @@ def batches(H: Any, y: Any, pieces: bool = False) -> Iterator[tuple[int, Any, An
 
     With `pieces`, arrays in memory come in pieces too.
     """
-    base = H
-    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
-        base = base.base
-    if not (pieces or isinstance(base, np.memmap)):
+    file = mapped_file(H)
+    if not pieces and file is None:
         yield 0, H, y
         return
     row = H.nbytes // max(len(H), 1)
     rows = max(BATCH_BYTES // max(row, 1), 1)
     for lo in range(0, len(H), rows):
         part = H[lo : lo + rows]
-        yield lo, part if is_torch(part) else np.asarray(part), y[lo : lo + rows]
+        if not is_torch(part):
+            part = np.asarray(part)
+        if file is not None:
+            part = file.read(lo, part)
+        yield lo, part, y[lo : lo + rows]

@@ -21,7 +21,11 @@ Floats = NDArray[np.float64]
 def check_classifier(
     W: ArrayLike | None, bias: ArrayLike | None, n_classes: int, dim: int
 ) -> tuple[Floats, Floats]:
-    """W (K, d) and bias (K,) in float64; no row at all if there is no classifier."""
+    """W (K, d) and bias (K,) in float64; no row at all if there is no classifier.
+
+    W (1, d) and bias (1,) of two classes, as a binary `Linear(d, 1)` or scikit-learn have them,
+    mean the rows 0 and w.
+    """
     if W is None:
         if bias is not None:
             raise ValueError("`bias` belongs to a classifier; pass its `W` too.")
@@ -29,18 +33,26 @@ def check_classifier(
     W = native(W)
     if hasattr(W, "dtype") and dtype_name(W) in ("float16", "bfloat16"):
         W = W.float() if is_torch(W) else W.astype(np.float32)  # type: ignore[union-attr]
-    check_matrix("W", W, (n_classes, dim))
+    # One row is a binary classifier's: the logit of class 1, where class 0 has 0.
+    binary = n_classes == 2 and len(getattr(W, "shape", ())) == 2 and W.shape[0] == 1  # type: ignore[union-attr]
+    check_matrix("W", W, (1 if binary else n_classes, dim))
     rows = np.ascontiguousarray(as_numpy(W), dtype=np.float64)
     check_finite("W", rows)
+    if binary:
+        rows = np.vstack([np.zeros(dim), rows])
     if bias is None:
         return rows, np.zeros(n_classes)
     if is_torch(bias):
         bias = bias.detach().cpu().double()  # type: ignore[union-attr]
     check_unmasked("bias", bias)
     offsets = np.asarray(bias)
+    if offsets.dtype.kind == "V" and np.can_cast(offsets.dtype, np.float64):
+        offsets = offsets.astype(np.float64)
     if offsets.dtype.kind not in "fiu":
         raise TypeError(f"`bias` must hold real numbers; got {offsets.dtype}.")
     offsets = offsets.astype(np.float64)
+    if binary and offsets.shape in ((1,), ()):
+        offsets = np.array([0.0, offsets.item()])
     if offsets.shape != (n_classes,):
         raise ValueError(f"`bias` must have shape ({n_classes},); got {offsets.shape}.")
     check_finite("bias", offsets)

@@ -20,8 +20,10 @@ OTHER_FORMS = (
     "nc3_gram_raw",
     "nc3_gram_sample_mean",
     "bias_balance",
+    "gnc2_log_variance",
+    "gnc2_distance_variance",
 )
-NEEDS_FEATURES_ONLY = OTHER_FORMS[:1]
+NEEDS_FEATURES_ONLY = ("nc1_sample_mean", "gnc2_log_variance", "gnc2_distance_variance")
 
 
 def _same(value: float, n_classes: int) -> float:
@@ -36,10 +38,22 @@ def _one_less(value: float, n_classes: int) -> float:
     return value * float(np.sqrt(n_classes / (n_classes - 1)))
 
 
+def _sample_variance(value: float, n_classes: int) -> float:
+    return value * n_classes / (n_classes - 1)
+
+
 def _complement(value: float, n_classes: int) -> float:
     return 1.0 - value
 
 
+_PAPYAN: dict[str, tuple[str, Form]] = {
+    "NC2: equinorm of M": ("equinorm_features", _one_less),
+    "NC2: equinorm of W": ("equinorm_classifier_raw", _same),
+    "NC2: equiangular of M": ("equiangular_features", _same),
+    "NC2: equiangular of W": ("equiangular_classifier_raw", _same),
+    "NC3: |W/|W| - M/|M||^2": ("nc3_distance", _same),
+    "NC4: mismatch": ("nc4_agreement", _complement),
+}
 # Of each source: its label, the attribute of `CollapseMetrics`, and what it makes of the value.
 CONVENTIONS: dict[str, dict[str, tuple[str, Form]]] = {
     "paper": {
@@ -53,15 +67,8 @@ CONVENTIONS: dict[str, dict[str, tuple[str, Form]]] = {
             "self_duality",
         )
     },
-    "papyan": {
-        "NC1: tr(Sw Sb^+)": ("nc1", _times_classes),
-        "NC2: equinorm of M": ("equinorm_features", _one_less),
-        "NC2: equinorm of W": ("equinorm_classifier_raw", _same),
-        "NC2: equiangular of M": ("equiangular_features", _same),
-        "NC2: equiangular of W": ("equiangular_classifier_raw", _same),
-        "NC3: |W/|W| - M/|M||^2": ("nc3_distance", _same),
-        "NC4: mismatch": ("nc4_agreement", _complement),
-    },
+    "papyan": {"NC1: tr(Sw Sb^+)/C": ("nc1", _same), **_PAPYAN},
+    "papyan-notebook": {"NC1: tr(Sw Sb^+)": ("nc1", _times_classes), **_PAPYAN},
     "zhu": {
         "NC1: tr(Sw Sb^+)/K": ("nc1_sample_mean", _same),
         "NC2: WW^T against the ETF": ("nc2_gram_classifier_raw", _same),
@@ -74,8 +81,12 @@ CONVENTIONS: dict[str, dict[str, tuple[str, Form]]] = {
         "NC1: CDNV": ("cdnv", _same),
         "NC2: variation of the norms": ("equinorm_features", _one_less),
         "NC2: MM^T against the ETF": ("nc2_gram_features", _same),
+        "NC2: variance of distances": ("gnc2_distance_variance", _same),
+        "NC2: variance of log distances": ("gnc2_log_variance", _same),
         "NC3: WM^T against the ETF": ("nc3_gram_raw", _same),
+        "NC3: variance of <w, m>": ("uniform_duality", _sample_variance),
         "NC4: agreement": ("nc4_agreement", _same),
+        "NC5: OOD deviation": ("nc5", _same),
     },
 }
 

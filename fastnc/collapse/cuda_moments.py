@@ -8,7 +8,7 @@ import numpy as np
 
 from fastnc._core.arrays import as_numpy
 from fastnc._core.cuda import serves
-from fastnc.collapse.batch import BATCH_BYTES, Moments, refuse_not_finite
+from fastnc.collapse.batch import BATCH_BYTES, Moments, kept_samples, refuse_not_finite
 
 
 class CudaMoments:
@@ -24,9 +24,16 @@ class CudaMoments:
         self.within = torch.zeros((dim, dim), **zeros) if scatter == "full" else None
 
     def update(self, H: Any, y: Any, first: int = 0) -> None:
-        """Adds a batch; sums run over samples sorted by class, without atomics."""
+        """Adds a batch; sums run over samples sorted by class, without atomics.
+
+        `y` are NumPy labels, of which the negative ones are left out.
+        """
         import torch
 
+        kept, given = kept_samples(y), H
+        if kept is not None:
+            H, y = H[torch.from_numpy(kept).to(H.device)], y[kept]
+        y = torch.from_numpy(y).to(H.device)
         rows = max(BATCH_BYTES // (8 * H.shape[1]), 1)
         parts = [batch_moments(H, y, self.within is not None)] if serves(H) else []
         for lo in range(len(H) if parts else 0, len(H), rows):
@@ -39,7 +46,7 @@ class CudaMoments:
             within = None if self.within is None else X.T @ X
             parts.append((present, counts.double(), means, squares, within))
         if not bool(torch.stack([part[3].sum() for part in parts]).sum().isfinite()):
-            refuse_not_finite(as_numpy(H), first)
+            refuse_not_finite(as_numpy(given), first, kept)
         for part in parts:
             self.merge(*part)
 

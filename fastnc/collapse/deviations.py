@@ -7,24 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastnc._core.arrays import as_numpy, dtype_name, is_torch
-from fastnc._core.cuda import serves
-from fastnc.collapse.batch import check_batch, refuse_not_finite
-from fastnc.collapse.between_class_basis import Directions, directions, whitening
-from fastnc.collapse.class_means import metrics_of_means, present_classes
+from fastnc._core.arrays import as_numpy, is_torch
+from fastnc.collapse.batch import check_batch, epsilon, kept_samples, refuse_not_finite
+from fastnc.collapse.class_means import ClassMeans, metrics_of_means
 from fastnc.collapse.classifier import check_classifier
+from fastnc.collapse.labels import IGNORED
 from fastnc.collapse.metrics import CollapseMetrics
-from fastnc.collapse.ranks import sum_over_ranks
+from fastnc.collapse.ranks import refuse_again, sum_over_ranks
+from fastnc.collapse.second_pass import SecondPass
+from fastnc.collapse.state import state_of
 from fastnc.collapse.statistics import ClassStatistics
 
 Floats = NDArray[np.float64]
-# From this many directions on, single-precision features are multiplied in single precision
-# (their deviations are formed in double): below it, memory is what limits, and double is free.
-WIDE = 48
-# Class means of at most this many bytes stay in the cache, in whatever order samples come.
-RESIDENT = 1 << 18
-# The same of a GPU's level-2 cache.
-RESIDENT_CUDA = 1 << 24
+# Places of classes that have no mean: without a sample, or left out.
+UNSEEN, LEFT_OUT = -2, -1
 
 
 class ClassDeviations:
@@ -41,16 +37,23 @@ class ClassDeviations:
     statistics : ClassStatistics
         Of the same samples, complete. It is read once, here.
     W : (K, d), optional
-        The classifier's rows; NumPy or torch.
+        The classifier's rows; NumPy or torch. One row (1, d), of two classes, means [0, w].
     bias : (K,), optional
+    held_out : bool
+        The samples are others than those of the statistics, and are measured about their means.
+    min_count : int
+        Classes of which the statistics have fewer samples are left out.
 
     Raises
     ------
     ValueError, TypeError
         Fewer than two classes with samples; W or bias that do not fit; from `update`, a batch that
         does not fit, a label whose class the statistics have never seen, features that are not
-        finite (which sample): what was gathered before is kept whole. From `metrics`, if not all
-        samples of the statistics have been seen.
+        finite (which sample): what was gathered before is kept whole. From `metrics`, unless the
+        samples were those of the statistics, by the counts of the classes and the sum of all
+        squared deviations.
+    RuntimeError
+        From `all_reduce`, when called again.
 
     Cost
     ----
@@ -79,231 +82,207 @@ class ClassDeviations:
         statistics: ClassStatistics,
         W: ArrayLike | None = None,
         bias: ArrayLike | None = None,
+        held_out: bool = False,
+        min_count: int = 1,
     ) -> None:
         from fastnc.kernels.cpu.deviations import N_SUMS, clear_sums
-        from fastnc.kernels.cpu.pairs import centre_of, centred, squared_norms
 
         if not isinstance(statistics, ClassStatistics):
             raise TypeError(
                 f"`statistics` must be ClassStatistics; got {type(statistics).__name__}."
             )
-        self.n_classes = statistics.n_classes
-        self.dim = statistics.dim
-        self.counts = statistics.counts.copy()
-        self.present = present_classes(self.counts)
-        self.means = np.ascontiguousarray(statistics.means[self.present])
-        self.squares = statistics.squares[self.present]
+        self.n_classes, self.dim = statistics.n_classes, statistics.dim
+        self.ignore_index = statistics.ignore_index
+        self._of = statistics.class_means(min_count)
         self.W, self.bias = check_classifier(W, bias, self.n_classes, self.dim)
-        self._row = np.full(self.n_classes, -1)
-        self._row[self.present] = np.arange(len(self.present))
-        self._g = centre_of(self.means)
-        self._squares_C = squared_norms(centred(self.means, self._g))
-        self._found: dict[bool, Directions] = {}
-        self._frames: dict[Any, tuple[Any, ...]] = {}
+        row = np.where(statistics.counts > 0, LEFT_OUT, UNSEEN)
+        row[self._of.present] = np.arange(len(self._of.present))
+        self._pass = SecondPass(self._of, row, self.W, self.bias, held_out)
         self._sums = np.empty(N_SUMS)
         clear_sums(self._sums)
-        self.n_samples = 0
+        self._seen = np.zeros(self.n_classes, np.int64)
+        self._held = ClassStatistics(self.n_classes, self.dim) if held_out else None
+        self.n_ignored = 0
+        self._least_eps = 0.0
+        self._reduced = self._torch = False
 
     def __repr__(self) -> str:
-        return f"ClassDeviations: {self.n_samples} of {self.counts.sum()} samples"
+        if self._held is not None:
+            return f"ClassDeviations: {self.n_samples} held-out samples"
+        return f"ClassDeviations: {self.n_samples} of {self._of.counts.sum()} samples"
+
+    @property
+    def n_samples(self) -> int:
+        """How many samples were measured."""
+        return int(self._seen.sum())
 
     def update(self, H: Any, y: Any) -> None:
-        """Adds a batch of the samples that the statistics were gathered from."""
+        """Adds a batch of the samples that the statistics were gathered from, or of held-out ones.
+
+        Shapes are those of `ClassStatistics.update`; samples with its `ignore_index` and of classes
+        that were left out are passed over.
+        """
         self.update_from(0, H, y)
 
     def update_from(self, first: int, H: Any, y: Any) -> None:
         """`update`, for a batch whose first sample has that number in what messages say."""
-        H, y = check_batch(H, y, self.n_classes, self.dim, first)
-        labels = as_numpy(y)
-        unseen = self._row[labels] < 0
-        if unseen.any():
-            i = int(np.argmax(unseen))
+        eps, of_torch = epsilon(H), is_torch(H)
+        H, labels = check_batch(H, y, self.n_classes, self.dim, first, self.ignore_index)
+        place = np.where(labels < 0, LEFT_OUT, self._pass.row[labels])
+        if (place == UNSEEN).any():
+            i = int(np.argmax(place == UNSEEN))
             raise ValueError(
                 f"`y` must name classes that the statistics have seen; got {labels[i]} at index "
-                f"{first + i}, of which they have no sample. Gather them from the same samples."
+                f"{first + i}, of which they have no sample. Gather them from the same samples"
+                f"{', or leave these out' if self._held is not None else ''}."
             )
-        if len(labels) == 0:
-            return
-        if is_torch(H):
-            sums = self._triton_sums(H, y) if serves(H) else self._torch_sums(H, y)
-        else:
-            sums = self._numpy_sums(H, y)
-        if not np.isfinite(sums[:2].sum()):
-            refuse_not_finite(as_numpy(H), first)
-        self._add(sums, len(labels))
+        ignored = int((labels < 0).sum())
+        labels[place < 0] = IGNORED
+        kept = labels[labels >= 0]
+        if len(kept):
+            sums = self._pass.sums(H, labels)
+            if not np.isfinite(sums[:2].sum()):
+                refuse_not_finite(as_numpy(H), first, kept_samples(labels))
+            if self._held is not None:
+                self._held._gather(H, labels, first)
+            self._add(sums)
+            self._seen += np.bincount(kept, minlength=self.n_classes)
+        self.n_ignored += ignored
+        self._least_eps = max(self._least_eps, eps)
+        self._torch |= of_torch
 
     def merge(self, other: ClassDeviations) -> None:
         """Adds what `other`, made from the same statistics and classifier, has gathered."""
         if not isinstance(other, ClassDeviations):
             raise TypeError(f"`other` must be ClassDeviations; got {type(other).__name__}.")
         same = (
-            np.array_equal(self.counts, other.counts)
-            and np.array_equal(self.means, other.means)
+            np.array_equal(self._of.counts, other._of.counts)
+            and np.array_equal(self._of.means, other._of.means)
             and np.array_equal(self.W, other.W)
             and np.array_equal(self.bias, other.bias)
+            and (self._held is None) == (other._held is None)
         )
         if not same:
             raise ValueError(
                 "`other` must come from the same statistics and classifier; these differ. "
                 "Merge or reduce the statistics first, then make both from the result."
             )
-        self._add(other._sums, other.n_samples)
+        if self._held is not None and other._held is not None:
+            self._held.merge(other._held)
+        self._add(other._sums)
+        self._seen += other._seen
+        self.n_ignored += other.n_ignored
+        self._least_eps = max(self._least_eps, other._least_eps)
 
     def all_reduce(self, group: Any = None) -> None:
-        """Merges what all ranks of `torch.distributed` have gathered; each rank then has it all."""
-        (total,) = sum_over_ranks([np.append(self._sums[:-1], self.n_samples)], group)
-        (margin,) = sum_over_ranks([self._sums[-1:]], group, smallest=True)
-        self._sums = np.append(total[:-1], margin)
-        self.n_samples = int(total[-1])
+        """Merges what all ranks of `torch.distributed` have gathered; each rank then has it all.
+
+        To be called once, after the last batch.
+        """
+        refuse_again(self._reduced)
+        if self._held is not None:
+            self._held.all_reduce(group)
+        ignored = np.array([self.n_ignored])
+        parts = sum_over_ranks([self._sums[:-1], self._seen, ignored], group)
+        smallest = sum_over_ranks([self._sums[-1:], np.array([-self._least_eps])], group, True)
+        self._sums = np.append(parts[0], smallest[0])
+        self._seen, self.n_ignored = parts[1], int(parts[2][0])
+        self._least_eps, self._reduced = -float(smallest[1][0]), True
 
     def state_dict(self) -> dict[str, Any]:
-        """What was gathered; the statistics have a state of their own."""
-        return {"n_samples": self.n_samples, "sums": self._sums.copy()}
+        """What was gathered; the statistics have a state of their own.
+
+        The arrays are torch's where the features were, so that `torch.load` takes them back.
+        """
+        state: dict[str, Any] = {
+            "sums": self._sums.copy(),
+            "seen": self._seen.copy(),
+            "n_ignored": self.n_ignored,
+            "eps": self._least_eps,
+            "reduced": self._reduced,
+        }
+        if self._held is not None:
+            held = self._held.state_dict()
+            state |= {f"held_{name}": value for name, value in held.items()}
+        return state_of(state, self._torch)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replaces what was gathered by what `state_dict` gave."""
-        missing = [name for name in ("n_samples", "sums") if name not in state]
-        if missing:
-            raise ValueError(
-                f"`state` must hold what `state_dict` gave; {missing[0]!r} is missing."
-            )
-        sums = np.asarray(state["sums"], dtype=np.float64)
-        if sums.shape != self._sums.shape:
-            raise ValueError(
-                f"`state['sums']` must have shape {self._sums.shape}; got {sums.shape}."
-            )
-        self._sums, self.n_samples = sums.copy(), int(state["n_samples"])
+        found = {}
+        for name, like in (("sums", self._sums), ("seen", self._seen)):
+            if name not in state:
+                raise ValueError(f"`state` must hold what `state_dict` gave; {name!r} is missing.")
+            found[name] = np.array(as_numpy(state[name]), dtype=like.dtype)
+            if found[name].shape != like.shape:
+                raise ValueError(
+                    f"`state[{name!r}]` must have shape {like.shape}; got {found[name].shape}."
+                )
+        if self._held is not None:
+            held = {k.removeprefix("held_"): v for k, v in state.items() if k.startswith("held_")}
+            self._held.load_state_dict(held)
+        self._sums, self._seen = found["sums"], found["seen"]
+        self.n_ignored = int(state.get("n_ignored", 0))
+        self._least_eps = float(state.get("eps", 0.0))
+        self._reduced = bool(state.get("reduced", False))
 
     def metrics(self) -> CollapseMetrics:
         """Every metric; those that need a classifier are None where none was given."""
-        if self.n_samples != self.counts.sum():
-            raise ValueError(
-                f"the second pass must see the statistics' {self.counts.sum()} samples; "
-                f"got {self.n_samples}. Call `update` with each batch once."
-            )
-        return metrics_of_means(
-            self.means,
-            self.present,
-            self.counts,
-            self.squares,
-            (self.W, self.bias),
-            self._directions(orthonormal=True in self._found),
-            self._sums,
-        )
+        of = self._of
+        if self._held is None:
+            self._refuse_other_samples()
+        else:
+            of = self._about(self._held)
+        found = self._pass.directions()
+        return metrics_of_means(of, (self.W, self.bias), found, self._sums)
 
-    def _add(self, sums: Floats, n_samples: int) -> None:
+    def _add(self, sums: Floats) -> None:
         self._sums[:-1] += sums[:-1]
         self._sums[-1] = min(self._sums[-1], sums[-1])
-        self.n_samples += n_samples
 
-    def _directions(self, orthonormal: bool) -> Directions:
-        """Of the means; those that are not orthonormal are found sooner where there are many."""
-        from fastnc.kernels.cpu.pairs import centred
+    def _about(self, held: ClassStatistics) -> ClassMeans:
+        """The class means, with the held-out samples about them instead of their own."""
+        if self.n_samples == 0:
+            raise ValueError("no held-out sample was given; call `update` with some.")
+        present = self._of.present
+        counts = self._seen[present]
+        means = np.where(counts[:, None] > 0, held.means[present], 0.0)
+        own = held.squares[present]
+        gaps = np.where(counts[:, None] > 0, means - self._of.means, 0.0)
+        return self._of._replace(
+            counts=self._seen,
+            squares=own + counts * (gaps**2).sum(axis=1),
+            energy=float(own.sum() + counts @ (means**2).sum(axis=1)),
+            held_out=True,
+            n_ignored=self.n_ignored,
+        )
 
-        few = min(len(self.means) - 1, self.dim) < WIDE
-        orthonormal = orthonormal or few or len(self.W) > 0
-        if orthonormal not in self._found:
-            find = directions if orthonormal else whitening
-            sizes = self.counts[self.present].astype(np.float64)
-            self._found[orthonormal] = find(centred(self.means, self._g), sizes)
-        return self._found[orthonormal]
+    def _refuse_other_samples(self) -> None:
+        """The counts and squared deviations of both passes must be the same."""
+        from fastnc.kernels.cpu.deviations import SQUARES
 
-    def _frame(self, dtype: Any, orthonormal: bool) -> tuple[Any, ...]:
-        """The operands of the kernel, with products in `dtype`."""
-        key = dtype, orthonormal
-        if key not in self._frames:
-            Q, weights, A, tilt, _ = self._directions(orthonormal)
-            offset = self.W @ self._g + self.bias
-            self._frames[key] = (
-                self.means,
-                self._g,
-                Q.astype(dtype),
-                A.astype(dtype),
-                weights,
-                tilt,
-                self._squares_C,
-                self.W.astype(dtype),
-                offset,
+        of = self._of
+        if self.n_samples != of.counts.sum():
+            raise ValueError(
+                f"the second pass must see the statistics' {of.counts.sum()} samples; "
+                f"got {self.n_samples}. Call `update` with each batch once, or pass "
+                "`held_out=True` for other samples."
             )
-        return self._frames[key]
-
-    def _product_dtype(self, H: Any, orthonormal: bool) -> Any:
-        wide = len(self._directions(orthonormal).weights) >= WIDE and dtype_name(H) == "float32"
-        return np.dtype(np.float32 if wide else np.float64)
-
-    def _numpy_sums(self, H: NDArray[Any], y: NDArray[np.int64]) -> Floats:
-        from fastnc.kernels.cpu.blas import gemm_address
-        from fastnc.kernels.cpu.deviations import clear_sums, deviations, owners
-        from fastnc.kernels.cpu.scatter import group
-        from fastnc.kernels.cpu.threads import one_thread
-
-        if self.means.nbytes <= RESIDENT:
-            order, owner = np.arange(len(y)), self._row[y]
-        else:
-            order, present, starts = group(y, self.n_classes)
-            owner = self._row[present][owners(starts)]
-        dtype = self._product_dtype(H, orthonormal=False)
-        frame = self._frame(dtype, orthonormal=False)
-        sums = np.empty_like(self._sums)
-        clear_sums(sums)
-        with one_thread():
-            deviations(gemm_address(dtype), H, order, owner, self.present, frame, sums)
-        return sums
-
-    def _triton_sums(self, H: Any, y: Any) -> Floats:
-        """The same sums on the device of H, with the same precision of products."""
-        import torch
-
-        from fastnc.kernels.gpu.deviations import deviations
-
-        frame, row, present = self._frame_on(H.device, self._product_dtype(H, orthonormal=True))
-        owner, order = row[y], torch.arange(len(y), device=H.device)
-        if self.means.nbytes > RESIDENT_CUDA:
-            owner, order = torch.sort(owner, stable=True)
-        sums = torch.zeros(len(self._sums), dtype=torch.float64, device=H.device)
-        sums[-1] = torch.inf
-        with torch.cuda.device_of(H):  # type: ignore[no-untyped-call]
-            deviations(H.contiguous(), order, owner, present, frame, sums)
-        return as_numpy(sums)
-
-    def _frame_on(self, device: Any, dtype: Any) -> tuple[tuple[Any, ...], Any, Any]:
-        """As tensors there: the frame, the mean of each class, the class of each mean."""
-        import torch
-
-        key = dtype, device
-        if key not in self._frames:
-            frame = tuple(torch.from_numpy(a).to(device) for a in self._frame(dtype, True))
-            row, present = (torch.from_numpy(a).to(device) for a in (self._row, self.present))
-            self._frames[key] = frame, row, present
-        return self._frames[key]
-
-    def _torch_sums(self, H: Any, y: Any) -> Floats:
-        """The same sums by torch operations in float64, where no kernel can run."""
-        import torch
-
-        frame, row, present = self._frame_on(H.device, np.dtype(np.float64))
-        means, g, Q, A, weights, tilt, squares_C, W, offset = frame
-        zero = torch.zeros((), dtype=torch.float64, device=H.device)
-        # Without a direction NC1 is not defined.
-        projected = zero if len(weights) else zero + torch.nan
-        sums = [zero, zero, projected, zero, zero, zero + torch.inf]
-        rows = max((1 << 24) // (H.shape[1] + len(A) + len(W)), 1)
-        for lo in range(0, len(H), rows):
-            labels = y[lo : lo + rows]
-            owner = row[labels]
-            h = H[lo : lo + rows].double()
-            X, Y = h - means[owner], h - g
-            T = X @ Q.T
-            sums[0] = sums[0] + X.norm(dim=1).sum()
-            sums[1] = sums[1] + Y.norm(dim=1).sum()
-            sums[2] = sums[2] + (T * T * weights).sum()
-            sums[3] = sums[3] + ((T @ tilt) ** 2).sum()
-            if len(W) == 0:
-                continue
-            nearest = ((T + A[owner]) @ A.T - 0.5 * squares_C).argmax(dim=1)
-            Z = Y @ W.T + offset
-            sums[4] = sums[4] + (Z.argmax(dim=1) == present[nearest]).sum()
-            own = Z.gather(1, labels[:, None])
-            rivals = Z.scatter(1, labels[:, None], -torch.inf)
-            sums[5] = torch.minimum(sums[5], (own[:, 0] - rivals.max(dim=1).values).min())
-        return as_numpy(torch.stack(sums))
+        if not np.array_equal(self._seen, of.counts):
+            k = int(np.argmax(self._seen != of.counts))
+            raise ValueError(
+                f"the second pass must see the statistics' samples; of class {k} they have "
+                f"{of.counts[k]}, it saw {self._seen[k]}. Give the same batches, or pass "
+                "`held_out=True` for other samples."
+            )
+        first, second = float(of.squares.sum()), float(self._sums[SQUARES])
+        energy = first + float(of.sizes @ (of.means**2).sum(axis=1))
+        # Features may be computed anew, with a few roundings' difference in each.
+        noise = max(2.0 * self._least_eps, 1e-13)
+        allowed = 1e-6 * first + 2.0 * noise * np.sqrt(first * energy) + noise**2 * energy
+        if not abs(first - second) <= allowed:
+            raise ValueError(
+                "the second pass must see the statistics' samples; their squared deviations from "
+                f"the class means add up to {first:.6g}, and here to {second:.6g}. Give the same "
+                "batches (no shuffled augmentation, `model.eval()`), or pass `held_out=True` for "
+                "other samples."
+            )

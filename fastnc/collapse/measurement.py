@@ -8,12 +8,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastnc._core.arrays import check_labels
-from fastnc.collapse.batch import batches, check_features, check_integers
+from fastnc._core.arrays import as_numpy, check_count
+from fastnc.collapse.batch import batches, check_features
 from fastnc.collapse.classifier import check_classifier
 from fastnc.collapse.deviations import ClassDeviations
+from fastnc.collapse.labels import (
+    IGNORED,
+    check_ignore_index,
+    check_range,
+    number_labels,
+    with_labels,
+)
 from fastnc.collapse.metrics import CollapseMetrics
 from fastnc.collapse.statistics import ClassStatistics
+
+Progress = Callable[[int], object]
 
 
 def collapse_metrics(
@@ -22,32 +31,48 @@ def collapse_metrics(
     W: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     *,
-    progress: Callable[[int], object] | None = None,
+    about: ClassStatistics | None = None,
+    ignore_index: int | None = None,
+    min_count: int = 1,
+    subset: ArrayLike | None = None,
+    progress: Progress | None = None,
 ) -> CollapseMetrics:
     """Every metric of `CollapseMetrics` for features, labels and, if given, a classifier.
 
     Parameters
     ----------
     H : (N, d) features in half, single or double precision
-        NumPy array, memory map (read in pieces), or torch tensor on CPU or CUDA.
-    y : (N,) integers
-        Any integers without a classifier: the classes are the sorted distinct labels. With one,
-        its row numbers 0..K-1.
+        NumPy array, memory map (read in pieces), or torch tensor on CPU or CUDA. Or (B, T, d), with
+        y (B, T): a sample at every place.
+    y : (N,) or (N, 1) integers
+        Any that are not negative without a classifier: the classes are the sorted distinct labels.
+        With one, its row numbers 0..K-1.
     W : (K, d), optional
+        One row (1, d), of labels 0 and 1, is a binary classifier's and means [0, w].
     bias : (K,), optional
+    about : ClassStatistics, optional
+        Of the training samples: H, y are then held-out samples, measured about those class means;
+        labels are its classes.
+    ignore_index : int, optional
+        Samples with that label, -100 say, are left out and counted (`n_ignored`).
+    min_count : int
+        Classes with fewer samples are left out and counted (`n_left_out`).
+    subset : integers, optional
+        Classes to measure, as if there were no others: neither their samples nor their rows of W.
     progress : callable, optional
-        Called with the number of samples read, twice for each sample.
+        Called with the number of samples read, once a pass for each sample.
 
     Raises
     ------
     ValueError, TypeError
-        Arrays that do not fit, labels that are no row numbers of W, features that are not finite
-        (which sample), fewer than two classes with samples: one sentence each.
+        Arrays that do not fit, labels that are no row numbers of W, negative labels that are not
+        ignored, features that are not finite (which sample), fewer than two classes with samples:
+        one sentence each.
 
     Cost
     ----
-    Two passes over H; 2 N d min(K - 1, d) FLOP, with a classifier 2 N d K more; memory
-    O(K d + min(K, d)^2) beside the data.
+    Two passes over H (with `about`, one); 2 N d min(K - 1, d) FLOP, with a classifier 2 N d K more;
+    K^2 d for pairs of classes; memory O(K d + min(K, d)^2) beside the data.
 
     Examples
     --------
@@ -57,7 +82,7 @@ def collapse_metrics(
     >>> round(m.nc1_quotient, 6), m.equinorm_features
     (0.01, 0.0)
     """
-    return measure(H, y, W, bias, progress)[0]
+    return measure(H, y, W, bias, about, ignore_index, min_count, subset, progress)[0]
 
 
 def measure(
@@ -65,52 +90,83 @@ def measure(
     y: Any,
     W: ArrayLike | None = None,
     bias: ArrayLike | None = None,
-    progress: Callable[[int], object] | None = None,
-) -> tuple[CollapseMetrics, ClassStatistics]:
-    """What `collapse_metrics` returns, and the statistics of the first of its two sweeps."""
+    about: ClassStatistics | None = None,
+    ignore_index: int | None = None,
+    min_count: int = 1,
+    subset: ArrayLike | None = None,
+    progress: Progress | None = None,
+) -> tuple[CollapseMetrics, ClassStatistics, NDArray[Any]]:
+    """What `collapse_metrics` returns, the statistics of its means, and the labels they go by."""
     check_features(H, None)
-    if H.shape[0] == 0 or H.shape[1] == 0:
+    if 0 in H.shape:
         raise ValueError(f"`H` must not be empty; got shape {tuple(H.shape)}.")
-    labels = check_integers(y, H.shape[0])
-    if W is None:
-        n_classes, labels = number_labels(labels)
-    elif not hasattr(W, "shape") or len(W.shape) != 2:
+    ignore_index = check_ignore_index(ignore_index)
+    check_count("min_count", min_count, 1)
+    if about is not None and not isinstance(about, ClassStatistics):
+        raise TypeError(f"`about` must be ClassStatistics; got {type(about).__name__}.")
+    if W is not None and (not hasattr(W, "shape") or len(W.shape) != 2):
         raise ValueError("`W` must be an array with 2 dimensions, one row a class.")
+    H, labels = with_labels(H, y)
+    if W is None and about is None:
+        names, labels = number_labels(labels, ignore_index)
     else:
-        n_classes = W.shape[0]
-        check_labels(labels, None, n_classes)
-    dim = H.shape[1]
-    check_classifier(W, bias, n_classes, dim)
-    statistics = ClassStatistics(n_classes, dim)
-    _sweep(statistics, H, labels, progress)
-    deviations = ClassDeviations(statistics, W, bias)
-    _sweep(deviations, H, labels, progress)
-    return deviations.metrics(), statistics
+        more = "give a `W` with more rows" if about is None else "statistics of more classes"
+        names = np.arange(about.n_classes if W is None else max(W.shape[0], 2))  # type: ignore[union-attr]
+        labels = check_range(labels, len(names), ignore_index, more=more)
+    dim = int(H.shape[1])
+    n_ignored = int((labels == IGNORED).sum())
+    rows, offsets = check_classifier(W, bias, len(names), dim)
+    if about is not None and (about.n_classes, about.dim) != (len(names), dim):
+        raise ValueError(
+            f"`about` must be of {len(names)} classes and {dim} features; got {about.n_classes} "
+            f"and {about.dim}."
+        )
+    if subset is not None:
+        chosen = _chosen(subset, names)
+        place = np.full(len(names) + 1, IGNORED)
+        place[chosen] = np.arange(len(chosen))
+        labels, names = place[labels], names[chosen]
+        if len(rows):
+            rows, offsets = rows[chosen], offsets[chosen]
+        about = None if about is None else about.of_classes(chosen)
+    statistics = about
+    if statistics is None:
+        statistics = ClassStatistics(len(names), dim, ignore_index=IGNORED)
+        _pass(statistics, H, labels, progress)
+        statistics.n_ignored = n_ignored
+    deviations = ClassDeviations(
+        statistics,
+        rows if len(rows) else None,
+        offsets if len(rows) else None,
+        held_out=about is not None,
+        min_count=min_count,
+    )
+    deviations.ignore_index = IGNORED
+    _pass(deviations, H, labels, progress)
+    deviations.n_ignored = n_ignored
+    return deviations.metrics(), statistics, names
 
 
-def _sweep(
+def _chosen(subset: ArrayLike, names: NDArray[Any]) -> NDArray[np.int64]:
+    """The places among `names` of the classes of a subset."""
+    classes = np.unique(as_numpy(subset))
+    if classes.ndim != 1 or classes.dtype.kind not in "iu" or len(classes) < 2:
+        raise ValueError(f"`subset` must name at least 2 classes by integers; got {subset!r}.")
+    unknown = classes[~np.isin(classes, names)]
+    if len(unknown):
+        raise ValueError(
+            f"`subset` must name classes that there are; got {unknown[0]}, which is no label."
+        )
+    return np.searchsorted(names, classes)
+
+
+def _pass(
     sink: ClassStatistics | ClassDeviations,
     H: Any,
     labels: NDArray[Any],
-    progress: Callable[[int], object] | None,
+    progress: Progress | None,
 ) -> None:
     for first, part, of_part in batches(H, labels, pieces=progress is not None):
         sink.update_from(first, part, of_part)
         if progress is not None:
             progress(len(of_part))
-
-
-def number_labels(labels: NDArray[Any]) -> tuple[int, NDArray[np.int64]]:
-    """How many distinct labels, and for each label its place among them in rising order."""
-    lo, hi = int(labels.min()), int(labels.max())
-    if hi - lo >= 4 * len(labels) + 1024:
-        classes, places = np.unique(labels, return_inverse=True)
-        return len(classes), places.astype(np.int64)
-    # A table is much cheaper than a sort where the labels' range allows it.
-    # Differences of small signed integers overflow, and large unsigned ones are no int64.
-    wide = labels if labels.dtype.kind == "u" else labels.astype(np.int64)
-    shifted = (wide - wide.dtype.type(lo)).astype(np.int64)
-    seen = np.bincount(shifted) > 0
-    if seen.all():
-        return len(seen), shifted
-    return int(seen.sum()), (np.cumsum(seen) - 1)[shifted]

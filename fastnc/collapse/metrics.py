@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json as _json
+import math
 from dataclasses import dataclass
 
-import numpy as np
-
+from fastnc.collapse import report
 from fastnc.collapse.conventions import CONVENTIONS, check_convention
 
 NAMES = (
@@ -27,10 +27,28 @@ NAMES = (
     "margin",
     "margin_ratio",
 )
-CLASSIFIER = ("equinorm_classifier", "equiangular_classifier", "nc2_gram_classifier")
-JOINT = ("self_duality", "nc3_gram", "nc3_distance")
-DECISIONS = ("nc4_agreement", "margin", "margin_ratio")
-_AT_COLLAPSE = {"nc4_agreement": "1", "margin": "grows", "margin_ratio": "1"}
+# What no snapshot of a run holds.
+FURTHER = (
+    "accuracy",
+    "nearest_mean_accuracy",
+    "gnc2_log",
+    "gnc2_riesz",
+    "uniform_duality",
+    "one_vs_rest_distance",
+    "effective_rank",
+    "nc0",
+)
+CLASSIFIER = (
+    "equinorm_classifier",
+    "equiangular_classifier",
+    "nc2_gram_classifier",
+    "one_vs_rest_distance",
+    "nc0",
+)
+JOINT = ("self_duality", "nc3_gram", "nc3_distance", "uniform_duality")
+DECISIONS = ("nc4_agreement", "margin", "margin_ratio", "accuracy")
+# One sample a class is its own mean: of these it can tell nothing.
+SPREAD = ("within_class", "nc1", "nc1_quotient", "cdnv", "nc1_sample_mean")
 
 
 @dataclass(frozen=True)
@@ -56,9 +74,9 @@ class CollapseMetrics:
         packages average without the modulus, where errors cancel.
     equiangular_classifier : the same of the w_k - wbar. Figure 2. Needs W.
     self_duality : Avg_k |(m_k - g)/|m_k - g| - (w_k - wbar)/|w_k - wbar||. Figure 2. Needs W.
-    nc1 : tr(Sigma_W Sigma_B^+) / K. Zhu et al., rhubarbwu, nc-toolbox; Papyan's notebook does not
-        divide by K. Eigenvalues of Sigma_B below 1e-12 of the largest count as zero. Needs a
-        second pass, or `ClassStatistics(scatter="full")`.
+    nc1 : tr(Sigma_W Sigma_B^+) / K. Zhu et al., rhubarbwu, nc-toolbox, Papyan et al.; Papyan's
+        notebook does not divide by K. Eigenvalues of Sigma_B below 1e-12 of the largest count as
+        zero. Needs a second pass, or `ClassStatistics(scatter="full")`.
     nc1_quotient : tr Sigma_W / tr Sigma_B. Tirer and Bruna; a simplification of nc1.
     cdnv : Avg over pairs of (v_i + v_j) / (2 |m_i - m_j|^2), v_k = sum |h - m_k|^2 / n_k.
         Galanti et al.
@@ -75,7 +93,32 @@ class CollapseMetrics:
         3.1. Needs W and a second pass.
     margin_ratio : q_min 2 (K-1) sqrt n / (|W|^2 + |H|^2), at most 1 (Lemma 3.1). For unequal class
         sizes (K-1) sqrt n becomes the nuclear norm of E diag(sqrt n_k). Needs W and a second pass.
+    accuracy : share of samples whose largest logit is their label's. Needs W and a second pass.
+    nearest_mean_accuracy : share of samples whose nearest class mean is their own. Needs a second
+        pass; from min(K - 1, d) = 48 on, where it costs as much again, W or `about` too.
+    gnc2_log : Avg over pairs of log(1/|u_i - u_j|), u_k = (m_k - g)/|m_k - g|. Liu et al. 2023, Wu
+        and Papyan 2024.
+    gnc2_riesz : Avg over pairs of |u_i - u_j|^-(d-2), with the sign of d - 2 (1 where d = 2): the
+        Riesz energy of the same sources. Infinite where it overflows.
+    uniform_duality : the variance over classes (ddof 0) of <w_k, m_k - g>. Wu and Papyan 2024.
+        Needs W.
+    one_vs_rest_distance : min_k of the distance of w_k/|w_k| from the convex hull of the others.
+        Jiang et al. 2023. Needs W; None beyond 128 rows or K min(K, d) = 8192, where
+        `fastnc.one_vs_rest_distance(W)` tells it in its own time.
+    effective_rank : exp of the entropy of the singular values of M_c, as shares of their sum (those
+        below 1e-6 of the largest count as zero): K - 1 at collapse. Roy and Vetterli 2007.
+    nc0 : |sum_k w_k|^2 / K. Zhao et al. 2026. Needs W.
     n_classes, n_samples, dim : the K with samples, N and d that were measured.
+    n_rows : the rows of W, 0 without one.
+    n_ignored : samples left out because their label was `ignore_index`.
+    n_left_out : classes left out because they have fewer than `min_count` samples.
+    n_single : classes of one sample, whose deviation is 0 by definition; 0 of held-out samples.
+    held_out : whether the samples are others than those the class means were made of. Then
+        `within_class`, `nc1`, `cdnv` and decisions are of the held-out samples about those means,
+        `cdnv` over the classes that have some.
+
+    `within_class`, `nc1`, `nc1_quotient` and `cdnv` are None where every class has one sample, the
+    mean itself.
 
     The forms that other sources use, for `as_dict(convention)`:
 
@@ -89,6 +132,9 @@ class CollapseMetrics:
     nc3_gram_sample_mean : the same with the means about the mean of all samples. Zhu et al.'s code.
         Needs W.
     bias_balance : |W g_N + bias|, g_N the mean of all samples. Zhu et al. Needs W.
+    gnc2_log_variance, gnc2_distance_variance : the variance over pairs (ddof 0) of
+        log(1/|u_i - u_j|), and of |u_i - u_j|. rhubarbwu.
+    nc5 : what `fastnc.nc5` tells, where it was asked.
 
     Examples
     --------
@@ -99,13 +145,17 @@ class CollapseMetrics:
     >>> m.nc4_agreement, m.margin
     (1.0, 2.0)
     >>> sorted(m.as_dict("papyan"))[0]
-    'NC1: tr(Sw Sb^+)'
+    'NC1: tr(Sw Sb^+)/C'
 
     References
     ----------
     Papyan, Han, Donoho, "Prevalence of neural collapse" (2020). Zhu et al., "A geometric analysis
     of neural collapse with unconstrained features" (2021). Galanti, Gyorgy, Hutter, "On the role of
-    neural collapse in transfer learning" (2022).
+    neural collapse in transfer learning" (2022). Liu et al., "Generalizing and decoupling neural
+    collapse via hyperspherical uniformity gap" (2023). Wu, Papyan, "Linguistic collapse" (2024).
+    Jiang et al., "Generalized neural collapse for a large number of classes" (2023). Roy, Vetterli,
+    "The effective rank" (2007). Zhao et al., "Optimizer choice matters for the emergence of neural
+    collapse" (2026). Ammar et al., "NECO" (2024).
     """
 
     equinorm_features: float | None
@@ -134,16 +184,33 @@ class CollapseMetrics:
     nc3_gram_raw: float | None = None
     nc3_gram_sample_mean: float | None = None
     bias_balance: float | None = None
+    accuracy: float | None = None
+    nearest_mean_accuracy: float | None = None
+    gnc2_log: float | None = None
+    gnc2_riesz: float | None = None
+    uniform_duality: float | None = None
+    one_vs_rest_distance: float | None = None
+    effective_rank: float | None = None
+    nc0: float | None = None
+    gnc2_log_variance: float | None = None
+    gnc2_distance_variance: float | None = None
+    nc5: float | None = None
+    n_rows: int = 0
+    n_ignored: int = 0
+    n_left_out: int = 0
+    n_single: int = 0
+    held_out: bool = False
 
     def as_dict(self, convention: str | None = None) -> dict[str, float | None]:
         """The metrics by name, or a source's set under its names, in exactly its forms.
 
-        "paper": the six of Figure 2. "papyan": NC1 without /K, ddof 1, W raw, NC3 squared, NC4 as
-        mismatch. "zhu": g the mean of all samples, W raw, and the balance of the bias.
-        "rhubarbwu": g the mean of class means, W raw; for its NC4 measure without a bias.
+        "paper": the six of Figure 2. "papyan": ddof 1, W raw, NC3 squared, NC4 as mismatch;
+        "papyan-notebook" the same with NC1 as the notebook has it, not divided by K. "zhu": g the
+        mean of all samples, W raw, and the balance of the bias. "rhubarbwu": g the mean of class
+        means, W raw; for its NC4 measure without a bias, for its NC5 see `fastnc.nc5`.
         """
         if convention is None:
-            return {name: getattr(self, name) for name in NAMES}
+            return {name: getattr(self, name) for name in NAMES + FURTHER}
         check_convention(convention)
         table: dict[str, float | None] = {}
         for label, (name, form) in CONVENTIONS[convention].items():
@@ -151,28 +218,37 @@ class CollapseMetrics:
             table[label] = None if value is None else form(value, self.n_classes)
         return table
 
+    def flat(self, prefix: str = "") -> dict[str, float]:
+        """The metrics that are known, under `prefix + name`: what loggers take; no None."""
+        return {f"{prefix}{k}": float(v) for k, v in self.as_dict().items() if v is not None}
+
     def json(self, convention: str | None = None) -> str:
         """`as_dict` as JSON; values that are not finite become null."""
         values = {
-            name: value if value is not None and np.isfinite(value) else None
+            name: value if value is not None and math.isfinite(value) else None
             for name, value in self.as_dict(convention).items()
         }
-        sizes = {"n_classes": self.n_classes, "n_samples": self.n_samples, "dim": self.dim}
-        return _json.dumps({**sizes, **values}, indent=2)
+        return _json.dumps({**self.counts(), **values}, indent=2)
+
+    def counts(self) -> dict[str, int]:
+        """What was measured: classes, samples, features, and what was left out where some was."""
+        told = {"n_classes": self.n_classes, "n_samples": self.n_samples, "dim": self.dim}
+        some = {"n_ignored": self.n_ignored, "n_left_out": self.n_left_out}
+        return told | {name: count for name, count in some.items() if count}
 
     def table(self, convention: str | None = None) -> str:
-        """`as_dict` as lines of name, value and, for fastnc's own set, the value at collapse."""
-        told = self.as_dict(convention)
-        width = max(map(len, told)) + 2
-        head = f"{self.n_samples} samples, {self.n_classes} classes, {self.dim} features"
-        lines = [head, f"{'metric':<{width}}{'value':>14}"]
-        for name, value in told.items():
-            shown = "-" if value is None else f"{value:.6g}"
-            lines.append(f"{name:<{width}}{shown:>14}")
-        if convention is None:
-            ends = ["   at collapse", *(f"   {_AT_COLLAPSE.get(name, '0')}" for name in told)]
-            lines[1:] = [line + end for line, end in zip(lines[1:], ends, strict=True)]
-        return "\n".join(lines)
+        """`as_dict` as lines of name, value and, for fastnc's own set, the value at collapse.
+
+        Where K > d + 1 also the best value that so many classes allow in d dimensions; below, what
+        stands in the way of reading the numbers as collapse.
+        """
+        return report.table(self, convention)
 
     def __str__(self) -> str:
         return self.table()
+
+    def __repr__(self) -> str:
+        return report.line(self)
+
+    def _repr_html_(self) -> str:
+        return report.html(self)

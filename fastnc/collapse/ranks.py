@@ -10,6 +10,15 @@ from numpy.typing import NDArray
 from fastnc._core.arrays import as_numpy
 
 
+def refuse_again(reduced: bool) -> None:
+    """Sums over all ranks must not be summed over the ranks once more."""
+    if reduced:
+        raise RuntimeError(
+            "`all_reduce` must be called once: this holds the samples of all ranks already, and "
+            "would count each of them again. Gather further samples in a new accumulator."
+        )
+
+
 def sum_over_ranks(arrays: list[NDArray[Any]], group: Any, smallest: bool = False) -> list[Any]:
     """The sums (or minima) of NumPy arrays over the ranks of `torch.distributed`."""
     import torch

@@ -10,11 +10,13 @@ from numpy.typing import ArrayLike, NDArray
 from fastnc._core.arrays import as_numpy, check_choice, check_count, is_torch
 from fastnc.collapse.batch import check_batch, moments_of, scatter_rows
 from fastnc.collapse.between_class_basis import whitening
-from fastnc.collapse.class_means import metrics_of_means, present_classes
+from fastnc.collapse.class_means import ClassMeans, metrics_of_means, present_classes
 from fastnc.collapse.classifier import check_classifier
 from fastnc.collapse.cuda_moments import CudaMoments
+from fastnc.collapse.labels import check_ignore_index
 from fastnc.collapse.metrics import DECISIONS, CollapseMetrics
-from fastnc.collapse.ranks import sum_over_ranks
+from fastnc.collapse.ranks import refuse_again, sum_over_ranks
+from fastnc.collapse.state import plain, state_of
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -37,6 +39,9 @@ class ClassStatistics:
     dim : int, d >= 1
     scatter : "trace" | "full"
         "full" keeps the d x d matrix S, from which `metrics` tells `nc1` without a second pass.
+    ignore_index : int, optional
+        Samples with that label, -100 say, are left out and counted. Any other label must be a
+        class.
 
     Attributes
     ----------
@@ -44,12 +49,15 @@ class ClassStatistics:
     means : (K, d) float64, rows of absent classes are NaN
     squares : (K,) float64, the s_k
     within : (d, d) float64, the S of `scatter="full"`; None with "trace"
+    n_ignored : how many samples had the label `ignore_index`
 
     Raises
     ------
     ValueError, TypeError
         From `update`, one sentence for a batch that does not fit, for labels out of range, and
         for features that are not finite (which sample). What was gathered before is kept whole.
+    RuntimeError
+        From `all_reduce`, when called again: that would count every sample once more.
 
     Cost
     ----
@@ -69,17 +77,27 @@ class ClassStatistics:
     variances" (1979).
     """
 
-    def __init__(self, n_classes: int, dim: int, scatter: Scatter = "trace") -> None:
+    def __init__(
+        self,
+        n_classes: int,
+        dim: int,
+        scatter: Scatter = "trace",
+        ignore_index: int | None = None,
+    ) -> None:
         self.n_classes = check_count("n_classes", n_classes, 1)
         self.dim = check_count("dim", dim, 1)
         check_choice("scatter", scatter, ("trace", "full"))
         self.scatter: Scatter = scatter
+        self.ignore_index = check_ignore_index(ignore_index)
+        self.n_ignored = 0
         self._counts: Counts = np.zeros(n_classes, np.int64)
         self._means: Floats = np.zeros((n_classes, dim))
         self._squares: Floats = np.zeros(n_classes)
         # Only the lower triangle is kept up to date; Fortran order is what BLAS adds to in place.
         self._within: Floats | None = np.zeros((dim, dim), order="F") if scatter == "full" else None
         self._cuda: CudaMoments | None = None
+        self._reduced = False
+        self._torch = False
 
     def __repr__(self) -> str:
         return (
@@ -118,6 +136,7 @@ class ClassStatistics:
     def update(self, H: Any, y: Any) -> None:
         """Adds a batch: features H (n, d) in half, single or double precision, labels y (n,).
 
+        Or H (B, T, d) and y (B, T), a sample at every place; labels may also be (n, 1).
         NumPy arrays and CPU tensors are read in place (half precision is widened first); CUDA
         tensors are summed on their device, in float64, and stay there until they are asked for.
         """
@@ -125,9 +144,15 @@ class ClassStatistics:
 
     def update_from(self, first: int, H: Any, y: Any) -> None:
         """`update`, for a batch whose first sample has that number in what messages say."""
-        H, y = check_batch(H, y, self.n_classes, self.dim, first)
-        if len(y) == 0:
-            return
+        of_torch = is_torch(H)
+        H, y = check_batch(H, y, self.n_classes, self.dim, first, self.ignore_index)
+        ignored = int((y < 0).sum())
+        if ignored < len(y):
+            self._gather(H, y, first)
+        self.n_ignored += ignored
+        self._torch |= of_torch
+
+    def _gather(self, H: Any, y: Counts, first: int) -> None:
         if is_torch(H):
             if self._cuda is None:
                 self._cuda = CudaMoments(self.n_classes, self.dim, self.scatter, H.device)
@@ -150,6 +175,7 @@ class ClassStatistics:
         other._fold()
         present = np.flatnonzero(other._counts)
         within = None if other._within is None else other._within.copy(order="F")
+        self.n_ignored += other.n_ignored
         self._merge(
             present, other._counts[present], other._means[present], other._squares[present], within
         )
@@ -175,24 +201,29 @@ class ClassStatistics:
             self._merge(*moments)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that was gathered, as NumPy arrays and plain values; copies."""
+        """All that was gathered, as arrays and plain values; copies.
+
+        The arrays are torch's where the features were, so that `torch.load` takes them back.
+        """
         self._fold()
         state: dict[str, Any] = {
             "n_classes": self.n_classes,
             "dim": self.dim,
             "scatter": self.scatter,
+            "n_ignored": self.n_ignored,
+            "reduced": self._reduced,
             "counts": self._counts.copy(),
             "means": self._means.copy(),
             "squares": self._squares.copy(),
         }
         if self._within is not None:
             state["within"] = self.within
-        return state
+        return state_of(state, self._torch)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replaces what was gathered by what `state_dict` gave, for the same sizes."""
         ours = {"n_classes": self.n_classes, "dim": self.dim, "scatter": self.scatter}
-        theirs = {name: state.get(name) for name in ours}
+        theirs = {name: plain(state.get(name)) for name in ours}
         if ours != theirs:
             raise ValueError(f"`state` must be of {ours}; got {theirs}.")
         shapes = {"counts": self._counts, "means": self._means, "squares": self._squares}
@@ -207,16 +238,21 @@ class ClassStatistics:
         self._cuda = None
         for name, like in shapes.items():
             like[...] = as_numpy(state[name])
+        self.n_ignored = int(state.get("n_ignored", 0))
+        self._reduced = bool(state.get("reduced", False))
 
     def all_reduce(self, group: Any = None) -> None:
         """Merges what all ranks of `torch.distributed` have gathered; each rank then has it all.
 
+        To be called once, after the last batch.
         Two sums: of counts and `n_k m_k`, then of the scatter about the common means. With the
         `nccl` backend they travel through the current CUDA device.
         """
+        refuse_again(self._reduced)
         self._fold()
         sums = self._means * self._counts[:, None]
-        counts, sums = sum_over_ranks([self._counts, sums], group)
+        ignored = np.array([self.n_ignored])
+        counts, sums, ignored = sum_over_ranks([self._counts, sums, ignored], group)
         means = sums / np.maximum(counts, 1)[:, None]
         gaps = (self._means - means) * np.sqrt(self._counts)[:, None]
         squares = self._squares + (gaps**2).sum(axis=1)
@@ -227,25 +263,30 @@ class ClassStatistics:
             parts.append(within)
         parts = sum_over_ranks(parts, group)
         self._counts, self._means, self._squares = counts, means, parts[0]
+        self.n_ignored, self._reduced = int(ignored[0]), True
         if self._within is not None:
             self._within = np.asfortranarray(parts[1])
 
-    def metrics(self, W: ArrayLike | None = None, bias: ArrayLike | None = None) -> CollapseMetrics:
+    def metrics(
+        self,
+        W: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+        min_count: int = 1,
+    ) -> CollapseMetrics:
         """What sums can tell; what needs a second pass (`ClassDeviations`) is None.
 
         That is everything about the means and the classifier, `nc1_quotient`, `cdnv`, and with
-        `scatter="full"` also `nc1`.
+        `scatter="full"` also `nc1`, of the classes that have at least `min_count` samples (then
+        not `nc1`: S is of all classes).
         """
         from fastnc.kernels.cpu.deviations import N_SUMS, PROJECTED, TILTED
         from fastnc.kernels.cpu.pairs import centre_of, centred
 
-        counts = self.counts
-        present = present_classes(counts)
-        means = np.ascontiguousarray(self.means[present])
+        of = self.class_means(min_count)
         classifier = check_classifier(W, bias, self.n_classes, self.dim)
-        found = whitening(centred(means, centre_of(means)), counts[present].astype(np.float64))
+        found = whitening(centred(of.means, centre_of(of.means)), of.sizes)
         sums = np.full(N_SUMS, np.nan)
-        within = self.within
+        within = None if of.n_left_out else self.within
         unknown = {"within_class", *DECISIONS}
         if within is None:
             unknown |= {"nc1", "nc1_sample_mean"}
@@ -253,5 +294,30 @@ class ClassStatistics:
             sums[PROJECTED] = found.weights @ ((found.Q @ within) * found.Q).sum(axis=1)
             tilt = found.tilt @ found.Q
             sums[TILTED] = tilt @ within @ tilt
-        squares = self.squares[present]
-        return metrics_of_means(means, present, counts, squares, classifier, found, sums, unknown)
+        return metrics_of_means(of, classifier, found, sums, unknown)
+
+    def class_means(self, min_count: int = 1) -> ClassMeans:
+        """The means of the classes with at least `min_count` samples, and what else was summed."""
+        counts = self.counts
+        present = present_classes(counts, check_count("min_count", min_count, 1))
+        kept = np.zeros_like(counts)
+        kept[present] = counts[present]
+        return ClassMeans(
+            means=np.ascontiguousarray(self._means[present]),
+            present=present,
+            sizes=counts[present].astype(np.float64),
+            counts=kept,
+            squares=self._squares[present],
+            n_ignored=self.n_ignored,
+            n_left_out=int((counts > 0).sum()) - len(present),
+        )
+
+    def of_classes(self, classes: Counts) -> ClassStatistics:
+        """The statistics of some classes alone, renumbered from 0 in the order given."""
+        self._fold()
+        some = ClassStatistics(len(classes), self.dim, ignore_index=self.ignore_index)
+        some._counts = self._counts[classes]
+        some._means = self._means[classes]
+        some._squares = self._squares[classes]
+        some.n_ignored = self.n_ignored
+        return some

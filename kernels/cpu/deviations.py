@@ -3,12 +3,13 @@
 With `x_i = h_i - m_{y_i}`, `c_k = m_k - g` and `C = A Q` (rows c_k; Q (r, d) orthonormal, the
 eigenvectors of Sigma_B, whose eigenvalues are `1 / (P weights_j)`), a sweep over the samples sums
 
-    |x_i|,   |h_i - g|,   sum_j weights_j (Q x_i)_j^2    = N tr(Sigma_W Sigma_B^+) / P
+    |x_i|,   |x_i|^2,   |h_i - g|
+    sum_j weights_j (Q x_i)_j^2                          = N tr(Sigma_W Sigma_B^+) / P
     (sum_j tilt_j (Q x_i)_j)^2                           what NC1 about another g needs
     argmax_k <c_k, h_i - g> - |c_k|^2 / 2                the nearest class mean
     argmax_k z_k and z_y - max_{j != y} z_j,  z = W (h_i - g) + (W g + bias)
 
-and the pseudo-inverse is never formed. Letters: N samples, d features, P classes that occur,
+how often these are each other and the label, and the pseudo-inverse is never formed. Letters: N samples, d features, P classes that occur,
 K rows of W, r <= min(P - 1, d). Products run over blocks of rows on one BLAS thread each, in
 the dtype of Q; their operands are centred in float64 before any rounding. Scores and logits
 exist for one block and `CLASSES` classes at a time. FLOP: 2 N d (r + K) + 2 N r P; bytes: H
@@ -32,8 +33,10 @@ CLASSES = 512
 CANCELLED = 1e-3
 
 # What a sweep sums, in the order of `sums_out`; the last is a minimum.
-N_SUMS = 6
-DEVIATION, DISTANCE, PROJECTED, TILTED, AGREEMENT, MARGIN = range(N_SUMS)
+N_SUMS = 9
+(
+    DEVIATION, DISTANCE, PROJECTED, TILTED, SQUARES, NEAREST, AGREEMENT, ACCURACY, MARGIN,
+) = range(N_SUMS)  # fmt: skip
 
 
 @njit(**OPTIONS)
@@ -269,12 +272,13 @@ def _decide(gemm, Y, W, offset, owner, present, nearest, lo, sums):
         if own[i] > rival[i] or (own[i] == rival[i] and label < chosen[i]):
             chosen[i] = label
         sums[AGREEMENT] += chosen[i] == present[nearest[i]]
+        sums[ACCURACY] += chosen[i] == label
         sums[MARGIN] = min(sums[MARGIN], own[i] - rival[i])
 
 
 @njit(**INNER)
 def _block(gemm, H, order, owner, present, lo, hi, frame, sums):
-    """One block of rows; W with no rows asks for no decision, and then A may have none."""
+    """One block of rows; W with no rows asks for no decision, A with none for no nearest mean."""
     means, g, Q, A, weights, tilt, squares_C, W, offset = frame
     n, d = hi - lo, H.shape[1]
     clear_sums(sums)
@@ -297,10 +301,16 @@ def _block(gemm, H, order, owner, present, lo, hi, frame, sums):
             _expand(H, order, owner, lo, g, squares, dots, squares_C, distances)
     for i in range(n):
         sums[DEVIATION] += np.sqrt(squares[i])
+        sums[SQUARES] += squares[i]
         sums[DISTANCE] += np.sqrt(distances[i])
+    if len(A) == 0:
+        sums[NEAREST] = np.nan
+        return
+    nearest = np.empty(n, np.int64)
+    _nearest_means(gemm, T, A, squares_C, nearest)
+    for i in range(n):
+        sums[NEAREST] += nearest[i] == owner[lo + i]
     if len(W) > 0:
-        nearest = np.empty(n, np.int64)
-        _nearest_means(gemm, T, A, squares_C, nearest)
         for i in range(n):
             for j in range(d):
                 X[i, j] = np.float64(H[order[lo + i], j]) - g[j]
@@ -355,8 +365,8 @@ def deviations(gemm, H, order, owner, present, frame, sums_out):
 
     `order` visits the samples, `owner` is the class of each place of that order (its row in
     `means`), `present` the row of W of each class. `frame` is the tuple (means (P, d), g (d,),
-    Q (r, d), A (P, r), weights (r,), tilt (r,), |c|^2 (P,), W (K, d) or no row for no decision,
-    W g + bias (K,)), of which Q, A and W have the dtype of the products and the others float64.
+    Q (r, d), A (P, r) or no row for no nearest mean, weights (r,), tilt (r,), |c|^2 (P,),
+    W (K, d) or no row for no decision, which needs A too, W g + bias (K,)), of which Q, A and W have the dtype of the products and the others float64.
     """
     rows = block_rows(H.shape[1], max(len(frame[2]), len(frame[7])))
     n_blocks = (len(order) + rows - 1) // rows

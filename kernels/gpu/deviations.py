@@ -33,7 +33,7 @@ def deviation_rows(
     BN: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr, PRODUCTS: tl.constexpr,
     KEEP: tl.constexpr,
 ):  # fmt: skip
-    """The four sums of BN samples that know no classifier; KEEP: and their projections."""
+    """The five sums of BN samples that know no classifier; KEEP: and their projections."""
     places = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     lanes = tl.arange(0, BD)
     row_real = places < n_samples
@@ -76,11 +76,12 @@ def deviation_rows(
             t_at = places[:, None] * n_directions + cols[None, :]
             a = tl.load(A + a_at, mask=real, other=0.0)
             tl.store(projections + t_at, T + a, mask=real)
-    at = parts + tl.program_id(0).to(tl.int64) * 4
+    at = parts + tl.program_id(0).to(tl.int64) * 5
     tl.store(at, tl.sum(tl.sqrt(within), axis=0))
     tl.store(at + 1, tl.sum(tl.sqrt(away), axis=0))
     tl.store(at + 2, tl.sum(projected, axis=0))
     tl.store(at + 3, tl.sum(tilted * tilted, axis=0))
+    tl.store(at + 4, tl.sum(within, axis=0))
 
 
 @triton.jit
@@ -88,7 +89,7 @@ def decision_rows(
     H, order, owner, present, g, W, offset, nearest, parts, n_samples: "i64", n_classes, dim,
     BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, PRODUCTS: tl.constexpr,
 ):  # fmt: skip
-    """How many of BN decisions are the nearest mean, and the smallest margin."""
+    """How many of BN decisions are the nearest mean, and the label; and the smallest margin."""
     places = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     lanes = tl.arange(0, BD)
     row_real = places < n_samples
@@ -124,10 +125,12 @@ def decision_rows(
         chosen = tl.where(here > best, place.to(tl.int64), chosen)
         best = tl.maximum(best, here)
     agrees = tl.where(row_real & (chosen == near), 1.0, 0.0)
+    right = tl.where(row_real & (chosen == label), 1.0, 0.0)
     margin = tl.where(row_real, own - rival, float("inf"))
-    at = parts + tl.program_id(0).to(tl.int64) * 2
+    at = parts + tl.program_id(0).to(tl.int64) * 3
     tl.store(at, tl.sum(agrees.to(tl.float64), axis=0))
-    tl.store(at + 1, tl.min(margin, axis=0))
+    tl.store(at + 1, tl.sum(right.to(tl.float64), axis=0))
+    tl.store(at + 2, tl.min(margin, axis=0))
 
 
 def rows_of(double, large):
@@ -146,7 +149,7 @@ def spread(wide):
 
 
 def deviations(H, order, owner, present, frame, sums_out):
-    """Adds the sums of these samples to `sums_out (6,)`, float64 on the device of H.
+    """Adds the sums of these samples to `sums_out (9,)`, float64 on the device of H.
 
     Arguments and sums are those of deviations_cpu, as tensors.
     """
@@ -156,28 +159,33 @@ def deviations(H, order, owner, present, frame, sums_out):
     large = not H.is_cuda or has_large_tiles(torch.cuda.get_device_capability(H.device))
     BN = rows_of(double, large)
     tiles = {"BN": BN, "BD": _BD, "PRODUCTS": "ieee" if double else "bf16x6"}
-    parts = sums_out.new_empty((cdiv(N, BN), 4))
-    decided = sums_out.new_empty((cdiv(N, BN), 2))
+    parts = sums_out.new_empty((cdiv(N, BN), 5))
+    decided = sums_out.new_empty((cdiv(N, BN), 3))
     chunk = max(SCRATCH_BYTES // (Q.element_size() * max(r, 1)) // BN, 1) * BN
-    T = Q.new_empty((min(chunk, N) if K else 0, r))
+    keep = len(A) > 0
+    T = Q.new_empty((min(chunk, N) if keep else 0, r))
     nearest = order.new_empty(len(T))
     rows_A, origin = A.double(), g.new_zeros(r)
+    near = torch.zeros((), dtype=torch.int64, device=H.device)
     for lo in range(0, N, chunk):
         n = min(chunk, N - lo)
         blocks, places, block = cdiv(n, BN), slice(lo, lo + n), lo // BN
         deviation_rows[(blocks,)](
-            H, order[places], owner[places], means, g, Q, A, weights, tilt, T if K else Q,
-            parts[block:], n, d, r, BR=width(r), KEEP=K > 0, **tiles, **spread(width(r)),
+            H, order[places], owner[places], means, g, Q, A, weights, tilt, T if keep else Q,
+            parts[block:], n, d, r, BR=width(r), KEEP=keep, **tiles, **spread(width(r)),
         )  # fmt: skip
-        if K:
+        if keep:
             nearest_means(T[:n], rows_A, origin, nearest[:n])
+            near += (nearest[:n] == owner[places]).sum()
+        if K:
             decision_rows[(blocks,)](
                 H, order[places], owner[places], present, g, W, offset, nearest,
                 decided[block:], n, K, d, BK=width(K), **tiles, **spread(width(K)),
             )  # fmt: skip
-    sums_out[:4] += parts.sum(dim=0)
+    sums_out[:5] += parts.sum(dim=0)
     if r == 0:
         sums_out[2] = float("nan")
+    sums_out[5] += near if keep else float("nan")
     if K:
-        sums_out[4] += decided[:, 0].sum()
-        sums_out[5] = torch.minimum(sums_out[5], decided[:, 1].min())
+        sums_out[6:8] += decided[:, :2].sum(dim=0)
+        sums_out[8] = torch.minimum(sums_out[8], decided[:, 2].min())

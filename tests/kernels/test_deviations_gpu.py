@@ -37,7 +37,7 @@ def problem(P, d, N, single):
 
 
 def sums_of(H, owner, present, frame):
-    """The six sums, by their definitions."""
+    """The nine sums, by their definitions."""
     means, g, Q, _, weights, tilt, _, W, offset = frame
     H = H.astype(np.float64)
     X, Y = H - means[owner], H - g
@@ -50,11 +50,13 @@ def sums_of(H, owner, present, frame):
     own = Z[rows, present[owner]]
     rivals = Z.copy()
     rivals[rows, present[owner]] = -np.inf
-    agree = Z.argmax(axis=1) == present[distances.argmin(axis=1)]
+    decided, nearest = Z.argmax(axis=1), distances.argmin(axis=1)
+    agree = decided == present[nearest]
     assert agree.sum() > 0 and (len(H) < 10 or agree.sum() < len(H))
     return [
         np.sqrt((X**2).sum(axis=1)).sum(), np.sqrt((Y**2).sum(axis=1)).sum(),
-        (T**2 * weights).sum(), ((T @ tilt) ** 2).sum(), agree.sum(),
+        (T**2 * weights).sum(), ((T @ tilt) ** 2).sum(), (X**2).sum(),
+        (nearest == owner).sum(), agree.sum(), (decided == present[owner]).sum(),
         (own - rivals.max(axis=1)).min(),
     ]  # fmt: skip
 
@@ -62,8 +64,8 @@ def sums_of(H, owner, present, frame):
 def launch(H, order, owner, present, frame, dtype):
     """The kernel's sums, with products in `dtype`."""
     frame = [a.astype(dtype) if i in (2, 3, 7) else a for i, a in enumerate(frame)]
-    sums = torch.zeros(6, dtype=torch.float64, device=DEVICE)
-    sums[5] = torch.inf
+    sums = torch.zeros(9, dtype=torch.float64, device=DEVICE)
+    sums[8] = torch.inf
     deviations_gpu.deviations(*tensors(H, order, owner, present), tensors(*frame), sums)
     return sums.cpu().numpy()
 
@@ -80,7 +82,7 @@ def test_the_sums(sizes, single, products, tolerance):
     order = np.random.default_rng(1).permutation(len(H))
     got = launch(H, order, owner[order], present, frame, products)
     np.testing.assert_allclose(got, exact, rtol=tolerance)
-    assert got[4] == exact[4]
+    assert np.array_equal(got[5:8], exact[5:8])
     # Norms are in float64 whatever the products are.
     np.testing.assert_allclose(got[:2], exact[:2], rtol=1e-12)
 
@@ -91,8 +93,12 @@ def test_no_classifier_and_chunks(monkeypatch):
     order = np.arange(len(H))
     bare = (*frame[:7], frame[7][:0], frame[8][:0])
     got = launch(H, order, owner, present, bare, "float64")
-    np.testing.assert_allclose(got[:4], exact[:4], rtol=1e-12)
-    assert got[4] == 0.0 and got[5] == np.inf
+    np.testing.assert_allclose(got[:6], exact[:6], rtol=1e-12)
+    assert np.array_equal(got[6:], [0.0, 0.0, np.inf])
+    norms = (*bare[:3], bare[3][:0], *bare[4:])
+    got = launch(H, order, owner, present, norms, "float64")
+    np.testing.assert_allclose(got[:5], exact[:5], rtol=1e-12)
+    assert np.isnan(got[5])
     # Room for the projections of one block of samples at a time: the same bits.
     whole = launch(H, order, owner, present, frame, "float64")
     monkeypatch.setattr(deviations_gpu, "SCRATCH_BYTES", 1)
@@ -106,7 +112,7 @@ def test_equal_means_have_no_direction():
     frame = (means, g, *none, np.zeros(2), W, W @ g)
     got = launch(H, np.arange(3), np.array([0, 0, 1]), np.arange(2), frame, "float64")
     # All means and all logits are equal: both decisions are the first class.
-    np.testing.assert_array_equal(got, [2.0, 2.0, np.nan, 0.0, 3.0, 0.0])
+    np.testing.assert_array_equal(got, [2.0, 2.0, np.nan, 0.0, 2.0, 2.0, 3.0, 2.0, 0.0])
 
 
 @pytest.mark.parametrize("resident", [False, True])

@@ -1,0 +1,67 @@
+"""Codes on the sphere: how far each vector is from the others' hull, and what K and d allow."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+# Beyond so many rows, or multiplications a program's step, all other metrics together are faster.
+MOST_ROWS, MOST_WORK = 128, 8192
+
+
+def one_vs_rest_distance(W: Floats) -> float:
+    """`min_k dist(w_k, hull{w_j: j != k})` of the directions of the rows of W (K, d).
+
+    The quantity that a softmax code makes as large as it can be (Jiang et al., 2023, definition
+    2.1). The hull's point `sum_j x_j w_j / sum_j x_j` nearest to w_k solves the non-negative least
+    squares problem `min |sum_j x_j (w_j - w_k)|^2 + (1 - sum_j x_j)^2`, whose value v gives the
+    distance `sqrt(v / (1 - v))`. Cost: K such problems of min(K, d) + 1 rows.
+    """
+    from scipy.optimize import nnls
+
+    U = W / np.linalg.norm(W, axis=1, keepdims=True)
+    if not np.isfinite(U).all():
+        return math.nan
+    if U.shape[1] > len(U):
+        # Distances need no more dimensions than there are rows.
+        U = np.linalg.qr(U.T)[1].T
+    target = np.zeros(U.shape[1] + 1)
+    target[-1] = 1.0
+    nearest = math.inf
+    for k in range(len(U)):
+        A = np.vstack([(np.delete(U, k, axis=0) - U[k]).T, np.ones(len(U) - 1)])
+        x, _ = nnls(A, target)
+        # The residual of a code far apart is near 1: the distance itself keeps its digits.
+        nearest = min(nearest, float(np.linalg.norm(A[:-1] @ (x / x.sum()))))
+    return nearest
+
+
+def told_in_time(W: Floats) -> bool:
+    """Whether `one_vs_rest_distance` takes no longer than the metrics of so large a classifier."""
+    return 2 <= len(W) <= MOST_ROWS and len(W) * min(W.shape) <= MOST_WORK
+
+
+def least_mean_angle(n_classes: int, dim: int) -> float:
+    """No K unit vectors in d dimensions have Avg over pairs of |cos + 1/(K-1)| below this.
+
+    With `x = cos + 1/(K-1)`, `|G|_F^2 >= K^2 / d` and `|sum_k u_k|^2 >= 0` give
+    `Avg x^2 >= K/(K-1) (1/d - 1/(K-1))`, and `|x| <= K/(K-1)`. 0 where a simplex fits, d >= K - 1.
+    """
+    return max(1.0 / dim - 1.0 / (n_classes - 1), 0.0)
+
+
+def largest_margin_ratio(n_classes: int, dim: int) -> float:
+    """The margin_ratio of the best known code of K directions of equal length in d dimensions.
+
+    Where d >= K - 1 the simplex, 1 (Lemma 3.1). Below, `(K-1)/K (1 - c)` with c the least largest
+    cosine of K unit vectors: d = 1, c = 1; d = 2, the regular polygon; K <= 2 d, c = 0 (Rankin);
+    for more classes c > 0, and c = 0 is a bound that no code attains.
+    """
+    K = n_classes
+    if dim >= K - 1:
+        return 1.0
+    cosine = {1: 1.0, 2: math.cos(2.0 * math.pi / K)}.get(dim, 0.0)
+    return (K - 1) / K * (1.0 - cosine)

@@ -1,0 +1,144 @@
+"""Metrics as people read them: a table, a line, a notebook's table, and what they must not hide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from math import log
+from typing import Protocol
+
+from fastnc.collapse.codes import largest_margin_ratio, least_mean_angle
+
+_AT_COLLAPSE = {
+    "nc4_agreement": "1",
+    "margin": "grows",
+    "margin_ratio": "1",
+    "accuracy": "1",
+    "nearest_mean_accuracy": "1",
+}
+_SHORT = ("nc1", "equiangular_features", "self_duality", "nc4_agreement", "margin_ratio")
+
+
+class Measured(Protocol):
+    """What is read here of `CollapseMetrics`, whose file stands above this one."""
+
+    @property
+    def n_classes(self) -> int: ...
+    @property
+    def n_samples(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def n_rows(self) -> int: ...
+    @property
+    def n_ignored(self) -> int: ...
+    @property
+    def n_left_out(self) -> int: ...
+    @property
+    def n_single(self) -> int: ...
+    @property
+    def held_out(self) -> bool: ...
+    def as_dict(self, convention: str | None = None) -> dict[str, float | None]: ...
+
+
+def at_collapse(m: Measured) -> dict[str, str]:
+    """The value of each metric at collapse, where all pairs of K directions have r^2 = 2K/(K-1)."""
+    square, s = 2.0 * m.n_classes / (m.n_classes - 1), m.dim - 2
+    numbers = {
+        "effective_rank": m.n_classes - 1,
+        "gnc2_log": -0.5 * log(square),
+        "gnc2_riesz": (1 if s >= 0 else -1) * square ** (-0.5 * s),
+    }
+    if m.n_rows > 1:
+        numbers["one_vs_rest_distance"] = m.n_rows / (m.n_rows - 1)
+    known = {name: f"{number:.4g}" for name, number in numbers.items()} | _AT_COLLAPSE
+    return {name: known.get(name, "0") for name in m.as_dict()}
+
+
+def best_here(m: Measured) -> dict[str, str]:
+    """What the metrics can reach at best where K > d + 1 and no simplex fits; empty otherwise."""
+    told = {}
+    if m.n_classes > m.dim + 1:
+        told["equiangular_features"] = f">= {least_mean_angle(m.n_classes, m.dim):.4g}"
+        told["margin_ratio"] = f"<= {largest_margin_ratio(m.n_classes, m.dim):.4g} (known codes)"
+        told["effective_rank"] = f"<= {m.dim}"
+    if m.n_rows > m.dim + 1:
+        told["equiangular_classifier"] = f">= {least_mean_angle(m.n_rows, m.dim):.4g}"
+    return told
+
+
+def notes(m: Measured) -> list[str]:
+    """What a reader must know before these numbers mean collapse; a sentence each."""
+    told = []
+    if m.held_out:
+        told.append("held-out samples, about the class means of others")
+    if m.n_ignored:
+        told.append(f"{m.n_ignored} samples were ignored")
+    if m.n_left_out:
+        told.append(f"{m.n_left_out} classes with too few samples were left out")
+    if m.n_single:
+        told.append(
+            f"{m.n_single} of {m.n_classes} classes have one sample, whose deviation is 0 by "
+            "definition: nc1 and cdnv are too small; see `min_count`"
+        )
+    if m.n_samples <= m.dim and not m.held_out:
+        told.append(
+            f"no more samples ({m.n_samples}) than features ({m.dim}): any so few points look "
+            "collapsed; nothing is shown by it"
+        )
+    if m.n_classes > m.dim + 1:
+        told.append(
+            f"{m.n_classes} classes in {m.dim} dimensions hold no simplex (K > d + 1): 0 is "
+            "impossible for what compares with it"
+        )
+    return told
+
+
+def _lines(m: Measured, convention: str | None) -> Iterator[tuple[str, str]]:
+    for name, value in m.as_dict(convention).items():
+        yield name, "-" if value is None else f"{value:.6g}"
+
+
+def _head(m: Measured) -> str:
+    return f"{m.n_samples} samples, {m.n_classes} classes, {m.dim} features"
+
+
+def table(m: Measured, convention: str | None) -> str:
+    """Lines of name, value and, for fastnc's own set, the value at collapse and the best here."""
+    rows = list(_lines(m, convention))
+    width = max(len(name) for name, _ in rows) + 2
+    lines = [_head(m), f"{'metric':<{width}}{'value':>14}"]
+    lines += [f"{name:<{width}}{shown:>14}" for name, shown in rows]
+    if convention is None:
+        best = best_here(m)
+        ends = ["at collapse", *at_collapse(m).values()]
+        if best:
+            wide = max(map(len, ends)) + 3
+            bests = ["at best here", *(best.get(name, "") for name, _ in rows)]
+            ends = [f"{a:<{wide}}{b}".rstrip() for a, b in zip(ends, bests, strict=True)]
+        lines[1:] = [f"{line}   {end}" for line, end in zip(lines[1:], ends, strict=True)]
+    return "\n".join(lines + [f"note: {note}." for note in notes(m)])
+
+
+def line(m: Measured) -> str:
+    """One line: what was measured and the metrics asked for most."""
+    values = m.as_dict()
+    known = {name: values[name] for name in _SHORT}
+    told = ", ".join(f"{k}={v:.4g}" for k, v in known.items() if v is not None)
+    held = "held-out " if m.held_out else ""
+    sizes = f"{m.n_samples} {held}samples, {m.n_classes} classes, {m.dim} features"
+    return f"CollapseMetrics({sizes}: {told})"
+
+
+def html(m: Measured) -> str:
+    """The table for a notebook."""
+    best, ends = best_here(m), at_collapse(m)
+    heads = ["metric", "value", "at collapse", *(["at best here"] if best else [])]
+    rows = []
+    for name, shown in _lines(m, None):
+        cells = [name, shown, ends[name], *([best.get(name, "")] if best else [])]
+        rows.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    below = "".join(f"<p>Note: {escape(note)}.</p>" for note in notes(m))
+    return f"<table><caption>{_head(m)}</caption><tr>{head}</tr>{body}</table>{below}"
