@@ -1,5 +1,7 @@
 """What the tests compare with: the definitions, in NumPy and mpmath; nothing of fastnc."""
 
+import itertools
+
 import mpmath
 import numpy as np
 
@@ -73,6 +75,9 @@ def collapse(H, y, W=None, bias=None):
         "nc1_quotient": ((X**2).sum() / N) / ((C**2).sum() / K),
         "cdnv": ((v[i] + v[j]) / (2 * gaps)).mean(),
         "nc2_gram_features": etf_distance(C @ C.T),
+        "nearest_mean_accuracy": (nearest(H, means) == place).mean(),
+        "effective_rank": effective_rank(C.astype(np.float64)),
+        **energies(C),
     }
     if W is not None:
         W = W.astype(np.longdouble)
@@ -82,7 +87,6 @@ def collapse(H, y, W=None, bias=None):
         unit_C = C / np.sqrt((C**2).sum(1))[:, None]
         unit_R = R / np.sqrt((R**2).sum(1))[:, None]
         Z = H @ W.T + offset
-        distances = ((H[:, None, :] - means[None]) ** 2).sum(axis=2)
         own = Z[np.arange(N), y].copy()
         decided = Z.argmax(axis=1)
         Z[np.arange(N), y] = -np.inf
@@ -99,11 +103,89 @@ def collapse(H, y, W=None, bias=None):
             "nc3_distance": (
                 (rows / np.sqrt((rows**2).sum()) - C / np.sqrt((C**2).sum())) ** 2
             ).sum(),
-            "nc4_agreement": (decided == labels[distances.argmin(axis=1)]).mean(),
+            "nc4_agreement": (decided == labels[nearest(H, means)]).mean(),
+            "accuracy": (decided == y).mean(),
+            "uniform_duality": (rows * C).sum(axis=1).var(),
+            "nc0": (W.sum(axis=0) ** 2).sum() / len(W),
+            "one_vs_rest_distance": one_vs_rest(W.astype(np.float64)),
             "margin": margin,
             "margin_ratio": 2 * nuclear * margin / ((W**2).sum() + (H**2).sum()),
         }
-    return {name: float(value) for name, value in told.items()}
+    return {name: None if value is None else float(value) for name, value in told.items()}
+
+
+def nearest(H, means):
+    """The place of the nearest mean of each row."""
+    return ((H[:, None, :] - means[None]) ** 2).sum(axis=2).argmin(axis=1)
+
+
+def effective_rank(C):
+    """exp of the entropy of the singular values, those below 1e-6 of the largest left out."""
+    lengths = np.linalg.svd(C, compute_uv=False)
+    shares = lengths[lengths > 1e-6 * lengths[0]]
+    shares = shares / shares.sum()
+    return np.exp(-(shares * np.log(shares)).sum())
+
+
+def energies(C):
+    """Averages over pairs of log(1/r) and of the Riesz energy r^-(d-2), r between directions."""
+    U = C / np.sqrt((C**2).sum(axis=1))[:, None]
+    i, j = np.triu_indices(len(U), 1)
+    r = np.sqrt(((U[i] - U[j]) ** 2).sum(axis=1))
+    s = C.shape[1] - 2
+    # In one dimension directions coincide.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            "gnc2_log": -np.log(r).mean(),
+            "gnc2_riesz": (r**-s).mean() if s >= 0 else -(r**-s).mean(),
+            "gnc2_log_variance": np.log(r).var(),
+            "gnc2_distance_variance": r.var(),
+        }
+
+
+def one_vs_rest(W):
+    """The least distance of a direction from the hull of the others, by every face of the hull.
+
+    None for more rows than this takes a moment for.
+    """
+    if len(W) > 7:
+        return None
+    U = W / np.linalg.norm(W, axis=1)[:, None]
+    best = np.inf
+    for k in range(len(U)):
+        rest = np.delete(U, k, axis=0)
+        for size in range(1, len(rest) + 1):
+            for face in itertools.combinations(range(len(rest)), size):
+                # The affine hull's nearest point belongs to the face where its weights do.
+                V = rest[list(face)]
+                x, *_ = np.linalg.lstsq((V[1:] - V[0]).T, U[k] - V[0], rcond=None)
+                if (x >= 0).all() and x.sum() <= 1:
+                    best = min(best, np.linalg.norm(U[k] - V[0] - (V[1:] - V[0]).T @ x))
+    return best
+
+
+def held_out(H, y, means, W, bias):
+    """Of samples about the means of others (all classes have some): what may differ."""
+    K, C = len(means), means - means.mean(axis=0)
+    X, Z = H - means[y], H @ W.T + bias
+    v = np.array([(X[y == k] ** 2).sum(axis=1).mean() for k in range(K)])
+    i, j = np.triu_indices(K, 1)
+    own = Z[np.arange(len(y)), y]
+    rival = np.where(np.eye(K, dtype=bool)[y], -np.inf, Z).max(axis=1)
+    E = np.eye(K) - 1 / K
+    nuclear = np.linalg.svd(E * np.sqrt(np.bincount(y, minlength=K)), compute_uv=False).sum()
+    return {
+        "within_class": np.linalg.norm(X, axis=1).mean()
+        / np.linalg.norm(H - means.mean(axis=0), axis=1).mean(),
+        "nc1": normalised_trace(X, C),
+        "nc1_quotient": ((X**2).sum() / len(y)) / ((C**2).sum() / K),
+        "cdnv": ((v[i] + v[j]) / (2 * ((means[i] - means[j]) ** 2).sum(axis=1))).mean(),
+        "nc4_agreement": (Z.argmax(axis=1) == nearest(H, means)).mean(),
+        "accuracy": (Z.argmax(axis=1) == y).mean(),
+        "nearest_mean_accuracy": (nearest(H, means) == y).mean(),
+        "margin": (own - rival).min(),
+        "margin_ratio": 2 * nuclear * (own - rival).min() / ((W**2).sum() + (H**2).sum()),
+    }
 
 
 def _classes(H, y):
@@ -126,7 +208,6 @@ def papyan(H, y, W, bias):
         np.fill_diagonal(G, 0.0)
         return np.abs(G).sum() / (K * (K - 1))
 
-    nearest = np.stack([np.linalg.norm(h - means, axis=1).argmin() for h in H])
     gap = W / np.linalg.norm(W) - M / np.linalg.norm(M)
     return {
         "NC1: tr(Sw Sb^+)": np.trace(within @ (vectors / values) @ vectors.T),
@@ -135,8 +216,14 @@ def papyan(H, y, W, bias):
         "NC2: equiangular of M": coherence(M),
         "NC2: equiangular of W": coherence(W),
         "NC3: |W/|W| - M/|M||^2": np.linalg.norm(gap) ** 2,
-        "NC4: mismatch": 1 - (nearest == (H @ W.T + bias).argmax(axis=1)).mean(),
+        "NC4: mismatch": 1 - (nearest(H, means) == (H @ W.T + bias).argmax(axis=1)).mean(),
     }
+
+
+def papyan_in_print(H, y, W, bias):
+    """The same with NC1 as the paper's figures define it, divided by the number of classes."""
+    told = papyan(H, y, W, bias)
+    return {"NC1: tr(Sw Sb^+)/C": told.pop("NC1: tr(Sw Sb^+)") / (y.max() + 1), **told}
 
 
 def zhu(H, y, W, bias):
@@ -160,7 +247,8 @@ def rhubarbwu(H, y, W):
     between = M.T @ M / K
     v = np.array([((H[y == k] - means[k]) ** 2).sum() / (y == k).sum() for k in range(K)])
     pairs = [(a, b) for a in range(K) for b in range(a)]
-    nearest = (-2 * H @ means.T + (means**2).sum(axis=1)).argmin(axis=1)
+    unit = M / np.linalg.norm(M, axis=1)[:, None]
+    r = np.array([np.linalg.norm(unit[a] - unit[b]) for a, b in pairs])
     return {
         "NC1: tr(Sw Sb^+)/K": np.trace(within @ np.linalg.pinv(between, rcond=1e-12)) / K,
         "NC1: tr Sw / tr Sb": np.trace(within) / np.trace(between),
@@ -169,8 +257,11 @@ def rhubarbwu(H, y, W):
         ),
         "NC2: variation of the norms": spread_of_norms(M, ddof=1),
         "NC2: MM^T against the ETF": etf_distance(M @ M.T),
+        "NC2: variance of distances": r.var(),
+        "NC2: variance of log distances": np.log(1 / r).var(),
         "NC3: WM^T against the ETF": etf_distance(W @ M.T),
-        "NC4: agreement": (nearest == (H @ W.T).argmax(axis=1)).mean(),
+        "NC3: variance of <w, m>": (W * M).sum(axis=1).var(ddof=1),
+        "NC4: agreement": (nearest(H, means) == (H @ W.T).argmax(axis=1)).mean(),
     }
 
 

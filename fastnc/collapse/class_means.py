@@ -132,6 +132,7 @@ def _features(of: ClassMeans, C: Floats, measured: Floats, sums: Floats, values:
     from fastnc.kernels.cpu.geometry import features_geometry
 
     with np.errstate(divide="ignore", invalid="ignore"):
+        # A class without held-out samples has no spread.
         features_geometry(C, measured, of.squares, sums, values)
     seen = measured > 0
     if not seen.all():

@@ -22,7 +22,8 @@ def one_vs_rest_distance(W: Floats) -> float:
     """
     from scipy.optimize import nnls
 
-    U = W / np.linalg.norm(W, axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        U = W / np.linalg.norm(W, axis=1, keepdims=True)
     if not np.isfinite(U).all():
         return math.nan
     if U.shape[1] > len(U):

@@ -13,7 +13,8 @@ H, Y, W, BIAS = oracles.clouds(6, 9, 60)
 @pytest.mark.parametrize(
     ("convention", "theirs"),
     [
-        ("papyan", oracles.papyan(H, Y, W, BIAS)),
+        ("papyan", oracles.papyan_in_print(H, Y, W, BIAS)),
+        ("papyan-notebook", oracles.papyan(H, Y, W, BIAS)),
         ("zhu", oracles.zhu(H, Y, W, BIAS)),
     ],
 )
@@ -28,6 +29,8 @@ def test_their_numbers(convention, theirs):
 def test_their_numbers_without_a_bias():
     theirs = oracles.rhubarbwu(H, Y, W)
     ours = fastnc.collapse_metrics(H, Y, W).as_dict("rhubarbwu")
+    # That needs features of another distribution; see `fastnc.nc5`.
+    assert ours.pop("NC5: OOD deviation") is None
     assert list(ours) == list(theirs)
     for label, value in theirs.items():
         assert ours[label] == pytest.approx(float(value), rel=1e-10), label
@@ -67,11 +70,11 @@ def test_every_name_of_the_table_is_an_attribute():
     m = fastnc.collapse_metrics(H, Y, W, BIAS)
     for table in CONVENTIONS.values():
         for name, _ in table.values():
-            assert getattr(m, name) is not None
+            assert getattr(m, name) is not None or name == "nc5"
 
 
 def test_unknown_convention():
     m = fastnc.collapse_metrics(H, Y)
-    sentence = r"`convention` must be None or one of 'paper', 'papyan', .*; got 'hui'"
+    sentence = r"`convention` must be None or one of 'paper', .*'papyan-notebook', .*; got 'hui'"
     with pytest.raises(ValueError, match=sentence):
         m.as_dict("hui")

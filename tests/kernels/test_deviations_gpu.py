@@ -7,7 +7,7 @@ import torch
 from interpreted import DEVICE, tensors
 
 import fastnc
-from fastnc.collapse import deviations
+from fastnc.collapse import second_pass
 from fastnc.kernels.gpu import deviations as deviations_gpu
 
 # (P, d, N): one direction; a sample beyond a tile; more directions than a tile; more classes too.
@@ -122,8 +122,8 @@ def test_as_the_second_pass_calls_it(K, resident, monkeypatch):
     statistics = fastnc.ClassStatistics(K, 50)
     statistics.update(H, y)
     second = fastnc.ClassDeviations(statistics, W, bias)
-    monkeypatch.setattr(deviations, "RESIDENT_CUDA", 1 << 24 if resident else 0)
-    got = second._triton_sums(*tensors(H, y))
+    monkeypatch.setattr(second_pass, "RESIDENT_CUDA", 1 << 24 if resident else 0)
+    got = second._pass._triton_sums(*tensors(H), y)
     # From 48 directions on single-precision features are multiplied in single precision.
-    rtol = 1e-12 if K < deviations.WIDE else 1e-6
-    np.testing.assert_allclose(got, second._torch_sums(*tensors(H, y)), rtol=rtol)
+    rtol = 1e-12 if K < second_pass.WIDE else 1e-6
+    np.testing.assert_allclose(got, second._pass._torch_sums(*tensors(H), y), rtol=rtol)
