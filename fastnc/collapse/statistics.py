@@ -312,6 +312,18 @@ class ClassStatistics:
             n_left_out=int((counts > 0).sum()) - len(present),
         )
 
+    def enlarged(self, n_classes: int) -> ClassStatistics:
+        """The same with classes up to `n_classes`, of which it has no sample yet."""
+        more = ClassStatistics(n_classes, self.dim, self.scatter, self.ignore_index)
+        more.n_ignored, more._torch, more._reduced = self.n_ignored, self._torch, self._reduced
+        self._fold()
+        more._counts[: self.n_classes] = self._counts
+        more._means[: self.n_classes] = self._means
+        more._squares[: self.n_classes] = self._squares
+        if self._within is not None:
+            more._within = self._within.copy(order="F")
+        return more
+
     def of_classes(self, classes: Counts) -> ClassStatistics:
         """The statistics of some classes alone, renumbered from 0 in the order given."""
         self._fold()

@@ -1,48 +1,80 @@
-"""What enters a layer during an ordinary evaluation loop, kept, and how far it has collapsed."""
+"""What enters or leaves layers during an evaluation loop, and how far it has collapsed."""
 
 from __future__ import annotations
 
-import difflib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastnc._core.arrays import check_labels, check_unmasked
-from fastnc.nn.loss import LinearCrossEntropyLoss
+from fastnc._core.arrays import check_choice
+from fastnc.collapse.deviations import ClassDeviations
+from fastnc.collapse.layer_table import LayerTable
+from fastnc.collapse.metrics import CollapseMetrics
+from fastnc.collapse.statistics import ClassStatistics, Scatter
+from fastnc.nn.feature_store import FeatureStore
+from fastnc.nn.hooks import Hooks
+from fastnc.nn.kept import Kept
+from fastnc.nn.rank_agreement import all_or_none, check_inputs, largest, several_ranks
+from fastnc.nn.running import Running, check_count_of_rows, check_negative, integers
+from fastnc.nn.tracked_layer import (
+    TrackedLayer,
+    find_layers,
+    linear_names,
+    natural_names,
+    unwrapped,
+    weight_and_bias,
+)
 
-if TYPE_CHECKING:
-    from fastnc.collapse.metrics import CollapseMetrics
-
-# Rows that go to the accumulators at once: large enough to be efficient, small beside the data.
-_ROWS = 16_384
+About = ClassStatistics | dict[str, ClassStatistics]
 
 
 class CollapseTracker:
-    """Keeps copies of what enters a layer while it is open, then measures them.
+    """Watches layers of a network while it is open, then measures what entered or left them.
 
-    Under `DistributedDataParallel` each rank tracks its own samples, and `metrics`, called on
-    every rank, returns those of all samples together. (A `DistributedSampler` repeats samples
-    to make the ranks even; those count twice.) Opening it again starts afresh.
+    Give each batch's labels in the loop, by `tracker.labels(y)`: a shuffled loader has another
+    order every time. Under `DistributedDataParallel` each rank tracks its own samples, and
+    `metrics(n=len(dataset))`, called on every rank, returns those of all samples together, without
+    the ones that a `DistributedSampler` repeats to make the ranks even. Opening it again starts
+    afresh. While it is open, compiled modules run eagerly: hooks are not in compiled code.
 
     Parameters
     ----------
     module : torch.nn.Module
         The model; a `DistributedDataParallel` or `torch.compile` wrapper is looked through.
     layer : str or torch.nn.Module
-        The last layer, by its name in `module.named_modules()`: what enters it are the features
-        h, (N, d) or, where it has a weight (K, d), (..., d) with a sample at every place; its
-        weight and bias are the classifier. The default is that of torchvision's VGG.
-    keep : "memory", "device" or a path
-        Where the features stay: in CPU memory, on the model's device, or in a file of that name,
-        which is overwritten, and mapped when it is read. They are copied at once in any case, so
-        a model that works in place does no harm.
+        The one layer to track, by its name in `module.named_modules()`; the default is the last of
+        torchvision's VGG. A loss that holds a linear layer is that layer.
+    layers : list of str or torch.nn.Module, or a str, optional
+        Several instead: names, globs (`"features.*"`), or `"linear"` for every layer with a weight
+        (K, d). `metrics` and so on then give a dictionary by name.
+    at : "input" or "output"
+        Whether features are what enters a layer (the first argument of its `forward`) or what
+        leaves it.
+    features : "flatten", "mean" or "places"
+        Of a tensor with more than two dimensions: all numbers of an input together, their mean over
+        places, or a sample at every place, whose label is the input's unless each has its own.
+        What enters a linear layer is a sample at every place also with "flatten". Channels come
+        second, and last in (B, T, d) and behind linear layers and layer norms.
+    classifier : str, torch.nn.Module or None, optional
+        Whose input, if it is tracked, is compared with its weight and bias. By default the layer
+        with a weight (K, d) that ran last; None for no layer.
+    keep : "memory", "device", "nothing" or a path
+        Where the features stay: in CPU memory, on the model's device, in a file of that name (for
+        several layers, that name and the layer's), which is overwritten, or nowhere: they are
+        summed as they come, and a second loop in `with tracker.second_pass()` tells the rest.
+    scatter : "trace" or "full"
+        With `keep="nothing"`, whether d x d scatter is summed, which tells NC1 in one loop.
+    ignore_index : int, optional
+        Samples with this label, -100 say, are left out and counted.
+    min_count : int
+        Classes with fewer samples are left out and counted.
 
     Raises
     ------
@@ -52,10 +84,13 @@ class CollapseTracker:
         `module` is no module, or `keep` neither a word nor a path.
     RuntimeError
         Opened while it is open.
+    MemoryError
+        A copy would no longer fit; what was gathered stays.
 
     Cost
     ----
-    A copy of every batch, N d numbers in the features' dtype (bfloat16 goes to a file as float32).
+    A copy of every batch, N d numbers in the features' dtype; with `keep="nothing"` K d numbers a
+    layer in float64 (d x d more with "full"), and the time of `ClassStatistics`.
 
     Examples
     --------
@@ -79,30 +114,50 @@ class CollapseTracker:
         module: nn.Module,
         layer: str | nn.Module = "classifier.6",
         *,
+        layers: str | Iterable[str | nn.Module] | None = None,
+        at: Literal["input", "output"] = "input",
+        features: Literal["flatten", "mean", "places"] = "flatten",
+        classifier: str | nn.Module | None = "last",
         keep: str | os.PathLike[str] = "memory",
+        scatter: Scatter = "trace",
+        ignore_index: int | None = None,
+        min_count: int = 1,
     ) -> None:
         if not isinstance(keep, (str, os.PathLike)):
             # A number would be taken for a file that is open already.
-            raise TypeError(f"`keep` must be 'memory', 'device' or a path; got {keep!r}.")
+            raise TypeError(
+                f"`keep` must be 'memory', 'device', 'nothing' or a path; got {keep!r}."
+            )
         if not isinstance(module, nn.Module):
             raise TypeError(f"`module` must be a torch.nn.Module; got {type(module).__name__}.")
-        self._module = _unwrapped(module)
-        self._layer = _find(self._module, layer)
-        self._keep = keep
-        self._handle: Any = None
-        self._file: BinaryIO | None = None
+        check_choice("at", at, ("input", "output"))
+        check_choice("features", features, ("flatten", "mean", "places"))
+        self._module = unwrapped(module)
+        self._several = layers is not None
+        self._layers = find_layers(self._module, layer if layers is None else layers, at, features)
+        known = natural_names(self._module)
+        self._hooks = Hooks([known[name] for name in linear_names(known)])
+        self._named: nn.Module | None = None
+        if classifier is not None and classifier != "last":
+            self._named = find_layers(self._module, classifier, at, features)[0].module
+        self._by_order = classifier == "last"
+        self._keep, self._scatter = keep, scatter
+        self._ignore_index, self._min_count = ignore_index, min_count
+        self._second: dict[str, bool] | None = None
         self._clear()
 
     def _clear(self) -> None:
-        self._batches: list[Tensor] = []
+        self._stores: dict[str, FeatureStore] = {}
+        self._running = {x.name: Running(self._scatter, self._ignore_index) for x in self._layers}
+        self._inputs: dict[str, list[int]] = {x.name: [] for x in self._layers}
         self._labels: list[Tensor] = []
-        self._dim: int | None = None
-        self._dtype: torch.dtype | None = None
-        self._n_samples = 0
-        self._left: tuple[Any, ...] | None = None
+        self._hooks.last = None
+        self._left: dict[str, tuple[Any, Any]] = {}
+        self._deviations: dict[str, ClassDeviations] = {}
+        self._statistics: dict[str, ClassStatistics] = {}
 
     def __enter__(self) -> CollapseTracker:
-        if self._handle is not None:
+        if self._hooks:
             raise RuntimeError("the tracker is open already; leave its `with` block first.")
         if self._module.training:
             warnings.warn(
@@ -111,9 +166,9 @@ class CollapseTracker:
                 stacklevel=2,
             )
         self._clear()
-        if self._keep not in ("memory", "device"):
-            self._file = open(self._keep, "wb")
-        self._handle = self._layer.register_forward_pre_hook(self._entered, with_kwargs=True)
+        if self._keep != "nothing":
+            self._stores = {x.name: FeatureStore(self._place(x)) for x in self._layers}
+        self._hooks.set(self._layers, self._came)
         return self
 
     def __exit__(
@@ -122,55 +177,94 @@ class CollapseTracker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._handle.remove()
-        self._handle = None
+        self._hooks.remove()
         # Training may go on before anybody asks for the metrics of what was kept.
-        self._left = tuple(
-            p.detach().clone() if isinstance(p, Tensor) else None
-            for p in _weight_and_bias(self._layer)
-        )
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        for layer in self._layers:
+            self._left[layer.name] = tuple(
+                p.detach().clone() if isinstance(p, Tensor) else None
+                for p in self._weight_and_bias(layer)
+            )  # type: ignore[assignment]
+        for store in self._stores.values():
+            store.close()
+
+    @contextmanager
+    def second_pass(
+        self, n: int | None = None, about: About | None = None
+    ) -> Iterator[CollapseTracker]:
+        """A second loop over the same batches, for what `keep="nothing"` cannot tell from one.
+
+        With `about`, the statistics of training samples (`statistics()`), a loop over held-out
+        ones, which needs no first. `n` is the size of the data set where ranks repeat samples.
+        """
+        if self._keep != "nothing":
+            raise ValueError('`second_pass` is for `keep="nothing"`; otherwise ask for `metrics`.')
+        if about is None:
+            found = self._of_first_pass(n)
+        else:
+            last = self._hooks.last or next(reversed(self._hooks.linear), None)
+            self._clear()
+            # Nothing has run yet that told which linear layer is the last one.
+            self._hooks.last, found = last, self._each(about)
+        for layer in self._layers:
+            statistics = found[layer.name]
+            W, bias = self._classifier(layer, statistics.dim, torch.device("cpu"))
+            if W is not None:
+                statistics = statistics.enlarged(max(statistics.n_classes, len(W)))
+                check_count_of_rows(len(W), statistics)
+            sink = ClassDeviations(statistics, W, bias, about is not None, self._min_count)
+            self._running[layer.name].start(sink)
+            self._deviations[layer.name] = sink
+        self._labels, self._second = [], dict.fromkeys(found, False)
+        self._hooks.set(self._layers, self._came)
+        try:
+            yield self
+        finally:
+            self._hooks.remove()
 
     def labels(self, y: Any) -> None:
         """The labels of the batch that goes through the module next, or has just gone."""
-        self._labels.append(_integers(y).clone())
+        labels = integers(y).clone()
+        check_negative(labels, self._ignore_index)
+        self._labels.append(labels)
+        if self._keep == "nothing" and self._hooks:
+            self._pair()
 
     @property
-    def features(self) -> Tensor:
-        """What entered the layer (N, d), in order; mapped from the file where there is one."""
-        if not self._n_samples or self._dim is None or self._dtype is None:
-            raise ValueError(
-                "nothing entered the layer. Run the model inside the `with` block; of a compiled "
-                "model, run the one that was given to `torch.compile`."
-            )
-        if self._keep in ("memory", "device"):
-            if len(self._batches) > 1:
-                self._batches = [torch.cat(self._batches)]
-            return self._batches[0]
-        if self._file is not None:
-            self._file.flush()
-        shape = (self._n_samples, self._dim)
-        return torch.from_numpy(np.memmap(self._keep, _stored(self._dtype), "r+", shape=shape))
+    def features(self) -> Any:
+        """What was tracked (N, d), in order, mapped from the file where there is one."""
+        if self._keep == "nothing":
+            raise ValueError('`features` are not kept with `keep="nothing"`.')
+        return self._told({x.name: self._store(x).features() for x in self._layers})
 
     def targets(self) -> Tensor:
         """All labels given so far (N,)."""
-        return torch.cat(self._labels) if self._labels else torch.empty(0, dtype=torch.int64)
+        if not self._labels:
+            return torch.empty(0, dtype=torch.int64)
+        return torch.cat([y.reshape(-1) for y in self._labels])
 
-    def metrics(self, y: Any = None) -> CollapseMetrics:
-        """The neural-collapse metrics of what was kept, as `fastnc.collapse_metrics` has them.
+    def statistics(self, y: Any = None, n: int | None = None) -> Any:
+        """The class statistics of the samples, of all ranks: what `about` takes."""
+        if self._keep == "nothing":
+            return self._told(self._of_first_pass(n))
+        return self._told({x.name: self._kept(x, y, n).statistics() for x in self._layers})
+
+    def metrics(self, y: Any = None, *, about: About | None = None, n: int | None = None) -> Any:
+        """The neural-collapse metrics of what was tracked, as `fastnc.collapse_metrics` has them.
 
         Parameters
         ----------
         y : (N,) integers, optional
             The labels, in the order of the samples; by default those given to `labels`. Rows of
-            the classifier where the layer has one, any integers otherwise.
+            the classifier where the layer is one, any that are not negative otherwise.
+        about : ClassStatistics, or a dictionary by layer, optional
+            Of training samples; those tracked are then held out, and measured about their means.
+        n : int, optional
+            The size of the data set, over all ranks: samples that were repeated do not count.
 
         Returns
         -------
-        fastnc.CollapseMetrics
-            The layer's weight and bias, where it has a weight (K, d), are the classifier.
+        fastnc.CollapseMetrics, or a table of them by layer where `layers` were named
+            The weight and bias of the classifier's layer are its W and bias.
 
         Raises
         ------
@@ -178,175 +272,123 @@ class CollapseTracker:
             No features, not one label a sample, or what `fastnc.ClassStatistics` and
             `fastnc.ClassDeviations` refuse; here or on another rank.
         """
-        from fastnc import ClassDeviations, ClassStatistics
-
-        several = torch.distributed.is_available() and torch.distributed.is_initialized()
-        with _all_or_none(several):
-            H, y = self._checked(y)
-        W, bias = self._classifier(H.device)
-        if W is None:
-            distinct = _distinct(y, several)
-            y, n_classes = torch.searchsorted(distinct, y), len(distinct)
+        if self._keep != "nothing":
+            found = {x.name: self._measured(x, y, n, about) for x in self._layers}
+        elif y is not None:
+            raise ValueError('`y` must be given to `tracker.labels` with `keep="nothing"`.')
+        elif self._second is not None:
+            found = {x.name: self._of_second_pass(x, n) for x in self._layers}
+        elif about is not None:
+            raise ValueError('`about` must be given to `second_pass` with `keep="nothing"`.')
         else:
-            n_classes = len(W)
-        statistics = ClassStatistics(n_classes=n_classes, dim=H.shape[1], scatter="trace")
-        with _all_or_none(several):
-            for h, label in _parts(H, y):
-                statistics.update(h, label)
-        if several:
-            statistics.all_reduce()
-        deviations = ClassDeviations(statistics, W, bias)
-        for h, label in _parts(H, y):
-            deviations.update(h, label)
-        if several:
-            deviations.all_reduce()
-        metrics: CollapseMetrics = deviations.metrics()
-        return metrics
+            found = {}
+            for name, statistics in self._of_first_pass(n).items():
+                W, bias = self._classifier(self._layer(name), statistics.dim, torch.device("cpu"))
+                if W is not None:
+                    statistics = statistics.enlarged(max(statistics.n_classes, len(W)))
+                    check_count_of_rows(len(W), statistics)
+                found[name] = statistics.metrics(W, bias, self._min_count)
+        return LayerTable(found) if self._several else found[self._layers[0].name]
 
-    def _checked(self, y: Any) -> tuple[Tensor, Tensor]:
-        """Features and as many labels, on the same device."""
-        H = self.features
-        y = self.targets() if y is None else _integers(y)
-        if len(y) != len(H):
-            raise ValueError(
-                f"there must be one label a sample: {len(H)} samples entered the layer, and "
-                f"{len(y)} labels were given. Call `tracker.labels(y)` once a batch, or give all "
-                "to `metrics`."
-            )
-        W, _ = self._classifier(y.device)
-        if W is not None:
-            check_labels(y, None, len(W), more="track a layer with more rows")
-        return H, y.to(H.device)
+    def _came(self, layer: TrackedLayer, h: Tensor) -> None:
+        rows, count = layer.rows(h)
+        if self._keep == "nothing":
+            self._running[layer.name].add(rows, count)
+            self._pair()
+        else:
+            self._store(layer).add(rows)
+            self._inputs[layer.name] += [len(rows) // max(count, 1)] * count
 
-    def _entered(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        h = (*inputs, *named.values())[0].detach()
-        if h.dim() != 2:
-            W, _ = self._classifier(h.device)
-            if h.dim() == 0 or (h.dim() > 2 and (W is None or W.shape[1] != h.shape[-1])):
-                raise ValueError(
-                    f"features must be (N, d); got {tuple(h.shape)}. Track a layer behind the "
-                    "flattening, such as the last linear one."
-                )
-            h = h.reshape(-1, h.shape[-1])
-        if self._dim is None:
-            self._dim, self._dtype = h.shape[1], h.dtype
-        elif (h.shape[1], h.dtype) != (self._dim, self._dtype):
-            raise ValueError(
-                f"every batch must bring {self._dim} features in {self._dtype}; got "
-                f"{h.shape[1]} in {h.dtype}."
-            )
-        self._n_samples += len(h)
-        if self._file is not None:
-            wide = h.float() if h.dtype == torch.bfloat16 else h
-            self._file.write(np.ascontiguousarray(wide.cpu().numpy()).data)
-            return
-        target = h.device if self._keep == "device" else torch.device("cpu")
-        self._batches.append(h.to(target, copy=True))
+    def _pair(self) -> None:
+        """Gives waiting rows the labels that have come for them."""
+        while self._labels and all(run.waits() for run in self._running.values()):
+            for run in self._running.values():
+                run.check(self._labels[0])
+            y = self._labels.pop(0)
+            for run in self._running.values():
+                run.label(y)
 
-    def _classifier(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        weight, bias = self._left or _weight_and_bias(self._layer)
-        if not isinstance(weight, Tensor) or weight.dim() != 2:
+    def _place(self, layer: TrackedLayer) -> str | os.PathLike[str]:
+        if self._keep in ("memory", "device") or not self._several:
+            return self._keep
+        path = Path(self._keep)
+        return path.with_name(f"{path.name}.{layer.name}")
+
+    def _store(self, layer: TrackedLayer) -> FeatureStore:
+        return self._stores.setdefault(layer.name, FeatureStore("memory"))
+
+    def _layer(self, name: str) -> TrackedLayer:
+        return next(layer for layer in self._layers if layer.name == name)
+
+    def _told(self, found: dict[str, Any]) -> Any:
+        return found if self._several else found[self._layers[0].name]
+
+    def _each(self, about: About) -> dict[str, ClassStatistics]:
+        if isinstance(about, dict):
+            missing = [x.name for x in self._layers if x.name not in about]
+            if missing:
+                raise ValueError(f"`about` must hold every layer; {missing[0]!r} is missing.")
+            return about
+        return dict.fromkeys((x.name for x in self._layers), about)
+
+    def _kept(self, layer: TrackedLayer, y: Any, n: int | None) -> Kept:
+        store = self._store(layer)
+        y = self.targets() if y is None else integers(y)
+        classifier = self._classifier(layer, store.dim, y.device)
+        return Kept(store, self._inputs[layer.name], y, n, classifier, self._ignore_index)
+
+    def _measured(
+        self, layer: TrackedLayer, y: Any, n: int | None, about: About | None
+    ) -> CollapseMetrics:
+        kept = self._kept(layer, y, n)
+        statistics = kept.statistics() if about is None else self._each(about)[layer.name]
+        return kept.metrics(statistics, about is not None, self._min_count)
+
+    def _of_first_pass(self, n: int | None) -> dict[str, ClassStatistics]:
+        if not self._statistics:
+            found = {}
+            for layer in self._layers:
+                run = self._running[layer.name]
+                with all_or_none():
+                    if run.n_rows == 0 or run.waits():
+                        raise ValueError(
+                            "nothing entered the layer with its labels. Run the model inside the "
+                            "`with` block, and call `tracker.labels(y)` once a batch."
+                        )
+                    run.finish(check_inputs(n, run.n_inputs) < run.n_inputs)
+                sink = run.sink
+                if not isinstance(sink, ClassStatistics):
+                    raise ValueError("a second pass is no first one; open the tracker again.")
+                found[layer.name] = sink.enlarged(largest(sink.n_classes))
+                if several_ranks():
+                    found[layer.name].all_reduce()
+            self._statistics = found
+        return self._statistics
+
+    def _of_second_pass(self, layer: TrackedLayer, n: int | None) -> CollapseMetrics:
+        run, sink = self._running[layer.name], self._deviations[layer.name]
+        if self._second is not None and not self._second[layer.name]:
+            with all_or_none():
+                run.finish(check_inputs(n, run.n_inputs) < run.n_inputs)
+            if several_ranks():
+                sink.all_reduce()
+            self._second[layer.name] = True
+        return sink.metrics()
+
+    def _weight_and_bias(self, layer: TrackedLayer) -> tuple[Any, Any]:
+        """Of the classifier's layer; of any other, none."""
+        named = self._hooks.last if self._by_order else self._named
+        if layer.at != "input" or layer.module is not named:
             return None, None
-        if self._dim is not None and weight.shape[1] != self._dim:
+        return weight_and_bias(layer.module)
+
+    def _classifier(
+        self, layer: TrackedLayer, dim: int | None, device: torch.device
+    ) -> tuple[Tensor | None, Tensor | None]:
+        weight, bias = self._left.get(layer.name) or self._weight_and_bias(layer)
+        if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.shape[1] != dim:
             return None, None
         return (
             weight.detach().to(device),
             bias.detach().to(device) if isinstance(bias, Tensor) else None,
         )
-
-
-def _unwrapped(module: nn.Module) -> nn.Module:
-    if hasattr(module, "_orig_mod"):
-        return _unwrapped(module._orig_mod)  # type: ignore[arg-type]
-    if isinstance(module, nn.DataParallel):
-        raise ValueError(
-            "`module` must not be a `DataParallel`, whose replicas come in any order; "
-            "pass its `.module`, and run that."
-        )
-    if isinstance(module, nn.parallel.DistributedDataParallel):
-        return _unwrapped(module.module)
-    return module
-
-
-def _find(module: nn.Module, layer: str | nn.Module) -> nn.Module:
-    known = dict(module.named_modules())
-    if isinstance(layer, nn.Module):
-        if not any(layer is other for other in known.values()):
-            raise ValueError("`layer` must belong to `module`; got another module's.")
-        return layer
-    if layer not in known:
-        linear = [name for name, other in known.items() if isinstance(other, nn.Linear)]
-        near = difflib.get_close_matches(str(layer), [n for n in known if n], 3, 0.5) or linear[-3:]
-        raise ValueError(
-            f"`layer` must name a layer of the module; there is no {layer!r}. Near it are "
-            f"{', '.join(map(repr, near)) or 'none'}; see `module.named_modules()`."
-        )
-    found: nn.Module = known[layer]
-    return found
-
-
-def _weight_and_bias(layer: nn.Module) -> tuple[Any, ...]:
-    """Of a linear layer, or of a loss that holds one of its own."""
-    losses = [LinearCrossEntropyLoss, getattr(nn, "LinearCrossEntropyLoss", LinearCrossEntropyLoss)]
-    linear = layer.linear if isinstance(layer, tuple(losses)) else layer
-    return getattr(linear, "weight", None), getattr(linear, "bias", None)
-
-
-def _integers(y: Any) -> Tensor:
-    check_unmasked("y", y)
-    y = torch.as_tensor(y).detach()
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise ValueError(f"labels must be integers; got {y.dtype}.")
-    labels: Tensor = y.reshape(-1).to(torch.int64)
-    return labels
-
-
-def _parts(H: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, len(H), _ROWS):
-        yield H[start : start + _ROWS], y[start : start + _ROWS]
-
-
-@contextmanager
-def _all_or_none(several: bool) -> Iterator[None]:
-    """What one rank refuses stops the others too, who would wait for it."""
-    problem = None
-    try:
-        yield
-    except ValueError as error:
-        problem = error
-    if several:
-        bad = torch.tensor(int(problem is not None), device=_travels_on())
-        torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
-        if int(bad) and problem is None:
-            raise ValueError(
-                "another rank has no features, or not finite ones, or labels that do not fit; "
-                "see there."
-            )
-    if problem is not None:
-        raise problem
-
-
-def _travels_on() -> torch.device:
-    """Where a tensor must be for the ranks to exchange it."""
-    nccl = torch.distributed.get_backend() == "nccl"
-    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
-
-
-def _distinct(y: Tensor, several: bool) -> Tensor:
-    """The distinct labels, of all ranks where there are several, sorted."""
-    ours: Tensor = torch.unique(y)
-    if not several:
-        return ours
-    ours = ours.to(_travels_on())
-    most = torch.tensor(len(ours), device=ours.device)
-    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-    # Filled up with a label that is there anyway.
-    filled = torch.cat([ours, ours[:1].expand(int(most) - len(ours))])
-    everyone = [torch.empty_like(filled) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(everyone, filled)
-    all_labels: Tensor = torch.unique(torch.cat(everyone))
-    return all_labels.to(y.device)
-
-
-def _stored(dtype: torch.dtype) -> str:
-    return {torch.float64: "float64", torch.float16: "float16"}.get(dtype, "float32")

@@ -1,0 +1,165 @@
+"""Layers of a network by name, and the features that enter or leave them, one sample a row."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastnc.nn.loss import LinearCrossEntropyLoss
+
+# Modules whose features come last in a tensor of any number of dimensions.
+_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.MultiheadAttention)
+# Modules that keep channels second in tensors of three dimensions too.
+_SECOND = (nn.Conv1d, nn.BatchNorm1d, nn.AdaptiveAvgPool1d, nn.AvgPool1d, nn.MaxPool1d)
+_LOSSES = (LinearCrossEntropyLoss, getattr(nn, "LinearCrossEntropyLoss", LinearCrossEntropyLoss))
+
+
+class TrackedLayer:
+    """One layer: which tensor of it is looked at, and how that becomes rows (n, d)."""
+
+    def __init__(self, name: str, module: nn.Module, at: str, features: str) -> None:
+        self.name, self.module, self.at, self.features = name, module, at, features
+
+    def tensor(self, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Tensor:
+        """What entered the layer (the first argument of its `forward`, by name) or left it."""
+        if self.at == "input":
+            return _first_tensor(_first_argument(self.module, inputs, named), self.name)
+        return _first_tensor(output, self.name)
+
+    def rows(self, h: Tensor) -> tuple[Tensor, int]:
+        """(n, d) rows of a batch, and of how many inputs they are."""
+        h = h.detach()
+        if h.dim() == 0:
+            raise ValueError(f"features of layer {self.name!r} must be (N, d); got a number.")
+        if h.dim() <= 2:
+            return h.reshape(-1, h.shape[-1]), 1 if h.dim() == 1 else len(h)
+        count, weight = len(h), weight_and_bias(self.module)[0]
+        whole = isinstance(weight, Tensor) and weight.dim() == 2 and self.at == "input"
+        if self.features == "flatten" and not (whole and weight.shape[1] == h.shape[-1]):
+            return h.reshape(count, -1), count
+        if not self._channels_last(h):
+            h = h.movedim(1, -1)
+        if self.features == "mean":
+            return h.flatten(1, -2).mean(dim=1), count
+        return h.reshape(-1, h.shape[-1]), count
+
+    def _channels_last(self, h: Tensor) -> bool:
+        if isinstance(self.module, _LAST):
+            return True
+        return h.dim() == 3 and not isinstance(self.module, _SECOND)
+
+
+def find_layers(module: nn.Module, wanted: Any, at: str, features: str) -> list[TrackedLayer]:
+    """The layers that names, modules, globs or "linear" name, each once."""
+    known = natural_names(module)
+    if isinstance(wanted, (str, nn.Module)) or not isinstance(wanted, Iterable):
+        wanted = (wanted,)
+    found: dict[str, nn.Module] = {}
+    for each in wanted:
+        if isinstance(each, nn.Module):
+            names = [name for name, other in known.items() if other is each]
+            if not names:
+                raise ValueError("`layer` must belong to `module`; got another module's.")
+            found[names[0]] = each
+        elif each in known and each:
+            found[each] = known[each]
+        elif each == "linear":
+            found |= {name: known[name] for name in linear_names(known)}
+        elif isinstance(each, str) and any(sign in each for sign in "*?["):
+            matching = [name for name in known if name and fnmatch.fnmatchcase(name, each)]
+            if not matching:
+                raise _no_such_layer(each, known)
+            found |= {name: known[name] for name in matching}
+        else:
+            raise _no_such_layer(each, known)
+    if not found:
+        raise ValueError("`layers` must name at least one layer; got none.")
+    return [TrackedLayer(name, layer, at, features) for name, layer in found.items()]
+
+
+def natural_names(module: nn.Module) -> dict[str, nn.Module]:
+    """`named_modules`, where the linear layer that a loss holds is that loss, which is called."""
+    known = dict(module.named_modules())
+    for name, other in list(known.items()):
+        if isinstance(other, _LOSSES):
+            known[f"{name}.linear".removeprefix(".")] = other
+    return known
+
+
+def linear_names(known: Mapping[str, nn.Module]) -> list[str]:
+    """The layers with a weight (K, d) that features enter, each under one name."""
+    told: dict[int, str] = {}
+    for name, other in known.items():
+        weight = weight_and_bias(other)[0]
+        if isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(other, nn.Embedding):
+            told.setdefault(id(other), name)
+    return list(told.values())
+
+
+def weight_and_bias(layer: nn.Module) -> tuple[Any, Any]:
+    """Of a linear layer, or of a loss that holds one of its own; sharded ones are gathered."""
+    linear = layer.linear if isinstance(layer, _LOSSES) else layer
+    weight, bias = getattr(linear, "weight", None), getattr(linear, "bias", None)
+    return _whole(weight), _whole(bias)
+
+
+def _whole(parameter: Any) -> Any:
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+
+
+def _no_such_layer(layer: Any, known: Mapping[str, nn.Module]) -> ValueError:
+    near = difflib.get_close_matches(str(layer), [name for name in known if name], 3, 0.5)
+    # What most people look for: a network's last linear layers.
+    last = [name for name in linear_names(known)[-2:] if name not in near]
+    told = ", ".join(map(repr, near + last[::-1])) or "none"
+    return ValueError(
+        f"`layer` must name a layer of the module; there is no {layer!r}. Near it, or last, are "
+        f"{told}; see `module.named_modules()`."
+    )
+
+
+def _first_argument(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    if inputs:
+        return inputs[0]
+    try:
+        parameters = inspect.signature(module.forward).parameters
+    except (TypeError, ValueError):
+        parameters = {}  # type: ignore[assignment]
+    for name in parameters:
+        if name in named:
+            return named[name]
+    return next(iter(named.values()), None)
+
+
+def _first_tensor(value: Any, name: str) -> Tensor:
+    """The tensor itself, or the first one of a tuple, a list or a dictionary of outputs."""
+    held = value
+    while not isinstance(held, Tensor):
+        if isinstance(held, Mapping):
+            held = next(iter(held.values()), None)
+        elif isinstance(held, (tuple, list)):
+            held = next(iter(held), None)
+        else:
+            raise ValueError(
+                f"a tensor must enter or leave layer {name!r}; got {type(value).__name__}."
+            )
+    return held
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The model itself, without what `torch.compile` or `DistributedDataParallel` wrapped it in."""
+    if hasattr(module, "_orig_mod"):
+        return unwrapped(module._orig_mod)  # type: ignore[arg-type]
+    if isinstance(module, nn.DataParallel):
+        raise ValueError(
+            "`module` must not be a `DataParallel`, whose replicas come in any order; "
+            "pass its `.module`, and run that."
+        )
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return unwrapped(module.module)
+    return module
