@@ -21,7 +21,8 @@ from fastnc.cli._folder import claimed
 
 # Each is the function of that name in the file of that name.
 COMMANDS = (
-    "ulpm", "flow", "sweep", "train", "metrics", "verify", "table1", "plot", "info", "cache",
+    "ulpm", "flow", "sweep", "compare", "train", "metrics", "verify", "table1", "plot", "info",
+    "cache",
 )  # fmt: skip
 # Of a sentence that quotes a file; 200,000 names of arrays make it as long as a book.
 LONGEST = 2000

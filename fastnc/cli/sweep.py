@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from fastnc.cli._rules import HELP
+
 
 def sweep(
     n_classes: Annotated[
@@ -19,6 +21,14 @@ def sweep(
     lr: Annotated[
         list[float], typer.Option(help="Step size on the mean loss; again for several.")
     ] = [5.0],  # noqa: B006
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(help=f"In the place of --lr, again for several: {HELP}", show_default=False),
+    ] = None,
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(help="Samples a step, by default all; again for several.", show_default=False),
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Epochs of gradient descent a run.")] = 100_000,
     seeds: Annotated[int, typer.Option(help="Starts a setting.")] = 256,
     seed: Annotated[int, typer.Option(help="The first of the seeds, which are consecutive.")] = 0,
@@ -37,7 +47,8 @@ def sweep(
 ) -> None:
     """Many runs of `fastnc ulpm` at once: medians, and where half and nine in ten of the runs lie.
 
-    Every combination of the given --n-classes, --n-per-class, --dim and --lr is a setting of its
+    Every combination of the given --n-classes, --n-per-class, --dim, --lr or --rule and
+    --batch-size is a setting of its
     own, run from --seeds starts. Writes sweep.png, sweep.pdf, runs.npz, runs.csv and
     checkpoint.npz to --out.
     """
@@ -46,6 +57,7 @@ def sweep(
     from fastnc._core import arrays
     from fastnc._core.files import out_dir
     from fastnc._core.interrupts import Interrupted
+    from fastnc.cli._rules import rule_of
     from fastnc.dynamics.sweep import sweep as run_sweep
     from fastnc.models import ULPM
 
@@ -59,6 +71,7 @@ def sweep(
     try:
         runs = run_sweep(
             models, lr, epochs, range(seed, seed + seeds), snapshots, dtype=dtype, threads=threads,
+            rules=[rule_of(text) for text in rule] if rule else None, batch_size=batch_size or None,
             checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume, progress=True,
         )  # fmt: skip
     except Interrupted as stop:

@@ -7,12 +7,20 @@ from typing import Annotated, Literal
 
 import typer
 
+from fastnc.cli._rules import HELP
+
 
 def ulpm(
     n_classes: Annotated[int, typer.Option(help="Classes K, at least 2.")] = 5,
     n_per_class: Annotated[int, typer.Option(help="Samples a class, n.")] = 10,
     dim: Annotated[int, typer.Option(help="Features d.")] = 20,
     lr: Annotated[float, typer.Option(help="Step size on the mean loss.")] = 5.0,
+    rule: Annotated[
+        str | None, typer.Option(help=f"In the place of --lr: {HELP}", show_default=False)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Samples a step; by default all.", show_default=False)
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Epochs of gradient descent.")] = 100_000,
     seed: Annotated[int, typer.Option(help="Seed of the Gaussian start.")] = 0,
     dtype: Annotated[
@@ -33,6 +41,7 @@ def ulpm(
     """
     from fastnc._core.files import out_dir
     from fastnc._core.interrupts import Diverged, Interrupted
+    from fastnc.cli._rules import rule_of
     from fastnc.cli._torchrun import joined_ranks
     from fastnc.dynamics.descent import descend
     from fastnc.models import ULPM
@@ -47,6 +56,7 @@ def ulpm(
         try:
             run = descend(
                 model, lr, epochs, seed, snapshots=snapshots, dtype=dtype, device=device,
+                rule=None if rule is None else rule_of(rule), batch_size=batch_size,
                 checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume,
                 sharded=ranks > 1, progress=True,
             )  # fmt: skip

@@ -97,7 +97,7 @@ def composed(
             "`rule` must be one of `fastnc.rules` or have `init(W, H)` and `update(...)`; got "
             f"{type(rule).__name__}."
         )
-    elif schedule != "constant" or lr != 5.0:
+    elif schedule != "constant" or not (isinstance(lr, (int, float)) and lr == 5.0):
         raise ValueError(
             "`lr` and `schedule` belong to the rule where one is given; write "
             f"`rule={type(rule).__name__}(lr=...)`, a schedule in the place of the number."

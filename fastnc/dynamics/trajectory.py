@@ -91,6 +91,28 @@ class Trajectory:
         except KeyError:
             raise KeyError(f"no column {name!r}; this run has {', '.join(self.columns)}.") from None
 
+    def keys(self) -> tuple[str, ...]:
+        """Names of the columns: `dict(run)` is a table."""
+        return self.columns
+
+    def to_pandas(self) -> Any:
+        """The columns as a `pandas.DataFrame`, a row a snapshot; `attrs` holds `about`."""
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError("pandas is needed for `to_pandas`: pip install pandas.") from None
+        frame = pandas.DataFrame({name: self[name] for name in self.columns})
+        frame.attrs.update(self.about)
+        return frame
+
+    def to_polars(self) -> Any:
+        """The columns as a `polars.DataFrame`, a row a snapshot."""
+        try:
+            import polars
+        except ImportError:
+            raise ImportError("polars is needed for `to_polars`: pip install polars.") from None
+        return polars.DataFrame({name: self[name] for name in self.columns})
+
     def __contains__(self, name: object) -> bool:
         return name in self._columns
 

@@ -17,6 +17,8 @@ _HOME = {
     "geometry": "grams",
     "layers": "depth",
     "minority_collapse": "minority",
+    "rules_compared": "rules",
+    "rules_summary": "rules",
     "save": "_style",
     "summary": "collapse",
     "sweep_bands": "bands",

@@ -57,3 +57,19 @@ def test_other_files_are_refused(run, tmp_path):
         Trajectory.load(tmp_path / "x.npz")
     with pytest.raises(ValueError, match="must have one length"):
         Trajectory({"epoch": [1], "margin": [1, 2]}, run.W, run.H, run.y, {})
+
+
+def test_tables_of_other_libraries(monkeypatch):
+    import sys
+
+    run = fastnc.descend(fastnc.ULPM(3, 2, 4), lr=1.0, epochs=30, snapshots=3)
+    assert run.keys() == run.columns and dict(run)["margin"] is run["margin"]
+    for library, make in (("pandas", run.to_pandas), ("polars", run.to_polars)):
+        pytest.importorskip(library)
+        table = make()
+        assert tuple(table.columns) == run.columns and len(table) == len(run)
+        np.testing.assert_array_equal(table["margin"].to_numpy(), run["margin"])
+        monkeypatch.setitem(sys.modules, library, None)
+        with pytest.raises(ImportError, match=f"{library} is needed for `to_{library}`: pip inst"):
+            make()
+    assert run.about["seed"] == 0

@@ -1,0 +1,65 @@
+"""Update rules as they are typed: `adam`, `adam:1e-2`, `Momentum(2, nesterov=True)`."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+_SHORT = {
+    "gd": "GradientDescent",
+    "momentum": "Momentum",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "sign": "SignDescent",
+    "normalized": "NormalizedDescent",
+    "spectral": "SpectralDescent",
+    "sam": "SharpnessAware",
+}
+HELP = (
+    "gd, momentum, adam, adamw, sign, normalized, spectral or sam, with a step size as adam:1e-2; "
+    'or a rule of fastnc.rules as "Momentum(Cosine(5, 1000), nesterov=True)".'
+)
+
+
+def rule_of(text: str) -> Any:
+    """The rule that was typed.
+
+    Raises
+    ------
+    ValueError
+        It is none, or its numbers make no sense.
+    """
+    name, colon, lr = text.partition(":")
+    if name.isidentifier():
+        kind = _SHORT.get(name.lower(), name)
+        text = f"{kind}({lr})" if colon else f"{kind}()"
+    try:
+        return _made(ast.parse(text, mode="eval").body)
+    except (SyntaxError, _NoRule):
+        raise ValueError(f"a rule must be {HELP[:-1]}; got {text!r}.") from None
+    except TypeError as error:
+        raise ValueError(f"{text!r} is no rule: {error}.") from None
+
+
+class _NoRule(Exception):
+    """What was typed is neither a literal nor a rule or schedule."""
+
+
+def _made(node: ast.expr) -> Any:
+    """Literals, tuples of them, and calls of what `fastnc.rules` has; nothing else is evaluated."""
+    from fastnc.dynamics import rules
+
+    match node:
+        case ast.Constant(value=bool() | int() | float() as value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_made(operand)
+        case ast.Tuple(elts=elements):
+            return tuple(_made(element) for element in elements)
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
+            kind = getattr(rules, name, None) if name in rules.__all__ else None
+            if kind is None or any(word.arg is None for word in keywords):
+                raise _NoRule
+            named = {str(word.arg): _made(word.value) for word in keywords}
+            return kind(*(_made(arg) for arg in args), **named)
+    raise _NoRule

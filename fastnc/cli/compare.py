@@ -1,0 +1,76 @@
+"""`fastnc compare RULE RULE ...`: several update rules on one axis, over many starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fastnc.cli._rules import HELP
+
+
+def compare(
+    rules: Annotated[list[str], typer.Argument(help=HELP, metavar="RULE...")],
+    n_classes: Annotated[int, typer.Option(help="Classes K, at least 2.")] = 5,
+    n_per_class: Annotated[int, typer.Option(help="Samples a class, n.")] = 10,
+    dim: Annotated[int, typer.Option(help="Features d.")] = 20,
+    epochs: Annotated[int, typer.Option(help="Epochs of each run.")] = 10_000,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Samples a step; by default all.", show_default=False)
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Starts a rule.")] = 16,
+    seed: Annotated[int, typer.Option(help="The first of the seeds, which are consecutive.")] = 0,
+    dtype: Annotated[
+        Literal["float64", "float32"], typer.Option(help="float32 is compensated.")
+    ] = "float64",
+    snapshots: Annotated[int, typer.Option(help="Snapshots a decade of epochs.")] = 20,
+    threads: Annotated[
+        int | None, typer.Option(help="Runs at once; by default one a core.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for everything written.")] = Path(
+        "runs/compare"
+    ),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    checkpoint_every: Annotated[
+        float, typer.Option(help="Seconds between checkpoints; 0: at every opportunity.")
+    ] = 60.0,
+) -> None:
+    """Which update rule goes to which maximum margin, and how fast: medians and bands over starts.
+
+    Writes compare.png, compare.pdf, runs.npz, runs.csv and checkpoint.npz to --out. A margin is
+    told in three norms: l2 (gradient descent, momentum, normalized), max (sign, Adam), operator
+    (spectral).
+    """
+    from fastnc._core import arrays
+    from fastnc._core.files import out_dir
+    from fastnc._core.interrupts import Interrupted
+    from fastnc.cli._rules import rule_of
+    from fastnc.dynamics.sweep import sweep
+    from fastnc.models import ULPM
+
+    arrays.check_count("seeds", seeds, 1)
+    arrays.check_count("seed", seed, 0)
+    found = [rule_of(text) for text in rules]
+    model = ULPM(n_classes, n_per_class, dim)
+    folder = out_dir(out)
+    checkpoint = folder / "checkpoint.npz"
+    if resume and not checkpoint.exists():
+        print(f"No checkpoint in {folder}: starting afresh.")
+    try:
+        runs = sweep(
+            model, epochs=epochs, seeds=range(seed, seed + seeds), snapshots=snapshots,
+            rules=found, batch_size=batch_size, dtype=dtype, threads=threads,
+            checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume, progress=True,
+        )  # fmt: skip
+    except Interrupted as stop:
+        if len(stop.run):
+            print(f"The {len(stop.run)} runs so far are in {stop.run.save(folder / 'runs.npz')}.")
+        print("Go on with the same command and --resume.")
+        raise
+    written = [runs.save(folder / "runs.npz"), runs.to_csv(folder / "runs.csv")]
+    from fastnc.plots import rules_compared, rules_summary, save
+
+    print(rules_summary(runs))
+    written += save(rules_compared(runs), folder / "compare")
+    print("\nWritten:", *written, sep="\n  ")

@@ -1,0 +1,93 @@
+"""Several rules on one axis: losses, the margins in three norms, and within-class variation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from fastnc.dynamics.trajectories import Trajectories
+
+# Heading, column, and what is drawn of it.
+Drawn = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+PANELS: tuple[tuple[str, str, Drawn], ...] = (
+    ("mean loss", "log_loss", lambda v: v / np.log(10.0)),
+    ("margin, l2: distance to collapse", "margin_ratio", lambda v: 1.0 - v),
+    ("margin, max norm: to its bound", "margin_ratio_max", lambda v: 1.0 - v),
+    ("margin, operator norm: to its bound", "margin_ratio_spectral", lambda v: 1.0 - v),
+    ("within-class variation", "within_class", lambda v: v),
+)
+_LEVELS = (0.25, 0.5, 0.75)
+_MOST = 10
+
+
+def rules_compared(runs: Trajectories, title: str | None = None) -> Figure:
+    """The medians over seeds of several rules, with a band that holds half of the runs.
+
+    The setting of each (rule, batch size, shape) is one colour in all panels. x is the epoch and
+    logarithmic, and so is y but for the loss, of which log10 is drawn. A margin is shown as 1 minus
+    its ratio, where that is positive: 0 is collapse for l2, an upper bound for the others.
+    """
+    settings = runs.settings()
+    if not 1 <= len(settings) <= _MOST:
+        raise ValueError(
+            f"`runs` must have 1 to {_MOST} settings to be drawn; got {len(settings)}. "
+            "Draw some of `runs.settings()` at a time."
+        )
+    figure = Figure(figsize=(19.0, 4.4), layout="constrained")
+    every = figure.subplots(1, len(PANELS))
+    shared = _shared(list(settings))
+    for axes, (heading, column, drawn) in zip(every, PANELS, strict=True):
+        for i, (name, group) in enumerate(settings.items()):
+            epoch = np.asarray(group.longest["epoch"], dtype=np.float64)
+            low, median, high = np.sort(drawn(group.quantiles(column, _LEVELS)), axis=0)
+            if column != "log_loss":
+                low, median, high = (np.where(v > 0.0, v, np.nan) for v in (low, median, high))
+            some = epoch >= 1.0
+            axes.fill_between(epoch[some], low[some], high[some], color=f"C{i}", alpha=0.2, lw=0)
+            label = ", ".join(p for p in name.split(", ") if p not in shared)
+            axes.plot(epoch[some], median[some], color=f"C{i}", lw=1.6, label=label or name)
+        axes.set_xscale("log")
+        if column == "log_loss":
+            axes.set_yscale("symlog", linthresh=1.0)
+            axes.set_ylabel("log10 of the loss")
+        else:
+            axes.set_yscale("log")
+        axes.set_title(heading, fontsize=10)
+        axes.set_xlabel("epoch")
+        axes.grid(True, color="0.9", lw=0.6)
+        axes.set_axisbelow(True)
+    every[0].legend(frameon=False, fontsize=8)
+    if title is None:
+        title = ", ".join(shared) + f"; {len(runs) // len(settings)} runs each"
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def _shared(names: list[str]) -> list[str]:
+    """What all settings have in common."""
+    parts = [name.split(", ") for name in names]
+    return [p for p in parts[0] if all(p in other for other in parts)] if len(parts) > 1 else []
+
+
+def rules_summary(runs: Trajectories) -> str:
+    """A text table: a setting a line, the medians of what the figure shows at the last epoch."""
+    names = (
+        "log_loss",
+        "margin_ratio",
+        "margin_ratio_max",
+        "margin_ratio_spectral",
+        "within_class",
+    )
+    settings = runs.settings()
+    width = max(map(len, settings))
+    lines = [f"{'medians at the end':<{width}}" + "".join(f"  {name:>21}" for name in names)]
+    for name, group in settings.items():
+        ends = [np.array([run[c][-1] if len(run) else np.nan for run in group]) for c in names]
+        cells = (f"{np.nanmedian(v):.6g}" if np.isfinite(v).any() else "-" for v in ends)
+        stopped = sum(run.about.get("stopped") == "diverged" for run in group)
+        more = f"  {stopped} diverged" if stopped else ""
+        lines.append(f"{name:<{width}}" + "".join(f"  {cell:>21}" for cell in cells) + more)
+    return "\n".join(lines)
