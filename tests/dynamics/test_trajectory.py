@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 
+import fastnc
 from fastnc import Trajectory
 
 
