@@ -23,7 +23,7 @@ __all__ = [
 ]  # fmt: skip
 
 # For the progress bar only.
-_COUNT = 22
+_COUNT = 23
 
 
 def check(seed: int = 0, progress: bool = False) -> list[Finding]:

@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 from fastnc.dynamics.flow import flow
 from fastnc.objective import hessian_vector_product, loss, loss_and_grads
 from fastnc.paper.verify._finding import Finding
+from fastnc.paper.verify.stochastic import remark_33_sgd
 from fastnc.theory.curvature import tangent_curvature
 from fastnc.theory.example31 import Example31
 from fastnc.theory.kkt import kkt
@@ -33,6 +34,7 @@ def section_3_2(seed: int) -> Iterator[Finding]:
     yield _theorem_34()
     yield _sphere_13()
     yield _remark_33()
+    yield remark_33_sgd(seed)
 
 
 def _point_7() -> Finding:
