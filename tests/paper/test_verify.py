@@ -17,8 +17,8 @@ CLAIMS = [
     "Lemma 3.1", "Remark 3.1", "Theorem 3.2", "Section 2.2", "Theorem 3.1", "Lemma 3.2",
     "Lemma 3.3", "Example 3.1 (7)", "Example 3.1 (8)", "Example 3.1 (9)",
     "Example 3.1 (10), (11)", "Theorem 3.3", "Theorem 3.4", "(13), (14)", "Remark 3.3",
-    "Remark 3.3, SGD", "Conserved", "Exact law", "Rate of (b)", "Rates of (a), (c), (d)", "Constants", "d = K - 1",
-    "Section 5.3",
+    "Remark 3.3, SGD", "Conserved", "Exact law", "Rate of (b)", "Rates of (a), (c), (d)",
+    "Constants", "d = K - 1", "Section 5.3",
 ]  # fmt: skip
 
 
