@@ -91,10 +91,6 @@ class Trajectory:
         except KeyError:
             raise KeyError(f"no column {name!r}; this run has {', '.join(self.columns)}.") from None
 
-    def keys(self) -> tuple[str, ...]:
-        """Names of the columns: `dict(run)` is a table."""
-        return self.columns
-
     def to_pandas(self) -> Any:
         """The columns as a `pandas.DataFrame`, a row a snapshot; `attrs` holds `about`."""
         try:
