@@ -120,6 +120,11 @@ def choose_stepper(
 ) -> Stepper:
     """The way to move `model` that was asked for; imports only that one."""
     check_together(model, parts)
+    if isinstance(model, ULPM) and not (W.any() or H.any() or parts.noise):
+        raise ValueError(
+            "`W` and `H` must not both be 0: the gradient is 0 there too, and no step leaves it. "
+            "Give one of them a direction, or `noise`."
+        )
     lr = parts.plain_rate
     if parts.device == "cuda":
         from fastnc.dynamics.steppers.cuda import CudaDescent

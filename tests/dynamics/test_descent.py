@@ -149,3 +149,17 @@ def test_a_start_that_overflows_is_not_blamed_on_the_step():
 def test_bad_arguments(arguments, sentence):
     with pytest.raises((ValueError, TypeError), match=sentence):
         fastnc.descend(MODEL, **{"epochs": 10, **arguments})
+
+
+def test_what_one_feature_cannot_separate_is_not_blamed_on_the_step():
+    with pytest.raises(fastnc.Diverged, match="one feature separates at most two classes, of 3 he"):
+        fastnc.descend(fastnc.ULPM(3, 2, 1), epochs=100_000, snapshots=5)
+    assert fastnc.descend(fastnc.ULPM(2, 2, 1), epochs=1000)["margin"][-1] > 1
+
+
+def test_a_start_at_zero_is_refused_where_nothing_would_move_it():
+    W, H = np.zeros((5, 20)), np.zeros((50, 20))
+    with pytest.raises(ValueError, match="`W` and `H` must not both be 0: the gradient is 0 there"):
+        fastnc.descend(MODEL, W=W, H=H, epochs=10)
+    moved = fastnc.descend(MODEL, W=W, H=H, epochs=10, noise=0.1)
+    assert np.abs(moved.W).max() > 0

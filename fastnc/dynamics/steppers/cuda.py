@@ -34,7 +34,7 @@ class CudaDescent(Epochs):
                 "torch and triton are needed for `device='cuda'`: pip install 'fastnc[gpu]'."
             ) from error
         need_gpu("device='cuda'")
-        self.y, self.lr = y, lr
+        self.y, self.lr, self.dim = y, lr, W.shape[1]
         compensated = W.dtype == np.float32
         on_device = torch.from_numpy(np.array(W, order="C")).cuda()
         check_gpu(on_device)

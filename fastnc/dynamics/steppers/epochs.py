@@ -21,6 +21,8 @@ class Epochs:
     clock, unit, end = "epoch", "epochs", "epochs"
     epoch = 0
     lr: Any = None
+    y: NDArray[np.int64]
+    dim = 0
 
     @property
     def time(self) -> int:
@@ -58,6 +60,12 @@ class Epochs:
         where = f"after epoch {bad:.0f}"
         if bad - good > 1:
             where = f"somewhere after epoch {good:.0f} and at the latest {where}"
+        if self.dim == 1 and (K := len(np.unique(self.y))) > 2:
+            return (
+                f"W or H is not finite {where}: one feature separates at most two classes, of "
+                f"{K} here, so that the loss does not vanish and W and H grow until a step is too "
+                "long. Take a model with `dim` of at least 2."
+            )
         return f"W or H is not finite {where}: {self.blame()}"
 
     def blame(self) -> str:
@@ -73,7 +81,7 @@ class HostEpochs(Epochs):
     """
 
     def __init__(self, W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64]) -> None:
-        self.W, self.H, self.y = W, H, y
+        self.W, self.H, self.y, self.dim = W, H, y, W.shape[1]
         compensated = W.dtype == np.float32
         self.W_low = np.zeros_like(W) if compensated else np.zeros((0, 0), W.dtype)
         self.H_low = np.zeros_like(H) if compensated else np.zeros((0, 0), H.dtype)
