@@ -1,4 +1,4 @@
-"""How a checked problem enters autograd: which of the three forms of the loss it takes."""
+"""How a checked problem enters autograd: which form of the loss it takes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ def apply(problem: Problem) -> Tensor:
         if not (transformed() or recorded()) and plain(problem.target):
             look(problem.target, len(problem.linear_weight), problem.ignore_index)
         loss = _formula.loss(problem)
-    elif recorded() or not plain(*problem[:5]):
-        loss = operator(*_recordable(problem))[0]
-    elif problem.wanted:
-        loss = Eager.apply(*problem[:3], problem)
+    elif plain(*problem[:5]) and not recorded():
+        loss = Eager.apply(*problem[:3], problem) if problem.wanted else evaluate(problem)[0]
+    elif any(type(x).__name__ == "DTensor" for x in problem[:5]):
+        from fastnc.nn import _vocabulary_parallel
+
+        loss = _vocabulary_parallel.loss(problem)
     else:
-        loss = evaluate(problem)[0]
+        loss = operator(*_recordable(problem))[0]
     return loss
 
 

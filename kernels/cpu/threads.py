@@ -54,6 +54,20 @@ class _SerialBlas:
                 library.set_num_threads(number)
 
 
+def _launch():
+    """Numba's threads, with every OpenMP's number as it was.
+
+    Launching them sets the number of the OpenMP they use, which is torch's where torch is loaded:
+    `torch.set_num_threads(1)` once became 2 so.
+    """
+    libraries = ThreadpoolController().select(user_api="openmp").lib_controllers
+    before = [library.num_threads for library in libraries]
+    numba.get_num_threads()
+    for library, number in zip(libraries, before, strict=True):
+        library.set_num_threads(number)
+
+
+_launch()
 serial_blas = _SerialBlas()
 _turn = threading.RLock()
 _forked = False

@@ -41,9 +41,7 @@ def test_values_and_gradients(reduction, kind, cap, scale):
         return_lse=True, return_predictions=True, return_entropies=True, **options,
     )  # fmt: skip
     assert made._fields == ("loss", "lse", "predictions", "entropies")
-    true = _written_out(
-        H, W, y, b, scale=scale or 1.0, cap=cap, z_loss_weight=0.3, v=v, **options
-    )
+    true = _written_out(H, W, y, b, scale=scale or 1.0, cap=cap, z_loss_weight=0.3, v=v, **options)
     assert torch.equal(made.predictions, true[2])
     for a, e in ((made.loss, true[0]), (made.lse, true[1]), (made.entropies, true[3])):
         # Some hundred roundings of numbers of order ten.

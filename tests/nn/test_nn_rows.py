@@ -129,6 +129,28 @@ def test_the_bits_depend_neither_on_threads_nor_on_company(N, K, d):
         assert all(torch.equal(a, e) for a, e in zip(result, first, strict=True))
 
 
+THREADS = """
+import torch
+from fastnc.nn import linear_cross_entropy
+
+torch.set_num_threads(1)
+H, W = torch.randn(6000, 24, requires_grad=True), torch.randn(10, 24)
+linear_cross_entropy(H, W, torch.arange(6000) % 10).backward()
+print(torch.get_num_threads())
+"""
+
+
+def test_torchs_number_of_threads_is_left_alone():
+    """Launching Numba's threads sets the number of the OpenMP that both may share."""
+    # More than one, or there is nothing that could be set.
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+        env={**os.environ, "NUMBA_NUM_THREADS": "2"},
+    )  # fmt: skip
+    assert done.stdout.split() == ["1"]
+
+
 PEAK = """
 import resource, sys, torch
 from fastnc.nn import linear_cross_entropy

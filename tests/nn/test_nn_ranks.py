@@ -1,0 +1,85 @@
+"""The torch loss on two gloo ranks: classes divided among them, and FSDP, beside one process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nn_ranks
+import pytest
+import torch
+from nn_problem import REDUCTIONS, expected
+
+HERE = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What two ranks left."""
+    folder = tmp_path_factory.mktemp("nn_ranks")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    few = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    few["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE), few.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*command, str(HERE / "nn_ranks.py"), str(folder)],
+        capture_output=True, text=True, env=few,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_classes_divided_among_ranks(ranks, reduction, weighted, given):
+    H, W, b, y, v = nn_ranks.batch()
+    leaves = [x.requires_grad_() for x in (H, W, b)]
+    true = expected(H, W, y, b, weight=v if weighted else None, reduction=reduction)
+    scale = torch.linspace(1.0, 2.0, 37) if reduction == "none" and not given else 1.0
+    wanted = [true.detach(), *torch.autograd.grad((true * scale).sum(), leaves)]
+    for rank in ranks:
+        for a, e in zip(rank[reduction, weighted, given], wanted, strict=True):
+            assert a.shape == e.shape
+            # Torch's own rounds logits of up to 200 to 3e-14; what is asked for is 1e-12.
+            assert (a - e).abs().max() <= 1e-12 * (1 + e.abs().max())
+    for a, e in zip(*(rank[reduction, weighted, given] for rank in ranks), strict=True):
+        assert torch.equal(a, e)
+
+
+def test_divided_classes_lose_no_digit(ranks):
+    """Two samples at large margins, whose losses torch rounds to nothing."""
+    H, W, b, y, _ = nn_ranks.batch()
+    z = H @ W.T + b
+    label = y.clamp(min=0)[:, None]
+    gaps = (z - z.gather(1, label)).scatter(1, label, -torch.inf)
+    losses = torch.logsumexp(gaps, 1).exp().log1p()[:2]
+    assert losses.max() < 1e-10 and losses.min() < 1e-90
+    # Logits near 200 are 3e-14 apart, and their errors are exponentiated.
+    got = ranks[0]["none", False, False][0][:2]
+    torch.testing.assert_close(got, losses, rtol=5e-13, atol=0.0)
+
+
+def test_fsdp_gathers_the_weights(ranks):
+    H, W, b, y, _ = nn_ranks.batch()
+    W.requires_grad_(), b.requires_grad_()
+    halves = [expected(H[i : i + 15], W, y[i : i + 15], b) for i in (6, 21)]
+    wanted = torch.autograd.grad(sum(halves) / 2, [W, b])
+    for rank in ranks:
+        for a, e in zip(rank["fsdp"], wanted, strict=True):
+            assert (a - e).abs().max() <= 1e-12 * e.abs().max()
+
+
+@pytest.mark.parametrize(
+    "place, match",
+    [
+        (0, "`linear_weight` must be sharded by classes, Shard(0), on a mesh of one dimension"),
+        (1, "`target` must hold classes, and `label_smoothing` and `softcap` be left alone"),
+        (2, "`linear_bias` must be sharded as `linear_weight` is"),
+        (3, "`input` must be replicated where `linear_weight` is sharded"),
+        (4, "`linear_weight` must be a DTensor where `input` is one; got a plain tensor"),
+        (5, "`create_graph` must be False where `linear_weight` is divided among ranks"),
+    ],
+)
+def test_what_has_no_divided_form_is_refused(ranks, place, match):
+    assert all(rank["refused"][place].startswith(match) for rank in ranks)
