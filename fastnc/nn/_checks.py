@@ -1,4 +1,4 @@
-"""What the arguments of the loss must be; each refusal names the argument, the rule, the way out."""
+"""What the arguments of the loss must be; a refusal names argument, rule and way out."""
 
 from __future__ import annotations
 

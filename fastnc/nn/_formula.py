@@ -114,10 +114,10 @@ def _losses(problem: Problem) -> tuple[Tensor, Tensor | None]:
 
 
 def log_partition(gaps: Tensor, label: Tensor) -> Tensor:
-    """`log sum_j e^{D_j}`, D_y = 0, with derivatives `p_j` and `p_j (delta_jk - p_k)` for j, k != y.
+    """`log sum_j e^{D_j}`, D_y = 0; derivatives `p_j` and `p_j (delta_jk - p_k)` for j, k != y.
 
-    Its value is `softplus(log sum_{j != y} e^{D_j})`, which keeps its digits in the tail; what is
-    differentiated is the plain sum, of which every derivative does, as long as the label's own
+    Its value is `softplus(log sum_{j != y} e^{D_j})`, which keeps its digits in the tail. What is
+    differentiated is the plain sum: every derivative of it keeps them, as long as the label's own
     entry is a constant.
     """
     others = gaps.detach().scatter(1, label, torch.finfo(gaps.dtype).min / 2)

@@ -50,7 +50,7 @@ def test_make_fx_records_the_operator(reduction, mode):
 
 def test_gradients_of_what_was_recorded_without_any():
     """`wanted` is a constant of the graph, and what is wanted later is made all the same."""
-    H, W, b, y, _ = (x.detach() for x in problem())
+    H, W, _, y, _ = (x.detach() for x in problem())
     graph = make_fx(lambda H, W: linear_cross_entropy(H, W, y))(H, W)
     leaves = [x.requires_grad_() for x in _other()[:2]]
     got = torch.autograd.grad(graph(*leaves), leaves)
