@@ -312,14 +312,21 @@ class ClassStatistics:
             n_left_out=int((counts > 0).sum()) - len(present),
         )
 
-    def enlarged(self, n_classes: int) -> ClassStatistics:
-        """The same with classes up to `n_classes`, of which it has no sample yet."""
+    def resized(self, n_classes: int) -> ClassStatistics:
+        """The same for other classes 0..n_classes-1; those that it has samples of must be among."""
         more = ClassStatistics(n_classes, self.dim, self.scatter, self.ignore_index)
         more.n_ignored, more._torch, more._reduced = self.n_ignored, self._torch, self._reduced
         self._fold()
-        more._counts[: self.n_classes] = self._counts
-        more._means[: self.n_classes] = self._means
-        more._squares[: self.n_classes] = self._squares
+        if self._counts[n_classes:].any():
+            highest = int(np.flatnonzero(self._counts)[-1])
+            raise ValueError(
+                f"`y` must lie in 0..{n_classes - 1} ({n_classes} classes were given); got "
+                f"{highest}. Relabel, or give a classifier with more rows."
+            )
+        both = min(n_classes, self.n_classes)
+        more._counts[:both] = self._counts[:both]
+        more._means[:both] = self._means[:both]
+        more._squares[:both] = self._squares[:both]
         if self._within is not None:
             more._within = self._within.copy(order="F")
         return more

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,7 +86,7 @@ class Running:
                 size = max(need, 16)
                 self.sink = ClassStatistics(size, rows.shape[1], self.scatter, self.ignore_index)
             elif need > self.sink.n_classes:
-                self.sink = self.sink.enlarged(max(need, 2 * self.sink.n_classes))
+                self.sink = self.sink.resized(max(need, 2 * self.sink.n_classes))
         self.sink.update(rows, y)
 
 
@@ -112,16 +111,6 @@ def check_negative(y: Tensor, ignore_index: int | None) -> None:
         raise ValueError(
             f"labels must not be negative; got {label}. Pass `ignore_index={label}` to the "
             "tracker if such samples are to be left out, or relabel."
-        )
-
-
-def check_count_of_rows(n_rows: int, statistics: ClassStatistics) -> None:
-    """Labels must be rows of the classifier."""
-    present = np.flatnonzero(statistics.counts)
-    if len(present) and present[-1] >= max(n_rows, 2):
-        raise ValueError(
-            f"`y` must lie in 0..{max(n_rows, 2) - 1}, the rows of the classifier; got "
-            f"{present[-1]}. Relabel, or track a layer with more rows."
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from fastnc.nn.feature_store import FeatureStore
 from fastnc.nn.hooks import Hooks
 from fastnc.nn.kept import Kept
 from fastnc.nn.rank_agreement import all_or_none, check_inputs, largest, several_ranks
-from fastnc.nn.running import Running, check_count_of_rows, check_negative, integers
+from fastnc.nn.running import Running, check_negative, integers
 from fastnc.nn.tracked_layer import (
     TrackedLayer,
     find_layers,
@@ -209,8 +210,7 @@ class CollapseTracker:
             statistics = found[layer.name]
             W, bias = self._classifier(layer, statistics.dim, torch.device("cpu"))
             if W is not None:
-                statistics = statistics.enlarged(max(statistics.n_classes, len(W)))
-                check_count_of_rows(len(W), statistics)
+                statistics = statistics.resized(max(len(W), 2))
             sink = ClassDeviations(statistics, W, bias, about is not None, self._min_count)
             self._running[layer.name].start(sink)
             self._deviations[layer.name] = sink
@@ -285,8 +285,7 @@ class CollapseTracker:
             for name, statistics in self._of_first_pass(n).items():
                 W, bias = self._classifier(self._layer(name), statistics.dim, torch.device("cpu"))
                 if W is not None:
-                    statistics = statistics.enlarged(max(statistics.n_classes, len(W)))
-                    check_count_of_rows(len(W), statistics)
+                    statistics = statistics.resized(max(len(W), 2))
                 found[name] = statistics.metrics(W, bias, self._min_count)
         return LayerTable(found) if self._several else found[self._layers[0].name]
 
@@ -359,7 +358,8 @@ class CollapseTracker:
                 sink = run.sink
                 if not isinstance(sink, ClassStatistics):
                     raise ValueError("a second pass is no first one; open the tracker again.")
-                found[layer.name] = sink.enlarged(largest(sink.n_classes))
+                n_classes = int(np.flatnonzero(sink.counts).max(initial=0)) + 1
+                found[layer.name] = sink.resized(largest(n_classes))
                 if several_ranks():
                     found[layer.name].all_reduce()
             self._statistics = found

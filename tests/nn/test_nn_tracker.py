@@ -158,11 +158,11 @@ def test_opening_again_starts_afresh(tmp_path):
 
 
 def test_names_that_miss():
-    with pytest.raises(ValueError, match=r"there is no 'clasifier.1'. Near it, or last, are 'classifier.1"):
+    with pytest.raises(ValueError, match=r"'clasifier.1'. Near it, or last, are 'classifier.1"):
         CollapseTracker(network(), "clasifier.1")
     with pytest.raises(ValueError, match=r"no 'zzz'. Near it, or last, are 'classifier.1', 'body'"):
         CollapseTracker(network(), "zzz")
-    with pytest.raises(ValueError, match=r"no 'classifier.6'. Near it, or last, are 'classifier.1'"):
+    with pytest.raises(ValueError, match=r"no 'classifier.6'. Near it, .* 'classifier.1'"):
         CollapseTracker(network())
     with pytest.raises(ValueError, match=r"`layer` must belong to `module`"):
         CollapseTracker(network(), nn.Linear(2, 2))
