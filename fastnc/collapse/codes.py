@@ -3,25 +3,57 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fastnc._core.arrays import as_numpy, check_matrix
 
 Floats = NDArray[np.float64]
 # Beyond so many rows, or multiplications a program's step, all other metrics together are faster.
 MOST_ROWS, MOST_WORK = 128, 8192
 
 
-def one_vs_rest_distance(W: Floats) -> float:
+def one_vs_rest_distance(W: Any) -> float:
     """`min_k dist(w_k, hull{w_j: j != k})` of the directions of the rows of W (K, d).
 
     The quantity that a softmax code makes as large as it can be (Jiang et al., 2023, definition
     2.1). The hull's point `sum_j x_j w_j / sum_j x_j` nearest to w_k solves the non-negative least
-    squares problem `min |sum_j x_j (w_j - w_k)|^2 + (1 - sum_j x_j)^2`, whose value v gives the
-    distance `sqrt(v / (1 - v))`. Cost: K such problems of min(K, d) + 1 rows.
+    squares problem `min |sum_j x_j (w_j - w_k)|^2 + (1 - sum_j x_j)^2`.
+
+    Parameters
+    ----------
+    W : (K, d), K >= 2
+        NumPy or torch.
+
+    Returns
+    -------
+    float
+        K / (K - 1) for a simplex; NaN where a row is zero.
+
+    Raises
+    ------
+    ValueError, TypeError
+        No matrix of at least two rows.
+
+    Cost
+    ----
+    K least-squares problems of K columns and min(K, d) + 1 rows.
+
+    Examples
+    --------
+    >>> import numpy as np, fastnc
+    >>> round(fastnc.one_vs_rest_distance(np.eye(3) - 1 / 3), 12)
+    1.5
     """
     from scipy.optimize import nnls
 
+    W = as_numpy(W.detach().double() if hasattr(W, "detach") else W)
+    check_matrix("W", W, (None, None))
+    if len(W) < 2:
+        raise ValueError(f"`W` must have at least 2 rows; got shape {W.shape}.")
+    W = W.astype(np.float64)
     with np.errstate(invalid="ignore"):
         U = W / np.linalg.norm(W, axis=1, keepdims=True)
     if not np.isfinite(U).all():

@@ -147,6 +147,20 @@ def measure(
     return deviations.metrics(), statistics, names
 
 
+def class_statistics(
+    H: Any, y: Any, ignore_index: int | None = None
+) -> tuple[ClassStatistics, NDArray[Any]]:
+    """The first pass alone, and the labels that its classes go by: any that are not negative."""
+    check_features(H, None)
+    H, labels = with_labels(H, y)
+    names, labels = number_labels(labels, check_ignore_index(ignore_index))
+    if len(names) == 0:
+        raise ValueError("`H` must not be empty; no sample has a label that counts.")
+    statistics = ClassStatistics(len(names), int(H.shape[1]), ignore_index=IGNORED)
+    _pass(statistics, H, labels, None)
+    return statistics, names
+
+
 def _chosen(subset: ArrayLike, names: NDArray[Any]) -> NDArray[np.int64]:
     """The places among `names` of the classes of a subset."""
     classes = np.unique(as_numpy(subset))

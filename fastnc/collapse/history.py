@@ -1,0 +1,110 @@
+"""The metrics of a training run, epoch by epoch: gathered, as a table, as a file."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fastnc._core.files import atomic_write
+from fastnc.collapse.layer_table import LayerTable
+from fastnc.collapse.metrics import CollapseMetrics
+from fastnc.collapse.regression import RegressionMetrics
+
+
+class History:
+    """Rows of named numbers, one an epoch; what an epoch does not know is missing there.
+
+    Examples
+    --------
+    >>> import numpy as np, fastnc
+    >>> H, y = np.array([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.1], [-1.0, -0.1]]), np.arange(4) // 2
+    >>> h = fastnc.History()
+    >>> for epoch in (1, 2):
+    ...     h.add(epoch, fastnc.collapse_metrics(H / epoch, y), test_accuracy=0.9)
+    >>> len(h), h["epoch"], h["test_accuracy"]
+    (2, [1, 2], [0.9, 0.9])
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+
+    def add(
+        self,
+        epoch: float,
+        metrics: CollapseMetrics
+        | LayerTable
+        | RegressionMetrics
+        | Mapping[str, float | None]
+        | None = None,
+        **more: float | None,
+    ) -> None:
+        """A row: the epoch, the metrics that are known, and further numbers by name.
+
+        Metrics of several layers have names such as `fc/nc1`. An epoch that is there already is
+        added to.
+        """
+        if isinstance(epoch, bool) or not isinstance(epoch, (int, float)):
+            raise TypeError(f"`epoch` must be a number; got {epoch!r}.")
+        if isinstance(metrics, (CollapseMetrics, LayerTable, RegressionMetrics)):
+            told: dict[str, Any] = dict(metrics.flat())
+        elif metrics is None or isinstance(metrics, Mapping):
+            told = dict(metrics or {})
+        else:
+            raise TypeError(f"`metrics` must be metrics or a dictionary; got {metrics!r}.")
+        told = {name: value for name, value in (told | more).items() if value is not None}
+        for row in self._rows:
+            if row["epoch"] == epoch:
+                row.update(told)
+                return
+        self._rows.append({"epoch": epoch, **told})
+
+    def flat(self, prefix: str = "") -> dict[str, float]:
+        """The last row, under `prefix + name`: what loggers take."""
+        if not self._rows:
+            return {}
+        return {f"{prefix}{name}": value for name, value in self._rows[-1].items()}
+
+    def keys(self) -> list[str]:
+        """The names of all columns, "epoch" first, in the order in which they came."""
+        return list(dict.fromkeys(["epoch", *(name for row in self._rows for name in row)]))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter([dict(row) for row in self._rows])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
+
+    def __getitem__(self, name: str) -> list[Any]:
+        """A column, epoch by epoch; None where an epoch lacks it."""
+        if name not in self:
+            raise KeyError(f"no column {name!r}; there are {', '.join(self.keys())}.")
+        return [row.get(name) for row in self._rows]
+
+    def __repr__(self) -> str:
+        return f"History: {len(self)} epochs of {len(self.keys()) - 1} numbers"
+
+    def to_pandas(self) -> Any:
+        """A data frame with a row an epoch; needs pandas."""
+        import pandas as pd
+
+        return pd.DataFrame(self._rows, columns=self.keys())
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """A file of comma-separated values, complete or not there; missing ones are empty."""
+        names = self.keys()
+
+        def write(file: Any) -> None:
+            import io
+
+            text = io.StringIO()
+            writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self._rows)
+            file.write(text.getvalue().encode())
+
+        atomic_write(path, write)

@@ -1,0 +1,66 @@
+"""NC5: features of another distribution stand at right angles to the class means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastnc._core.arrays import as_numpy
+from fastnc.collapse.batch import batches, check_features, readable
+from fastnc.collapse.measurement import class_statistics
+
+
+def nc5(H: Any, y: Any, ood_features: Any, *, ignore_index: int | None = None) -> float:
+    """`Avg_k |<m_k, o>| / (|m_k| |o|)`, o the mean of the out-of-distribution features.
+
+    Ammar et al., "NECO" (2024), and rhubarbwu: class means m_k not centred. 0 at collapse.
+
+    Parameters
+    ----------
+    H, y, ignore_index
+        As `fastnc.collapse_metrics` takes them without a classifier.
+    ood_features : (M, d)
+        Of samples of no class.
+
+    Returns
+    -------
+    float
+        NaN where a mean is zero. `dataclasses.replace(m, nc5=...)` puts it beside other metrics.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Features that do not fit each other, or are not finite.
+
+    Cost
+    ----
+    One pass over both.
+
+    Examples
+    --------
+    >>> import numpy as np, fastnc
+    >>> H, y = np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([0, 1])
+    >>> round(fastnc.nc5(H, y, np.array([[0.0, 3.0]])), 4)
+    0.3536
+    """
+    statistics, _ = class_statistics(H, y, ignore_index)
+    check_features(ood_features, statistics.dim)
+    count, total = 0, np.zeros(statistics.dim)
+    for first, part, _ in batches(ood_features, ood_features):
+        rows = as_numpy(readable(part)).reshape(-1, statistics.dim)
+        bad = ~np.isfinite(rows).all(axis=1)
+        if bad.any():
+            raise ValueError(
+                f"`ood_features` must be finite; sample {first + int(np.argmax(bad))} is not."
+            )
+        total += rows.sum(axis=0, dtype=np.float64)
+        count += len(rows)
+    if count == 0:
+        raise ValueError("`ood_features` must not be empty.")
+    means = statistics.means[statistics.counts > 0]
+    # Directions first: products of large or small numbers would overflow or vanish.
+    with np.errstate(invalid="ignore"):
+        o = total / np.linalg.norm(total)
+        units = means / np.linalg.norm(means, axis=1, keepdims=True)
+    return float(np.abs(units @ o).mean())
