@@ -7,34 +7,45 @@ right-hand side is formed of logarithms:
 
     d theta / dx = -cosh(x) exp(log(1 + t) + log L) grad log L,     log(1 + t) = sinh(x).
 
-The system is stiff, with eigenvalues of the size of log t. scipy's Radau IIA method of order 5
-steps over that and keeps the quantities that the flow conserves, `W^T W - H^T H` and the mean
-classifier, to rounding; its Newton systems are solved by structure (`_flow_newton`). Snapshots
-are ends of steps, never interpolated.
+The system is stiff, with eigenvalues of the size of log t. The Radau IIA method of order
+5 steps over that and keeps the quantities that the flow conserves, `W^T W - H^T H` and the mean
+classifier, to rounding; its Newton systems are solved by structure (`integrator/newton.py`).
+Snapshots are ends of steps, never interpolated.
+
+Models with weight decay have a minimum, which the flow reaches at times of the order of the
+reciprocal of the decays; there is no tail.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fastnc._core import arrays
 from fastnc.dynamics.checkpoint import place
-from fastnc.dynamics.integrator.run import FlowRun
+from fastnc.dynamics.integrator.equation import Decays
+from fastnc.dynamics.integrator.stepper import FlowStepper, stretched
+from fastnc.dynamics.run import Run
 from fastnc.dynamics.start import fingerprint, start
 from fastnc.dynamics.trajectory import Trajectory
-from fastnc.models import ULPM
+from fastnc.models import ULPM, imbalanced, weight_decay
 
 Solver = Literal["auto", "direct", "krylov"]
 
-# Above this many multiplications, one factorisation takes longer than a few hundred Hessian
-# products: about a second.
-_DIRECT_WORK = 2e10
+# Up to this K d a factorisation costs at most some Hessian products more than MINRES does.
+_DIRECT = 100
+# A penalised flow is at rest after some dozen times the reciprocal of its smaller decay. Far
+# beyond, t times the rounding of a gradient that vanishes would move W and H again.
+_AT_REST, _STILL_AT_REST = 1e3, 1e6
 
 
 def flow(
-    model: ULPM,
-    log10_time: float = 1000.0,
+    model: Any,
+    log10_time: float | None = None,
     seed: int = 0,
     W: Any = None,
     H: Any = None,
@@ -53,10 +64,12 @@ def flow(
 
     Parameters
     ----------
-    model : ULPM
+    model : ULPM, models.weight_decay without bias and smoothing, or models.imbalanced
         Any K, n, d, any class sizes.
-    log10_time : float > 0
-        Decimal logarithm of the last time: 1000, 100_000, 1e7, ...
+    log10_time : float > 0, optional
+        Decimal logarithm of the last time: 1000 (the default of a ULPM), 100_000, 1e7, ... A model
+        with weight decays comes to rest: by default at 1000 over the smaller of them, and at most
+        at 1e6 over it.
     seed : int >= 0
         Of `model.init`.
     W, H : (K, d), (N, d) arrays, optional
@@ -64,15 +77,17 @@ def flow(
     snapshots : int >= 1
         Snapshots a decade of t from 0.1 to 10, and then a decade of log t.
     rtol : float
-        Relative tolerance of a step, 1e-11 at least; at the default the columns are good to
-        about 1e-8. Of logits of the size of log t it must not be much more than 1, so that
-        the default goes to 10^8 or so, and the smallest to 10^10.
+        Relative tolerance, 1e-11 at least. Of the exact law, the margin and the loss are good to
+        a tenth of it. Of logits of the size of log t it must not be much more than 1, so that
+        the default goes to log10 t = 10^8 or so, and the smallest to 10^10.
     solver : "auto", "direct" or "krylov"
-        Of the Newton systems: "direct" eliminates the features and factorises K d unknowns
-        (Radau IIA), "krylov" needs only Hessian products (BDF with MINRES), for large K d.
+        Of the Newton systems: "direct" eliminates the features and factorises K d unknowns,
+        "krylov" needs only Hessian products (MINRES). Both make the same steps, to `rtol`. "auto"
+        is "direct" up to K d = 100 of a ULPM, where it costs little more and keeps what is
+        conserved to rounding at any horizon, else "krylov".
     checkpoint : path, optional
-        File to which the state is written every `checkpoint_every` seconds (0: after every step)
-        and at the end.
+        File to which the state is written every `checkpoint_every` seconds (0: as often as the
+        run looks at its clock) and at the end.
     resume : bool
         Go on from `checkpoint` if it exists, which may be of a nearer horizon. The end has the
         same bits as without a stop; after a nearer horizon that is no snapshot of this run, the
@@ -83,11 +98,12 @@ def flow(
     Returns
     -------
     Trajectory
-        Its first column is `log10_time`, -inf at t = 0. Beside the columns of every run it has
-        `conserved_drift` (the largest change of an entry of `W^T W - H^T H`, over |W|^2) and
-        the terms of `margin_decomposition`. `about` has the final drifts, the work done, and the
-        `start_singular_values` (see `fastnc.flow_law.aligned_singular_values`), the smallest of
-        which tells how long the start lingers.
+        Its first column is `log10_time`, -inf at t = 0. Beside the columns of every run that of a
+        ULPM has `conserved_drift` (the largest change of an entry of `W^T W - H^T H`, over |W|^2)
+        and the terms of `margin_decomposition`, that of another model `objective`. `about` has the
+        final drifts, the work done, and the `start_singular_values` (see
+        `fastnc.theory.rates.aligned_singular_values`), the smallest of which tells how long the
+        start lingers.
 
     Raises
     ------
@@ -102,7 +118,8 @@ def flow(
 
     Notes
     -----
-    Cost: at K=5, n=10, d=20, about 1 ms a step and 3 steps a snapshot, whatever the horizon.
+    Cost: some 700 steps to t = 10^1000 and 800 to 10^100000, each of some 25 Hessian products of
+    12KNd operations, on one thread; at K=5, n=10, d=20, half a second in all.
 
     Examples
     --------
@@ -111,11 +128,8 @@ def flow(
     >>> float(run["log10_time"][-1])
     100.0
     """
-    if not isinstance(model, ULPM):
-        raise TypeError(
-            f"`model` must be a ULPM; got {type(model).__name__}. Penalised models have a minimum "
-            "and no tail: use `descend` or `solve`."
-        )
+    decays = _decays(model)
+    log10_time = _horizon(log10_time, decays)
     arrays.check_positive("log10_time", log10_time)
     arrays.check_count("snapshots", snapshots, 1)
     arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
@@ -136,22 +150,71 @@ def flow(
         "seed": int(seed),
         "snapshots": int(snapshots),
         "rtol": float(rtol),
-        "solver": _choose(solver, model),
+        "solver": _chosen(solver, model, decays),
         "start": fingerprint(W, H, model.y),
     }
-    run = FlowRun(model, W, H, about, float(log10_time), path, checkpoint_every)
-    return run.go(resume, progress)
+    try:
+        stepper = FlowStepper(W, H, model, about["solver"], float(rtol), decays)
+    except (ArithmeticError, np.linalg.LinAlgError) as error:
+        raise ValueError(f"no flow starts at these `W` and `H`: {error}.") from None
+    due = [-math.inf, *snapshot_times(float(log10_time), int(snapshots)).tolist()]
+    return _FlowRun(stepper, model.y, about, due).go(path, checkpoint_every, resume, progress)
 
 
-def _choose(solver: str, model: ULPM) -> str:
-    """The solver for a model of this size, or the one that was asked for."""
-    match solver:
-        case "direct" | "krylov":
-            return solver
-        case "auto":
-            N, K = model.n_samples, model.n_classes
-            d = min(model.dim, K + N)
-            work = 2.0 * N * (K * d) ** 2 + (K * d) ** 3 / 3.0
-            return "direct" if work <= _DIRECT_WORK else "krylov"
+class _FlowRun(Run):
+    """A run whose progress is counted in log log t."""
+
+    @property
+    def total(self) -> float:
+        return stretched(self.due[-1])
+
+
+def snapshot_times(log10_time: float, a_decade: int) -> NDArray[np.float64]:
+    """log10 of the times after the start: `a_decade` a decade of t up to 10, of log t above."""
+    early = np.arange(-a_decade, a_decade) / a_decade
+    decades = max(math.log10(log10_time), 0.0)
+    late = 10.0 ** (np.arange(math.floor(decades * a_decade + 1e-9) + 1) / a_decade)
+    times = np.concatenate([early, late])
+    # The last time replaces a neighbour that differs from it by rounding only.
+    return np.append(times[times < log10_time - 1e-9 * max(1.0, log10_time)], log10_time)
+
+
+def _decays(model: Any) -> Decays:
+    """The weight decays of a model whose flow is known."""
+    match model:
+        case ULPM():
+            return Decays()
+        case weight_decay(bias=False, label_smoothing=0.0) | imbalanced():
+            return Decays(model.weight_decay_W, model.weight_decay_H)
         case _:
-            raise ValueError(f"`solver` must be 'auto', 'direct' or 'krylov'; got {solver!r}.")
+            raise TypeError(
+                "`model` must be a ULPM, `models.weight_decay` without bias and label smoothing, "
+                f"or `models.imbalanced`; got {model!r:.200}. Use `descend` or `solve`."
+            )
+
+
+def _horizon(log10_time: float | None, decays: Decays) -> float:
+    """The last time, or the default of the model."""
+    if decays == (0.0, 0.0):
+        return 1000.0 if log10_time is None else log10_time
+    smaller = math.log10(min(decays))
+    if log10_time is None:
+        return math.log10(_AT_REST) - smaller
+    arrays.check_positive("log10_time", log10_time)
+    if log10_time > math.log10(_STILL_AT_REST) - smaller:
+        raise ValueError(
+            f"`log10_time` must be at most {math.log10(_STILL_AT_REST) - smaller:.4g} with these "
+            f"weight decays; got {log10_time:g}. The flow comes to rest long before."
+        )
+    return log10_time
+
+
+def _chosen(solver: str, model: Any, decays: Decays) -> str:
+    """The solver that was asked for, or the one that was found to be the faster."""
+    arrays.check_choice("solver", solver, ("auto", "direct", "krylov"))
+    if solver == "direct" and decays != (0.0, 0.0):
+        raise ValueError("`solver` must be 'krylov' for a model with weight decay; got 'direct'.")
+    if solver != "auto":
+        return solver
+    unknowns = model.n_classes * min(model.dim, model.n_classes + model.n_samples)
+    return "direct" if unknowns <= _DIRECT and decays == (0.0, 0.0) else "krylov"

@@ -1,12 +1,14 @@
-"""Gradient flow of small problems on the CPU: its right-hand side, and a solve of a Newton step.
+"""Gradient flow on the CPU: its right-hand side, and two ways to solve its Newton systems.
 
-An implicit integrator asks for thousands of these on some hundred numbers each, where the
-calls themselves would be what takes the time: both are one compiled call, on one thread.
+An implicit integrator asks for thousands of these on some hundred or thousand numbers each, where
+the calls themselves would be what takes the time: each is one compiled call.
 
 Letters: K classes, d features, N samples, theta = (W by rows, H by rows). What is solved and
-how stands in `fastnc/_flow_newton.py`. 6KNd operations for the right-hand side; (6d + 2K) KN
-and (Kd)^2 multiply-adds, complex or real, for a solve. Bound by latency, not by arithmetic:
-10 and 60 us at K = 5, n = 10, d = 20.
+how stands in `fastnc/dynamics/integrator/newton.py`. 6KNd operations for the right-hand side;
+(6d + 2K) KN and (Kd)^2 multiply-adds, complex or real, for a direct solve; 12KNd operations for a
+Hessian product, of which an iterative solve makes one or two at each of its steps. Small problems
+are bound by latency, not by arithmetic: 10 us for a right-hand side and 60 us for a direct solve at
+K = 5, n = 10, d = 20. Large ones are bound by the products of matrices, which are the BLAS's.
 """
 
 import math
@@ -110,3 +112,97 @@ def solve(W, H, r, T, c, lu, pivots, right, out):
     moved = np.dot(H, dW.T) - np.dot(r, c * np.dot(dW, W.T))
     out[:size] = b
     out[size:] = (eliminated - c * (np.dot(r, dW) + np.dot(_by_sample(T, moved), W))).ravel()
+
+
+@njit(fastmath=FLAGS, **OPTIONS)
+def _hessian_product(W, H, y, scaled, weights, r, x, out):
+    """`out` = the Hessian of (4), over the loss, times `x`: as `Residuals.hessian_product`."""
+    K, d = W.shape
+    N = H.shape[0]
+    dW, dH = x[: K * d].reshape(K, d), x[K * d :].reshape(N, d)
+    moved = np.dot(dH, W.T)
+    moved += np.dot(H, dW.T)
+    for i in range(N):
+        own, mean, label = moved[i, y[i]], 0.0, 0.0
+        for j in range(K):
+            if j != y[i]:
+                moved[i, j] -= own
+                mean += weights[i, j] * moved[i, j]
+                label += scaled[i, j] * moved[i, j]
+        for j in range(K):
+            moved[i, j] = scaled[i, j] * (moved[i, j] - mean)
+        moved[i, y[i]] = -weights[i, y[i]] * label
+    out[: K * d] = (np.dot(moved.T, H) + np.dot(r.T, dH)).ravel()
+    out[K * d :] = (np.dot(moved, W) + np.dot(r, dW)).ravel()
+
+
+@njit(fastmath=FLAGS, **OPTIONS)
+def minimal_residual(
+    W, H, y, scaled, weights, r, b, pull_W, pull_H, sigma, right, parts, tolerance, most, out
+):  # fmt: skip
+    """`(sigma I + A) out = right` to a relative `tolerance`; false where `most` products do not do.
+
+    A is `b Hess L / L` and the diagonal of `pull_W` for the entries of W, `pull_H` for those of H.
+    All vectors are complex128. Of `right` with 1 in `parts` the imaginary part is 0 and, as sigma
+    is real then too, remains so. A is real and symmetric: its Lanczos basis obeys a recurrence of
+    three vectors with real coefficients, from a complex vector too, and sigma only moves the
+    diagonal of the tridiagonal matrix. So this is MINRES with complex Givens rotations.
+
+    As far as A has no negative eigenvalue, the error is at most the residual over |sigma|, which
+    is what ends the iteration: the residual alone says little of directions that are not stiff.
+    """
+    size, cut = len(right), W.size
+    length = 0.0
+    for i in range(size):
+        length += right[i].real ** 2 + right[i].imag ** 2
+    length = math.sqrt(length)
+    out[:] = 0.0
+    if length == 0.0:
+        return True
+    # v: Lanczos vectors. p: the directions in which the answer moves.
+    v, v_before = right / length, np.zeros(size, np.complex128)
+    p, p_before = np.zeros(size, np.complex128), np.zeros(size, np.complex128)
+    u, part, image = np.empty(size, np.complex128), np.empty(size), np.empty(size)
+    beta, left = 0.0, complex(length)
+    c, s, c_before, s_before = 1.0, 0j, 1.0, 0j
+    for _ in range(most):
+        for k in range(parts):
+            for i in range(size):
+                part[i] = v[i].real if k == 0 else v[i].imag
+            _hessian_product(W, H, y, scaled, weights, r, part, image)
+            for i in range(size):
+                moved = b * image[i] + (pull_W if i < cut else pull_H) * part[i]
+                u[i] = complex(moved, 0.0) if k == 0 else complex(u[i].real, moved)
+        alpha = 0.0
+        for i in range(size):
+            alpha += v[i].real * u[i].real + v[i].imag * u[i].imag
+        beta_next = 0.0
+        for i in range(size):
+            u[i] -= alpha * v[i] + beta * v_before[i]
+            beta_next += u[i].real ** 2 + u[i].imag ** 2
+        beta_next = math.sqrt(beta_next)
+        # The column (beta, alpha + sigma, beta_next) under the two rotations before, and its own.
+        far, near, diagonal = s_before * beta, c_before * beta, alpha + sigma
+        near, diagonal = c * near + s * diagonal, c * diagonal - s.conjugate() * near
+        own = abs(diagonal)
+        norm = math.hypot(own, beta_next)
+        if not 0.0 < norm < math.inf:
+            return False
+        phase = diagonal / own if own > 0.0 else 1.0 + 0j
+        c_before, s_before = c, s
+        c, s = own / norm, phase * (beta_next / norm)
+        by, step = 1.0 / (phase * norm), c * left
+        found = 0.0
+        for i in range(size):
+            new = (v[i] - near * p[i] - far * p_before[i]) * by
+            p_before[i] = p[i]
+            p[i] = new
+            out[i] += step * new
+            found += out[i].real ** 2 + out[i].imag ** 2
+        left *= -s.conjugate()
+        if abs(left) <= tolerance * abs(sigma) * math.sqrt(found):
+            return True
+        for i in range(size):
+            v_before[i] = v[i]
+            v[i] = u[i] / beta_next
+    return False

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 import fastnc
 from fastnc.cli import build
-from fastnc.dynamics.integrator import run
+from fastnc.dynamics.integrator.equation import FlowEquation
+from fastnc.dynamics.integrator.stepper import FlowStepper
 
 SMALL = ["--n-classes", 3, "--n-per-class", 2, "--dim", 4, "--snapshots", 5]
 
@@ -55,14 +56,15 @@ def test_killed_and_resumed_to_a_farther_time(tmp_path):
 
 
 def test_interrupt_saves_and_says_how_to_resume(tmp_path, monkeypatch):
-    measure = run.FlowRun._measure
+    measure, measured = FlowStepper.measure, []
 
-    def measuring(self, log10_t):
-        measure(self, log10_t)
-        if len(self.rows) == 6:
+    def measuring(self):
+        measured.append(self.time)
+        if len(measured) == 6:
             os.kill(os.getpid(), signal.SIGINT)
+        return measure(self)
 
-    monkeypatch.setattr(run.FlowRun, "_measure", measuring)
+    monkeypatch.setattr(FlowStepper, "measure", measuring)
     done = invoke(*SMALL, "--log10-time", 100, "--out", tmp_path)
     assert done.exit_code == 130 and "--resume" in done.output
     assert "stopped by Ctrl-C at log10 t" in done.output
@@ -71,13 +73,13 @@ def test_interrupt_saves_and_says_how_to_resume(tmp_path, monkeypatch):
 
 
 def test_a_failure_keeps_what_there_was(tmp_path, monkeypatch):
-    derivative = run.FlowRun._derivative
+    derivative = FlowEquation.derivative
 
     def breaking(self, x, theta):
         out = derivative(self, x, theta)
         return out * np.nan if x > 2.0 else out
 
-    monkeypatch.setattr(run.FlowRun, "_derivative", breaking)
+    monkeypatch.setattr(FlowEquation, "derivative", breaking)
     done = invoke(*SMALL, "--log10-time", 100, "--out", tmp_path)
     assert done.exit_code == 1 and "the flow stopped at log10 t = 1." in done.output
     kept = fastnc.Trajectory.load(tmp_path / "run.npz")

@@ -11,47 +11,43 @@ residual of sample i, both divided by the loss, G = W W^T and c = b / sigma,
 
 so a factorisation costs `N K^2 d^2 + (K d)^3 / 3` and a solve `N K d + (K d)^2`, in place of
 `(K + N)^3 d^3 / 3`: 100 unknowns for 1100 at K = 5, n = 10, d = 20. Where `K d` is large, MINRES
-with Hessian products replaces the factorisation.
+with Hessian products replaces the factorisation, `sigma` complex or real.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import get_lapack_funcs
-from scipy.sparse.linalg import LinearOperator, minres
 
 from fastnc.theory.residuals import Residuals
 
 Array = NDArray[Any]
 
+# The relative error of an iterative solve, and when it is given up.
+_ERROR, _MOST_PRODUCTS = 1e-3, 2000
 
-class FlowJacobian:
-    """`J = -b Hess L / L` as scipy's integrators see it: `c * J` and `sigma - J` and no more."""
 
-    __array_ufunc__ = None
+class FlowJacobian(NamedTuple):
+    """`J = -b Hess L / L - diag(pull_W, pull_H)` at a point, b the flow's speed."""
 
-    def __init__(self, at: Residuals, b: float, sigma: complex = 0.0) -> None:
-        self.at, self.b, self.sigma = at, b, sigma
-
-    def __rmul__(self, c: float) -> FlowJacobian:
-        return FlowJacobian(self.at, c * self.b)
-
-    def __rsub__(self, sigma: complex) -> FlowJacobian:
-        return FlowJacobian(self.at, self.b, sigma)
+    at: Residuals
+    b: float
+    pull_W: float = 0.0  # of the weight decays
+    pull_H: float = 0.0
 
 
 class DirectSolver:
-    """`sigma I - J` by the elimination of every h_i, then one LU of K d unknowns."""
+    """`sigma I - J` by the elimination of every h_i, then one LU of K d unknowns; no decays."""
 
-    def __init__(self, system: FlowJacobian) -> None:
-        at = system.at
+    def __init__(self, jacobian: FlowJacobian, sigma: complex) -> None:
+        at = jacobian.at
         W, H, r = at.W, at.H, at.residuals
         (K, d), N = W.shape, len(H)
-        self.system, self.sigma = system, system.sigma
-        c = system.b / system.sigma
+        self.sigma = sigma
+        c = jacobian.b / sigma
         S = at.curvatures()
         self.T = T = np.linalg.solve(np.eye(K) + c * (S @ (W @ W.T)), S + 0.0 * c)
         self.W, self.H, self.r = (x.astype(T.dtype) for x in (W, H, r))
@@ -97,30 +93,29 @@ class DirectSolver:
 
 
 class KrylovSolver:
-    """`sigma I - J`, sigma real, by MINRES: Hessian products only."""
+    """`sigma I - J` by Hessian products only, sigma real or complex."""
 
-    def __init__(self, system: FlowJacobian) -> None:
-        at = system.at
-        (K, d), N = at.W.shape, len(at.H)
-        self.system, self.sigma = system, system.sigma
-        c = system.b / system.sigma
-
-        def product(x: Array) -> Array:
-            out = at.hessian_product(x.ravel())
-            out *= c
-            out += x.ravel()
-            return out
-
-        size = (K + N) * d
-        self._system = LinearOperator((size, size), matvec=product, dtype=np.float64)
+    def __init__(self, jacobian: FlowJacobian, sigma: complex) -> None:
+        self.jacobian, self.sigma = jacobian, sigma
 
     def solve(self, right: Array) -> Array:
-        """The unknowns to a relative residual of 1e-6: Newton's own iteration does the rest.
+        """The unknowns to a relative error of `_ERROR`: Newton's own iteration does the rest.
 
-        NaN where 2000 products do not do: Newton then gives the step up for half of it.
+        NaN where `_MOST_PRODUCTS` products do not do: Newton then gives the step up for half of it.
         """
-        found, failed = minres(self._system, right / self.sigma, rtol=1e-6, maxiter=2000)
-        return np.full_like(right, np.nan) if failed else np.asarray(found)
+        from fastnc.kernels.cpu.flow import minimal_residual
+
+        at, b, pull_W, pull_H = self.jacobian
+        is_complex = np.iscomplexobj(right) or isinstance(self.sigma, complex)
+        out = np.empty(len(right), np.complex128)
+        found = minimal_residual(
+            at.W, at.H, at.y, at.scaled, at.weights, at.residuals, b, pull_W, pull_H,
+            complex(self.sigma), right.astype(np.complex128, copy=False), 2 if is_complex else 1,
+            _ERROR, _MOST_PRODUCTS, out,
+        )  # fmt: skip
+        if not found:
+            out[:] = np.nan
+        return out if is_complex else out.real
 
 
 def _product(A: Array, B: Array) -> Array:

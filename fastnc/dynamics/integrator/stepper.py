@@ -1,0 +1,251 @@
+"""Gradient flow under the run loop: a clock of log10 t, snapshots, and failures in a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastnc.dynamics.checkpoint import fitting
+from fastnc.dynamics.integrator.equation import Decays, FlowEquation
+from fastnc.dynamics.integrator.radau import Radau
+from fastnc.dynamics.snapshot import measure
+from fastnc.dynamics.steppers import Failed
+from fastnc.theory.margin import TERMS, margin_decomposition
+from fastnc.theory.rates import aligned_singular_values
+
+Array = NDArray[Any]
+
+# log of t times the loss: of the order of 0 wherever the classes become separated. Otherwise the
+# gradient is a cancellation down to 1 / t, and its rounding, times t, is what shrinks the steps.
+_LOG_VANISHING = 9.0
+# Steps in x = log log t are of the size of 1e-2; this many in a row below that are a stall.
+_TINY_STEP, _PATIENCE = 1e-4, 60
+# Where a step's error is more than the loss forgives, steps are cut at random; so many of them
+# together go further than this otherwise.
+_STEPS_A_LOOK, _LEAST_ADVANCE = 100, 0.1
+
+
+def stretched(log10_time: float) -> float:
+    """`x = asinh(log(1 + t))` of log10 t."""
+    # For t above e^37 log(1 + t) is log t itself.
+    return float(np.arcsinh(np.logaddexp(0.0, log10_time * math.log(10.0))))
+
+
+def log10_time(x: float) -> float:
+    """log10 t of `x = asinh(log(1 + t))`."""
+    v = math.sinh(x)
+    if v == 0.0:
+        return -math.inf
+    return (math.log(math.expm1(v)) if v < 30.0 else v) / math.log(10.0)
+
+
+class FlowStepper:
+    """The flow from W (K, d) and H (N, d) at t = 0; a step is one of the integrator."""
+
+    clock, unit, end = "log10_time", "of log log t", "log10_time"
+
+    def __init__(
+        self, W: Array, H: Array, model: Any, solver: str, rtol: float, decays: Decays
+    ) -> None:
+        self.model, self.y, self.rtol = model, model.y, rtol
+        # The flow never leaves the span of the rows it starts from, and nothing measured depends
+        # on a rotation: with d > K + N, coordinates in that span are an exact reduction.
+        self._basis: Array | None = None
+        if W.shape[1] > len(W) + len(H):
+            basis, coordinates = np.linalg.qr(np.concatenate([W, H]).T)
+            self._basis = basis.T
+            W, H = np.split(np.ascontiguousarray(coordinates.T), [len(W)])
+        self.equation = FlowEquation(W.shape, self.y, solver, decays)
+        self._gram, self._mean = W.T @ W - H.T @ H, W.mean(axis=0)
+        self._aligned = aligned_singular_values(W, H, self.y).tolist()
+        theta = np.concatenate([W.ravel(), H.ravel()])
+        # The error of what is stiff comes to several times that of its steps: a sixth of what
+        # was asked for leaves the exact law a tenth of it.
+        step_rtol = max(rtol / 6.0, 1e-11)
+        atol = 1e-2 * step_rtol * float(np.sqrt(np.mean(theta**2)))
+        with self._guard():
+            self.method = Radau(self.equation, 0.0, theta, step_rtol, atol)
+        self._time = -math.inf
+        self._tiny_steps, self._looked_at = 0, -math.inf
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """One BLAS thread, so that no bit depends on their number; no warnings.
+
+        A stage that overshoots overflows to infinity, and the step is then made smaller.
+        """
+        from fastnc.kernels.cpu.threads import few_threads, serial_blas
+
+        with few_threads(self.equation.is_small), serial_blas, np.errstate(all="ignore"):
+            yield
+
+    @property
+    def time(self) -> float:
+        """log10 t, -inf at the start."""
+        return self._time
+
+    @property
+    def done(self) -> float:
+        """`asinh(log(1 + t))`, in which steps are of about one size."""
+        return self.method.state.x
+
+    @property
+    def W(self) -> Array:
+        """The classifier (K, d), in the coordinates it started in."""
+        W = self._split()[0]
+        return np.array(W) if self._basis is None else W @ self._basis
+
+    @property
+    def H(self) -> Array:
+        """The features (N, d), in the coordinates they started in."""
+        H = self._split()[1]
+        return np.array(H) if self._basis is None else H @ self._basis
+
+    def _split(self) -> tuple[Array, Array]:
+        return self.equation.split(self.method.state.theta)
+
+    def advance(self, due: float, steps: int) -> int:
+        """At most so many steps of the integrator, not beyond log10 t = `due`."""
+        bound, made = stretched(due), 0
+        with self._guard():
+            while made < steps and self._time != due:
+                self._step(bound)
+                made += 1
+                x = self.method.state.x
+                self._time = due if x == bound else log10_time(x)
+        return made
+
+    def _step(self, bound: float) -> None:
+        x = self.method.state.x
+        try:
+            self.method.step(bound)
+        except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+            raise self._failed(
+                x, self._too_coarse(x) or self._does_not_vanish() or str(error)
+            ) from None
+        self.equation.work["steps"] += 1
+        self._look_for_a_stall(self.method.state.x - x)
+        self._look_for_a_crawl(self.method.state.x)
+
+    def _look_for_a_crawl(self, x: float) -> None:
+        """Ends a flow that hardly moves since its tolerance is none any more."""
+        if self.equation.work["steps"] % _STEPS_A_LOOK:
+            return
+        if x - self._looked_at < _LEAST_ADVANCE and self._too_coarse(x):
+            raise self._failed(x, self._too_coarse(x))
+        self._looked_at = x
+
+    def _too_coarse(self, x: float) -> str:
+        """What is wrong where `rtol` of the logits is no small number, or nothing."""
+        log_t = math.sinh(x)
+        if self.rtol * log_t <= 1.0 or self.equation.decays != (0.0, 0.0):
+            return ""
+        return (
+            f"the logits are of the size of log t = {log_t:.3g}, of which `rtol`={self.rtol:g} is "
+            "more than their loss forgives. Take a smaller one, of at least 1e-11, or a nearer "
+            "`log10_time`"
+        )
+
+    def _look_for_a_stall(self, step: float) -> None:
+        """Ends a flow whose steps stay tiny while the loss does not vanish."""
+        tiny = step < _TINY_STEP and self.method.state.x > 1.0
+        self._tiny_steps = self._tiny_steps + 1 if tiny else 0
+        if self._tiny_steps >= _PATIENCE:
+            self._tiny_steps = 0
+            why = self._does_not_vanish()
+            if why:
+                raise self._failed(self.method.state.x, why)
+
+    def _does_not_vanish(self) -> str:
+        """What is wrong where t times the loss is large, or nothing."""
+        s = self.method.state
+        log_loss = self.equation.mean_log_loss(s.theta)
+        if math.sinh(s.x) + log_loss <= _LOG_VANISHING or self.equation.decays != (0.0, 0.0):
+            return ""
+        return (
+            f"the mean loss is still {math.exp(log_loss):.3g} and does not vanish, as the classes "
+            "are not separated, so that the gradient is rounding from here on"
+        )
+
+    def _failed(self, x: float, why: str) -> Failed:
+        return Failed(
+            f"the flow stopped at log10 t = {log10_time(x):.8g}: {why.rstrip('.')}. The run holds "
+            "the snapshots until then."
+        )
+
+    def finite(self) -> bool:
+        """Always: a step that is not finite is not taken."""
+        return True
+
+    def keep(self, steps: int) -> bool:
+        """Nothing is kept, as nothing will be rolled back."""
+        return False
+
+    def roll_back(self) -> None:
+        """Never asked for."""
+        raise NotImplementedError
+
+    def why(self, good: float, bad: float) -> str:
+        """The start is too large: no step is taken that is not finite."""
+        return "the loss of the start is not finite: a logit overflows. Scale `W` and `H` down."
+
+    def measure(self) -> dict[str, float]:
+        """The columns of every run, what is missing to collapse, and what should be conserved."""
+        W, H = self._split()
+        with self._guard():
+            row = measure(W, H, self.y)
+            if self.equation.decays == (0.0, 0.0):
+                terms = margin_decomposition(W, H, self.y)
+                row["conserved_drift"] = self._drifts()["gram_drift"]
+                row |= {name: float(getattr(terms, name)) for name in TERMS}
+            else:
+                row["objective"] = self.model.objective(self.W, self.H)
+        return row
+
+    def _drifts(self) -> dict[str, float]:
+        """Changes of what the flow conserves: of `W^T W - H^T H` over |W|^2, of the mean."""
+        W, H = self._split()
+        gram = float(np.abs(W.T @ W - H.T @ H - self._gram).max())
+        return {
+            "gram_drift": gram / float(np.vdot(W, W)) if gram else 0.0,
+            "mean_drift": float(np.abs(W.mean(axis=0) - self._mean).max()),
+        }
+
+    def state(self) -> dict[str, Array]:
+        """The integrator's own, the work done, and the watch for stalls."""
+        return {
+            **self.method.state.arrays(),
+            **{f"work/{name}": np.array(count) for name, count in self.equation.work.items()},
+            "log10_time": np.array(self._time),
+            "tiny_steps": np.array(self._tiny_steps),
+            "looked_at": np.array(self._looked_at),
+        }
+
+    def restore(self, state: dict[str, Array]) -> None:
+        """Take up a state that `state` returned."""
+        fitting(state, self.state())
+        with self._guard():
+            try:
+                self.method.restore(state)
+            except (ArithmeticError, np.linalg.LinAlgError) as error:
+                raise ValueError("a state that no flow has") from error
+        self.equation.work = {name: int(state[f"work/{name}"]) for name in self.equation.work}
+        self._time = float(state["log10_time"])
+        self._tiny_steps, self._looked_at = int(state["tiny_steps"]), float(state["looked_at"])
+
+    def report(self) -> dict[str, Any]:
+        """The drifts, the horizon reached, the start's singular values, the work done."""
+        drifts = self._drifts() if self.equation.decays == (0.0, 0.0) else {}
+        return {
+            **drifts, "log10_time": self._time, "start_singular_values": self._aligned,
+            "work": dict(self.equation.work),
+        }  # fmt: skip
+
+    def place(self, last: float) -> str:
+        """log10 t, and where it shall end."""
+        return f"log10 t = {self._time:.6g} of {last:g}"
