@@ -40,16 +40,35 @@ class Softmax(NamedTuple):
     label_probability: Floats
 
 
-def softmax(D: Floats, y: Labels) -> Softmax:
-    """Losses `log(1 + sum_{j != y} e^{D_j})` and residuals, without a cancellation."""
-    m = np.maximum(D.max(axis=1), 0.0)
-    e = np.exp(D - m[:, None])
-    S = e.sum(axis=1)
-    den = np.exp(-m) + S
-    losses = np.where(m == 0.0, np.log1p(S), m + np.log(den))
+def common_unit(D: Floats) -> float:
+    """What `softmax` may shift by: the largest of all gaps while all are negative, else 0.
+
+    With one shift for all samples no digit of a gap is lost however large the margin.
+    """
+    return min(float(D.max()), 0.0)
+
+
+def softmax(D: Floats, y: Labels, log_unit: float = 0.0) -> Softmax:
+    """Losses `log(1 + sum_{j != y} e^{D_j})` and residuals, without a cancellation.
+
+    With `log_unit`, of `common_unit`, losses and residuals are those over `exp(log_unit)`.
+    """
+    rows = np.arange(len(y))
+    if log_unit < 0.0:
+        e = np.exp(D - log_unit)
+        S = e.sum(axis=1)
+        x = np.exp(log_unit) * S
+        den, label = 1.0 + x, 1.0 / (1.0 + x)
+        losses = S * np.divide(np.log1p(x), x, out=np.ones_like(x), where=x > 0.0)
+    else:
+        m = np.maximum(D.max(axis=1), 0.0)
+        e = np.exp(D - m[:, None])
+        S = e.sum(axis=1)
+        den = np.exp(-m) + S
+        losses, label = np.where(m == 0.0, np.log1p(S), m + np.log(den)), np.exp(-m) / den
     r = e / den[:, None]
-    r[np.arange(len(y)), y] = -S / den
-    return Softmax(losses, r, np.exp(-m) / den)
+    r[rows, y] = -S / den
+    return Softmax(losses, r, label)
 
 
 def loss(W: Floats, H: Floats, y: Labels) -> float:
@@ -64,24 +83,13 @@ def loss_and_grads(W: Floats, H: Floats, y: Labels) -> tuple[float, Floats, Floa
 
 
 def log_loss_and_grads(W: Floats, H: Floats, y: Labels) -> tuple[float, Floats, Floats]:
-    """log of (4), and its gradients divided by (4): finite at any margin.
-
-    All gaps are shifted by their one common maximum M before the exponential, so that no
-    digit of a gap is lost however large the margin; then the sum is normalised.
-    """
+    """log of (4), and its gradients divided by (4): finite at any margin."""
     D = logit_gaps(W, H, y)
-    M = min(D.max(), 0.0)
-    losses, r, _ = softmax(D, y)
-    if M < 0.0:
-        t = np.exp(D - M)
-        S = t.sum(axis=1)
-        x = np.exp(M) * S
-        losses = S * np.divide(np.log1p(x), x, out=np.ones_like(x), where=x > 0)
-        r = t / (1.0 + x)[:, None]
-        r[np.arange(len(y)), y] = -S / (1.0 + x)
+    log_unit = common_unit(D)
+    losses, r, _ = softmax(D, y, log_unit)
     L = losses.sum()
     r /= L
-    return float(M + np.log(L)), r.T @ H, r @ W
+    return float(log_unit + np.log(L)), r.T @ H, r @ W
 
 
 def gradient_step(W: Floats, H: Floats, y: Labels, lr: float) -> tuple[float, Floats, Floats]:

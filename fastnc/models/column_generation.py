@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc.models.unequal import ReLUFeatures
+from fastnc.reference import logit_gaps, softmax
 
 Floats = NDArray[np.float64]
 
@@ -71,11 +72,7 @@ def _without_doubles(W: Floats, H: Floats, balance: float) -> tuple[Floats, Floa
 
 def _gradient(W: Floats, H: Floats, y: NDArray[Any]) -> Floats:
     """dL/dZ (N, K) of the mean cross-entropy."""
-    Z = H @ W.T
-    p = np.exp(Z - Z.max(axis=1, keepdims=True))
-    p /= p.sum(axis=1, keepdims=True)
-    p[np.arange(len(y)), y] -= 1.0
-    return p / len(y)  # type: ignore[no-any-return]
+    return softmax(logit_gaps(W, H, y), y).residuals / len(y)
 
 
 def _steepest(G: Floats, y: NDArray[Any], n_classes: int) -> tuple[Floats, float]:

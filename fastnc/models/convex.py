@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fastnc.models.layer_peeled import Floats
 from fastnc.models.lbfgs import minimise, newton
+from fastnc.reference import softmax
 
 
 class ConvexOptimum(NamedTuple):
@@ -59,19 +60,15 @@ class _Factored:
 
     def _softmax(self, X: Floats) -> tuple[Floats, Floats, Floats]:
         """Losses (K,), the residuals p - e_k and the probabilities, columns (K, K)."""
-        Z = X / self.root
-        D = Z - np.diag(Z)
+        # A column a class is a sample of the class a row.
+        D = (X / self.root).T
+        classes = np.arange(self.K)
+        D = D - np.diag(D)[:, None]
         np.fill_diagonal(D, -np.inf)
-        m = np.maximum(D.max(axis=0), 0.0)
-        e = np.exp(D - m)
-        S = e.sum(axis=0)
-        den = np.exp(-m) + S
-        losses = np.where(m == 0.0, np.log1p(S), m + np.log(den))
-        r = e / den
+        losses, r, label = softmax(D, classes)
         p = r.copy()
-        np.fill_diagonal(r, -S / den)
-        np.fill_diagonal(p, np.exp(-m) / den)
-        return losses, r, p
+        np.fill_diagonal(p, label)
+        return losses, r.T, p.T
 
     def value_and_grad(self, x: Floats) -> tuple[float, Floats]:
         U, V = self.split(x)

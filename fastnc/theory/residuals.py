@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastnc.reference import common_unit, logit_gaps, softmax
+
 Array = NDArray[Any]
 
 
@@ -19,34 +21,17 @@ class Residuals:
 
     def __init__(self, W: Array, H: Array, y: NDArray[np.int64]) -> None:
         rows = np.arange(len(y))
-        gaps = H @ W.T
-        gaps -= gaps[rows, y][:, None]
-        gaps[rows, y] = -np.inf
-        # One shift for all samples while everything is classified, so that no digit of a gap
-        # is lost however large the margin; then each sample's own, so that nothing overflows.
-        common = min(float(gaps.max()), 0.0)
-        shift = np.maximum(gaps.max(axis=1), 0.0) if common == 0.0 else common
-        e = np.exp(gaps - np.broadcast_to(shift, len(y))[:, None])
-        S = e.sum(axis=1)
-        if common == 0.0:
-            den = np.exp(-shift) + S
-            losses = np.where(shift == 0.0, np.log1p(S), shift + np.log(den))
-            unit, label = np.ones(1), np.exp(-shift) / den
-        else:
-            unit = np.exp(np.full(1, common))
-            x = unit * S
-            den = 1.0 + x
-            losses = S * np.divide(np.log1p(x), x, out=np.ones_like(x), where=x > 0.0)
-            label = 1.0 / den
+        gaps = logit_gaps(W, H, y)
+        log_unit = common_unit(gaps)
+        losses, r, label = softmax(gaps, y, log_unit)
         total = float(losses.sum())
-        e /= den[:, None]
         self.W, self.H, self.y = W, H, y
-        self.log_loss = common + float(np.log(total))
-        self.weights = e * unit
+        self.log_loss = log_unit + float(np.log(total))
+        self.weights = r * np.exp(log_unit)
         self.weights[rows, y] = label
-        self.scaled = e / total
-        self.residuals = self.scaled.copy()
-        self.residuals[rows, y] = -self.scaled.sum(axis=1)
+        self.residuals = r / total
+        self.scaled = self.residuals.copy()
+        self.scaled[rows, y] = 0.0
         self._beside: Array | None = None
 
     def curvatures(self) -> Array:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fastnc import models as M
-from fastnc.models.column_generation import escape
+from fastnc.models.column_generation import _gradient, escape
 
 MODEL = M.relu_features((9, 4, 2), 4, 0.02, 0.01)
 
@@ -48,3 +48,13 @@ def test_columns_of_one_direction_are_joined_to_make_room():
 def test_without_an_empty_column_there_is_no_way():
     W, H = MODEL.init(seed=0)
     assert escape(MODEL, W, H) is None
+
+
+def test_the_gradient_keeps_its_digits_in_the_tail():
+    """At a margin of 100 `p_y - 1` is 0; the label's entry is minus the sum of the others."""
+    margin = 100.0
+    G = _gradient(margin * np.eye(3), np.eye(3), np.arange(3))
+    wrong = np.exp(-margin) / 3.0
+    # The exponential's argument is exact, so that its rounding is all: a few times 1e-16.
+    np.testing.assert_allclose(G[~np.eye(3, dtype=bool)], wrong, rtol=1e-14)
+    np.testing.assert_allclose(np.diag(G), -2.0 * wrong, rtol=1e-14)
