@@ -53,6 +53,7 @@ _HOME = {
     "margin_decomposition": "theory.margin",
     "kkt": "theory.kkt",
     "tangent_curvature": "theory.curvature",
+    "hessian_spectrum": "theory.curvature",
     "solve": "models.solve",
 }
 # Under the name that a user types, the module that it is.

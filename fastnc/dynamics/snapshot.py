@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastnc._core.serial import serial
 from fastnc.collapse.metrics import NAMES
 from fastnc.theory.margin import margin_ratio, neural_collapse_margin
 from fastnc.theory.norm_margins import ratio_max, ratio_spectral, spectral_square
@@ -22,6 +23,7 @@ COLUMNS = (*OBJECTIVE, *NAMES, *NORMS)
 _LARGEST_NORM = 1e150
 
 
+@serial
 def measure(W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64]) -> dict[str, float]:
     """The columns of a run at W (K, d), H (N, d), with the mean loss; NaN where undefined.
 

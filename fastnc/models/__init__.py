@@ -43,3 +43,9 @@ __all__ = [
     "squared_error",
     "weight_decay",
 ]
+
+# What a user sees is the public name: of a class, in its repr and when it is pickled.
+for _name in __all__:
+    _class = globals()[_name]
+    _class.__name__ = _class.__qualname__ = _name
+    _class.__module__ = __name__

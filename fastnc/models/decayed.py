@@ -50,7 +50,7 @@ class WeightDecay(Balanced):
     label_smoothing: float = 0.0
 
     paper = "Zhu et al. [43]"
-    landscape = "no spurious local minimum for d >= K"
+    landscape = "no spurious local minimum for d >= K; many for d < K - 1"
 
     def __post_init__(self) -> None:
         self._set_up_balanced()
@@ -60,6 +60,9 @@ class WeightDecay(Balanced):
         if not (isinstance(alpha, (int, float, np.number)) and 0.0 <= float(alpha) < 1.0):
             raise ValueError(f"`label_smoothing` must lie in [0, 1); got {alpha!r}.")
         object.__setattr__(self, "label_smoothing", float(alpha))
+        if self.dim < self.n_classes - 1:
+            # Vectors that have no room for a simplex block each other's way.
+            object.__setattr__(self, "starts", 64)
 
     def value_and_grads(
         self, W: NDArray[Any], H: NDArray[Any], bias: NDArray[Any] | None

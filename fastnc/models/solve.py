@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,8 @@ from fastnc.models.ulpm import ULPM
 from fastnc.models.unequal import ReLUFeatures
 
 TOLERANCE = 1e-8
+# W (K, d), H (N, d) and the bias (K,), or None.
+Point = tuple[Floats, Floats, "Floats | None"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +53,13 @@ class Solution:
     evaluations: int
 
 
-def solve(model: Any, seed: int = 0, starts: int | None = None) -> Solution:
+def solve(
+    model: Any,
+    seed: int = 0,
+    starts: int | None = None,
+    *,
+    beside: Sequence[Point] = (),
+) -> Solution:
     """Minimise the objective of a model of Table 1 over W and H, from Gaussian starts.
 
     L-BFGS on the fused kernels, in the scales of W and H that penalise both alike; constraints
@@ -68,6 +77,9 @@ def solve(model: Any, seed: int = 0, starts: int | None = None) -> Solution:
     starts : int >= 1, optional
         How many starts at most; by default what the landscape of the model asks for. Further
         starts are only made while the gap is above 1e-8, or unknown.
+    beside : sequence of (W, H, bias), optional
+        Further points to start from, before the Gaussian ones: those of a model that this one
+        contains keep it from a value above that one's. Not for models with a constraint.
 
     Returns
     -------
@@ -108,22 +120,24 @@ def solve(model: Any, seed: int = 0, starts: int | None = None) -> Solution:
     except UnknownOptimum as reason:
         optimum, unknown = None, f"; optimum unknown: {reason}"
 
-    best: tuple[float, float, _Point, str] | None = None
+    best: tuple[float, float, Point, str] | None = None
     evaluations = 0
-    for start in range(at_most):
+    given = [*beside, *[None] * at_most]
+    for start, at in enumerate(given, start=-len(beside)):
         with few_threads(model.is_small, blas=False):
-            point, minimum = _fit(model, seed + start)
+            point, minimum = _fit(model, seed + max(start, 0), at)
         evaluations += minimum.evaluations
         # The logarithm tells losses apart that a float cannot hold.
         log_value = minimum.value if isinstance(model, Constrained) else -np.inf
         value = model.value_and_grads(*point).value if np.isfinite(minimum.value) else np.inf
         if best is None or (value, log_value) < best[:2]:
-            best = (value, log_value, point, f"start {start + 1}: {minimum.reason}")
+            where = f"start {start + 1}" if start >= 0 else "from a model that is contained"
+            best = (value, log_value, point, f"{where}: {minimum.reason}")
         if optimum is not None and _relative_gap(*best[:2], optimum) <= TOLERANCE:
             break
     assert best is not None
     value, log_value, (W, H, bias), how = best
-    made = f"{start + 1} of at most {at_most} starts made"
+    made = f"{max(start + 1, 0)} of at most {at_most} starts made"
     landscape = f" ({model.landscape})" if model.landscape else ""
     return Solution(
         W=W,
@@ -145,11 +159,8 @@ def _relative_gap(value: float, log_value: float, optimum: Optimum) -> float:
     return (value - optimum.value) / optimum.value
 
 
-_Point = tuple[Floats, Floats, "Floats | None"]
-
-
-def _fit(model: LayerPeeled, seed: int) -> tuple[_Point, Minimum]:
-    """One start: a feasible point, and how the search for it went."""
+def _fit(model: LayerPeeled, seed: int, at: Point | None) -> tuple[Point, Minimum]:
+    """One start, `at` a point or a Gaussian one: a feasible point, and how the search went."""
     K, d, N = model.n_classes, model.dim, model.n_samples
     W, H = model.init(seed)
     match model:
@@ -165,7 +176,7 @@ def _fit(model: LayerPeeled, seed: int) -> tuple[_Point, Minimum]:
     sizes = (K * d, N * d, K if model.has_bias else 0)
     scales = np.repeat([model.balance, 1.0 / model.balance, 1.0], sizes)
 
-    def split(x: Floats) -> _Point:
+    def split(x: Floats) -> Point:
         W, H, bias = np.split(x * scales, np.cumsum(sizes)[:2])
         return W.reshape(K, d), H.reshape(N, d), bias if model.has_bias else None
 
@@ -175,6 +186,9 @@ def _fit(model: LayerPeeled, seed: int) -> tuple[_Point, Minimum]:
         return g.value, np.concatenate([block.ravel() for block in blocks]) * scales
 
     x = np.concatenate([W.ravel(), H.ravel() * np.sqrt(K / N), np.zeros(sizes[2])])
+    if at is not None:
+        bias = np.zeros(K) if at[2] is None else at[2]
+        x = np.concatenate([at[0].ravel(), at[1].ravel(), bias[: sizes[2]]]) / scales
     lower = None
     if model.non_negative:
         lower = np.full(len(x), -np.inf)
@@ -191,7 +205,7 @@ def _fit(model: LayerPeeled, seed: int) -> tuple[_Point, Minimum]:
     return split(minimum.x), minimum
 
 
-def _fit_constrained(model: Constrained, W: Floats, H: Floats) -> tuple[_Point, Minimum]:
+def _fit_constrained(model: Constrained, W: Floats, H: Floats) -> tuple[Point, Minimum]:
     """Over the directions of what is normalised; the logarithm keeps small losses apart."""
     cut, shapes = W.size, (W.shape, H.shape)
 

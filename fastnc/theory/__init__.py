@@ -6,7 +6,7 @@
 """
 
 from fastnc.theory.aligned_flow import AlignedFlow
-from fastnc.theory.curvature import SphereHessian, tangent_curvature
+from fastnc.theory.curvature import SphereHessian, hessian_spectrum, tangent_curvature
 from fastnc.theory.example31 import Example31
 from fastnc.theory.kkt import KKT, kkt
 from fastnc.theory.margin import (
@@ -22,7 +22,8 @@ from fastnc.theory.sphere import along_sphere, collapsed, optimal_loss
 
 __all__ = [
     "KKT", "AlignedFlow", "Example31", "Residuals", "SphereHessian", "along_sphere", "collapsed",
-    "constants", "exponents", "fitted_exponent", "kkt", "margin_decomposition", "margin_ratio",
+    "constants", "exponents", "fitted_exponent", "hessian_spectrum", "kkt", "margin_decomposition",
+    "margin_ratio",
     "margin_ratio_max", "margin_ratio_spectral", "margins", "neural_collapse_margin",
     "optimal_loss", "tangent_curvature",
 ]  # fmt: skip

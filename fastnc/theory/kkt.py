@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastnc._core import arrays
+from fastnc._core.serial import serial
 from fastnc.theory.residuals import Residuals
 
 
@@ -30,6 +31,7 @@ class KKT:
     multipliers: Any  # (N, K), 0 at the labels
 
 
+@serial
 def kkt(W: Any, H: Any, y: Any) -> KKT:
     """The KKT residuals of the separation problem (5) at (W, H) scaled to margin 1.
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core import arrays
+from fastnc._core.serial import serial
 from fastnc.reference import separation_constant
 
 Floats = NDArray[np.float64]
@@ -17,6 +18,7 @@ Floats = NDArray[np.float64]
 _BLOCK = 1 << 22
 
 
+@serial
 def margins(W: Any, H: Any, y: Any) -> Any:
     """The margin of every sample, `q_i = <w_{y_i}, h_i> - max_{j != y_i} <w_j, h_i>`.
 
@@ -71,6 +73,7 @@ def neural_collapse_margin(W: Any, H: Any, y: Any) -> Any:
     return smallest if arrays.is_torch(smallest) else float(smallest)
 
 
+@serial
 def margin_ratio(W: Any, H: Any, y: Any) -> Any:
     """Lemma 3.1 as a number that is at most 1, and 1 exactly at collapse with |W| = |H|.
 
@@ -162,6 +165,7 @@ TERMS = (
 )
 
 
+@serial
 def margin_decomposition(W: Any, H: Any, y: Any) -> MarginDecomposition:
     """The exact identity behind Lemma 3.1: which part of the norm makes no margin.
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastnc._core import arrays
+from fastnc._core.serial import serial
 from fastnc.reference import class_means
 
 Floats = NDArray[np.float64]
@@ -50,6 +51,7 @@ class Constants:
     smallest_singular_value: float  # of W_c + sqrt(n) M_c: small means a long way to these rates
 
 
+@serial
 def aligned_singular_values(W: Any, H: Any, y: Any) -> Floats:
     """The K - 1 largest singular values of `W_c + sqrt(n) M_c`, descending.
 
@@ -71,6 +73,7 @@ def aligned_singular_values(W: Any, H: Any, y: Any) -> Floats:
     return np.pad(values, (0, K - 1 - len(values)))
 
 
+@serial
 def constants(W: Any, H: Any, y: Any) -> Constants:
     """The constants of the rates, from a state of a flow at `log t >= 6` or so.
 

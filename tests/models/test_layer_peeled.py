@@ -1,6 +1,7 @@
 """What every row of Table 1 promises: objective, gradients, constraint, start, minimiser."""
 
 import dataclasses
+import pickle
 
 import model_oracles as oracles
 import numpy as np
@@ -179,3 +180,14 @@ W0, H0 = GOOD.init(0)
 def test_bad_sizes_and_arrays(call, sentence):
     with pytest.raises((ValueError, TypeError), match=sentence):
         call()
+
+
+@row
+def test_a_model_is_shown_and_pickled_under_its_public_name(model):
+    name = type(model).__name__
+    assert getattr(M, name) is type(model) and repr(model).startswith(f"{name}(n_classes=") or (
+        repr(model).startswith(f"{name}(class_sizes=")
+    )
+    again = pickle.loads(pickle.dumps(model))
+    assert repr(again) == repr(model) and (again.y == model.y).all()
+    assert repr(eval(repr(model), vars(M))) == repr(model)

@@ -163,14 +163,16 @@ def _no_room(seed: int) -> Finding:
     run = flow(model, 50.0, seed, snapshots=40, rtol=1e-10)
     # Small enough to be asymptotic, large enough beside the rounding of the features.
     late = (run["within_class"] < 1e-3) & (run["within_class"] > 1e-8)
-    u = run["log10_time"][late]
-    # log10 of t log t.
-    x = u + np.log10(u * math.log(10.0))
-    slope = float(np.polyfit(x, np.log10(run["within_class"][late]), 1)[0])
+    # log of t log t. Corrections of relative order 1 / log t bend the curve by a multiple of its
+    # logarithm, which is fitted beside it, so that the slope is the limit's.
+    log_t = run["log10_time"][late] * math.log(10.0)
+    x = log_t + np.log(log_t)
+    curve = np.stack([x, np.log(x), np.ones_like(x)], axis=1)
+    slope = float(np.linalg.lstsq(curve, np.log(run["within_class"][late]), rcond=None)[0][0])
     return Finding(
         "d = K - 1", "no orthogonal part: within_class ~ (t log t)^(-1/(2K))",
         f"exponent {slope:.5f}, predicted {-1 / (2 * K):.5f}",
-        abs(slope * 2 * K + 1.0), 0.03, "terms of relative order 1/log t",
+        abs(slope * 2 * K + 1.0), 0.03, "terms of relative order 1/(log t)^2",
     )  # fmt: skip
 
 
