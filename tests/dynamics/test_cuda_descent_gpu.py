@@ -145,3 +145,38 @@ def test_a_sweep_that_is_stopped_goes_on_with_the_same_bits(tmp_path):
         np.testing.assert_array_equal(ours.W, theirs.W)
         np.testing.assert_array_equal(ours["log_loss"], theirs["log_loss"])
     assert list(tmp_path.iterdir()) == [checkpoint]
+
+
+R = fastnc.rules
+RULES = {
+    "momentum": R.Momentum(0.5),
+    "nesterov": R.Momentum((0.5, 0.2), nesterov=True, weight_decay=0.01),
+    "adam": R.Adam(R.Cosine(1e-2, 10)),
+    "adamw": R.AdamW(1e-2),
+    "scheduled": R.GradientDescent(R.Power(1.0, 0.5)),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_rules_go_where_they_go_on_the_cpu(name, dtype, tmp_path):
+    options = {"rule": RULES[name], "dtype": dtype, "snapshots": 2}
+    run = fastnc.descend(SMALL, epochs=6, device="cuda", **options)
+    host = fastnc.descend(SMALL, epochs=6, **options)
+    # As above; Adam's first steps divide a gradient by itself, whatever its rounding.
+    tolerance = 1e-11 if dtype == "float64" else 3e-3
+    np.testing.assert_allclose(run.W, host.W, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(run.H, host.H, rtol=tolerance, atol=tolerance)
+    path = tmp_path / "checkpoint.npz"
+    for epochs in (2, 6):
+        again = fastnc.descend(
+            SMALL, epochs=epochs, device="cuda", checkpoint=path, resume=True, **options
+        )
+    np.testing.assert_array_equal(again.W, run.W)
+
+
+def test_a_frozen_factor_stays_on_the_device_too():
+    start = SMALL.init(0)[0]
+    run = fastnc.descend(SMALL, 1.0, 4, freeze="W", device="cuda")
+    np.testing.assert_array_equal(run.W, start)
+    assert run["log_loss"][-1] < run["log_loss"][0]
