@@ -18,10 +18,10 @@ def apply(problem: Problem) -> Tensor:
     """The loss, differentiable any number of times by whatever is differentiated."""
     loss: Tensor
     if transformed() or _by_target(problem):
-        if not (transformed() or recorded()) and plain(problem.target):
+        if not (transformed() or recorded()) and plain(problem):
             look(problem.target, len(problem.linear_weight), problem.ignore_index)
         loss = _formula.loss(problem)
-    elif plain(*problem[:5]) and not recorded():
+    elif plain(problem) and not recorded():
         loss = Eager.apply(*problem[:3], problem) if problem.wanted else evaluate(problem)[0]
     elif any(type(x).__name__ == "DTensor" for x in problem[:5]):
         from fastnc.nn import _vocabulary_parallel

@@ -180,10 +180,10 @@ def _log_sum_exp(problem: Problem, losses: Tensor) -> Tensor:
 
 def _blocks(problem: Problem, of_rows: Any, *, differentiable: bool) -> Tensor:
     """A function of some samples' logits, for all samples."""
-    tensors = problem[:3]
+    input, linear_weight, linear_bias, *_ = problem
     if not differentiable:
-        tensors = tuple(None if x is None else x.detach() for x in tensors)
-    input, linear_weight, linear_bias = tensors
+        input, linear_weight = input.detach(), linear_weight.detach()
+        linear_bias = None if linear_bias is None else linear_bias.detach()
     softcap = problem.softcap
 
     def part(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:

@@ -77,6 +77,9 @@ def check(
     """Shapes (N, d) and (K, d), dtypes, devices."""
     N, d = input.shape
     K, columns = linear_weight.shape
+    if isinstance(d, Tensor):
+        # A trace would keep what is looked at as a constant; the operator looks for itself.
+        return
     if columns != d:
         raise ShapeError(
             f"`linear_weight` must have {d} columns, as `input` has; "

@@ -82,14 +82,14 @@ def _losses(problem: Problem) -> tuple[Tensor, Tensor | None]:
         z = F.pad(z, (0, 1))
         weight = None if weight is None else F.pad(weight, (0, 1))
         target = F.pad(target, (0, 1)) if target.is_floating_point() else target
+    B: Tensor | None
     if target.is_floating_point():
-        B: Tensor | None = target.to(dtype)
+        spread = target.to(dtype)
         if smoothing:
-            B = B * (1.0 - smoothing) + smoothing / K
+            spread = spread * (1.0 - smoothing) + smoothing / K
         if weight is not None:
-            B = B * weight
-        label = B.detach().argmax(1, keepdim=True)
-        A = B.sum(1)
+            spread = spread * weight
+        label, A, B = spread.detach().argmax(1, keepdim=True), spread.sum(1), spread
     else:
         target = target.to(torch.int64)
         counted = target != ignore_index
@@ -139,7 +139,8 @@ def gradients(problem: Problem, upstream: Tensor) -> tuple[Tensor, ...]:
     Differentiable by all of them, by whatever torch has for it.
     """
     leaves = _widened(problem)
-    _, pull = torch.func.vjp(lambda *leaves: loss(_with(problem, leaves)), *leaves)
+    pull: Any
+    _, pull = torch.func.vjp(lambda *leaves: loss(_with(problem, leaves)), *leaves)  # type: ignore[misc]
     made: tuple[Tensor, ...] = pull(upstream.to(loss_dtype(leaves[0], leaves[1], problem.target)))
     return made
 
@@ -156,7 +157,8 @@ def hessian_products(
         parts = [(v.to(g.dtype) * g).sum() for v, g in pairs]
         return torch.stack(parts).sum()
 
-    value, pull = torch.func.vjp(along, upstream, *leaves)
+    pull: Any
+    value, pull = torch.func.vjp(along, upstream, *leaves)  # type: ignore[misc]
     products: tuple[Tensor, ...] = pull(torch.ones_like(value))
     return products
 

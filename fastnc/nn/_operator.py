@@ -83,7 +83,8 @@ def _look(input: Tensor, linear_weight: Tensor, *rest: Any) -> None:
             "`input` and `linear_weight` must be (N, d) and (K, d); got "
             f"{tuple(input.shape)} and {tuple(linear_weight.shape)}."
         )
-    check(input, linear_weight, *rest, None)
+    target, linear_bias, weight = rest
+    check(input, linear_weight, target, linear_bias, weight, None)
 
 
 def _filled(input: Tensor, grads: list[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,10 +113,11 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
 
 
 def _backward(ctx: Any, upstream: Tensor | None, *directions: Tensor | None) -> Any:
+    made: Any
     tensors, made = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
-    problem = Problem(*tensors, ctx.reduction, *ctx.options)
-    wanted = ctx.options[2]
-    grads: list[Tensor | None] = [None] * 3
+    (input, W, b, y, v), wanted = tensors, ctx.options[2]
+    problem = Problem(input, W, b, y, v, ctx.reduction, *ctx.options)
+    grads: list[Any] = [None] * 3
     if upstream is not None:
         if ctx.reduction == "none":
             made = rows_backward(upstream, *tensors, *ctx.options)
@@ -130,7 +132,7 @@ def _backward(ctx: Any, upstream: Tensor | None, *directions: Tensor | None) -> 
         one = torch.ones((), dtype=torch.float64, device=tensors[0].device)
         _, *products = _formula.hessian_products(problem, one, tuple(asked))
         grads = [
-            product if g is None else g + product
+            product if g is None else g if product is None else g + product
             for g, product in zip(grads, [*products, None][:3], strict=True)
         ]
     kinds = [None if x is None else x.dtype for x in tensors[:3]]
@@ -147,7 +149,8 @@ def _remember_rows(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _rows_backward_backward(ctx: Any, *directions: Tensor | None) -> Any:
     upstream, *tensors = ctx.saved_tensors
-    problem = Problem(*tensors, "none", *ctx.options)
+    input, W, b, y, v = tensors
+    problem = Problem(input, W, b, y, v, "none", *ctx.options)
     wanted = ctx.options[2]
     asked = [v if wanted & bit else None for v, bit in zip(directions, (1, 2, 4), strict=True)]
     if all(v is None for v in asked):

@@ -118,7 +118,7 @@ def _joined(made: list[Rows], whole: Problem, places: list[int]) -> Rows:
     if not made:
         nothing = whole.input.new_zeros((N, *places)) + _nothing_of(whole)
         return Rows(nothing, nothing, nothing.to(torch.int64), nothing)
-    columns = [
+    columns: list[Any] = [
         None if any(x is None for x in column) else torch.stack(column, 1).reshape(N, *places)
         for column in zip(*made, strict=True)
     ]

@@ -16,7 +16,7 @@ def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = Non
     kernels give a loss and a residual of zero; where a label fits nothing, everything is NaN.
     Kernels are started on the tensors' own device, whichever is the current one.
     """
-    with torch.cuda.device_of(problem.input):
+    with torch.cuda.device_of(problem.input):  # type: ignore[no-untyped-call]
         return _evaluate(dtype, problem, upstream)
 
 

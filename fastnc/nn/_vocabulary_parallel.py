@@ -62,10 +62,9 @@ def loss(problem: Problem) -> Tensor:
         )
     kind = loss_dtype(H, W, problem.target)
     given = isinstance(H, DTensor)
-    if not given:
-        H = DTensor.from_local(H, mesh, [Replicate()], run_check=False)
+    whole: Any = H if given else DTensor.from_local(H, mesh, [Replicate()], run_check=False)
     # The gradient of each rank's part is a part of the whole, and its sum is taken once.
-    rows = H.to_local(grad_placements=[Partial()])
+    rows = whole.to_local(grad_placements=[Partial()])
     dtype = working_dtype(H, W, problem.target)
     target, weight = (_whole(x) for x in (problem.target, problem.weight))
     first = _first_class(W)

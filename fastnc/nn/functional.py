@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
@@ -144,9 +143,7 @@ def linear_cross_entropy(
                 input, linear_weight, target, linear_bias, weight, reduction, ignore_index,
                 float(label_smoothing), extras,
             )  # fmt: skip
-        # A trace would keep the shapes looked at as constants; the operator looks for itself.
-        if torch._C._get_tracing_state() is None:
-            check(input, linear_weight, target, linear_bias, weight, ignore_index)
+        check(input, linear_weight, target, linear_bias, weight, ignore_index)
         problem = Problem(
             input, linear_weight, linear_bias, target, weight, reduction,
             -100 if ignore_index is None else ignore_index, float(label_smoothing),

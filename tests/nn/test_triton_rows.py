@@ -1,4 +1,4 @@
-"""What surrounds the Triton kernels, seen with a stand-in for them: device, labels, nothing left."""
+"""What surrounds the Triton kernels, seen with a stand-in for them: the device, and labels."""
 
 import sys
 from contextlib import contextmanager
