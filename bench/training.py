@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from fastnc.training.data import Dataset
 from fastnc.training.evaluation import measure
 from fastnc.training.experiment import Experiment
-from fastnc.training.loop import _Training
-from fastnc.training.network import vgg13
+from fastnc.training.network import network
+from fastnc.training.stepper import TrainingStepper
 
 
 def data_set(images: int, size: int) -> Dataset:
@@ -38,7 +38,7 @@ def plain_step(
 ) -> Callable[[torch.Tensor], None]:
     """A step of the loop that one writes by hand."""
     torch.manual_seed(0)
-    net = vgg13(10, experiment.feature_dim, batch_norm=experiment.batch_norm)
+    net = network(feature_dim=experiment.feature_dim, batch_norm=experiment.batch_norm)
     net = net.to(memory_format=layout)
     optimizer = torch.optim.SGD(net.parameters(), lr=experiment.lr, momentum=experiment.momentum)
     images = (data.train_images.float() / 255.0 - data.mean) / data.std
@@ -64,7 +64,7 @@ def main() -> None:
         feature_dim=options.feature_dim, batch_norm=True, batch_size=options.batch_size
     )
     data = data_set(options.images, options.size)
-    training = _Training(data, 10**6, experiment, torch.device("cpu"), None, False, False)
+    training = TrainingStepper(data, 10**6, experiment, torch.device("cpu"))
     steps: dict[str, Callable[[torch.Tensor], object]] = {
         "fastnc": lambda rows: training._batch(),
         "plain torch": plain_step(data, experiment, torch.contiguous_format),

@@ -15,12 +15,12 @@ from pathlib import Path
 import small_training
 import torch
 
-from fastnc.training import loop
+from fastnc.training import stepper
 from fastnc.training.loop import Experiment, train
 
 EXPERIMENT = Experiment(
-    feature_dim=12, batch_size=10, lr=0.02, batch_norm=True, dropout=0.2, snapshots=2,
-    schedule="CosineAnnealingLR",
+    head="linear", batch_size=10, lr=0.02, batch_norm=True, snapshots=2, augment="shift-flip",
+    feature_scale=0.5, classifier_scale=2.0, schedule="loss-scaled",
 )  # fmt: skip
 EPOCHS = 20
 
@@ -38,7 +38,7 @@ def final(folder):
 
 
 def main(folder, kills):
-    loop.vgg13 = small_training.network
+    stepper.network = small_training.network
     torch.set_num_threads(1)
     rng = random.Random(0)
     whole = folder / "whole"

@@ -11,30 +11,36 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastnc.training import data
+from fastnc.training import data, idx_files
+from fastnc.training.network import LastLayer
 
 SIDE = 6
 
 
-def network(n_classes=10, feature_dim=8, *, batch_norm=False, dropout=0.0, device=None):
-    """The layout of `fastnc.network.vgg13`, a thousand times smaller."""
+def network(
+    model="vgg13", n_classes=10, *, n_channels=1, head="own", feature_dim=8, batch_norm=False,
+    dropout=0.0, feature_scale=1.0, classifier_scale=1.0, device=None,
+):  # fmt: skip
+    """The layout of `fastnc.training.network.network`, a thousand times smaller."""
     norm = [nn.BatchNorm2d(6)] if batch_norm else []
+    conv = nn.Conv2d(n_channels, 6, 3, padding=1)
     net = nn.Module()
-    net.features = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), *norm, nn.ReLU(), nn.MaxPool2d(2))
+    net.features = nn.Sequential(conv, *norm, nn.ReLU(), nn.MaxPool2d(2))
     net.avgpool = nn.AdaptiveAvgPool2d(3)
-    net.classifier = nn.Sequential(
-        nn.Linear(54, feature_dim),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Linear(feature_dim, feature_dim),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Linear(feature_dim, n_classes),
-    )
+    hidden = [
+        nn.Linear(54, feature_dim), nn.ReLU(), nn.Dropout(dropout),
+        nn.Linear(feature_dim, feature_dim), nn.ReLU(), nn.Dropout(dropout),
+    ]  # fmt: skip
+    linear = head == "linear"
+    last = LastLayer(54 if linear else feature_dim, n_classes)
+    net.classifier = nn.Sequential(*([] if linear else hidden), last)
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             nn.init.zeros_(module.bias)
+    with torch.no_grad():
+        last.weight *= classifier_scale
+        (norm or [conv])[0].weight *= feature_scale
     net.forward = lambda x: net.classifier(torch.flatten(net.avgpool(net.features(x)), 1))
     return net.to(device)
 
@@ -77,21 +83,21 @@ def write_files(root, packed=True):
 
 
 def facts():
-    """What `fastnc.data.FACTS` must be for the files of `write_files`."""
+    """What `fastnc.training.idx_files.FACTS` must be for the files of `write_files`."""
     found = {}
     for split, n, seed in (("train", 60, 1), ("t10k", 20, 2)):
         x, _ = images(n, seed)
-        found[split] = data._Facts(n, float(x.mean() / 255.0), float(x.std() / 255.0))
+        found[split] = idx_files._Facts(n, float(x.mean() / 255.0), float(x.std() / 255.0))
     return found
 
 
 def put_in_place(patch=setattr):
     """Let `fastnc train` take the small network and files of `write_files`."""
-    from fastnc.training import loop
+    from fastnc.training import stepper
 
-    patch(loop, "vgg13", network)
-    patch(data, "FACTS", facts())
-    patch(data, "_SIDE", SIDE)
+    patch(stepper, "network", network)
+    patch(idx_files, "FACTS", facts())
+    patch(idx_files, "_SIDE", SIDE)
 
 
 if __name__ == "__main__":

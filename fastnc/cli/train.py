@@ -1,7 +1,8 @@
-"""`fastnc train`: VGG-13 on FashionMNIST without weight decay; the paper's Figure 3."""
+"""`fastnc train`: a network on images without weight decay; by default the paper's Figure 3."""
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
@@ -13,8 +14,16 @@ if TYPE_CHECKING:
 
 def train(
     data: Annotated[
-        Path, typer.Option(help="torchvision's root: the folder that holds FashionMNIST/raw.")
+        Path,
+        typer.Option(
+            help="torchvision's root, which holds FashionMNIST/raw; of an ImageFolder, "
+            "what holds train and test."
+        ),
     ] = Path("data"),
+    dataset: Annotated[
+        str,
+        typer.Option(help="FashionMNIST, MNIST, KMNIST, CIFAR10, CIFAR100, SVHN or ImageFolder."),
+    ] = "FashionMNIST",
     download: Annotated[
         bool, typer.Option("--download", help="Let torchvision fetch missing files.")
     ] = False,
@@ -22,18 +31,43 @@ def train(
         Optional[int],  # noqa: UP045
         typer.Option(help="Train on this many images, evenly over the classes; default all."),
     ] = None,
-    image_size: Annotated[int, typer.Option(help="Pixels a side, resized from 28.")] = 32,
-    feature_dim: Annotated[int, typer.Option(help="Width d of both hidden layers.")] = 4096,
+    image_size: Annotated[int, typer.Option(help="Pixels a side, resized once.")] = 32,
+    augment: Annotated[
+        Literal["none", "shift", "shift-flip"],
+        typer.Option(help="Shifts by up to an eighth of a side; mirror images."),
+    ] = "none",
+    label_noise: Annotated[
+        float, typer.Option(help="Share of training labels that are made wrong.")
+    ] = 0.0,
+    imbalance: Annotated[
+        float, typer.Option(help="Largest class over smallest, falling geometrically.")
+    ] = 1.0,
+    model: Annotated[str, typer.Option(help="A classifier of torchvision.models.")] = "vgg13",
+    head: Annotated[
+        Literal["own", "linear"],
+        typer.Option(help="'linear': pooled features go straight into the last layer."),
+    ] = "own",
+    feature_dim: Annotated[int, typer.Option(help="Width d of a VGG's hidden layers.")] = 4096,
     batch_norm: Annotated[
-        bool, typer.Option("--batch-norm", help="torchvision's vgg13_bn.")
+        bool, typer.Option("--batch-norm", help="A VGG's variant with it.")
     ] = False,
-    dropout: Annotated[float, typer.Option(help="After each hidden layer.")] = 0.0,
+    dropout: Annotated[float, typer.Option(help="Of every dropout layer.")] = 0.0,
+    feature_scale: Annotated[
+        float, typer.Option(help="Of the last normalisation's weight at the start.")
+    ] = 1.0,
+    classifier_scale: Annotated[
+        float, typer.Option(help="Of the last layer's weight at the start.")
+    ] = 1.0,
     epochs: Annotated[int, typer.Option(help="Passes over the training set.")] = 600,
     batch_size: Annotated[int, typer.Option(help="Images a step, of all workers together.")] = 128,
     lr: Annotated[float, typer.Option(help="Learning rate of SGD.")] = 0.01,
     momentum: Annotated[float, typer.Option(help="Of SGD; there is no weight decay.")] = 0.9,
     schedule: Annotated[
-        str, typer.Option(help="'constant', or a class of torch.optim.lr_scheduler.")
+        str,
+        typer.Option(
+            help="'constant'; 'loss-scaled': the step grows as the loss falls; or a class "
+            "of torch.optim.lr_scheduler."
+        ),
     ] = "constant",
     schedule_args: Annotated[
         str, typer.Option(help='Its arguments in JSON, as {"step_size": 100}.')
@@ -61,15 +95,20 @@ def train(
     ] = 0,
     out: Annotated[Path, typer.Option(help="Folder for everything written.")] = Path("runs/train"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    start: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Begin at another run's checkpoint, with the options of this one."),
+    ] = None,
     checkpoint_every: Annotated[
         float, typer.Option(help="Seconds between checkpoints; 0: after every batch.")
     ] = 300.0,
 ) -> None:
-    """Train VGG-13 on FashionMNIST far past zero error, and measure the collapse on the way.
+    """Train a network far past zero error, and measure the collapse on the way.
 
-    Writes figure3.png, figure3.pdf, run.npz, run.csv and checkpoint.pt to --out; with --peel also
-    peeled.npz, and peeled.png and .pdf in the manner of Figure 2. Under torchrun all ranks train
-    together.
+    The defaults are the paper's: VGG-13 on FashionMNIST. Writes figure3.png, figure3.pdf, run.npz,
+    run.csv and checkpoint.pt to --out; with --peel also peeled.npz, and peeled.png and .pdf, the
+    network beside its layer-peeled model. Under torchrun all ranks train together. Without a
+    terminal a line is printed at most once a minute.
     """
     import json
     from importlib import import_module
@@ -84,7 +123,7 @@ def train(
         ) from None
     from fastnc._core.interrupts import Diverged, Interrupted
     from fastnc._core.ranks import workers_of_torchrun
-    from fastnc.training.data import fashion_mnist
+    from fastnc.training.data import load_data
     from fastnc.training.experiment import Experiment
     from fastnc.training.loop import train as run_training
     from fastnc.training.state import CHECKPOINT
@@ -99,24 +138,29 @@ def train(
             f"{schedule_args!r}."
         ) from None
     experiment = Experiment(
-        feature_dim, batch_norm, dropout, batch_size, lr, momentum, schedule, options, seed,
-        precision, snapshots,
+        model=model, head=head, feature_dim=feature_dim, batch_norm=batch_norm, dropout=dropout,
+        augment=augment, feature_scale=feature_scale, classifier_scale=classifier_scale,
+        batch_size=batch_size, lr=lr, momentum=momentum, schedule=schedule, schedule_args=options,
+        seed=seed, precision=precision, snapshots=snapshots,
     )  # fmt: skip
     if peel < 0:
         raise ValueError(f"`--peel` must be 0, or a number of epochs; got {peel}.")
     folder = out_dir(out)
     with workers_of_torchrun(device) as workers:
         leads = workers.rank == 0
-        dataset = fashion_mnist(data, image_size=image_size, subset=subset, download=download)
+        images = load_data(
+            data, dataset, image_size=image_size, subset=subset, label_noise=label_noise,
+            imbalance=imbalance, seed=seed, download=download,
+        )  # fmt: skip
         checkpoint = folder / CHECKPOINT
         if leads and resume and not checkpoint.exists():
             print(f"No checkpoint in {folder}: starting afresh.")
 
         try:
             run = run_training(
-                dataset, epochs, experiment, out=folder, checkpoint_every=checkpoint_every,
-                resume=resume, device=device, deterministic=deterministic, compile=compile,
-                tensorboard=tensorboard, progress=leads,
+                images, epochs, experiment, out=folder, checkpoint_every=checkpoint_every,
+                resume=resume, start=start, device=device, deterministic=deterministic,
+                compile=compile, tensorboard=tensorboard, progress=leads,
             )  # fmt: skip
         except (Diverged, Interrupted) as stop:
             if leads and len(stop.run):
@@ -136,7 +180,7 @@ def train(
     last = {name: run[name][-1] for name in run.columns}
     print(
         f"epoch {last['epoch']:.0f}: training accuracy {last['train_accuracy']:.4f}, test "
-        f"{last['test_accuracy']:.4f}, log loss {last['log_loss']:.3f}, within-class "
+        f"{last['test_accuracy']:.4f}, loss {Decimal(last['log_loss']).exp():.3g}, within-class "
         f"{last['within_class']:.3e}, nc1 {last['nc1']:.3e}, margin {last['margin']:.3g}"
     )
     if peel:
@@ -147,9 +191,8 @@ def train(
 def _peeled(run: Trajectory, epochs: int, folder: Path) -> list[Path]:
     """Go on with the layer-peeled model alone, tell how it went, and write it."""
     from fastnc.dynamics.peel import peel
-    from fastnc.plots import figure2, save, summary
+    from fastnc.plots import peeled, peeled_summary, save
 
-    peeled = peel(run, epochs)
-    print(f"\nThe last layer and its features alone, from there on:\n{summary(peeled)}")
-    written = [peeled.save(folder / "peeled.npz")]
-    return written + (save(figure2(peeled), folder / "peeled") if epochs >= 10 else [])
+    alone = peel(run, epochs=epochs, progress=True)
+    print(f"\nThe last layer and its features alone, from there on:\n{peeled_summary(run, alone)}")
+    return [alone.save(folder / "peeled.npz"), *save(peeled(run, alone), folder / "peeled")]

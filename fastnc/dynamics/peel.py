@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastnc._core import arrays
 from fastnc.dynamics.descent import descend
+from fastnc.dynamics.loop import snapshot_epochs
+from fastnc.dynamics.run import Run
+from fastnc.dynamics.start import fingerprint, start
+from fastnc.dynamics.steppers.biased import BiasedDescent
 from fastnc.dynamics.trajectory import Trajectory
 from fastnc.models import ULPM
 
 
-def peel(run: Trajectory, epochs: int = 100_000, lr: float | None = None) -> Trajectory:
-    """The layer-peeled model from where a network stopped: gradient descent on its W and H alone.
+def peel(
+    W: Trajectory | NDArray[Any],
+    H: NDArray[Any] | None = None,
+    y: ArrayLike | None = None,
+    bias: NDArray[Any] | None = None,
+    *,
+    epochs: int = 100_000,
+    lr: float | None = None,
+    snapshots: int = 40,
+    progress: bool = False,
+) -> Trajectory:
+    """The layer-peeled model from where a network stopped: gradient descent on W, H, b alone.
 
-    The bridge between the two halves of section 4: `fastnc.descend`, in float64, on the trained
-    last layer and features, which the network no longer holds together. Its bias is left out,
-    and features may become negative.
+    The bridge between the two halves of section 4: descent on the mean loss, in float64, of the
+    trained last layer and features, which the network no longer holds together. Features may
+    become negative. Equivalent to `fastnc.descend` where there is no bias.
 
     Parameters
     ----------
-    run : Trajectory
-        What `train` returned.
+    W : Trajectory, or (K, d) array
+        What `train` returned; or a classifier, with `H` and `y`.
+    H, y : (N, d) and (N,) arrays, optional
+        Features, and labels in 0..K-1.
+    bias : (K,) array, optional
+        Of the classifier; a trajectory brings its own.
     epochs : int >= 1
     lr : float > 0, optional
         On the mean loss. By default `2 N / (|W|_2^2 + |H|_2^2)` with the spectral norms at the
-        start, below which each of W and H alone would descend.
+        start, the bias a column of W beside a feature 1: below it each of W and H alone would
+        descend.
+    snapshots : int >= 1
+        A decade of epochs.
+    progress : bool
 
     Returns
     -------
@@ -33,7 +59,9 @@ def peel(run: Trajectory, epochs: int = 100_000, lr: float | None = None) -> Tra
     Raises
     ------
     ValueError
-        The run holds no features, as one that was interrupted.
+        The run holds no features, as one that was interrupted; or the arrays do not fit.
+    TypeError
+        A trajectory was given and arrays beside it, or W without H and y.
 
     Examples
     --------
@@ -44,10 +72,38 @@ def peel(run: Trajectory, epochs: int = 100_000, lr: float | None = None) -> Tra
     >>> bool(fastnc.peel(first, epochs=100)["log_loss"][-1] < first["log_loss"][-1])
     True
     """
-    if not len(run.H):
-        raise ValueError("`run` must hold features; it was stopped before. Train to the end.")
-    if lr is None:
-        squares = [float(np.linalg.norm(x.astype(np.float64), 2)) ** 2 for x in (run.W, run.H)]
-        lr = 2.0 * len(run.H) / sum(squares)
-    model = ULPM(len(run.W), dim=run.W.shape[1], labels=run.y)
-    return descend(model, lr, epochs, W=run.W, H=run.H, dtype="float64")
+    if isinstance(W, Trajectory):
+        if not (H is None and y is None and bias is None):
+            raise TypeError("`peel` takes a run alone, or `W`, `H`, `y` and `bias`; got both.")
+        run = W
+        if not len(run.H):
+            raise ValueError("`run` must hold features; it was stopped before. Train to the end.")
+        W, H, y, bias = run.W, run.H, run.y, run.bias
+    elif H is None or y is None:
+        raise TypeError("`peel` must have `H` and `y` beside `W`; or give it a run.")
+    model = ULPM(len(W), dim=np.shape(W)[1], labels=y)
+    if bias is None:
+        lr = _longest(W, H) if lr is None else lr
+        return descend(
+            model, lr, epochs, W=W, H=H, dtype="float64", snapshots=snapshots, progress=progress
+        )
+    arrays.check_count("epochs", epochs, 1)
+    arrays.check_count("snapshots", snapshots, 1)
+    if np.shape(bias) != (len(W),):
+        raise ValueError(f"`bias` must have the shape {(len(W),)}; got {np.shape(bias)}.")
+    W, H = start(model, 0, W, H, "float64")
+    bias = np.asarray(bias, np.float64)
+    stepper = BiasedDescent(W, H, bias, model.y, 1.0)
+    stepper.lr = _longest(stepper.W1, stepper.H1) if lr is None else lr
+    arrays.check_positive("lr", stepper.lr)
+    about = {
+        "kind": "peeled", "model": repr(model), "lr": float(stepper.lr),
+        "start": fingerprint(W, H, bias, model.y),
+    }  # fmt: skip
+    run = Run(stepper, model.y, about, snapshot_epochs(epochs, snapshots))
+    return run.go(None, 60.0, False, progress)
+
+
+def _longest(W: NDArray[Any], H: NDArray[Any]) -> float:
+    squares = [float(np.linalg.norm(np.asarray(x, np.float64), 2)) ** 2 for x in (W, H)]
+    return 2.0 * len(H) / sum(squares)

@@ -20,7 +20,7 @@ NORMS = ("margin_ratio_max", "margin_ratio_spectral")
 COLUMNS = (*OBJECTIVE, *NAMES, *NORMS)
 
 # Beyond it squares overflow, and no geometry is left to measure.
-_LARGEST_NORM = 1e150
+LARGEST_NORM = 1e150
 
 
 @serial
@@ -41,7 +41,7 @@ def measure(W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64]) -> dict[str,
     summarise = _small_objective if len(W) * H.size < SERIAL_WORK else _objective
     log_loss, slope, norm_W, norm_H, gap = summarise(W, H, y)
     norm = math.hypot(norm_W, norm_H)
-    if not (math.isfinite(log_loss) and norm < _LARGEST_NORM):
+    if not (math.isfinite(log_loss) and norm < LARGEST_NORM):
         return dict.fromkeys(COLUMNS, math.nan)
     values = np.empty(len(NAMES))
     geometry(W, H, y, values)

@@ -17,6 +17,8 @@ _HOME = {
     "geometry": "grams",
     "layers": "depth",
     "minority_collapse": "minority",
+    "peeled": "layer_peeled",
+    "peeled_summary": "layer_peeled",
     "rules_compared": "rules",
     "rules_summary": "rules",
     "save": "_style",

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from scipy.stats import linregress
 
 from fastnc.dynamics.trajectory import Trajectory
 from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL, log_values
@@ -15,6 +16,8 @@ from fastnc.plots.collapse import PANELS
 
 # log log t exists beyond t = 1.
 _FIRST = 2.0
+# What the paper says of its Figure 3: (a) ends below 0.1, (b) is a line after 100 epochs.
+_SMALL, _LINE_FROM = 0.1, 100.0
 
 
 def figure3(run: Trajectory, title: str | None = None) -> Figure:
@@ -22,8 +25,10 @@ def figure3(run: Trajectory, title: str | None = None) -> Figure:
 
     Panels (a) to (d) are those of `figure2`; (e) shows the errors of classification, the training
     error until it reaches zero, and (f) `nc1` and `1 - margin_ratio`, what is left to collapse.
-    A dotted line marks the first measured epoch without a training error; epochs below 2 are left
-    out. A run of the layer-peeled model has no accuracies, and (e) stays empty.
+    What the paper says of it is drawn in: 0.1 in (a), and in (b) the straight line through what was
+    measured from epoch 100 on, with its slope and r^2. A dotted line marks the first measured epoch
+    without a training error; epochs below 2 are left out. A run of the layer-peeled model has no
+    accuracies, and (e) stays empty.
 
     Parameters
     ----------
@@ -65,6 +70,8 @@ def figure3(run: Trajectory, title: str | None = None) -> Figure:
         for name, colour, label in lines:
             _line(axes, epoch[shown], run[name][shown], colour, label)
         axes.set_title(heading, fontsize=11)
+    places[0].axhline(_SMALL, color=NEUTRAL, ls="--", lw=1.0)
+    _line_of_the_paper(places[1], epoch, run["within_class"])
     if "train_accuracy" in run:
         for name, colour in (("train", FEATURES), ("test", NEUTRAL)):
             _line(places[4], epoch[shown], 1.0 - run[f"{name}_accuracy"][shown], colour, name)
@@ -92,6 +99,19 @@ def _line(axes: Axes, epoch: np.ndarray, values: np.ndarray, colour: str, label:
     axes.plot(
         np.log10(epoch[seen]), values[seen], color=colour, label=label, lw=1.8, marker=".", ms=4
     )
+
+
+def _line_of_the_paper(axes: Axes, epoch: np.ndarray, values: np.ndarray) -> None:
+    """The straight line of log values over log log t from epoch 100, where three points tell it."""
+    late = (epoch >= _LINE_FROM) & (values > 0.0)
+    if late.sum() < 3:
+        return
+    x, y = np.log(np.log(epoch[late])), np.log(values[late])
+    fitted = linregress(x, y)
+    axes.plot(
+        np.log10(epoch[late]), np.exp(fitted.intercept + fitted.slope * x), color=NEUTRAL, ls="--",
+        lw=1.0, label=f"slope {fitted.slope:.2f}, $r^2$ = {fitted.rvalue**2:.3f}",
+    )  # fmt: skip
 
 
 def _first_separated(run: Trajectory) -> float | None:

@@ -1,48 +1,33 @@
-"""FashionMNIST from its four files: read, verified and resized; downloaded only when asked."""
+"""Images and labels in memory, resized once: any data set of torchvision's that is on the disk."""
 
 from __future__ import annotations
 
-import gzip
+import difflib
 import hashlib
 import os
-import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core.arrays import check_count
+from fastnc.training import idx_files, image_sets
+from fastnc.training.pixels import mean_and_std, resized
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-class _Facts(NamedTuple):
-    """What the official files hold, to tell them from another set of the same sizes."""
-
-    n_images: int
-    mean: float
-    std: float
-
-
-FACTS = {"train": _Facts(60_000, 0.2860, 0.3530), "t10k": _Facts(10_000, 0.2868, 0.3524)}
-N_CLASSES = 10
-_SIDE = 28
-# Images that are resized at once.
-_ROWS = 4096
-# The facts are rounded to four decimals.
-_ROUNDING = 1e-4
-
-
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training and test images (N, 1, S, S) in uint8, labels (N,) in int64.
+    """Training and test images (N, C, S, S) in uint8, labels (N,) in int64.
 
-    `mean` and `std` are the training images', on the scale 0..1, by which a network's input is
-    normalised.
+    `mean` and `std` are the training images', of all channels together, on the scale 0..1, by
+    which a network's input is normalised.
     """
 
     train_images: Tensor
@@ -51,7 +36,7 @@ class Dataset:
     test_labels: Tensor
     mean: float
     std: float
-    n_classes: int = N_CLASSES
+    n_classes: int = 10
 
     def to(self, device: torch.device) -> Dataset:
         """The same on another device."""
@@ -74,17 +59,44 @@ def fashion_mnist(
     subset: int | None = None,
     download: bool = False,
 ) -> Dataset:
-    """FashionMNIST from `root/FashionMNIST/raw`, as torchvision lays it out.
+    """FashionMNIST from `root/FashionMNIST/raw`: `load_data` with its defaults."""
+    return load_data(root, image_size=image_size, subset=subset, download=download)
+
+
+def load_data(
+    root: str | os.PathLike[str],
+    name: str = "FashionMNIST",
+    *,
+    image_size: int = 32,
+    subset: int | None = None,
+    label_noise: float = 0.0,
+    imbalance: float = 1.0,
+    seed: int = 0,
+    download: bool = False,
+) -> Dataset:
+    """A data set of torchvision's from the disk, whole in memory.
 
     Parameters
     ----------
     root : path
-        Holds `FashionMNIST/raw` with the four official files, packed (`.gz`) or not.
+        torchvision's root. FashionMNIST's four official files, packed (`.gz`) or not, are in
+        `root/FashionMNIST/raw`. Of an ImageFolder, `root/train` and `root/test` (or `val`) hold
+        a folder of images for each class.
+    name : str
+        "FashionMNIST", "MNIST", "KMNIST", "CIFAR10", "CIFAR100", "SVHN" or "ImageFolder".
     image_size : int >= 1
-        Images are resized from 28 x 28 once, bilinearly with antialiasing, and kept in uint8.
-    subset : int >= 10, optional
+        Images are resized once, bilinearly with antialiasing, and kept in uint8.
+    subset : int, at least the number of classes, optional
         That many training images, evenly over the classes, the first of each in the file's
         order; and as many test images, if there are.
+    label_noise : float in [0, 1)
+        The share of training labels that are replaced, each by one of the other classes with
+        equal chances.
+    imbalance : float >= 1
+        The largest training class over the smallest: of n images of class 0, class k keeps
+        n imbalance^(-k/(K-1)), the first of each.
+    seed : int
+        Of the label noise.
     download : bool
         Let torchvision fetch the files first, where they are missing.
 
@@ -93,111 +105,104 @@ def fashion_mnist(
     FileNotFoundError
         A file is missing; the message says where it was sought.
     ValueError
-        A file is not FashionMNIST's: its size, header, statistics or class sizes differ.
+        There is no such data set, or an argument makes no sense, or a file is not
+        FashionMNIST's: its size, header, statistics or class sizes differ.
     """
     import torch
 
     check_count("image_size", image_size, 1)
+    if not 0.0 <= label_noise < 1.0:
+        raise ValueError(f"`label_noise` must lie in [0, 1); got {label_noise!r}.")
+    if not 1.0 <= imbalance < np.inf:
+        raise ValueError(f"`imbalance` must be a number of at least 1; got {imbalance!r}.")
+    read = _reader(name)
     if subset is not None:
-        check_count("subset", subset, N_CLASSES)
-        if subset > FACTS["train"].n_images:
-            raise ValueError(
-                f"`subset` must be at most the {FACTS['train'].n_images} training images; "
-                f"got {subset}."
-            )
-    folder = Path(root) / "FashionMNIST" / "raw"
+        check_count("subset", subset, 2)
     if download:
-        _download(root)
+        image_sets.download(Path(root), name)
+    splits = read(Path(root), image_size)
+    n_classes = len(np.unique(splits[0][1]))
+    if subset is not None:
+        check_count("subset", subset, n_classes)
+        if subset > len(splits[0][1]):
+            raise ValueError(
+                f"`subset` must be at most the {len(splits[0][1])} training images; got {subset}."
+            )
     parts: list[Tensor] = []
-    for split in ("train", "t10k"):
-        images, labels = _read_split(folder, split)
+    for split, (images, labels) in enumerate(splits):
+        rows = np.arange(len(labels))
         if subset is not None:
             rows = _evenly(labels, min(subset, len(labels)))
-            images, labels = images[rows], labels[rows]
-        parts += [_resized(images, image_size), torch.from_numpy(labels.astype(np.int64))]
-    return Dataset(parts[0], parts[1], parts[2], parts[3], *_mean_and_std(parts[0].numpy()))
+        if split == 0:
+            rows = rows[_long_tailed(labels[rows], n_classes, imbalance)]
+            labels = labels.copy()
+            labels[rows] = _with_noise(labels[rows], n_classes, label_noise, seed)
+        parts += [resized(images[rows], image_size), torch.from_numpy(labels[rows])]
+    pixels = parts[0].numpy()
+    return Dataset(*parts, *mean_and_std(pixels), n_classes)
 
 
-def _mean_and_std(images: NDArray[np.uint8]) -> tuple[float, float]:
-    """Of all pixels on the scale 0..1, from how often each of the 256 values occurs."""
-    counts = np.bincount(images.ravel(), minlength=256)
-    values = np.arange(256) / 255.0
-    mean = float(counts @ values / images.size)
-    return mean, float(np.sqrt(counts @ (values - mean) ** 2 / images.size))
+Read = Callable[[Path, int], image_sets.Splits]
 
 
-def _download(root: str | os.PathLike[str]) -> None:
-    from fastnc.training.network import torchvision
-
-    torchvision().datasets.FashionMNIST(str(root), train=True, download=True)
-
-
-def _read_split(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    facts = FACTS[split]
-    images = _read_idx(folder, f"{split}-images-idx3-ubyte", (facts.n_images, _SIDE, _SIDE))
-    labels = _read_idx(folder, f"{split}-labels-idx1-ubyte", (facts.n_images,))
-    counts = np.bincount(labels, minlength=N_CLASSES)
-    if len(counts) != N_CLASSES or len(set(counts.tolist())) != 1:
-        raise ValueError(
-            f"the {split} labels in {str(folder)!r} must be {facts.n_images // N_CLASSES} of each "
-            f"of {N_CLASSES} classes; got {counts.tolist()}. The file is damaged: fetch it again."
-        )
-    mean, std = _mean_and_std(images)
-    if abs(mean - facts.mean) > _ROUNDING or abs(std - facts.std) > _ROUNDING:
-        raise ValueError(
-            f"the {split} images in {str(folder)!r} are not FashionMNIST's: their mean and "
-            f"standard deviation are {mean:.4f} and {std:.4f}, and must be {facts.mean} and "
-            f"{facts.std}."
-        )
-    return images, labels
+def _reader(name: str) -> Read:
+    known = ("FashionMNIST", *image_sets.TORCHVISION, "ImageFolder")
+    match name:
+        case "FashionMNIST":
+            return _fashion_mnist
+        case "ImageFolder":
+            return image_sets.image_folder
+        case _ if name in known:
+            return lambda root, size: image_sets.of_torchvision(root, name)
+        case _:
+            near = difflib.get_close_matches(name, known, 1, 0.3) or known[:1]
+            raise ValueError(
+                f"`dataset` must be one of {', '.join(known)}; got {name!r}. The nearest name is "
+                f"{near[0]}."
+            )
 
 
-def _read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """An array of an IDX file, plain or packed."""
-    plain, packed = folder / name, folder / (name + ".gz")
-    if plain.is_file():
-        path, content = plain, plain.read_bytes()
-    elif packed.is_file():
-        path = packed
-        try:
-            content = gzip.decompress(packed.read_bytes())
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{str(packed)!r} is damaged ({error}): fetch it again.") from None
-    else:
-        raise FileNotFoundError(
-            f"FashionMNIST is not in {str(folder)!r}: there is no {name} or {name}.gz. Give "
-            "`--data`, the folder that holds FashionMNIST/raw, or let it be fetched with "
-            "`--download`."
-        )
-    header = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
-    if len(content) != len(header) + int(np.prod(shape)) or not content.startswith(header):
-        raise ValueError(
-            f"{str(path)!r} must hold {' x '.join(map(str, shape))} bytes after a header of "
-            f"{len(header)}; got {len(content)} bytes that begin with {content[:8].hex()}. The "
-            "file is damaged or of another set: fetch it again."
-        )
-    return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)
+def _fashion_mnist(root: Path, image_size: int) -> image_sets.Splits:
+    folder = root / "FashionMNIST" / "raw"
+    train, test = (idx_files.read_split(folder, split) for split in ("train", "t10k"))
+    return (
+        (train[0][:, None], train[1].astype(np.int64)),
+        (test[0][:, None], test[1].astype(np.int64)),
+    )
 
 
-def _evenly(labels: NDArray[np.uint8], n: int) -> NDArray[np.intp]:
+def _evenly(labels: NDArray[np.int64], n: int) -> NDArray[np.intp]:
     """The first `n` rows when the classes take turns, in the file's order."""
+    return np.sort(np.lexsort((labels, _turns(labels)))[:n])
+
+
+def _turns(labels: NDArray[np.int64]) -> NDArray[np.intp]:
+    """How many of each sample's class stand before it."""
     turn = np.empty(len(labels), np.intp)
-    for k in range(N_CLASSES):
+    for k in np.unique(labels):
         mine = labels == k
         turn[mine] = np.arange(mine.sum())
-    return np.sort(np.lexsort((labels, turn))[:n])
+    return turn
 
 
-def _resized(images: NDArray[np.uint8], size: int) -> Tensor:
-    import torch
-
-    stack = torch.from_numpy(images.copy()).unsqueeze(1)
-    if size == _SIDE:
-        return stack
-    resized = torch.empty(len(stack), 1, size, size, dtype=torch.uint8)
-    for low in range(0, len(stack), _ROWS):
-        part = torch.nn.functional.interpolate(
-            stack[low : low + _ROWS].float(), (size, size), mode="bilinear", antialias=True
+def _long_tailed(labels: NDArray[np.int64], n_classes: int, ratio: float) -> NDArray[np.intp]:
+    if ratio == 1.0:
+        return np.arange(len(labels))
+    most = np.bincount(labels, minlength=n_classes).max()
+    sizes = np.round(most * ratio ** (-np.arange(n_classes) / (n_classes - 1)))
+    if sizes[-1] < 1:
+        raise ValueError(
+            f"`imbalance` must leave an image in every class, of {most} in the largest; got "
+            f"{ratio:g}."
         )
-        resized[low : low + _ROWS] = part.round_().clamp_(0, 255)
-    return resized
+    return np.flatnonzero(_turns(labels) < sizes[labels])
+
+
+def _with_noise(
+    labels: NDArray[np.int64], n_classes: int, share: float, seed: int
+) -> NDArray[np.int64]:
+    rng = np.random.default_rng((seed, len(labels)))
+    wrong = rng.permutation(len(labels))[: round(share * len(labels))]
+    noisy = labels.copy()
+    noisy[wrong] = (labels[wrong] + rng.integers(1, n_classes, len(wrong))) % n_classes
+    return noisy

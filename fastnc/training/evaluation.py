@@ -12,7 +12,7 @@ from fastnc._core.ranks import Workers
 from fastnc.dynamics.rank_snapshot import objective
 from fastnc.nn import CollapseTracker
 from fastnc.training.data import Dataset
-from fastnc.training.network import LAST_LAYER, Pixels
+from fastnc.training.network import Pixels, last_layer
 
 ACCURACIES = ("train_accuracy", "test_accuracy")
 # Images that pass the network at once.
@@ -29,20 +29,22 @@ def measure(
     is summed in float64.
     """
     net.eval()
+    name, last = last_layer(net)
     mine, test = (workers.mine(len(y)) for y in (data.train_labels, data.test_labels))
     labels = data.train_labels[mine]
     with torch.no_grad():
-        with CollapseTracker(net, LAST_LAYER, keep="device") as tracker:
+        with CollapseTracker(net, name, keep="device") as tracker:
             train_accuracy = _accuracy(net, pixels, data.train_images[mine], labels, workers)
         test_accuracy = _accuracy(
             net, pixels, data.test_images[test], data.test_labels[test], workers
         )
     net.train()
-    H, last = tracker.features, net.classifier[-1]
+    H = tracker.features
     metrics = tracker.metrics(labels).as_dict()
     columns = objective(
         last.weight.detach(), last.bias.detach(), H, labels, metrics["margin"], workers
     )
+    columns["balance"] = (columns["norm_W"] / columns["norm_H"]) ** 2
     columns |= {name: math.nan if value is None else value for name, value in metrics.items()}
     return columns | dict(zip(ACCURACIES, (train_accuracy, test_accuracy), strict=True)), H
 

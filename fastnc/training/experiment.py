@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
@@ -9,31 +10,51 @@ from typing import Any
 import torch
 
 from fastnc._core import arrays
-from fastnc.training.network import PRECISIONS, Precision
+from fastnc.training.augmentation import AUGMENTS, Augment
+from fastnc.training.loss_scaled import LossScaled
+from fastnc.training.network import HEADS, PRECISIONS, Head, Precision
 
 # So many steps of a schedule are a fraction of a second.
 _MOST_REHEARSED = 10_000
+LOSS_SCALED = "loss-scaled"
 
 
 @dataclass(frozen=True)
 class Experiment:
     """What is trained, and how: all that the final weights depend on, beside the data.
 
+    Whether Figure 3's quantities move depends on the start. Under gradient flow of the layer-peeled
+    model `W^T W - H^T H` is conserved (Du, Hu and Lee, 2018): an
+    imbalance of |W| and |H| at the start is one for ever, only the shorter of the two turns, and
+    self-duality stays where it was. So it is in a network, but for what its other layers add. With
+    the defaults, which nobody chose for balance, |H| is 2,000 |W|; with batch normalisation, a
+    linear head, `feature_scale=0.1` and `classifier_scale=2` it is 17 |W|, and the features and the
+    classifier move at comparable speed. The column `balance` of a run is |W|^2 / |H|^2.
+
     Parameters
     ----------
+    model : str
+        A classifier of torchvision's whose last layer is linear.
+    head : "own" or "linear"
+        Whether there are hidden layers between the pooled features and the last layer, where the
+        model has such: see `fastnc.training.network.network`.
     feature_dim : int
-        d: the width of both hidden layers; the second one's output is h.
+        The width of a VGG's hidden layers; the second one's output is h.
     batch_norm : bool
-        torchvision's `vgg13_bn` instead of `vgg13`. Of several workers each normalises by its own
-        part of a batch.
+        A VGG's variant with it. Of several workers each normalises by its own part of a batch.
     dropout : float in [0, 1)
+    augment : "none", "shift" or "shift-flip"
+        Of the training images, drawn afresh for each batch. Measurements are made without.
+    feature_scale, classifier_scale : float > 0
+        Of the features and of W at the start.
     batch_size : int
         Of all workers together. An epoch is cut into batches of nearly equal size, none larger.
     lr, momentum : float
         Of SGD. There is no weight decay.
     schedule : str
-        "constant", or a class of `torch.optim.lr_scheduler`, stepped once an epoch (with the
-        epoch's mean loss where it asks for a metric).
+        "constant"; "loss-scaled", `LossScaled` with the argument `decrease`; or a class of
+        `torch.optim.lr_scheduler`, stepped once an epoch (with the epoch's mean loss where it asks
+        for a metric).
     schedule_args : dict of JSON values
         Its arguments; `CosineAnnealingLR` gets `T_max=epochs` unless told otherwise.
     seed : int
@@ -48,9 +69,14 @@ class Experiment:
         A value that makes no sense, in one sentence.
     """
 
+    model: str = "vgg13"
+    head: Head = "own"
     feature_dim: int = 4096
     batch_norm: bool = False
     dropout: float = 0.0
+    augment: Augment = "none"
+    feature_scale: float = 1.0
+    classifier_scale: float = 1.0
     batch_size: int = 128
     lr: float = 0.01
     momentum: float = 0.9
@@ -69,20 +95,30 @@ class Experiment:
         for name, value in (("momentum", self.momentum), ("dropout", self.dropout)):
             if not (isinstance(value, Real) and 0.0 <= float(value) < 1.0):
                 raise ValueError(f"`{name}` must lie in [0, 1); got {value!r}.")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"`precision` must be one of {PRECISIONS}; got {self.precision!r}.")
+        arrays.check_choice("precision", self.precision, PRECISIONS)
+        arrays.check_choice("head", self.head, HEADS)
+        arrays.check_choice("augment", self.augment, AUGMENTS)
+        arrays.check_positive("feature_scale", self.feature_scale)
+        arrays.check_positive("classifier_scale", self.classifier_scale)
         if self.batch_norm and self.batch_size < 2:
             raise ValueError("`batch_size` must be at least 2 with batch normalisation; got 1.")
 
 
 def schedule_of(
-    optimizer: torch.optim.Optimizer, name: str, args: dict[str, Any], epochs: int
+    optimizer: torch.optim.Optimizer, name: str, args: dict[str, Any], epochs: int, n_batches: int
 ) -> tuple[Any, dict[str, Any]]:
     """The learning-rate schedule of that name, None if constant, and its completed arguments."""
     if name == "constant":
         if args:
             raise ValueError(f"`schedule_args` must be empty with a constant rate; got {args}.")
         return None, {}
+    if name == LOSS_SCALED:
+        group = optimizer.param_groups[0]
+        try:
+            device = group["params"][0].device
+            return LossScaled(group["lr"], group["momentum"], n_batches, device, **args), args
+        except TypeError as error:
+            raise ValueError(f"`schedule_args` {args} do not suit {name}: {error}.") from None
     module = torch.optim.lr_scheduler
     base = module.LRScheduler
     known = sorted(
@@ -90,7 +126,11 @@ def schedule_of(
         if isinstance(c, type) and issubclass(c, base) and c is not base and not n.startswith("_")
     )  # fmt: skip
     if name not in known:
-        raise ValueError(f"`schedule` must be 'constant' or one of {known}; got {name!r}.")
+        near = difflib.get_close_matches(name, [*known, "constant", LOSS_SCALED], 1, 0.3)
+        raise ValueError(
+            f"`schedule` must be 'constant', {LOSS_SCALED!r} or one of {known}; got {name!r}."
+            + (f" The nearest name is {near[0]}." if near else "")
+        )
     if name == "CosineAnnealingLR":
         args = {"T_max": epochs, **args}
     try:

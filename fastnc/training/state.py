@@ -125,6 +125,13 @@ def _seal(digest: Any) -> bytes:
     return _SEAL + str(digest.hexdigest()).encode()
 
 
+def seal_of(path: str | os.PathLike[str]) -> str:
+    """The sum at the end of a checkpoint, by which a run names the one it began from."""
+    with open(path, "rb") as file:
+        file.seek(-2 * hashlib.sha256().digest_size, os.SEEK_END)
+        return file.read().decode(errors="replace")
+
+
 def _check_sums(file: BinaryIO) -> None:
     """Torch's reader takes no notice of the sums that its writer puts into the archive.
 

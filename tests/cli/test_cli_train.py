@@ -78,7 +78,8 @@ def test_without_resume_an_earlier_checkpoint_is_kept_aside(root, tmp_path):
 def test_one_epoch_has_no_figure_and_everything_else(root, tmp_path):
     out = tmp_path / "o"
     done = invoke(root, "--epochs", 1, "--out", out, "--peel", 20)
-    assert done.exit_code == 0 and "No figure: `run` must reach epoch 2" in done.output
+    assert done.exit_code == 0, done.output
+    assert "No figure: `run` must reach epoch 2" in done.output
     assert (out / "peeled.npz").exists() and "epoch 1: training accuracy" in done.output
 
 
@@ -91,6 +92,38 @@ def test_peel_goes_on_without_the_network(root, tmp_path):
     # The same features, in float64.
     assert peeled["within_class"][0] == pytest.approx(run["within_class"][-1], rel=1e-9)
     assert peeled["epoch"][-1] == 200 and (out / "peeled.png").exists()
+
+
+def test_a_run_may_start_at_anothers_checkpoint(root, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert invoke(root, "--epochs", 5, "--out", first).exit_code == 0
+    begin = ["--start", first / "checkpoint.pt", "--schedule", "loss-scaled", "--batch-size", 30]
+    done = invoke(root, "--epochs", 12, "--out", second, *begin)
+    assert done.exit_code == 0, done.output
+    runs = [fastnc.Trajectory.load(folder / "run.npz") for folder in (first, second)]
+    # What was measured before is kept, but for the last epoch, which is not on the longer grid.
+    assert runs[1]["epoch"].tolist() == [0, 1, 2, 3, 6, 10, 12]
+    assert runs[1]["log_loss"][:4].tolist() == runs[0]["log_loss"][:4].tolist()
+    assert runs[1].about["schedule"] == "loss-scaled" and "start" in runs[1].about
+    again = invoke(root, "--epochs", 12, "--out", second, *begin, "--resume")
+    assert again.exit_code == 0 and "afresh" not in again.output
+    # Without `--resume` it starts again, and what was there is kept aside.
+    last = (second / "checkpoint.pt").read_bytes()
+    done = invoke(root, "--epochs", 8, "--out", second, *begin)
+    assert done.exit_code == 0 and "is kept as" in done.output
+    assert (second / "previous-checkpoint.pt").read_bytes() == last
+
+
+def test_a_start_that_does_not_fit(root, tmp_path):
+    out = tmp_path / "first"
+    assert invoke(root, "--epochs", 2, "--out", out).exit_code == 0
+    start = ["--start", out / "checkpoint.pt", "--out", tmp_path / "second"]
+    done = invoke(root, "--epochs", 5, *start, "--feature-dim", 13)
+    assert done.exit_code == 2 and "must be a checkpoint of the same network" in done.output
+    done = invoke(root, "--epochs", 5, *start, "--subset", 30)
+    assert done.exit_code == 2 and "The images or labels have changed" in done.output
+    done = invoke(root, "--epochs", 1, *start)
+    assert done.exit_code == 2 and "`epochs` must be at least the checkpoint's" in done.output
 
 
 def test_killed_at_twenty_moments_and_resumed_ends_in_the_same_bits(tmp_path):
@@ -113,7 +146,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(root, tmp_path):
     process.send_signal(signal.SIGINT)
     told, errors = process.communicate()
     assert process.returncode == 130 and "Traceback" not in errors, errors
-    assert "stopped by Ctrl-C in epoch" in errors and "resume" in errors
+    assert "stopped by Ctrl-C at epoch" in errors and "resume" in errors
     assert "The measurements so far are in" in told and "and --resume." in told
     assert torch.load(out / "checkpoint.pt", weights_only=True)["rows"]
 
@@ -135,9 +168,20 @@ def test_divergence_is_told(root, tmp_path):
         (["--image-size", 0], "`image_size` must be an integer of at least 1; got 0"),
         (["--feature-dim", 0], "`feature_dim` must be an integer of at least 1"),
         (["--batch-size", 0], "`batch_size` must be an integer of at least 1"),
+        (["--dataset", "FashonMNIST"], "The nearest name is FashionMNIST"),
+        (["--schedule", "loss-scale"], "The nearest name is loss-scaled"),
+        (["--schedule", "StepRL"], "The nearest name is StepLR"),
+        (["--schedule", "loss-scaled", "--schedule-args", '{"a": 1}'], "do not suit loss-scaled"),
+        (["--augment", "turn"], "--augment"),
+        (["--head", "linera"], "--head"),
+        (["--label-noise", 1], "`label_noise` must lie in [0, 1); got 1.0"),
+        (["--imbalance", 0], "`imbalance` must be a number of at least 1; got 0.0"),
+        (["--feature-scale", 0], "`feature_scale` must be a positive number; got 0.0"),
+        (["--classifier-scale", -2], "`classifier_scale` must be a positive number; got -2.0"),
+        (["--start", "nowhere.pt"], "`start` must be a checkpoint; there is no 'nowhere.pt'"),
         (["--seed", -1], "`seed` must be an integer of at least 0"),
         (["--checkpoint-every", -1], "`checkpoint_every` must be a number of at least 0"),
-        (["--schedule", "Never"], "`schedule` must be 'constant' or one of"),
+        (["--schedule", "Never"], "`schedule` must be 'constant', 'loss-scaled' or one of"),
         (["--schedule-args", "3"], "`--schedule-args` must be a JSON object"),
         (["--schedule-args", "{step"], "`--schedule-args` must be a JSON object"),
         (["--peel", -1], "`--peel` must be"),
@@ -172,9 +216,9 @@ def test_without_torch(root, tmp_path, monkeypatch):
 
 
 def test_without_torchvision(root, tmp_path, monkeypatch):
-    from fastnc.training import loop
+    from fastnc.training import stepper
 
-    monkeypatch.setattr(loop, "vgg13", network.vgg13)
+    monkeypatch.setattr(stepper, "network", network.network)
     monkeypatch.setitem(sys.modules, "torchvision", None)
     done = invoke(root, "--out", tmp_path / "o")
     assert done.exit_code == 2 and "needs torchvision, which is not installed" in done.output
@@ -184,7 +228,9 @@ def test_help_names_every_option():
     text = CliRunner().invoke(build(), ["train", "--help"], env={"COLUMNS": "200"}).output
     options = (
         "--data --download --subset --image-size --feature-dim --batch-norm --dropout --epochs "
-        "--batch-size --lr --momentum --schedule --schedule-args --seed --precision --snapshots "
+        "--model --dataset --head --augment --label-noise --imbalance --start --feature-scale "
+        "--classifier-scale --batch-size --lr --momentum --schedule --schedule-args --seed "
+        "--precision --snapshots "
         "--device --compile --tensorboard --peel --out --resume --checkpoint-every"
     )
     for option in options.split():

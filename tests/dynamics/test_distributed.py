@@ -19,7 +19,7 @@ import small_training
 import fastnc
 from fastnc._core.ranks import Workers
 from fastnc.dynamics import sharding
-from fastnc.training import evaluation, loop
+from fastnc.training import evaluation, stepper
 from fastnc.training.loop import train
 
 HERE = Path(__file__).parent.parent
@@ -48,7 +48,7 @@ def ranks(folder):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(loop, "vgg13", small_training.network)
+    monkeypatch.setattr(stepper, "network", small_training.network)
 
 
 def test_metrics_of_two_ranks_are_those_of_one(ranks):

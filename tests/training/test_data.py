@@ -8,7 +8,7 @@ import pytest
 import small_training
 import torch
 
-from fastnc.training import data
+from fastnc.training import data, idx_files
 
 REAL = Path(__file__).parent.parent.parent.parent / "shared" / "data"
 
@@ -16,8 +16,8 @@ REAL = Path(__file__).parent.parent.parent.parent / "shared" / "data"
 @pytest.fixture
 def raw(tmp_path, monkeypatch):
     """The folder of a small data set, whose facts stand for FashionMNIST's."""
-    monkeypatch.setattr(data, "FACTS", small_training.facts())
-    monkeypatch.setattr(data, "_SIDE", small_training.SIDE)
+    monkeypatch.setattr(idx_files, "FACTS", small_training.facts())
+    monkeypatch.setattr(idx_files, "_SIDE", small_training.SIDE)
     return small_training.write_files(tmp_path)
 
 
@@ -44,13 +44,13 @@ def test_reads_what_was_written(raw, packed):
 
 
 def test_resizing_keeps_a_constant_and_the_mean(raw):
-    flat = data._resized(np.full((3, 6, 6), 77, np.uint8), 9)
+    flat = data.resized(np.full((3, 1, 6, 6), 77, np.uint8), 9)
     assert flat.shape == (3, 1, 9, 9) and bool((flat == 77).all())
     found = load(raw, image_size=12)
     # Twice the size, bilinear: every pixel's weight is about 4, at an edge a little more.
     assert found.train_images.shape == (60, 1, 12, 12)
     assert found.mean == pytest.approx(small_training.facts()["train"].mean, abs=0.01)
-    ramp = data._resized(np.arange(0, 36, dtype=np.uint8).reshape(1, 6, 6) * 7, 3)[0, 0]
+    ramp = data.resized(np.arange(0, 36, dtype=np.uint8).reshape(1, 1, 6, 6) * 7, 3)[0, 0]
     assert bool((ramp[:, 1:] > ramp[:, :-1]).all() and (ramp[1:] > ramp[:-1]).all())
 
 
@@ -111,7 +111,7 @@ def test_every_flipped_bit_of_a_packed_file(raw):
         path.write_bytes(damaged)
         try:
             # Bits of the packing's own, such as its time, are nobody's loss.
-            assert data._read_idx(raw, path.stem, (60,)).tobytes() == content[8:]
+            assert idx_files._read_idx(raw, path.stem, (60,)).tobytes() == content[8:]
         except ValueError as error:
             assert str(error).endswith(": fetch it again.")
             told.add(str(error))
@@ -156,11 +156,11 @@ def test_labels_that_are_not_even(raw, label):
 def test_download_is_torchvisions_and_only_when_asked(raw, monkeypatch):
     from types import SimpleNamespace
 
-    from fastnc.training import network
+    from fastnc.training import image_sets
 
     asked = []
     fake = SimpleNamespace(FashionMNIST=lambda *args, **options: asked.append((args, options)))
-    monkeypatch.setattr(network, "torchvision", lambda: SimpleNamespace(datasets=fake))
+    monkeypatch.setattr(image_sets, "torchvision", lambda: SimpleNamespace(datasets=fake))
     load(raw)
     assert asked == []
     load(raw, download=True)

@@ -12,18 +12,21 @@ from torch.nn import functional as F
 
 import fastnc
 from fastnc._core.interrupts import Diverged, Interrupted
+from fastnc.dynamics import loop
 from fastnc.dynamics.loop import snapshot_epochs
 from fastnc.dynamics.snapshot import COLUMNS
-from fastnc.training import loop
-from fastnc.training.loop import Experiment, train
+from fastnc.training import stepper
+from fastnc.training.experiment import Experiment
+from fastnc.training.loop import train
 from fastnc.training.network import Pixels
+from fastnc.training.stepper import TrainingStepper
 
 QUICK = Experiment(feature_dim=12, batch_size=17, lr=0.02, snapshots=4)
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(loop, "vgg13", small_training.network)
+    monkeypatch.setattr(stepper, "network", small_training.network)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def data():
 def whole(data):
     """A run of 12 epochs without a stop."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "vgg13", small_training.network)
+        patch.setattr(stepper, "network", small_training.network)
         return train(data, 12, QUICK)
 
 
@@ -84,35 +87,36 @@ def test_the_run_is_a_trajectory_like_any_other(data, whole):
                    schedule="CosineAnnealingLR"),
         Experiment(feature_dim=12, batch_size=60, schedule="ReduceLROnPlateau", seed=3, snapshots=4,
                    schedule_args={"patience": 0, "factor": 0.5, "threshold": 0.5}),
+        Experiment(batch_size=17, batch_norm=True, head="linear", feature_scale=0.3, lr=0.05,
+                   classifier_scale=2.0, augment="shift-flip", schedule="loss-scaled", snapshots=4,
+                   schedule_args={"decrease": 0.5}),
     ],
-    ids=["plain", "dropout and cosine", "plateau"],
+    ids=["plain", "dropout and cosine", "plateau", "linear and loss-scaled"],
 )  # fmt: skip
 def test_ctrl_c_anywhere_and_resumed_ends_in_the_same_bits(tmp_path, data, experiment, monkeypatch):
     straight = train(data, 12, experiment)
     batches = 12 * -(-60 // experiment.batch_size)
-    made = loop._Training._batch
+    made = TrainingStepper._batch
+    # A slice of one batch: a stop is seen after it.
+    monkeypatch.setattr(loop, "_SECONDS_A_SLICE", 0.0)
     for stop_at in (0, 1, batches // 3, batches - 2):
-        seen = []
 
-        def press(self, seen=seen, stop_at=stop_at):
-            done = made(self)
-            seen.append(self)
-            if self.epoch * self._n_batches + self.step > stop_at:
+        def press(self, stop_at=stop_at):
+            made(self)
+            if self.epoch * self._n_batches + self.step == stop_at + 1:
                 os.kill(os.getpid(), signal.SIGINT)
-            return done
 
-        monkeypatch.setattr(loop._Training, "_batch", press)
+        monkeypatch.setattr(TrainingStepper, "_batch", press)
         sentence = (
-            r"stopped by Ctrl-C in epoch \d+ of 12\. The state is in '.*checkpoint.pt': resume"
+            r"stopped by Ctrl-C at epoch \d+ of 12; the state is in '.*checkpoint.pt': resume"
         )
         with pytest.raises(Interrupted, match=sentence) as caught:
             train(data, 12, experiment, out=tmp_path, resume=True, checkpoint_every=1e9)
-        assert len(seen) == 1 or stop_at > 1
         kept = caught.value.run
         assert kept["epoch"].tolist() == straight["epoch"][: len(kept)].tolist()
-    monkeypatch.setattr(loop._Training, "_batch", made)
+    monkeypatch.setattr(TrainingStepper, "_batch", made)
     assert same(train(data, 12, experiment, out=tmp_path, resume=True), straight)
-    if experiment.schedule != "constant":
+    if experiment.schedule not in ("constant", "loss-scaled"):
         assert straight["lr"][-1] < 0.7 * straight["lr"][0]
     # A finished run is only measured again.
     assert same(train(data, 12, experiment, out=tmp_path, resume=True), straight)
@@ -232,7 +236,14 @@ def test_tensorboard_gets_every_measurement(tmp_path, data, monkeypatch):
         ({"feature_dim": 0}, r"`feature_dim` must be an integer of at least 1; got 0"),
         ({"seed": -1}, r"`seed` must be an integer of at least 0; got -1"),
         ({"snapshots": 0}, r"`snapshots` must be an integer of at least 1; got 0"),
-        ({"precision": "float16"}, r"`precision` must be one of .*; got 'float16'"),
+        ({"head": "linera"}, r"`head` must be 'own' or 'linear'; got 'linera'"),
+        ({"augment": "flip"}, r"`augment` must be 'none', 'shift' or 'shift-flip'; got 'flip'"),
+        ({"feature_scale": 0.0}, r"`feature_scale` must be a positive number; got 0.0"),
+        ({"classifier_scale": -1.0}, r"`classifier_scale` must be a positive number; got -1.0"),
+        (
+            {"precision": "float16"},
+            r"`precision` must be 'float32', .* or 'bfloat16'; got 'float16'",
+        ),
     ],
 )
 def test_experiments_that_make_no_sense(change, sentence):
@@ -243,7 +254,10 @@ def test_experiments_that_make_no_sense(change, sentence):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"schedule": "Sometimes"}, r"`schedule` must be 'constant' or one of .*StepLR"),
+        (
+            {"schedule": "Sometimes"},
+            r"`schedule` must be 'constant', 'loss-scaled' or one of .*StepLR",
+        ),
         ({"schedule_args": {"gamma": 1}}, r"`schedule_args` must be empty with a constant rate"),
         ({"schedule": "StepLR"}, r"`schedule_args` \{\} do not suit StepLR: .*step_size"),
         # These two are built without a word, and refuse to be stepped.

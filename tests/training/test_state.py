@@ -11,7 +11,7 @@ import small_training
 import torch
 from hostile import Bomb
 
-from fastnc.training import loop
+from fastnc.training import stepper
 from fastnc.training.loop import Experiment, train
 from fastnc.training.state import State
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(loop, "vgg13", small_training.network)
+    monkeypatch.setattr(stepper, "network", small_training.network)
 
 
 @pytest.fixture

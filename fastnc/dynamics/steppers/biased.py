@@ -1,0 +1,75 @@
+"""Gradient descent on the mean loss (4) with a bias: the last layer of a network, peeled."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastnc.dynamics.snapshot import LARGEST_NORM
+from fastnc.dynamics.steppers.epochs import HostEpochs
+
+Floats = NDArray[np.float64]
+
+
+class BiasedDescent(HostEpochs):
+    """`x -= lr dL/dx` of W, H and the bias b of the logits `W h + b`, in float64.
+
+    The bias is a further column of W beside a feature that is 1 and stays so, so that the loss's
+    tail is as exact as without one. Loss, margin and decisions are measured with the bias; the
+    gradient's norm, `beta` and `epsilon` are those of W and H, as in a training.
+    """
+
+    def __init__(self, W: Floats, H: Floats, bias: Floats, y: NDArray[np.int64], lr: float) -> None:
+        self.W1 = np.column_stack([W, bias]).astype(np.float64)
+        self.H1 = np.column_stack([H, np.ones(len(H))]).astype(np.float64)
+        super().__init__(self.W1[:, :-1], self.H1[:, :-1], y)
+        self.bias = self.W1[:, -1]
+        self.lr = lr
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """W and H with the column that the bias makes."""
+        return {"W1": self.W1, "H1": self.H1}
+
+    def make(self, epochs: int) -> None:
+        from fastnc.kernels.cpu.cross_entropy import loss_and_grads
+
+        grad_W, grad_H, loss = np.empty_like(self.W1), np.empty_like(self.H1), np.empty(1)
+        with np.errstate(all="ignore"):
+            for _ in range(epochs):
+                loss_and_grads(self.W1, self.H1, self.y, 1.0 / len(self.y), loss, grad_W, grad_H)
+                grad_W *= self.lr
+                grad_H *= self.lr
+                self.W1 -= grad_W
+                self.H -= grad_H[:, :-1]
+
+    def measure(self) -> dict[str, float]:
+        from fastnc import collapse_metrics, log_loss_and_grads
+
+        theta = np.concatenate([self.W.ravel(), self.H.ravel()])
+        norm = float(np.linalg.norm(theta))
+        log_loss, grad_W, grad_H = log_loss_and_grads(self.W1, self.H1, self.y)
+        metrics = collapse_metrics(self.H, self.y, W=self.W, bias=self.bias).as_dict()
+        row = {name: math.nan if value is None else value for name, value in metrics.items()}
+        gradient = np.concatenate([grad_W[:, :-1].ravel(), grad_H[:, :-1].ravel()])
+        slope = float(np.linalg.norm(gradient))
+        if not (math.isfinite(log_loss) and norm < LARGEST_NORM):
+            return dict.fromkeys(("log_loss", *row), math.nan)
+        gap = math.nan
+        if slope > 0.0:
+            # As a norm: a difference of 1 and beta would lose the digits.
+            gap = 0.5 * float(np.linalg.norm(gradient / slope + theta / norm)) ** 2
+        log_grad_norm = float(log_loss) + math.log(slope) if slope > 0.0 else -math.inf
+        margin = row["margin"]
+        return {
+            "log_loss": float(log_loss),
+            "log_grad_norm": log_grad_norm,
+            "grad_norm": math.exp(log_grad_norm) if log_grad_norm < 709.0 else math.inf,
+            "norm_W": float(np.linalg.norm(self.W)),
+            "norm_H": float(np.linalg.norm(self.H)),
+            "beta": 1.0 - gap,
+            "epsilon": norm * math.sqrt(2.0 * gap / margin) if margin > 0.0 else math.nan,
+            **row,
+        }

@@ -1,0 +1,83 @@
+"""A network beside its layer-peeled model: what each does to the same last layer and features."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fastnc.dynamics.trajectory import Trajectory
+from fastnc.plots._style import NEUTRAL, legend, log_values
+from fastnc.plots.collapse import PANELS
+
+_NAMES = [name for _, lines in PANELS for name, *_ in lines]
+# A change by less than this share is not told as a fall or a rise.
+_CHANGE = 0.1
+
+
+def peeled(run: Trajectory, alone: Trajectory, title: str | None = None) -> Figure:
+    """Figure 2's quantities over the loss: a network's, and from its end those of W and H alone.
+
+    x is -log L, which falls in epochs of either kind; so the two are compared at equal loss. Solid
+    lines are the network's, dashed ones those of the layer-peeled model that began where the
+    network stopped.
+
+    Parameters
+    ----------
+    run : Trajectory
+        Of `fastnc.training.train`.
+    alone : Trajectory
+        What `fastnc.peel(run)` returned.
+    title : str, optional
+
+    Examples
+    --------
+    >>> import fastnc
+    >>> run = fastnc.descend(fastnc.ULPM(5, 10, 20), epochs=100)
+    >>> len(fastnc.plots.peeled(run, fastnc.peel(run, epochs=100)).axes)
+    4
+    """
+    figure = Figure(figsize=(13.0, 3.6), layout="constrained")
+    for axes, (heading, lines) in zip(figure.subplots(1, 4), PANELS, strict=True):
+        for name, colour, label in lines:
+            axes.plot(-run["log_loss"], run[name], color=colour, lw=1.6, label=f"{label}: network")
+            axes.plot(
+                -alone["log_loss"], alone[name], color=colour, lw=1.6, ls="--",
+                label=f"{label}: layer-peeled",
+            )  # fmt: skip
+        axes.axvline(-float(run["log_loss"][-1]), color=NEUTRAL, ls=":", lw=1.0)
+        log_values(axes)
+        axes.set_title(heading, fontsize=11)
+        axes.set_xlabel("-log loss")
+        axes.grid(True, which="both", color="0.9", lw=0.6)
+        axes.set_axisbelow(True)
+        legend(axes)
+    if title is not None:
+        figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def peeled_summary(run: Trajectory, alone: Trajectory) -> str:
+    """The same as a table, and what is different in words.
+
+    Columns: the network at the first measurement with every sample on the right side, and at its
+    end; the layer-peeled model at its end.
+    """
+    right = np.asarray(run["margin"] > 0.0)
+    first = int(np.argmax(right)) if right.any() else 0
+    names = [*_NAMES, "margin", "margin_ratio", "log_loss"]
+    width = max(map(len, names))
+    lines = [f"{'':<{width}}{'network, separated':>20}{'network, end':>14}{'layer-peeled':>14}"]
+    for name in names:
+        values = run[name][first], run[name][-1], alone[name][-1]
+        lines.append(f"{name:<{width}}{values[0]:>20.4g}{values[1]:>14.4g}{values[2]:>14.4g}")
+    start, end = (np.array([alone[name][i] for name in _NAMES]) for i in (0, -1))
+    for what, chosen in (
+        ("falls", end < (1.0 - _CHANGE) * start),
+        ("rises: the network kept it small", end > (1.0 + _CHANGE) * start),
+        (f"changes by at most {_CHANGE:.0%}", abs(end - start) <= _CHANGE * abs(start)),
+    ):
+        found = [name for name, is_so in zip(_NAMES, chosen, strict=True) if is_so]
+        lines += [f"Without the network, {name} {what}." for name in found]
+    if run["margin"][-1] <= 0.0 < alone["margin"][-1]:
+        lines.append("W and H alone separate every sample; the network did not.")
+    return "\n".join(lines)

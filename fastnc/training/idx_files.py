@@ -1,0 +1,76 @@
+"""FashionMNIST's four files: read as they are, and verified against what is known of them."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastnc.training.pixels import mean_and_std
+
+
+class _Facts(NamedTuple):
+    """What the official files hold, to tell them from another set of the same sizes."""
+
+    n_images: int
+    mean: float
+    std: float
+
+
+FACTS = {"train": _Facts(60_000, 0.2860, 0.3530), "t10k": _Facts(10_000, 0.2868, 0.3524)}
+N_CLASSES = 10
+_SIDE = 28
+# The facts are rounded to four decimals.
+_ROUNDING = 1e-4
+
+
+def read_split(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The images and labels of "train" or "t10k", verified."""
+    facts = FACTS[split]
+    images = _read_idx(folder, f"{split}-images-idx3-ubyte", (facts.n_images, _SIDE, _SIDE))
+    labels = _read_idx(folder, f"{split}-labels-idx1-ubyte", (facts.n_images,))
+    counts = np.bincount(labels, minlength=N_CLASSES)
+    if len(counts) != N_CLASSES or len(set(counts.tolist())) != 1:
+        raise ValueError(
+            f"the {split} labels in {str(folder)!r} must be {facts.n_images // N_CLASSES} of each "
+            f"of {N_CLASSES} classes; got {counts.tolist()}. The file is damaged: fetch it again."
+        )
+    mean, std = mean_and_std(images)
+    if abs(mean - facts.mean) > _ROUNDING or abs(std - facts.std) > _ROUNDING:
+        raise ValueError(
+            f"the {split} images in {str(folder)!r} are not FashionMNIST's: their mean and "
+            f"standard deviation are {mean:.4f} and {std:.4f}, and must be {facts.mean} and "
+            f"{facts.std}."
+        )
+    return images, labels
+
+
+def _read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """An array of an IDX file, plain or packed."""
+    plain, packed = folder / name, folder / (name + ".gz")
+    if plain.is_file():
+        path, content = plain, plain.read_bytes()
+    elif packed.is_file():
+        path = packed
+        try:
+            content = gzip.decompress(packed.read_bytes())
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{str(packed)!r} is damaged ({error}): fetch it again.") from None
+    else:
+        raise FileNotFoundError(
+            f"FashionMNIST is not in {str(folder)!r}: there is no {name} or {name}.gz. Give "
+            "`--data`, the folder that holds FashionMNIST/raw, or let it be fetched with "
+            "`--download`."
+        )
+    header = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
+    if len(content) != len(header) + int(np.prod(shape)) or not content.startswith(header):
+        raise ValueError(
+            f"{str(path)!r} must hold {' x '.join(map(str, shape))} bytes after a header of "
+            f"{len(header)}; got {len(content)} bytes that begin with {content[:8].hex()}. The "
+            "file is damaged or of another set: fetch it again."
+        )
+    return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)
