@@ -100,8 +100,9 @@ def flow(
     Trajectory
         Its first column is `log10_time`, -inf at t = 0. Beside the columns of every run that of a
         ULPM has `conserved_drift` (the largest change of an entry of `W^T W - H^T H`, over |W|^2)
-        and the terms of `margin_decomposition`, that of another model `objective`. `about` has the
-        final drifts, the work done, and the `start_singular_values` (see
+        and the terms of `margin_decomposition`, with unequal classes also the distances to the
+        geometry they tend to (`theory.seli_distances`), that of another model `objective`. `about`
+        has the final drifts, the work done, and the `start_singular_values` (see
         `fastnc.theory.rates.aligned_singular_values`), the smallest of which tells how long the
         start lingers.
 
@@ -139,10 +140,9 @@ def flow(
     path = place(checkpoint, resume)
     W, H = start(model, seed, W, H, "float64")
     largest = max(float(abs(W).max()), float(abs(H).max()))
-    if not 0.0 < largest <= 1e100:
+    if largest > 1e100:
         raise ValueError(
-            "the largest entry of `W` and `H` must lie in 0..1e100, 0 excluded, which the flow "
-            f"never leaves; got {largest:g}. Scale them."
+            f"the largest entry of `W` and `H` must be at most 1e100; got {largest:g}. Scale them."
         )
     about: dict[str, Any] = {
         "kind": "flow",

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._core.arrays import check_positive
+from fastnc._core.arrays import check_choice, check_count, check_positive
 from fastnc.models import losses
-from fastnc.models.layer_peeled import Balanced, Gradients, Optimum, frame, require_etf
+from fastnc.models.layer_peeled import (
+    Balanced,
+    Gradients,
+    Optimum,
+    checked_sizes,
+    factors,
+    frame,
+    require_etf,
+)
 
 Array = NDArray[Any]
 
@@ -42,9 +51,8 @@ class Constrained(Balanced):
     def etf_gap(self) -> float:
         """The logit of the own class above the others at a simplex ETF of these norms."""
         norm_W, norm_H = self.norms()
-        return (
-            self.scale * norm_W * norm_H / float(np.sqrt(self.n_per_class)) / (self.n_classes - 1)
-        )
+        n = self.n_samples / self.n_classes
+        return self.scale * norm_W * norm_H / math.sqrt(n) / (self.n_classes - 1)
 
     def value_and_grads(self, W: Array, H: Array, bias: Array | None) -> Gradients:
         g = losses.cross_entropy(self.scale * W, H, self.y)
@@ -58,7 +66,7 @@ class Constrained(Balanced):
     def optimum(self) -> Optimum:
         """The simplex ETF of the class's docstring; d >= K - 1."""
         require_etf(self.n_classes, self.dim)
-        K, n = self.n_classes, self.n_per_class
+        K, n = self.n_classes, int(self.counts[0])
         E = frame(K, self.dim) / np.sqrt(K - 1)
         (norm_W, norm_H), gap = self.norms(), self.etf_gap
         wrong = (K - 1) * np.exp(-gap)
@@ -124,31 +132,58 @@ class NormConstrained(Constrained):
     """The norm-constrained layer-peeled model, Fang et al. (2021), [9] of Table 1.
 
     `min (1/N) sum_i CE(W h_i, y_i)  subject to  (1/K) sum_k |w_k|^2 <= energy_W,
-    (1/N) sum_i |h_i|^2 <= energy_H`
+    (1/K) sum_k (1/n_k) sum_{y_i = k} |h_i|^2 <= energy_H`
 
-    For d >= K - 1 the optimum is `log(1 + (K-1) exp(-K/(K-1) sqrt(energy_W energy_H)))`, at a
-    simplex ETF. Both constraints are active there, so runs and solvers live on the boundary.
+    For d >= K - 1 and equal class sizes the optimum is
+    `log(1 + (K-1) exp(-K/(K-1) sqrt(energy_W energy_H)))`, at a simplex ETF; for unequal ones it
+    is that of a convex program over the class logits, certified by its duality gap. Both
+    constraints are active there, so runs and solvers live on the boundary.
 
     Parameters
     ----------
-    n_classes, n_per_class, dim : int
+    n_classes : int
+    n_per_class : int, or None where `class_sizes` are given
+    dim : int
     energy_W, energy_H : float > 0
+    class_sizes : sequence of K int >= 1, optional
+    average : "class" or "sample"
+        Whether the energy of H is averaged over classes, as above, or over samples,
+        `(1/N) sum_i |h_i|^2`; the same for equal sizes.
     """
 
     n_classes: int
-    n_per_class: int
+    n_per_class: int | None  # type: ignore[assignment]
     dim: int
     energy_W: float
     energy_H: float
+    class_sizes: tuple[int, ...] | None = None  # type: ignore[assignment]
+    average: str = "class"
 
     paper = "Fang et al. [9]"
     landscape = "not convex, but few starts are needed"
 
     def __post_init__(self) -> None:
-        self._set_up_balanced()
+        if (self.n_per_class is None) == (self.class_sizes is None):
+            raise ValueError(
+                "exactly one of `n_per_class` and `class_sizes` must be given; got "
+                f"n_per_class={self.n_per_class!r} and class_sizes={self.class_sizes!r}."
+            )
+        if self.class_sizes is None:
+            self._set_up_balanced()
+        else:
+            K = check_count("n_classes", self.n_classes, 2)
+            sizes = checked_sizes(self.class_sizes)
+            if len(sizes) != K:
+                raise ValueError(f"`class_sizes` must list {K} classes; got {len(sizes)}.")
+            object.__setattr__(self, "class_sizes", sizes)
+            self._set_up(np.array(sizes, dtype=np.int64))
+        check_choice("average", self.average, ("class", "sample"))
         for name in ("energy_W", "energy_H"):
             check_positive(name, getattr(self, name))
             object.__setattr__(self, name, float(getattr(self, name)))
+        # What each class's sum of |h_i|^2 counts; of equal sizes 1 / N.
+        share = self.counts * self.n_classes if self.average == "class" else self.n_samples
+        object.__setattr__(self, "_share", np.broadcast_to(1.0 / share, self.counts.shape))
 
     def norms(self) -> tuple[float, float]:
         return (
@@ -156,18 +191,40 @@ class NormConstrained(Constrained):
             float(np.sqrt(self.n_samples * self.energy_H)),
         )
 
+    def _weights(self, H: Array) -> Array:
+        """What |h_i|^2 counts (N, 1), in the precision of H."""
+        share: Array = self._share  # type: ignore[attr-defined]
+        return share[self.y].astype(H.dtype)[:, None]
+
+    def _energy(self, H: Array) -> float:
+        return float((self._weights(H) * H * H).sum())
+
     def retract(self, W: Array, H: Array) -> tuple[Array, Array]:
-        norm_W, norm_H = self.norms()
-        return _scaled(W, norm_W), _scaled(H, norm_H)
+        return _scaled(W, self.norms()[0]), H * np.sqrt(self.energy_H / self._energy(H))
 
     def pullback(self, W: Array, H: Array, grad_W: Array, grad_H: Array) -> tuple[Array, Array]:
-        norm_W, norm_H = self.norms()
-        return _pulled(W, norm_W, grad_W), _pulled(H, norm_H, grad_H)
+        energy = self._energy(H)
+        radial = float(np.vdot(H, grad_H)) / energy
+        tangent = np.sqrt(self.energy_H / energy) * (grad_H - radial * self._weights(H) * H)
+        return _pulled(W, self.norms()[0], grad_W), tangent
 
     def violation(self, W: Array, H: Array) -> float:
-        norm_W, norm_H = self.norms()
-        excess = max(np.linalg.norm(W) / norm_W, np.linalg.norm(H) / norm_H) - 1.0
-        return max(0.0, float(excess))
+        excess_W = float(np.linalg.norm(W)) / self.norms()[0] - 1.0
+        return max(0.0, excess_W, float(np.sqrt(self._energy(H) / self.energy_H)) - 1.0)
+
+    def optimum(self) -> Optimum:
+        """The simplex ETF for equal sizes, else the certified optimum of the convex program."""
+        if (self.counts == self.counts[0]).all():
+            return super().optimum()
+        from fastnc.models.convex import bounded_cross_entropy
+
+        per_class = self.counts * self._share  # type: ignore[attr-defined]
+        root = np.sqrt(per_class * self.n_samples)
+        bound = float(np.sqrt(self.n_classes * self.energy_W * self.n_samples * self.energy_H))
+        X, value, gap = bounded_cross_entropy(self.counts, root, bound)
+        ratio = (self.n_classes * self.energy_W / bound) ** 2
+        W, means = factors(X, root**2, self.dim, ratio)
+        return Optimum(value, W, means, self.y, None, "convex program, duality gap", gap / value)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 
 from fastnc.models.layer_peeled import Floats
 from fastnc.models.lbfgs import minimise, newton
@@ -30,12 +31,16 @@ class ConvexOptimum(NamedTuple):
     gap: float
 
 
-def imbalanced_cross_entropy(counts: NDArray[np.int64], mu: float, seed: int = 0) -> ConvexOptimum:
+def imbalanced_cross_entropy(
+    counts: NDArray[np.int64], mu: float, seed: int = 0, root: Floats | None = None
+) -> ConvexOptimum:
     """The global optimum of P for class sizes `counts` (K,), certified by the duality gap.
+
+    `root` (K,) takes the place of sqrt n in the penalty, and in X.
 
     Cost: a few hundred products of K x K matrices; K = 100 takes seconds.
     """
-    problem = _Factored(counts, mu)
+    problem = _Factored(counts, mu, root)
     K = len(counts)
     x = np.random.default_rng(seed).standard_normal(2 * K * K) / np.sqrt(K)
     x = minimise(problem.value_and_grad, x, problem.modulus).x
@@ -47,9 +52,9 @@ def imbalanced_cross_entropy(counts: NDArray[np.int64], mu: float, seed: int = 0
 class _Factored:
     """P in its factors: value, gradient, Hessian products, and the certificate."""
 
-    def __init__(self, counts: NDArray[np.int64], mu: float) -> None:
+    def __init__(self, counts: NDArray[np.int64], mu: float, root: Floats | None = None) -> None:
         self.K = len(counts)
-        self.root = np.sqrt(counts)
+        self.root = np.sqrt(counts) if root is None else root
         self.share = counts / counts.sum()
         self.mu = mu
         self.modulus = mu
@@ -106,3 +111,37 @@ class _Factored:
         entropy = -np.where(q > 0.0, q * np.log(np.where(q > 0.0, q, 1.0)), 0.0)
         lower = float(self.share @ entropy.sum(axis=0))
         return ConvexOptimum(X, value, max(0.0, value - lower))
+
+    def at(self, X: Floats) -> float:
+        """The loss alone."""
+        return float(self.share @ self._softmax(X)[0])
+
+
+def bounded_cross_entropy(
+    counts: NDArray[np.int64], root: Floats, bound: float, seed: int = 0
+) -> ConvexOptimum:
+    """The least `sum_k (n_k/N) CE(z_k, k)` with `|Z diag(root)|_* <= bound`, certified.
+
+    P is its Lagrangian: the multiplier mu at which the optimum of P has the norm `bound` is found
+    by bracketing, and a lower bound of P there, less `mu bound`, is one of the loss. Cost: some 20
+    programs of `imbalanced_cross_entropy`.
+    """
+    zero = np.zeros((len(counts), len(counts)))
+    start = _Factored(counts, 1.0, root)
+    _, r, _ = start._softmax(zero)
+    # From the norm of the gradient at 0 on, the optimum of P is 0.
+    high = float(np.linalg.norm(r * (start.share / root), 2))
+
+    def excess(log_mu: float) -> float:
+        X = imbalanced_cross_entropy(counts, float(np.exp(log_mu)), seed, root).X
+        return float(np.linalg.norm(X, "nuc")) / bound - 1.0
+
+    top = float(np.log(high))
+    low = top - 1.0
+    while excess(low) < 0.0:
+        low -= 2.0
+    mu = float(np.exp(brentq(excess, low, top, xtol=1e-10, rtol=1e-12)))
+    X, value, gap = imbalanced_cross_entropy(counts, mu, seed, root)
+    X = X * (bound / float(np.linalg.norm(X, "nuc")))
+    loss = _Factored(counts, mu, root).at(X)
+    return ConvexOptimum(X, loss, max(0.0, loss - (value - gap - mu * bound)))

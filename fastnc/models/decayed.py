@@ -60,9 +60,6 @@ class WeightDecay(Balanced):
         if not (isinstance(alpha, (int, float, np.number)) and 0.0 <= float(alpha) < 1.0):
             raise ValueError(f"`label_smoothing` must lie in [0, 1); got {alpha!r}.")
         object.__setattr__(self, "label_smoothing", float(alpha))
-        if self.dim < self.n_classes - 1:
-            # Vectors that have no room for a simplex block each other's way.
-            object.__setattr__(self, "starts", 64)
 
     def value_and_grads(
         self, W: NDArray[Any], H: NDArray[Any], bias: NDArray[Any] | None

@@ -127,6 +127,10 @@ class LayerPeeled:
         object.__setattr__(self, "dim", check_count("dim", self.dim, 1))
         object.__setattr__(self, "n_classes", len(counts))
         object.__setattr__(self, "counts", counts)
+        if self.dim < len(counts) - 1:
+            # Vectors that have no room for a simplex block each other's way: local minima, at
+            # which about every second start was seen to end.
+            object.__setattr__(self, "starts", max(self.starts, 64))
         object.__setattr__(self, "y", y)
 
     def _set_weight_decay(self, weight_decay_W: float, weight_decay_H: float) -> None:
@@ -247,15 +251,19 @@ class Unequal(LayerPeeled):
     class_sizes: Sequence[int]
 
     def _set_up_unequal(self) -> None:
-        given = self.class_sizes
-        given = given.tolist() if hasattr(given, "tolist") else given
-        if isinstance(given, (str, bytes)) or not isinstance(given, Sequence) or len(given) < 2:
-            raise ValueError(
-                f"`class_sizes` must list the samples of at least 2 classes; got {given!r}."
-            )
-        sizes = tuple(check_count(f"class_sizes[{k}]", size, 1) for k, size in enumerate(given))
+        sizes = checked_sizes(self.class_sizes)
         object.__setattr__(self, "class_sizes", sizes)
         self._set_up(np.array(sizes, dtype=np.int64))
+
+
+def checked_sizes(given: Any) -> tuple[int, ...]:
+    """The samples of each of at least two classes."""
+    given = given.tolist() if hasattr(given, "tolist") else given
+    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence) or len(given) < 2:
+        raise ValueError(
+            f"`class_sizes` must list the samples of at least 2 classes; got {given!r}."
+        )
+    return tuple(check_count(f"class_sizes[{k}]", size, 1) for k, size in enumerate(given))
 
 
 def frame(n_classes: int, dim: int) -> Floats:

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ METRICS = (
 )
 # Rows of which every point is one of another row, of the same value: without a bias, and with
 # features that are not negative.
-_CONTAINS = {
+CONTAINS = {
     "cross-entropy + decay, bias": "cross-entropy + decay",
     "cross-entropy + decay, unequal": "ReLU features, unequal",
 }
@@ -95,7 +95,12 @@ def rows(n_classes: int, n_per_class: int, dim: int) -> dict[str, Any]:
 
 
 def fit(
-    n_classes: int, n_per_class: int, dim: int, seed: int = 0, starts: int | None = None
+    n_classes: int,
+    n_per_class: int,
+    dim: int,
+    seed: int = 0,
+    starts: int | None = None,
+    only: Sequence[str] | None = None,
 ) -> Iterator[Row]:
     """Solve the models of `rows` one after the other, each measured as it is done.
 
@@ -110,12 +115,13 @@ def fit(
     def solution(name: str) -> Solution:
         """That of a row; that of the row it contains is one of its starts."""
         if name not in solved:
-            inner = solution(_CONTAINS[name]) if name in _CONTAINS else None
+            inner = solution(CONTAINS[name]) if name in CONTAINS else None
             beside = [] if inner is None else [(inner.W, inner.H, inner.bias)]
             solved[name] = solve(table[name], seed, starts, beside=beside)
         return solved[name]
 
-    for name, model in table.items():
+    for name in table if only is None else only:
+        model = table[name]
         begun = time.perf_counter()
         found = _descended(model, seed) if isinstance(model, M.ULPM) else solution(name)
         seconds = time.perf_counter() - begun

@@ -9,14 +9,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from fastnc.collapse.codes import largest_margin_ratio
 from fastnc.dynamics.trajectory import Trajectory
 from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL, legend, log_log_time, log_values
-from fastnc.plots.collapse import PANELS, time_label
+from fastnc.plots.collapse import PANELS
 from fastnc.plots.margin import stack_missing
-from fastnc.theory.rates import Constants, constants, exponents, fitted_exponent
+from fastnc.theory.rates import Constants, constants, exponents, fitted_exponent, limits
+from fastnc.theory.seli import NAMES
 
-# Where the paper's Figure 2 ends: 1e5 epochs.
-PAPER_ENDS = 5.0
+# Where the paper's Figure 2 ends on the axis t = lr * epoch: 1e5 epochs of lr = 5.
+PAPER_ENDS = math.log10(5e5)
+# What is below the axis: a flow's own time, which of a descent is lr * epoch.
+TIME = r"$t = \mathrm{lr} \cdot \mathrm{epoch}$ (log log scale)"
 
 
 def long_horizon(
@@ -24,10 +28,10 @@ def long_horizon(
 ) -> Figure:
     """What Figure 2 turns into after its 1e5 epochs: a flow over log log t, in eight panels.
 
-    Top: the panels of `figure2`, with the predicted slopes dashed, what the paper shows shaded,
-    and, if given, a descent as dots (`t = lr * epoch`). Bottom: local exponents, measured
-    constants over predicted ones, what is missing to collapse, and the drift of what the flow
-    conserves.
+    Top: the panels of `figure2`, with the predicted slopes dashed (for unequal classes what stays
+    is dotted), what the paper shows shaded, and, if given, a descent as dots, at the times
+    `t = lr * epoch` of the axis. Bottom: local exponents, measured constants over predicted ones,
+    what is missing to collapse, and the drift of what the flow conserves.
 
     Parameters
     ----------
@@ -51,7 +55,7 @@ def long_horizon(
     bottom[2].legend(frameon=True, fontsize=6.5, loc="lower left")
     _conserved(bottom[3], run)
     for axes in bottom:
-        axes.set_xlabel(time_label(run))
+        axes.set_xlabel(TIME)
     if title is not None:
         figure.suptitle(title, fontsize=12)
     return figure
@@ -69,8 +73,14 @@ def flow_summary(run: Trajectory) -> str:
             f"{'column':<24}{'exponent':>10}{'predicted':>11}{'constant':>12}{'predicted':>12}"
             f"    exponents of log t for log10 t = {high / 10:g}..{high:g}"
         )
-        for name, exponent in exponents(K, d).items():
+        stays = _stays(run)
+        for name, exponent in (exponents(K, d) | _distances(run)).items():
             values = _column(run, name)
+            if name in stays:
+                lines.append(
+                    f"{name:<24}{'stays':>10}{'stays':>11}{values[-1]:>12.5f}{stays[name]:>12.5f}"
+                )
+                continue
             if (values[run.log10_time >= high / 10.0] > 0.0).sum() < 3:
                 # Single samples have no variation, two norms about their mean none either.
                 lines.append(f"{name:<24}{'zero':>10}{exponent:>11.1f}")
@@ -87,11 +97,18 @@ def flow_summary(run: Trajectory) -> str:
             "No exponents: they need d >= K, a horizon of log10 t >= 10 and 3 snapshots in the "
             "last decade of log t."
         )
+    if d < K - 1 and len(set(_sizes(run))) == 1:
+        lines.append(
+            f"no simplex: d = {d} < K - 1 = {K - 1}. The best code known allows a margin ratio of "
+            f"{largest_margin_ratio(K, d):.5f} in place of 1; this run has "
+            f"{run['margin_ratio'][-1]:.5f}"
+        )
     about = run.about
-    lines.append(
-        f"conserved: W^T W - H^T H drifts by {about['gram_drift']:.1e} of |W|^2, "
-        f"the mean classifier by {about['mean_drift']:.1e}"
-    )
+    if "gram_drift" in about:
+        lines.append(
+            f"conserved: W^T W - H^T H drifts by {about['gram_drift']:.1e} of |W|^2, "
+            f"the mean classifier by {about['mean_drift']:.1e}"
+        )
     values = about["start_singular_values"]
     lines.append(
         f"start: singular values of W_c + sqrt(n) M_c from {values[0]:.3g} down to "
@@ -127,9 +144,27 @@ def _column(run: Trajectory, name: str) -> NDArray[np.float64]:
     return 1.0 - run[name[4:]] if name.startswith("1 - ") else run[name]
 
 
+def _sizes(run: Trajectory) -> list[int]:
+    return [int(n) for n in np.bincount(run.y, minlength=len(run.W))]
+
+
+def _stays(run: Trajectory) -> dict[str, float]:
+    """What does not vanish: the limits of unequal classes, which are those of SELI."""
+    sizes = _sizes(run)
+    if len(set(sizes)) == 1 or min(sizes) == 0:
+        return {}
+    found = limits(sizes, run.W.shape[1])
+    return {name: limit for name, limit in found.items() if limit > 1e-12}
+
+
+def _distances(run: Trajectory) -> dict[str, float]:
+    """The exponents of the distances to SELI, where the run has them."""
+    return {name: -1.0 for name in NAMES if name in run}
+
+
 def _limits(run: Trajectory) -> dict[str, float]:
     """Predicted limits of the columns times a^(1/2) or a, where they are known."""
-    if len(set(np.bincount(run.y, minlength=len(run.W)).tolist())) > 1:
+    if len(set(_sizes(run))) > 1:
         return {}
     found: Constants = constants(run.W, run.H, run.y)
     return {
@@ -161,7 +196,11 @@ def _collapse(
             )  # fmt: skip
     name = lines[0][0]
     K, d = run.W.shape
-    if d >= K and run[name][-1] > 0.0:
+    stays = _stays(run) if d >= K else {}
+    for line, colour, _ in lines:
+        if line in stays:
+            axes.axhline(stays[line], color=colour, lw=1.1, ls=":", label="limit (SELI)")
+    if d >= K and run[name][-1] > 0.0 and name not in stays:
         slope = exponents(K, d)[name]
         end = run[name][-1]
         axes.plot(
@@ -172,7 +211,7 @@ def _collapse(
         axes.set_ylim(seen[seen > 0.0].min() / 2.0, 3.0 * seen.max())
     log_values(axes)
     log_log_time(axes, 1.0, float(times[-1]))
-    axes.set_xlabel(time_label(run))
+    axes.set_xlabel(TIME)
     axes.grid(True, color="0.9", lw=0.6)
     axes.set_axisbelow(True)
     legend(axes)
@@ -182,6 +221,8 @@ def _exponents(axes: Axes, run: Trajectory) -> None:
     """Slopes of the log of a column over log log t, between snapshots."""
     K, d = run.W.shape
     names = dict.fromkeys(exponents(K, d) if d >= K else ("within_class", "self_duality"))
+    stays = _stays(run) if d >= K else {}
+    names = dict.fromkeys(name for name in (*names, *_distances(run)) if name not in stays)
     shown = run.log10_time >= 2.0
     times = run.log10_time[shown]
     for name in names:

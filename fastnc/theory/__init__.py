@@ -16,14 +16,15 @@ from fastnc.theory.margin import (
     neural_collapse_margin,
 )
 from fastnc.theory.norm_margins import margin_ratio_max, margin_ratio_spectral
-from fastnc.theory.rates import constants, exponents, fitted_exponent
+from fastnc.theory.rates import constants, exponents, fitted_exponent, limits
 from fastnc.theory.residuals import Residuals
+from fastnc.theory.seli import seli_distances
 from fastnc.theory.sphere import along_sphere, collapsed, optimal_loss
 
 __all__ = [
     "KKT", "AlignedFlow", "Example31", "Residuals", "SphereHessian", "along_sphere", "collapsed",
-    "constants", "exponents", "fitted_exponent", "hessian_spectrum", "kkt", "margin_decomposition",
-    "margin_ratio",
+    "constants", "exponents", "fitted_exponent", "hessian_spectrum", "kkt", "limits",
+    "margin_decomposition", "margin_ratio",
     "margin_ratio_max", "margin_ratio_spectral", "margins", "neural_collapse_margin",
-    "optimal_loss", "tangent_curvature",
+    "optimal_loss", "seli_distances", "tangent_curvature",
 ]  # fmt: skip

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastnc._core import arrays
 from fastnc._core.serial import serial
-from fastnc.reference import class_means
+from fastnc.reference import class_means, equiangular, equinorm, self_duality
+from fastnc.theory.seli import encoded_labels
 
 Floats = NDArray[np.float64]
 
@@ -39,6 +40,40 @@ def exponents(n_classes: int, dim: int) -> dict[str, float]:
         "equiangular_classifier", "self_duality", "1 - margin_ratio", "1 - beta",
     )  # fmt: skip
     return {"within_class": -0.5} | dict.fromkeys(slow, -1.0)
+
+
+def limits(class_sizes: ArrayLike, dim: int) -> dict[str, float]:
+    """What Figure 2's quantities tend to along a generic flow, for `dim >= K - 1`.
+
+    All to 0 for equal class sizes. For unequal ones the limit is the SELI geometry
+    (`fastnc.theory.seli`), in which the norms of classes differ, their angles are not those of a
+    simplex, and features and classifier are not dual: these quantities stay. What still vanishes,
+    `within_class` as (log t)^-1/2 and `1 - margin_ratio`, `1 - beta` and the distances to SELI as
+    1 / log t, does so for any sizes.
+
+    Raises
+    ------
+    ValueError
+        A class without a sample, or `dim < K - 1`, whose limit is not known.
+    """
+    counts = np.asarray(class_sizes)
+    K = len(counts)
+    if counts.min() < 1 or dim < K - 1:
+        raise ValueError(
+            f"every class must have a sample and `dim` must be at least {K - 1}; got class sizes "
+            f"{counts.tolist()} and dim={dim}."
+        )
+    V, L, U = encoded_labels(counts)
+    W = V * np.sqrt(L)
+    means = (U * np.sqrt(L)) / np.sqrt(counts)[:, None]
+    return {
+        "equinorm_features": equinorm(means),
+        "equinorm_classifier": equinorm(W),
+        "within_class": 0.0,
+        "equiangular_features": equiangular(means),
+        "equiangular_classifier": equiangular(W),
+        "self_duality": self_duality(W, means),
+    }
 
 
 @dataclass(frozen=True)

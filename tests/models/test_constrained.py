@@ -4,6 +4,7 @@ import model_oracles as oracles
 import numpy as np
 import pytest
 
+import fastnc
 from fastnc import models as M
 
 
@@ -133,3 +134,45 @@ def test_unknown_optima_are_refused_with_the_reason(call, sentence):
 def test_bad_parameters(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+@pytest.mark.parametrize("average", ["class", "sample"])
+def test_unequal_sizes_under_the_norm_constraint(average):
+    model = M.norm_constrained(4, None, 4, 2.0, 1.5, class_sizes=(9, 4, 4, 1), average=average)
+    best = model.optimum()
+    assert 0.0 <= best.certificate < 1e-7
+    assert model.objective(best.W, best.H) == pytest.approx(best.value, rel=1e-12)
+    # Both constraints are active, to rounding; the energies written out.
+    assert (best.W**2).sum() / 4 == pytest.approx(2.0, rel=1e-9)
+    energies = (best.H**2).sum(axis=1)
+    by_class = [energies[model.y == k].mean() for k in range(4)]
+    mean = np.mean(by_class) if average == "class" else energies.mean()
+    assert mean == pytest.approx(1.5, rel=1e-9)
+    assert model.violation(best.W, best.H) < 1e-9 < model.violation(best.W, 1.1 * best.H)
+    # L-BFGS over directions knows nothing of the convex program.
+    found = fastnc.solve(model, seed=1)
+    assert -1e-7 < found.gap < 1e-6
+
+
+def test_equal_sizes_that_are_listed_have_the_closed_form():
+    closed = M.norm_constrained(3, 5, 4, 2.0, 1.5).optimum().value
+    for average in ("class", "sample"):
+        listed = M.norm_constrained(3, None, 4, 2.0, 1.5, class_sizes=(5, 5, 5), average=average)
+        assert listed.optimum().value == closed
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"n_per_class": 2, "class_sizes": (2, 2, 2)}, "exactly one of `n_per_class` and `class_s"),
+        ({"n_per_class": None}, "exactly one of `n_per_class` and `class_sizes` must be given"),
+        ({"n_per_class": None, "class_sizes": (2, 2)}, "`class_sizes` must list 3 classes; got 2"),
+        (
+            {"n_per_class": 2, "average": "mean"},
+            "`average` must be 'class' or 'sample'; got",
+        ),
+    ],
+)
+def test_norm_constraint_of_bad_sizes(more, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        M.norm_constrained(n_classes=3, dim=4, energy_W=1.0, energy_H=1.0, **more)

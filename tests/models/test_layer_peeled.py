@@ -185,7 +185,7 @@ def test_bad_sizes_and_arrays(call, sentence):
 @row
 def test_a_model_is_shown_and_pickled_under_its_public_name(model):
     name = type(model).__name__
-    assert getattr(M, name) is type(model) and repr(model).startswith(f"{name}(n_classes=") or (
+    assert (getattr(M, name) is type(model) and repr(model).startswith(f"{name}(n_classes=")) or (
         repr(model).startswith(f"{name}(class_sizes=")
     )
     again = pickle.loads(pickle.dumps(model))

@@ -17,6 +17,7 @@ from fastnc.dynamics.snapshot import measure
 from fastnc.dynamics.steppers import Failed
 from fastnc.theory.margin import TERMS, margin_decomposition
 from fastnc.theory.rates import aligned_singular_values
+from fastnc.theory.seli import seli_distances
 
 Array = NDArray[Any]
 
@@ -61,6 +62,8 @@ class FlowStepper:
             self._basis = basis.T
             W, H = np.split(np.ascontiguousarray(coordinates.T), [len(W)])
         self.equation = FlowEquation(W.shape, self.y, solver, decays)
+        counts = np.bincount(self.y, minlength=len(W))
+        self._is_unequal = 0 < counts.min() < counts.max() and W.shape[1] >= len(W) - 1
         self._gram, self._mean = W.T @ W - H.T @ H, W.mean(axis=0)
         self._aligned = aligned_singular_values(W, H, self.y).tolist()
         theta = np.concatenate([W.ravel(), H.ravel()])
@@ -203,6 +206,8 @@ class FlowStepper:
                 terms = margin_decomposition(W, H, self.y)
                 row["conserved_drift"] = self._drifts()["gram_drift"]
                 row |= {name: float(getattr(terms, name)) for name in TERMS}
+                if self._is_unequal:
+                    row |= seli_distances(W, H, self.y)
             else:
                 row["objective"] = self.model.objective(self.W, self.H)
         return row

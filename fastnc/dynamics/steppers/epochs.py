@@ -87,6 +87,15 @@ class HostEpochs(Epochs):
         self.H_low = np.zeros_like(H) if compensated else np.zeros((0, 0), H.dtype)
         self._kept: tuple[int, dict[str, NDArray[Any]]] | None = None
 
+    def blame(self) -> str:
+        """Three classes on a line, or as any other descent."""
+        if self.W.shape[1] == 1 and len(np.unique(self.y)) > 2:
+            return (
+                "on a line, `dim`=1, at most two classes can be separated, so that the loss does "
+                "not vanish while W and H grow. Take `dim` of at least 2."
+            )
+        return super().blame()
+
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays that change, as they are, by name."""
         return {"W": self.W, "H": self.H, "W_low": self.W_low, "H_low": self.H_low}

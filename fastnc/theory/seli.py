@@ -1,0 +1,67 @@
+"""The geometry that classes of unequal sizes tend to, simplex-encoded labels, and how far it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastnc._core import arrays
+from fastnc._core.serial import serial
+
+Floats = NDArray[np.float64]
+
+NAMES = ("seli_classifier", "seli_features", "seli_logits")
+
+
+def encoded_labels(class_sizes: Any) -> tuple[Floats, Floats, Floats]:
+    """V (K, K-1), L (K-1,), U (K, K-1) with `V L U^T = (I - 11^T/K) diag(sqrt n)`.
+
+    Thrampoulidis et al. (2022): at the optimum of the separation problem (5) for these class sizes
+    `W W^T = V L V^T`, `diag(sqrt n) M M^T diag(sqrt n) = U L U^T` with the class means M, and
+    `W M^T = I - 11^T/K`. For equal sizes that is the simplex ETF.
+    """
+    root = np.sqrt(np.asarray(class_sizes, dtype=np.float64))
+    V, L, Ut = np.linalg.svd(np.diag(root) - root / len(root))
+    # The last one is 0: every column of the matrix sums to 0.
+    return V[:, :-1], L[:-1], Ut[:-1].T
+
+
+@serial
+def seli_distances(W: Any, H: Any, y: Any) -> dict[str, float]:
+    """How far W and the class means are from the SELI geometry of their class sizes.
+
+    `|A/|A| - B/|B||` in the Frobenius norm, B the matrix of `encoded_labels`, of A = `W W^T`
+    (`seli_classifier`), of A = `diag(sqrt n) M M^T diag(sqrt n)` (`seli_features`) and of
+    A = `W M^T` (`seli_logits`). 0 at the limit of a generic flow, at most 2, NaN where A is 0.
+
+    Parameters
+    ----------
+    W : (K, d), H : (N, d) float32 or float64, d >= K - 1
+    y : (N,) integers in 0..K-1, every class among them
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `margins`; also a class without a sample.
+    """
+    W64, H64, labels = arrays.checked_problem(W, H, y)
+    K = len(W64)
+    counts = np.bincount(labels, minlength=K)
+    if not counts.min():
+        raise ValueError(f"`y` must hold every class; class {int(counts.argmin())} is absent.")
+    V, L, U = encoded_labels(counts)
+    sums = np.zeros_like(W64)
+    np.add.at(sums, labels, H64)
+    scaled = sums / np.sqrt(counts)[:, None]
+    pairs = (
+        (W64 @ W64.T, (V * L) @ V.T),
+        (scaled @ scaled.T, (U * L) @ U.T),
+        (W64 @ (sums / counts[:, None]).T, np.eye(K) - 1.0 / K),
+    )
+    with np.errstate(invalid="ignore"):
+        return {
+            name: float(np.linalg.norm(A / np.linalg.norm(A) - B / np.linalg.norm(B)))
+            for name, (A, B) in zip(NAMES, pairs, strict=True)
+        }
