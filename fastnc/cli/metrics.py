@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+if TYPE_CHECKING:
+    from fastnc.collapse.features_file import FeaturesFile
+
 
 def metrics(
-    file: Annotated[
-        Path,
+    files: Annotated[
+        list[Path],
         typer.Argument(
-            metavar="FILE",
+            metavar="FILE...",
             help="Keys features (N, d), labels (N,), optional weight (K, d), bias (K,): .npz, "
-            ".pt, .safetensors; or features.npy beside labels.npy.",
+            ".pt, .safetensors; or features.npy beside labels.npy. Several files, or a quoted "
+            "pattern, are parts of one set. Without features, each array is a layer.",
             show_default=False,
         ),
     ],
-    labels: Annotated[Path | None, typer.Option(help="Labels, a .npy file.")] = None,
-    weight: Annotated[Path | None, typer.Option(help="Classifier's rows, a .npy file.")] = None,
-    bias: Annotated[Path | None, typer.Option(help="Classifier's bias, a .npy file.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Labels: .npy, .pt or .csv.")] = None,
+    weight: Annotated[Path | None, typer.Option(help="Classifier's rows: .npy or .pt.")] = None,
+    bias: Annotated[Path | None, typer.Option(help="Classifier's bias: .npy or .pt.")] = None,
+    features_key: Annotated[str | None, typer.Option(help="Name of the features.")] = None,
+    labels_key: Annotated[str | None, typer.Option(help="Name of the labels.")] = None,
+    about: Annotated[
+        Path | None,
+        typer.Option(help="Training samples: FILE is held out, measured about their class means."),
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="Held-out samples, measured about the class means of FILE.")
+    ] = None,
+    ood: Annotated[
+        Path | None, typer.Option(help="Features of another distribution, for NC5.")
+    ] = None,
+    ignore_index: Annotated[
+        int | None, typer.Option(help="Samples with this label are left out, such as -100.")
+    ] = None,
+    min_count: Annotated[
+        int, typer.Option(help="Classes with fewer samples are left out.", min=1)
+    ] = 1,
     convention: Annotated[
-        Literal["paper", "papyan", "zhu", "rhubarbwu"] | None,
+        Literal["paper", "papyan", "papyan-notebook", "zhu", "rhubarbwu"] | None,
         typer.Option(help="That source's metrics, under its names and in its forms."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for everything written.")] = Path(
@@ -31,24 +55,157 @@ def metrics(
 ) -> None:
     """Neural-collapse metrics of saved features: table, JSON and figure.
 
-    Reads the file twice, in pieces; features that are mapped need not fit in memory. Writes
-    metrics.json, metrics.png and metrics.pdf to --out.
+    Reads the files twice, in pieces; features that are mapped need not fit in memory. Writes
+    metrics.json, metrics.png and metrics.pdf to --out; of several layers layers.json.
     """
+    from dataclasses import replace
+
     from fastnc._core.files import atomic_write, out_dir
     from fastnc._core.progress import progress_bar
-    from fastnc.collapse.features_file import read_features
+    from fastnc.collapse.layer_table import LayerTable
     from fastnc.collapse.measurement import measure
 
-    held = read_features(file, labels, weight, bias)
-    with progress_bar(2 * len(held.labels), "samples", "metrics") as bar:
-        told, statistics, names = measure(
-            held.features, held.labels, held.weight, held.bias, progress=bar.update
-        )
+    if about is not None and test is not None:
+        raise ValueError("`--about` and `--test` must not both be given: each names the other set.")
+    keys = {"features_key": features_key, "labels_key": labels_key}
+    paths = [path for given in files for path in _matching(given)]
+    more = {"labels": labels, "weight": weight, "bias": bias}
+    if len(paths) > 1 and labels is not None:
+        raise ValueError("`--labels` must belong to one FILE; several have labels of their own.")
+    held = [_read(path, keys, more) for path in paths]
+    train = held if about is None else [_read(about, keys, {})]
+    held = held if test is None else [_read(test, keys, {})]
+    apart = about is not None or test is not None
+    found, figures = LayerTable(), {}
+    layers = _layers(held)
+    total = 2 * sum(len(part.labels) for part in [*held, *(train if apart else [])]) * len(layers)
+    with progress_bar(total, "samples", "metrics") as bar, _words_of_files():
+        for name in layers:
+            W, b = _classifier([*held, *train]) if name == "" else (None, None)
+            given = (W, b, None, ignore_index, min_count, None, bar.update)
+            if apart:
+                _, statistics, names = measure(_parts(train, name), *given)
+                parts = _numbered(_parts(held, name), names, ignore_index)
+                told, _, _ = measure(
+                    parts, W, b, statistics, ignore_index, min_count, None, bar.update
+                )
+            else:
+                told, statistics, names = measure(_parts(held, name), *given)
+            if ood is not None:
+                told = replace(told, nc5=_nc5(_parts(train, name), ood, keys, ignore_index))
+            found[name], figures[name] = told, (statistics, names)
     folder = out_dir(out)
-    text = told.json(convention) + "\n"
-    written = [atomic_write(folder / "metrics.json", lambda f: f.write(text.encode()))]
-    from fastnc.plots import collapse_figure, save
+    if len(layers) > 1:
+        lines = ",\n".join(f'"{name}": {m.json(convention)}' for name, m in found.items())
+        text = f"{{\n{lines}\n}}\n"
+        written = [atomic_write(folder / "layers.json", lambda f: f.write(text.encode()))]
+        print(found)
+    else:
+        told, (statistics, names) = next(iter(found.values())), next(iter(figures.values()))
+        text = told.json(convention) + "\n"
+        written = [atomic_write(folder / "metrics.json", lambda f: f.write(text.encode()))]
+        print(told.table(convention), flush=True)
+        from fastnc.plots import collapse_figure, save
 
-    written += save(collapse_figure(told, statistics, names), folder / "metrics")
-    print(told.table(convention))
+        named = names[statistics.counts > 0]
+        written += save(collapse_figure(told, statistics, named), folder / "metrics")
     print("\nWritten:", *written, sep="\n  ")
+
+
+def _matching(path: Path) -> list[Path]:
+    """The file itself, or those that a pattern matches, in the order of their names."""
+    if path.exists() or not any(sign in path.name for sign in "*?["):
+        return [path]
+    found = sorted(path.parent.glob(path.name))
+    if not found:
+        raise FileNotFoundError(f"no file matches {str(path)!r}.")
+    return found
+
+
+def _read(path: Path, keys: dict[str, str | None], more: dict[str, Path | None]) -> FeaturesFile:
+    from fastnc.collapse.features_file import read_features
+
+    return read_features(
+        path,
+        more.get("labels"),
+        more.get("weight"),
+        more.get("bias"),
+        keys["features_key"],
+        keys["labels_key"],
+    )
+
+
+def _layers(held: list[FeaturesFile]) -> list[str]:
+    """The names of the layers; one without a name where a file has features."""
+    first = held[0].features
+    return list(first) if isinstance(first, dict) else [""]
+
+
+def _parts(held: list[FeaturesFile], name: str) -> list[tuple[Any, Any]]:
+    """Features and labels of a layer, part by part."""
+    parts = []
+    for part in held:
+        features = part.features
+        if isinstance(features, dict):
+            if name not in features:
+                raise ValueError(f"every file must hold the layer {name!r}; one does not.")
+            features = features[name]
+        parts.append((features, part.labels))
+    return parts
+
+
+def _numbered(
+    parts: list[tuple[Any, Any]], names: Any, ignore_index: int | None
+) -> list[tuple[Any, Any]]:
+    """Held-out samples with the class numbers of the training labels `names`."""
+    import numpy as np
+
+    told = []
+    for H, y in parts:
+        y = np.asarray(y).reshape(-1)
+        ignored = np.zeros(len(y), bool) if ignore_index is None else y == ignore_index
+        unknown = ~ignored & ~np.isin(y, names)
+        if unknown.any():
+            raise ValueError(
+                f"held-out labels must occur among the training labels; got {y[unknown][0]}."
+            )
+        told.append((H, np.where(ignored, y, np.searchsorted(names, y))))
+    return told
+
+
+def _classifier(held: list[FeaturesFile]) -> tuple[Any, Any]:
+    """The weight and bias of the first file that has them."""
+    with_weight = [part for part in held if part.weight is not None]
+    return (with_weight[0].weight, with_weight[0].bias) if with_weight else (None, held[0].bias)
+
+
+def _nc5(
+    parts: list[tuple[Any, Any]],
+    ood: Path,
+    keys: dict[str, str | None],
+    ignore_index: int | None,
+) -> float:
+    import numpy as np
+
+    from fastnc._core.arrays import as_numpy
+    from fastnc.collapse.features_file import read_unlabelled
+    from fastnc.collapse.out_of_distribution import nc5
+
+    if len(parts) > 1:
+        raise ValueError("`--ood` must be measured with one FILE; got several.")
+    other = read_unlabelled(ood, keys["features_key"])
+    H, y = parts[0]
+    return nc5(H, np.asarray(as_numpy(y)), other, ignore_index=ignore_index)
+
+
+@contextmanager
+def _words_of_files() -> Iterator[None]:
+    """Messages name what the files call it: features and labels, not H and y."""
+    words = {"`H`": "`features`", "`y`": "`labels`", "`W`": "`weight`"}
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        text = str(error)
+        for ours, theirs in words.items():
+            text = text.replace(ours, theirs)
+        raise type(error)(text) from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json as _json
 import math
 import os
 import pickle
@@ -17,10 +19,20 @@ from numpy.typing import NDArray
 from fastnc._core.arrays import as_numpy
 
 KEYS = ("features", "labels", "weight", "bias")
+# What else these are called in files that people have.
+NAMES = {
+    "features": ("feats", "feature", "embeddings", "embedding", "embeds", "H", "X", "x", "h"),
+    "labels": ("label", "targets", "target", "y", "Y"),
+    "weight": ("W", "fc.weight", "classifier.weight", "head.weight", "lm_head.weight"),
+    "bias": ("b", "fc.bias", "classifier.bias", "head.bias", "lm_head.bias"),
+}
 
 
 class FeaturesFile(NamedTuple):
-    """What a file holds: H (N, d), y (N,), and where there is a classifier W (K, d), bias (K,)."""
+    """What a file holds: H (N, d), y (N,), and where there is a classifier W (K, d), bias (K,).
+
+    `features` is a dictionary by name where the file has one array a layer.
+    """
 
     features: Any
     labels: NDArray[Any]
@@ -33,6 +45,8 @@ def read_features(
     labels: str | os.PathLike[str] | None = None,
     weight: str | os.PathLike[str] | None = None,
     bias: str | os.PathLike[str] | None = None,
+    features_key: str | None = None,
+    labels_key: str | None = None,
 ) -> FeaturesFile:
     """Features, labels and, if there is one, a classifier: from one file, or from a set of `.npy`.
 
@@ -44,7 +58,17 @@ def read_features(
         `labels.npy`, `weight.npy` and `bias.npy` beside `features.npy` are read, and for a name
         such as `train-features.npy`, `train-labels.npy` and so on.
     labels, weight, bias : path, optional
-        `.npy` files that take the place of what `path` holds or has beside it.
+        Files that take the place of what `path` holds or has beside it: `.npy`, `.pt` of one
+        tensor, and for labels `.csv` of one column or of a column named like labels.
+    features_key, labels_key : str, optional
+        What the arrays are called in `path`. Without one, names that many use are found too:
+        `embeddings`, `X`, `targets`, `y`, `fc.weight` and so on (`NAMES`).
+
+    Returns
+    -------
+    FeaturesFile
+        Where no array is called like features, all that have a row for each label, by their
+        names: the layers of a network.
 
     Raises
     ------
@@ -55,7 +79,8 @@ def read_features(
     Cost
     ----
     Features of `.npy`, uncompressed `.npz`, `.pt` and (with torch) `.safetensors` are mapped:
-    nothing of them is read here. A compressed `.npz` is read into memory.
+    nothing of them is read here. A compressed `.npz`, a `.pt` of torch before 1.6 and bfloat16
+    without torch are read into memory.
 
     Examples
     --------
@@ -67,37 +92,85 @@ def read_features(
     0.1067
     """
     path = Path(path)
-    named = {"labels": labels, "weight": weight, "bias": bias}
-    readers: dict[str, Callable[[Path], dict[str, Any]]] = {
-        ".npy": _npy_set,
-        ".npz": _npz,
-        ".pt": _pt,
-        ".pth": _pt,
-        ".safetensors": _safetensors,
-    }
-    reader = readers.get(path.suffix)
+    reader = READERS.get(path.suffix)
     if reader is None:
         raise ValueError(
-            f"`FILE` must end in {', '.join(readers)}; got {str(path)!r}. Save the arrays "
+            f"`FILE` must end in {', '.join(READERS)}; got {str(path)!r}. Save the arrays "
             f"{', '.join(KEYS)} with `numpy.savez`."
         )
     held = _whole(reader, path)
-    for key, place in named.items():
+    found = {key: _named(held, key, path) for key in KEYS}
+    for key, name in (("features", features_key), ("labels", labels_key)):
+        if name is not None and path.suffix != ".npy":
+            if name not in held:
+                raise ValueError(f"{str(path)!r} must hold {name!r}; got {_listed(held)}.")
+            found[key] = held[name]
+    for key, place in (("labels", labels), ("weight", weight), ("bias", bias)):
         if place is not None:
-            held[key] = _whole(_npy, Path(place))
-    missing = [key for key in KEYS[:2] if key not in held]
+            found[key] = _whole(_array, Path(place))
+    if found["labels"] is not None and found["features"] is None:
+        found["features"] = _layers(held, found["labels"]) or None
+    missing = [key for key in KEYS[:2] if found[key] is None]
     if missing:
+        where = ", or pass `--labels`" if labels is None and "labels" in missing else ""
         raise ValueError(
             f"{str(path)!r} must hold `features` and `labels`; {' and '.join(missing)} missing, "
-            f"got {', '.join(sorted(held)) or 'nothing'}. Name the arrays so, or pass `--labels`."
+            f"got {_listed(held)}. Name the arrays so, or pass `--features-key` or "
+            f"`--labels-key`{where}."
         )
     for key in KEYS:
-        if key in held and not hasattr(held[key], "shape"):
+        value = found[key]
+        if value is not None and not isinstance(value, dict) and not hasattr(value, "shape"):
             raise ValueError(
-                f"`{key}` of {str(path)!r} must be an array; got {type(held[key]).__name__}."
+                f"`{key}` of {str(path)!r} must be an array; got {type(value).__name__}."
             )
     return FeaturesFile(
-        held["features"], as_numpy(held["labels"]), held.get("weight"), held.get("bias")
+        found["features"], as_numpy(found["labels"]), found["weight"], found["bias"]
+    )
+
+
+def read_unlabelled(path: str | os.PathLike[str], features_key: str | None = None) -> Any:
+    """The features of a file that has no labels, as `read_features` finds them."""
+    path = Path(path)
+    if path.suffix not in READERS:
+        raise ValueError(f"`FILE` must end in {', '.join(READERS)}; got {str(path)!r}.")
+    held = _whole(READERS[path.suffix], path)
+    found = _named(held, "features", path) if features_key is None else held.get(features_key)
+    if not hasattr(found, "shape"):
+        raise ValueError(f"{str(path)!r} must hold `features`; got {_listed(held)}.")
+    return found
+
+
+def _named(held: dict[str, Any], key: str, path: Path) -> Any:
+    """What a file holds under a key, or under the one other name of it that many use."""
+    if key in held:
+        return held[key]
+    others = [name for name in NAMES[key] if name in held]
+    if len(others) > 1:
+        raise ValueError(
+            f"{str(path)!r} must hold one array of {key}; {' and '.join(others[:2])} may be. "
+            f"Name one `{key}`, or pass `--{key}-key`."
+        )
+    return held[others[0]] if others else None
+
+
+def _layers(held: dict[str, Any], labels: Any) -> dict[str, Any]:
+    """All arrays with a row for each label, by their names."""
+    known = {*KEYS, *(name for names in NAMES.values() for name in names)}
+    return {
+        name: value
+        for name, value in held.items()
+        if name not in known
+        and len(getattr(value, "shape", ())) == 2
+        and value.shape[0] == np.shape(labels)[0]
+    }
+
+
+def _listed(held: dict[str, Any]) -> str:
+    """The names that a file holds: few, short and printable."""
+    names = [ascii(name)[1:-1][:40] for name in sorted(held)]
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or (
+        "nothing"
     )
 
 
@@ -140,13 +213,27 @@ def _npz(path: Path) -> dict[str, Any]:
     held: dict[str, Any] = {}
     with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as arrays:
         for key in arrays.files:
-            if key in KEYS:
-                held[key] = _mapped(path, archive, f"{key}.npy")
-                if held[key] is None:
-                    held[key] = arrays[key]
-            else:
-                held[key] = None
+            held[key] = _mapped(path, archive, f"{key}.npy")
+            if held[key] is None:
+                held[key] = arrays[key] if _is_read(archive, key) else None
     return held
+
+
+def _is_read(archive: zipfile.ZipFile, key: str) -> bool:
+    """Whether a member that cannot be mapped is read: objects of names nobody asks for are not."""
+    names = {*KEYS, *(name for others in NAMES.values() for name in others)}
+    if key in names:
+        return True
+    try:
+        with archive.open(f"{key}.npy") as file:
+            read = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[np.lib.format.read_magic(file)]
+            shape, _, dtype = read(file)
+    except (KeyError, ValueError):
+        return False
+    return len(shape) <= 2 and dtype.kind in "fiu"
 
 
 def _mapped(path: Path, archive: zipfile.ZipFile, name: str) -> NDArray[Any] | None:
@@ -192,14 +279,16 @@ def _pt(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             # Of kinds of tensors that are refused below.
             warnings.simplefilter("ignore")
-            held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # Files of torch before 1.6 are no zip archives, and cannot be mapped.
+            mmap = zipfile.is_zipfile(path)
+            held = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError:
         # Torch's own message says how to load such a file all the same.
         raise ValueError("it holds more than tensors, or is none of torch's") from None
     if not isinstance(held, dict):
         raise ValueError(f"it must hold a dict of tensors; got {type(held).__name__}")
     for key, value in held.items():
-        if key in KEYS and isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor):
             _check_plain(key, value)
     return {str(key): value for key, value in held.items()}
 
@@ -219,8 +308,25 @@ def _safetensors(path: Path) -> dict[str, Any]:
         raise ImportError(
             "a `.safetensors` file needs safetensors: pip install 'fastnc[train]'."
         ) from None
-    with safe_open(path, framework=_framework()) as file:
-        return {key: file.get_tensor(key) if key in KEYS else None for key in file.keys()}  # noqa: SIM118
+    framework = _framework()
+    with safe_open(path, framework=framework) as file:
+        held = {}
+        for key in file.keys():  # noqa: SIM118
+            bits = framework == "np" and file.get_slice(key).get_dtype() == "BF16"
+            held[key] = _bfloat16(path, key) if bits else file.get_tensor(key)
+    return held
+
+
+def _bfloat16(path: Path, key: str) -> NDArray[np.float32]:
+    """A tensor of NumPy's missing dtype, as float32: the same bits and sixteen zeros."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        entry = _json.loads(file.read(size))[key]
+        begin, end = entry["data_offsets"]
+        file.seek(8 + size + begin)
+        bits = np.frombuffer(file.read(end - begin), "<u2")
+    wide = bits.astype(np.uint32) << np.uint32(16)
+    return wide.view(np.float32).reshape(entry["shape"])
 
 
 def _framework() -> str:
@@ -228,3 +334,41 @@ def _framework() -> str:
     import importlib.util
 
     return "pt" if importlib.util.find_spec("torch") else "np"
+
+
+def _array(path: Path) -> Any:
+    """One array of a file: `.npy`, `.pt` of one tensor, or a column of a `.csv`."""
+    if path.suffix == ".npy":
+        return _npy(path)
+    if path.suffix in (".pt", ".pth"):
+        import torch
+
+        value = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"it must hold one tensor; got {type(value).__name__}")
+        return value
+    if path.suffix in (".csv", ".txt"):
+        return _column(path)
+    raise ValueError(f"it must end in .npy, .pt or .csv; got {path.suffix!r}")
+
+
+def _column(path: Path) -> NDArray[np.int64]:
+    """Integers, one a line, or those of the column that is named like labels."""
+    with open(path, newline="") as file:
+        rows = [row for row in csv.reader(file) if row]
+    place, names = 0, [name.strip() for name in rows[0]]
+    if not names[0].lstrip("-").isdigit() or len(names) > 1:
+        known = [name for name in ("labels", *NAMES["labels"]) if name in names]
+        if len(names) > 1 and not known:
+            raise ValueError(f"no column of it is named labels; got {', '.join(names[:12])}")
+        place, rows = names.index(known[0]) if known else 0, rows[1:]
+    return np.array([int(row[place]) for row in rows], np.int64)
+
+
+READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    ".npy": _npy_set,
+    ".npz": _npz,
+    ".pt": _pt,
+    ".pth": _pt,
+    ".safetensors": _safetensors,
+}

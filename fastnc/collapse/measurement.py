@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,12 +82,11 @@ def collapse_metrics(
     >>> round(m.nc1_quotient, 6), m.equinorm_features
     (0.01, 0.0)
     """
-    return measure(H, y, W, bias, about, ignore_index, min_count, subset, progress)[0]
+    return measure([(H, y)], W, bias, about, ignore_index, min_count, subset, progress)[0]
 
 
 def measure(
-    H: Any,
-    y: Any,
+    parts: Sequence[tuple[Any, Any]],
     W: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     about: ClassStatistics | None = None,
@@ -96,24 +95,35 @@ def measure(
     subset: ArrayLike | None = None,
     progress: Progress | None = None,
 ) -> tuple[CollapseMetrics, ClassStatistics, NDArray[Any]]:
-    """What `collapse_metrics` returns, the statistics of its means, and the labels they go by."""
-    check_features(H, None)
-    if 0 in H.shape:
-        raise ValueError(f"`H` must not be empty; got shape {tuple(H.shape)}.")
+    """What `collapse_metrics` returns, the statistics of its means, and the labels they go by.
+
+    Features and labels may come in several parts.
+    """
     ignore_index = check_ignore_index(ignore_index)
     check_count("min_count", min_count, 1)
     if about is not None and not isinstance(about, ClassStatistics):
         raise TypeError(f"`about` must be ClassStatistics; got {type(about).__name__}.")
     if W is not None and (not hasattr(W, "shape") or len(W.shape) != 2):
         raise ValueError("`W` must be an array with 2 dimensions, one row a class.")
-    H, labels = with_labels(H, y)
+    dim = None
+    rows_of, labels_of = [], []
+    for H, y in parts:
+        check_features(H, dim)
+        if 0 in H.shape:
+            raise ValueError(f"`H` must not be empty; got shape {tuple(H.shape)}.")
+        dim = int(H.shape[-1])
+        H, labels = with_labels(H, y)
+        rows_of.append(H)
+        labels_of.append(labels)
+    if dim is None:
+        raise ValueError("`H` must not be empty; got no part.")
+    labels = labels_of[0] if len(labels_of) == 1 else np.concatenate(labels_of)
     if W is None and about is None:
         names, labels = number_labels(labels, ignore_index)
     else:
         more = "give a `W` with more rows" if about is None else "statistics of more classes"
         names = np.arange(about.n_classes if W is None else max(W.shape[0], 2))  # type: ignore[union-attr]
         labels = check_range(labels, len(names), ignore_index, more=more)
-    dim = int(H.shape[1])
     n_ignored = int((labels == IGNORED).sum())
     rows, offsets = check_classifier(W, bias, len(names), dim)
     if about is not None and (about.n_classes, about.dim) != (len(names), dim):
@@ -132,7 +142,7 @@ def measure(
     statistics = about
     if statistics is None:
         statistics = ClassStatistics(len(names), dim, ignore_index=IGNORED)
-        _pass(statistics, H, labels, progress)
+        _pass(statistics, rows_of, labels, progress)
         statistics.n_ignored = n_ignored
     deviations = ClassDeviations(
         statistics,
@@ -142,7 +152,7 @@ def measure(
         min_count=min_count,
     )
     deviations.ignore_index = IGNORED
-    _pass(deviations, H, labels, progress)
+    _pass(deviations, rows_of, labels, progress)
     deviations.n_ignored = n_ignored
     return deviations.metrics(), statistics, names
 
@@ -157,7 +167,7 @@ def class_statistics(
     if len(names) == 0:
         raise ValueError("`H` must not be empty; no sample has a label that counts.")
     statistics = ClassStatistics(len(names), int(H.shape[1]), ignore_index=IGNORED)
-    _pass(statistics, H, labels, None)
+    _pass(statistics, [H], labels, None)
     return statistics, names
 
 
@@ -176,11 +186,15 @@ def _chosen(subset: ArrayLike, names: NDArray[Any]) -> NDArray[np.int64]:
 
 def _pass(
     sink: ClassStatistics | ClassDeviations,
-    H: Any,
+    parts: Sequence[Any],
     labels: NDArray[Any],
     progress: Progress | None,
 ) -> None:
-    for first, part, of_part in batches(H, labels, pieces=progress is not None):
-        sink.update_from(first, part, of_part)
-        if progress is not None:
-            progress(len(of_part))
+    start = 0
+    for H in parts:
+        own = labels[start : start + len(H)]
+        for first, part, of_part in batches(H, own, pieces=progress is not None):
+            sink.update_from(start + first, part, of_part)
+            if progress is not None:
+                progress(len(of_part))
+        start += len(H)

@@ -73,7 +73,7 @@ def test_options_name_the_other_arrays(tmp_path):
 
 
 def test_labels_are_names_without_a_classifier(tmp_path):
-    np.savez(tmp_path / "named.npz", features=H, labels=np.array([-4, 0, 7, 8, 9, 10, 99])[Y])
+    np.savez(tmp_path / "named.npz", features=H, labels=np.array([4, 5, 7, 8, 9, 10, 99])[Y])
     done = invoke(tmp_path / "named.npz", "--out", tmp_path)
     assert done.exit_code == 0 and str(fastnc.collapse_metrics(H, Y)) in done.output
 
@@ -87,6 +87,119 @@ def test_the_figure_of_many_classes(tmp_path):
     figure = collapse_figure(s.metrics(), s)
     assert "400 of 1000 classes" in figure.axes[0].get_title()
     assert figure.axes[0].get_images()[0].get_array().shape == (400, 400)
+
+
+def test_parts_of_one_set(tmp_path):
+    whole = fastnc.collapse_metrics(H, Y, W, BIAS)
+    for part, rows in enumerate(np.array_split(np.arange(len(Y)), 3)):
+        held = {"features": H[rows], "labels": Y[rows]} | (
+            {"weight": W, "bias": BIAS} if part else {}
+        )
+        np.savez(tmp_path / f"feats-{part}.npz", **held)
+    for arguments in ([tmp_path / "feats-*.npz"], sorted(tmp_path.glob("feats-*.npz"))):
+        done = invoke(*arguments, "--out", tmp_path / "out")
+        assert done.exit_code == 0, done.output
+        told = json.loads((tmp_path / "out" / "metrics.json").read_text())
+        for name, value in whole.as_dict().items():
+            # Sums of the same numbers in another order.
+            assert told[name] == pytest.approx(value, rel=1e-11, abs=1e-13), name
+    done = invoke(tmp_path / "none-*.npz")
+    assert done.exit_code == 2 and "no file matches" in done.output
+
+
+def test_names_that_people_use(tmp_path):
+    whole = str(fastnc.collapse_metrics(H, Y, W))
+    np.savez(tmp_path / "a.npz", embeddings=H, targets=Y, **{"fc.weight": W})
+    done = invoke(tmp_path / "a.npz", "--out", tmp_path)
+    assert done.exit_code == 0 and whole in done.output, done.output
+    np.savez(tmp_path / "b.npz", mine=H, fine=Y % 2, coarse=Y, weight=W)
+    done = invoke(
+        tmp_path / "b.npz", "--features-key", "mine", "--labels-key", "coarse", "--out", tmp_path
+    )
+    assert done.exit_code == 0 and whole in done.output, done.output
+    np.savez(tmp_path / "c.npz", X=H, embeddings=H, labels=Y)
+    done = invoke(tmp_path / "c.npz")
+    assert done.exit_code == 2 and "pass `--features-key`" in done.output
+    done = invoke(tmp_path / "b.npz", "--features-key", "yours")
+    assert (
+        done.exit_code == 2 and "must hold 'yours'; got coarse, fine, mine, weight" in done.output
+    )
+
+
+@pytest.mark.parametrize("form", ["csv", "table", "pt"])
+def test_labels_of_their_own(tmp_path, form):
+    np.save(tmp_path / "f.npy", H)
+    if form == "pt":
+        torch = pytest.importorskip("torch")
+        torch.save(torch.from_numpy(Y), tmp_path / "y.pt")
+    elif form == "csv":
+        (tmp_path / "y.csv").write_text("\n".join(map(str, Y)))
+    else:
+        rows = [f"img{i}.png,{y}" for i, y in enumerate(Y)]
+        (tmp_path / "y.csv").write_text("\n".join(["file,label", *rows]))
+    place = tmp_path / ("y.pt" if form == "pt" else "y.csv")
+    done = invoke(tmp_path / "f.npy", "--labels", place, "--out", tmp_path)
+    assert done.exit_code == 0 and str(fastnc.collapse_metrics(H, Y)) in done.output, done.output
+    (tmp_path / "y.csv").write_text("a,b\n1,2\n")
+    done = invoke(tmp_path / "f.npy", "--labels", tmp_path / "y.csv")
+    assert done.exit_code == 2 and "no column of it is named labels; got a, b" in done.output
+
+
+def test_held_out_and_other_features(tmp_path):
+    names = np.array([3, 4, 7, 8, 9, 10, 99])
+    np.savez(tmp_path / "train.npz", features=H[:400], labels=names[Y[:400]])
+    np.savez(tmp_path / "test.npz", features=H[400:], labels=names[Y[400:]])
+    np.savez(tmp_path / "ood.npz", features=H[:9] + 1.0)
+    s = fastnc.ClassStatistics(7, 13)
+    s.update(H[:400], Y[:400])
+    wanted = fastnc.collapse_metrics(H[400:], Y[400:], about=s)
+    for arguments in (("test.npz", "--about", "train.npz"), ("train.npz", "--test", "test.npz")):
+        first, option, second = arguments
+        done = invoke(tmp_path / first, option, tmp_path / second, "--out", tmp_path)
+        assert done.exit_code == 0 and str(wanted) in done.output, done.output
+    done = invoke(
+        tmp_path / "train.npz", "--ood", tmp_path / "ood.npz", "--convention", "rhubarbwu",
+        "--out", tmp_path,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    told = json.loads((tmp_path / "metrics.json").read_text())["NC5: OOD deviation"]
+    assert told == pytest.approx(fastnc.nc5(H[:400], Y[:400], H[:9] + 1.0), rel=1e-12)
+    done = invoke(tmp_path / "train.npz", "--about", "a.npz", "--test", "b.npz")
+    assert done.exit_code == 2 and "`--about` and `--test` must not both be given" in done.output
+    np.savez(tmp_path / "test.npz", features=H[400:], labels=Y[400:])
+    done = invoke(tmp_path / "test.npz", "--about", tmp_path / "train.npz")
+    assert done.exit_code == 2 and "must occur among the training labels; got" in done.output
+
+
+def test_one_array_a_layer(tmp_path):
+    np.savez(tmp_path / "layers.npz", block1=H[:, :5], block2=H, labels=np.where(Y == 6, -100, Y))
+    done = invoke(tmp_path / "layers.npz", "--ignore-index", -100, "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    told = json.loads((tmp_path / "layers.json").read_text())
+    wanted = fastnc.collapse_metrics(H, np.where(Y == 6, -100, Y), ignore_index=-100)
+    assert told["block2"]["nc1"] == wanted.nc1 and told["block2"]["n_ignored"] == wanted.n_ignored
+    assert [line.split()[0] for line in done.output.splitlines()[:3]] == [
+        "layer",
+        "block1",
+        "block2",
+    ]
+
+
+def test_formats_by_what_can_be_read(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    halves = torch.from_numpy(H).bfloat16()
+    save_file({"features": halves, "labels": torch.from_numpy(Y)}, tmp_path / "h.safetensors")
+    wanted = fastnc.collapse_metrics(halves, Y)
+    monkeypatch.setattr("fastnc.collapse.features_file._framework", lambda: "np")
+    held = read_features(tmp_path / "h.safetensors")
+    # As where torch is not installed: bfloat16 was called damaged.
+    assert held.features.dtype == np.float32
+    assert fastnc.collapse_metrics(held.features, held.labels) == wanted
+    rows = {"features": torch.from_numpy(H), "labels": torch.from_numpy(Y)}
+    torch.save(rows, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    held = read_features(tmp_path / "old.pt")
+    assert fastnc.collapse_metrics(held.features, held.labels) == fastnc.collapse_metrics(H, Y)
 
 
 def spoilt(tmp_path, mistake):
@@ -120,9 +233,9 @@ def spoilt(tmp_path, mistake):
 @pytest.mark.parametrize(
     ("mistake", "sentence"),
     [
-        ("nan", "`H` must be finite; got nan in sample 437, feature 5."),
-        ("label", "`y` must lie in 0..6 (7 classes were given); got 7 at index 20."),
-        ("shape", "`W` must have 13 columns; got shape (7, 12)."),
+        ("nan", "`features` must be finite; got nan in sample 437, feature 5."),
+        ("label", "`labels` must lie in 0..6 (7 classes were given); got 7 at index 20."),
+        ("shape", "`weight` must have 13 columns; got shape (7, 12)."),
         (
             "missing",
             "must hold `features` and `labels`; labels missing, got bias, features",

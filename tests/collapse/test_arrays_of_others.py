@@ -1,0 +1,150 @@
+"""Features as other libraries have them, and files and labels that change while they are read."""
+
+import os
+import threading
+
+import numpy as np
+import oracles
+import pytest
+
+import fastnc
+
+H, Y, W, BIAS = oracles.clouds(4, 5, 60)
+
+
+def test_bfloat16_and_smaller_of_ml_dtypes():
+    """They ended in a typing error of twenty lines."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    for dtype in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn):
+        rounded = H.astype(dtype)
+        wanted = fastnc.collapse_metrics(rounded.astype(np.float64), Y, W, BIAS)
+        assert fastnc.collapse_metrics(rounded, Y, W, BIAS) == wanted
+    weights = W.astype(ml_dtypes.bfloat16), BIAS.astype(ml_dtypes.bfloat16)
+    wide = (x.astype(np.float64) for x in weights)
+    assert fastnc.collapse_metrics(H, Y, *weights) == fastnc.collapse_metrics(H, Y, *wide)
+
+
+def test_arrays_of_jax():
+    jnp = pytest.importorskip("jax.numpy")
+    rounded = jnp.asarray(H, dtype=jnp.bfloat16)
+    wanted = fastnc.collapse_metrics(np.asarray(rounded).astype(np.float64), Y)
+    assert fastnc.collapse_metrics(rounded, jnp.asarray(Y)) == wanted
+
+
+def test_arrays_without_rows_in_memory():
+    scipy_sparse = pytest.importorskip("scipy.sparse")
+    torch = pytest.importorskip("torch")
+    rows = torch.from_numpy(H)
+    for odd, sentence in (
+        (scipy_sparse.csr_matrix(H), r"`H` must be a dense array in memory; it is sparse\. Pass"),
+        (rows.to_sparse(), r"`H` must be a dense array in memory; it is sparse_coo\. Pass `\.to_d"),
+        (rows.to("meta"), r"`H` must be a dense array in memory; it is meta"),
+        (
+            torch.quantize_per_tensor(rows.float(), 0.1, 0, torch.qint8),
+            r"`H` must be a dense array in memory; it is quantised",
+        ),
+    ):
+        with pytest.raises(TypeError, match=sentence):
+            fastnc.collapse_metrics(odd, Y)
+    with pytest.raises(TypeError, match=r"`H` must hold floats .*; got \[\("):
+        fastnc.collapse_metrics(np.zeros((3, 2), [("a", "f4")]), Y[:3])
+    negated = torch._neg_view(rows)
+    assert fastnc.collapse_metrics(negated, Y) == fastnc.collapse_metrics(-H, Y)
+
+
+def test_labels_that_another_thread_changes():
+    """Labels out of range led a kernel out of its arrays, and the process to its end."""
+    rows = np.random.default_rng(0).standard_normal((20_000, 8), dtype=np.float32)
+    y = np.arange(20_000) % 4
+    known, done = fastnc.collapse_metrics(rows, y), threading.Event()
+
+    def disturb():
+        while not done.is_set():
+            y[::7] = 10**9
+            y[:] = np.arange(20_000) % 4
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        for _ in range(20):
+            try:
+                told = fastnc.collapse_metrics(rows, y, np.ones((4, 8)))
+                assert told.n_classes == known.n_classes
+            except ValueError as error:
+                assert "`y` must lie in 0..3" in str(error)
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("how", ["npy", "npz"])
+def test_a_mapped_file_that_is_cut_while_it_is_read(tmp_path, monkeypatch, how):
+    """Whoever touches such a map is ended by SIGBUS; the file says so in a sentence."""
+    from fastnc.collapse.features_file import read_features
+
+    rows = np.random.default_rng(0).standard_normal((4000, 16))
+    y = np.arange(4000) % 4
+    monkeypatch.setattr("fastnc.collapse.batch.BATCH_BYTES", 1000 * 16 * 8)
+    if how == "npy":
+        np.save(tmp_path / "f.npy", rows)
+        path = tmp_path / "f.npy"
+        mapped = np.load(path, mmap_mode="r")
+    else:
+        np.savez(tmp_path / "f.npz", labels=y, features=rows)
+        path = tmp_path / "f.npz"
+        mapped = read_features(path).features
+    assert isinstance(mapped, np.memmap)
+    whole = fastnc.collapse_metrics(mapped[5:], y[5:])
+    assert whole.nc1 == pytest.approx(fastnc.collapse_metrics(rows[5:], y[5:]).nc1, rel=1e-12)
+    assert fastnc.collapse_metrics(mapped[::2], y[::2]).n_samples == 2000
+    seen = []
+
+    def cut(n):
+        seen.append(n)
+        if len(seen) == 2:
+            os.truncate(path, 100_000)
+
+    with pytest.raises(ValueError, match=r"ended before its last sample: it was cut while"):
+        fastnc.collapse_metrics(mapped, y, progress=cut)
+
+
+def test_ranks_that_reduce_twice():
+    torch = pytest.importorskip("torch")
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        s = fastnc.ClassStatistics(4, 5)
+        s.update(H, Y)
+        s.all_reduce()
+        t = fastnc.ClassDeviations(s, W)
+        t.update(H, Y)
+        t.all_reduce()
+        for gathered in (s, t):
+            with pytest.raises(RuntimeError, match=r"`all_reduce` must be called once: this holds"):
+                gathered.all_reduce()
+        again = fastnc.ClassStatistics(4, 5)
+        again.load_state_dict(s.state_dict())
+        with pytest.raises(RuntimeError, match=r"`all_reduce` must be called once"):
+            again.all_reduce()
+        assert t.metrics().n_samples == 60
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_second_pass_of_other_samples():
+    """Only the total was compared: NC1 7.25 where it is .0833."""
+    s = fastnc.ClassStatistics(2, 1)
+    s.update(np.array([[1.0], [3.0], [-2.0]]), np.array([0, 0, 1]))
+    t = fastnc.ClassDeviations(s)
+    t.update(np.array([[9.0], [-9.0], [0.0]]), np.array([1, 1, 0]))
+    with pytest.raises(ValueError, match=r"of class 0 they have 2, it saw 1\. Give the same batch"):
+        t.metrics()
+    t = fastnc.ClassDeviations(s)
+    t.update(np.array([[9.0], [-9.0], [0.0]]), np.array([0, 0, 1]))
+    with pytest.raises(ValueError, match=r"add up to 2, and here to 174\. Give the same batches"):
+        t.metrics()
+    # Rounding of features that are computed anew is no other sample.
+    t = fastnc.ClassDeviations(s)
+    t.update(np.array([[1.0], [3.0000001], [-2.0]], np.float32), np.array([0, 0, 1]))
+    assert t.metrics().nc1 == pytest.approx(0.0833, abs=1e-4)
