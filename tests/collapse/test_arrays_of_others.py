@@ -39,10 +39,6 @@ def test_arrays_without_rows_in_memory():
         (scipy_sparse.csr_matrix(H), r"`H` must be a dense array in memory; it is sparse\. Pass"),
         (rows.to_sparse(), r"`H` must be a dense array in memory; it is sparse_coo\. Pass `\.to_d"),
         (rows.to("meta"), r"`H` must be a dense array in memory; it is meta"),
-        (
-            torch.quantize_per_tensor(rows.float(), 0.1, 0, torch.qint8),
-            r"`H` must be a dense array in memory; it is quantised",
-        ),
     ):
         with pytest.raises(TypeError, match=sentence):
             fastnc.collapse_metrics(odd, Y)

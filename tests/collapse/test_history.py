@@ -136,3 +136,21 @@ def test_distance_of_one_from_the_rest():
     assert np.isnan(fastnc.one_vs_rest_distance(np.zeros((3, 2))))
     with pytest.raises(ValueError, match=r"`W` must have at least 2 rows; got shape \(1, 3\)"):
         fastnc.one_vs_rest_distance(V[:1])
+
+
+def test_energies_of_many_pairs(monkeypatch):
+    """Tiles and, from some rows on, single precision: averages of 3e5 pairs keep six digits."""
+    from fastnc.collapse import pair_energies
+
+    C = np.random.default_rng(0).standard_normal((800, 5))
+    # Two directions that nearly meet, which single precision alone would not tell apart.
+    C[700] = C[3] + 1e-5
+    known = oracles.energies(C)
+    for single, tolerance in ((10_000, 1e-11), (2, 2e-5)):
+        monkeypatch.setattr(pair_energies, "SINGLE", single)
+        told = pair_energies.pair_energies(C)
+        for ours, theirs in (
+            ("log", "gnc2_log"), ("log_variance", "gnc2_log_variance"),
+            ("distance_variance", "gnc2_distance_variance"),
+        ):  # fmt: skip
+            assert getattr(told, ours) == pytest.approx(known[theirs], rel=tolerance), ours
