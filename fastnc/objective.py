@@ -42,6 +42,11 @@ def which(x: Any) -> str:
     return home(x)
 
 
+# A result that is not finite is answered by a sentence, and not by NumPy's warning before it.
+_quiet = np.errstate(all="ignore")
+
+
+@_quiet
 def loss(
     W: Any,
     H: Any,
@@ -112,6 +117,7 @@ def loss(
     return call.value(out)
 
 
+@_quiet
 def loss_and_grads(
     W: Any,
     H: Any,
@@ -158,6 +164,7 @@ def loss_and_grads(
     return call.value(out), call.result(grad_W), call.result(grad_H)
 
 
+@_quiet
 def log_loss_and_grads(
     W: Any,
     H: Any,
@@ -207,6 +214,7 @@ def log_loss_and_grads(
     return call.value(out), call.result(grad_W), call.result(grad_H)
 
 
+@_quiet
 def hessian_vector_product(
     W: Any,
     H: Any,
@@ -265,6 +273,7 @@ def hessian_vector_product(
     return call.result(HW), call.result(HH)
 
 
+@_quiet
 def gradient_step(
     W: Any,
     H: Any,

@@ -42,9 +42,59 @@ def dtype_name(x: Any) -> str:
 def as_numpy(x: Any) -> np.ndarray:
     """`x` as a NumPy array, without a copy where it shares memory (a CPU tensor does)."""
     if is_torch(x):
-        array: np.ndarray = x.detach().cpu().numpy()
+        array: np.ndarray = x.detach().cpu().resolve_neg().resolve_conj().numpy()
         return array
     return np.asarray(x)
+
+
+def check_array(name: str, x: Any) -> None:
+    """`x` must be an array with its numbers in memory: the one place that says what that is.
+
+    NumPy's arrays, torch's strided tensors, and what has a dtype and a shape and hands NumPy an
+    array of that shape, as JAX's arrays do.
+    """
+    if is_torch(x):
+        lacking = _lacking(x)
+        if lacking:
+            raise TypeError(f"`{name}` must be a dense tensor of plain numbers; got {lacking}.")
+        return
+    if isinstance(x, np.ndarray):
+        return
+    offers = all(hasattr(x, name) for name in ("dtype", "shape", "__array__"))
+    if isinstance(x, type) or not offers or _array_shape(x) != x.shape:
+        way_out = next((way for way in _WAYS_OUT if hasattr(type(x), way)), None)
+        raise TypeError(
+            f"`{name}` must be a NumPy array or a torch tensor; got {type(x).__name__}."
+            + (f" Give what its `.{way_out}()` returns." if way_out else "")
+        )
+
+
+# How others' arrays become NumPy's: SciPy's sparse ones, those of data frames.
+_WAYS_OUT = ("toarray", "to_numpy")
+
+
+def _lacking(x: Any) -> str:
+    """What makes a tensor no array of numbers; "" for one that is."""
+    if x.is_nested:
+        return "a nested one. Pad it: `.to_padded_tensor(0.0)`"
+    if hasattr(x, "full_tensor"):
+        return "a part of one that is spread over ranks. Gather it: `.full_tensor()`"
+    if str(x.layout) != "torch.strided":
+        return "a sparse one. Fill it: `.to_dense()`"
+    if x.is_meta:
+        return "one of the device 'meta', which has none. Move its module: `.to_empty()`"
+    if x.is_quantized:
+        return "a quantised one. Convert it: `.dequantize()`"
+    return ""
+
+
+def _array_shape(x: Any) -> tuple[int, ...] | None:
+    """The shape of the array that a foreign object hands out; None if it hands out none."""
+    try:
+        return np.asarray(x).shape
+    # Whatever a foreign object raises: it is no array.
+    except Exception:
+        return None
 
 
 def row_major(x: Any, dtype: Any = None) -> np.ndarray:
@@ -78,10 +128,7 @@ def like(result: np.ndarray, x: Any) -> Any:
 
 def check_matrix(name: str, x: Any, shape: tuple[int | None, int | None]) -> None:
     """`x` must be a 2-d float array whose sizes are those of `shape` (None: any, at least 1)."""
-    if not hasattr(x, "dtype") or not hasattr(x, "shape"):
-        raise TypeError(
-            f"`{name}` must be a NumPy array or a torch tensor; got {type(x).__name__}."
-        )
+    check_array(name, x)
     if len(x.shape) != 2:
         raise ValueError(f"`{name}` must have 2 dimensions; got shape {tuple(x.shape)}.")
     for axis, want in enumerate(shape):
@@ -144,7 +191,14 @@ def check_labels(
     """
     check_unmasked(name, y)
     # A copy: what is checked here must be what a kernel reads as addresses, whoever writes to `y`.
-    labels = np.array(as_numpy(y))
+    if is_torch(y):
+        check_array(name, y)
+    try:
+        labels = np.array(as_numpy(y))
+    except (ValueError, TypeError, OverflowError):
+        raise TypeError(
+            f"`{name}` must be an array of integers; got {type(y).__name__}, which is none."
+        ) from None
     if labels.ndim != 1:
         raise ValueError(f"`{name}` must have 1 dimension; got shape {labels.shape}.")
     # `np.integer` is a base of the timedelta too.
@@ -166,8 +220,12 @@ def check_labels(
 
 
 def _is_number(value: Any) -> bool:
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    return number and bool(abs(value) < math.inf)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # A whole number beyond any float.
+        return False
 
 
 def check_positive(name: str, value: Any) -> None:

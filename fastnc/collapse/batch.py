@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._core.arrays import check_unmasked, dtype_name, home, is_torch
+from fastnc._core.arrays import check_array, check_unmasked, dtype_name, home, is_torch
 from fastnc.collapse.labels import check_range, with_labels
 from fastnc.collapse.mapped import mapped_file
 
@@ -29,9 +29,7 @@ class Moments(NamedTuple):
 
 def check_features(H: Any, dim: int | None) -> None:
     """`H` must be (n, dim), or (..., dim) with a sample at every place, of floats in memory."""
-    if not hasattr(H, "dtype") or not hasattr(H, "shape"):
-        raise TypeError(f"`H` must be a NumPy array or a torch tensor; got {type(H).__name__}.")
-    check_dense("H", H)
+    check_array("H", H)
     if len(H.shape) < 2:
         raise ValueError(f"`H` must have 2 dimensions, one sample a row; got {tuple(H.shape)}.")
     if dim is not None and H.shape[-1] != dim:
@@ -43,21 +41,6 @@ def check_features(H: Any, dim: int | None) -> None:
             f"`H` must hold floats of half, single or double precision; got {dtype_name(H)}."
         )
     check_unmasked("H", H)
-
-
-def check_dense(name: str, x: Any) -> None:
-    """`x` must have its rows in memory: no sparse, nested, quantised or meta array."""
-    if is_torch(x):
-        kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
-        kind = "meta" if x.is_meta else "quantised" if x.is_quantized else kind
-        if kind == "strided":
-            return
-        way = "`.to_dense()`" if "sparse" in kind else "a plain tensor"
-    elif hasattr(x, "toarray"):
-        kind, way = "sparse", "`.toarray()`"
-    else:
-        return
-    raise TypeError(f"`{name}` must be a dense array in memory; it is {kind}. Pass {way}.")
 
 
 def _holds_floats(H: Any) -> bool:

@@ -13,7 +13,7 @@ import functools
 import os
 import sys
 import threading
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ContextDecorator, contextmanager, nullcontext, suppress
 
 import numba
 import numpy.linalg  # noqa: F401  (loads NumPy's BLAS)
@@ -22,8 +22,12 @@ from numba.np.ufunc import parallel
 from threadpoolctl import ThreadpoolController
 
 
-class _SerialBlas:
-    """Every BLAS of the process uses one thread a call while anybody is in here."""
+class _SerialBlas(ContextDecorator):
+    """Every BLAS of the process uses one thread a call while anybody is in here.
+
+    Sums of a BLAS have an order of their own for each number of threads: what a user sees, and
+    what must have the same bits on any machine, is computed in here. Also a decorator.
+    """
 
     def __init__(self):
         self._libraries = ThreadpoolController().select(user_api="blas").lib_controllers
