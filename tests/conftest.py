@@ -9,3 +9,12 @@ if "TRITON_INTERPRET" not in os.environ and "FASTNC_TEST_DEVICE" not in os.envir
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Figures are only ever written to files here.
 os.environ.setdefault("MPLBACKEND", "Agg")
+# What the terminal of whoever runs the tests is like, or a service that shows their output in
+# colours, is not what a command prints: typer and rich ask for these when they are imported.
+for name in ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "CLICOLOR_FORCE", "TTY_COMPATIBLE",
+             "TTY_INTERACTIVE", "TERMINAL_WIDTH", "LINES"):  # fmt: skip
+    os.environ.pop(name, None)
+os.environ["COLUMNS"] = "200"
+# Of a job that started the tests, and not of what they start.
+for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "OMP_NUM_THREADS"):
+    os.environ.pop(name, None)

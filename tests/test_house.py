@@ -74,3 +74,13 @@ def test_every_kernel_is_kept_in_our_own_cache():
         )
         assert not numbas, f"{path.name}: take `njit` and `cfunc` from fastnc.kernels.cpu.options"
         assert "cache=True" not in text, path.name
+
+
+def test_tests_stay_in_the_repository_and_away_from_clocks():
+    """What holds here must hold on any machine: no folder beside it, no alarm for a run."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        text = path.read_text() if path.name != "test_house.py" else ""
+        climbs = re.findall(r"__file__\)((?:\.parent)+)", text)
+        depth = len(path.relative_to(ROOT).parts)
+        assert all(c.count(".parent") <= depth for c in climbs), path
+        assert "setitimer" not in text and "signal.alarm" not in text, path
