@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import secrets
@@ -17,6 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+_NAMES = "__names__"
 # What looking for one's own arrays in a file of another kind may raise.
 FOREIGN = (KeyError, IndexError, ValueError, TypeError, OverflowError, RecursionError)
 
@@ -97,8 +99,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> Path:
-    """Write arrays as an uncompressed `.npz`, atomically."""
-    return atomic_write(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+    """Write arrays as an uncompressed `.npz`, atomically.
+
+    Their names are written too: each array has a sum of its own in a zip file, its list has none.
+    """
+    named = {**arrays, _NAMES: np.array(json.dumps(list(arrays)))}
+    return atomic_write(path, lambda file: np.savez(file, **named))  # type: ignore[arg-type]
 
 
 def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
@@ -119,7 +125,14 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("not an archive of arrays")
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
+        # A member that does not begin as an array does is handed out as bytes.
+        if not all(isinstance(values, np.ndarray) for values in arrays.values()):
+            raise ValueError("not every member is an array")
+        names = arrays.pop(_NAMES, None)
+        if names is not None and json.loads(str(names)) != list(arrays):
+            raise ValueError("not the arrays that it was written with")
+        return arrays
     except (
         # A bit that says "encrypted", or a packing that is not known, is a RuntimeError.
         *FOREIGN, EOFError, OSError, MemoryError, SyntaxError, RuntimeError,

@@ -1,9 +1,14 @@
 """Atomic writes and the reader that unpickles nothing."""
 
+import os
+import subprocess
+import sys
+import zipfile
+
 import numpy as np
 import pytest
 
-from fastnc._core.files import atomic_write, out_dir, read_npz, write_npz
+from fastnc._core.files import atomic_write, locked, out_dir, read_npz, write_npz
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -67,3 +72,65 @@ def test_out_dir_says_what_is_wrong(tmp_path):
         out_dir(tmp_path / "file")
     with pytest.raises(OSError, match="`--out` must be a writable folder"):
         out_dir(tmp_path / "file" / "below")
+
+
+def test_a_column_that_is_lost_is_noticed(tmp_path):
+    """The list of a zip file's members has no sum: one that a damaged byte renames is just gone."""
+    path = write_npz(tmp_path / "a.npz", {"x": np.arange(3.0), "y": np.arange(4.0)})
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    for changed in ({"x", "__names__"}, {"x", "y", "__names__", "z"}):
+        np.savez(path, **{name: arrays.get(name, arrays["x"]) for name in changed})
+        with pytest.raises(ValueError, match="not the arrays that it was written with"):
+            read_npz(path, "the file")
+
+
+def test_a_member_of_other_bytes(tmp_path):
+    path = write_npz(tmp_path / "a.npz", {"x": np.arange(3.0)})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("y.npy", b"no array at all")
+    with pytest.raises(ValueError, match="not every member is an array"):
+        read_npz(path, "the file")
+
+
+def test_nobody_elses_file_is_written_through(tmp_path):
+    """A fixed temporary name may be a link, a pipe that nobody reads, or a user's own file."""
+    path, other = tmp_path / "a.bin", tmp_path / "other"
+    other.write_bytes(b"other's")
+    (tmp_path / "a.bin.part").symlink_to(other)
+    (tmp_path / ".fastnc-probe").write_bytes(b"mine")
+    os.mkfifo(tmp_path / ".a.bin.0123456789ab.part")
+    atomic_write(path, lambda file: file.write(b"new"))
+    out_dir(tmp_path)
+    assert path.read_bytes() == b"new" and other.read_bytes() == b"other's"
+    assert (tmp_path / ".fastnc-probe").read_bytes() == b"mine"
+    assert (tmp_path / "a.bin.part").is_symlink()
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    """Of a dead writer; what a living one holds is locked, and stays."""
+    dead, alive = (tmp_path / f".a.bin.{digit * 12}.part" for digit in "01")
+    dead.write_bytes(b"half")
+    with open(alive, "wb") as file:
+        assert locked(file.fileno())
+        atomic_write(tmp_path / "a.bin", lambda file: file.write(b"new"))
+        assert sorted(p.name for p in tmp_path.iterdir()) == [alive.name, "a.bin"]
+
+
+def test_two_writers_of_one_file(tmp_path):
+    """Both wrote one temporary file, and its two halves were of two calls, or it was gone."""
+    code = (
+        "import sys; from fastnc._core.files import atomic_write\n"
+        "for _ in range(60):\n"
+        "    atomic_write(sys.argv[1], lambda f: [f.write(sys.argv[2].encode()) for _ in '99'])"
+    )
+    path = tmp_path / "a.bin"
+    writers = [subprocess.Popen([sys.executable, "-c", code, path, c * 9999]) for c in "ab"]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert path.read_bytes() in {c * 9999 * 2 for c in (b"a", b"b")}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path):
+    with pytest.raises(OSError, match=r"'.*a\.bin' cannot be written: No such file or directory\."):
+        atomic_write(tmp_path / "gone" / "a.bin", lambda file: file.write(b"new"))
