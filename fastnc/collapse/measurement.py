@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastnc._core.arrays import as_numpy, check_count
+from fastnc._core.arrays import as_numpy, check_array, check_count
 from fastnc.collapse.batch import batches, check_features
 from fastnc.collapse.classifier import check_classifier
 from fastnc.collapse.deviations import ClassDeviations
@@ -103,8 +103,10 @@ def measure(
     check_count("min_count", min_count, 1)
     if about is not None and not isinstance(about, ClassStatistics):
         raise TypeError(f"`about` must be ClassStatistics; got {type(about).__name__}.")
-    if W is not None and (not hasattr(W, "shape") or len(W.shape) != 2):
-        raise ValueError("`W` must be an array with 2 dimensions, one row a class.")
+    if W is not None:
+        check_array("W", W)
+        if len(W.shape) != 2:
+            raise ValueError("`W` must be an array with 2 dimensions, one row a class.")
     dim = None
     rows_of, labels_of = [], []
     for H, y in parts:
