@@ -1,4 +1,4 @@
-"""From a torch model to its collapse table: thirty lines that fit any classifier.
+"""From a torch model to its collapse, layer by layer and on held-out data, in an ordinary loop.
 
 Run it: `python examples/your_network.py`. It trains a small network to the terminal
 phase on FashionMNIST where torchvision's folder `data/FashionMNIST/raw` is at hand (or named as
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import fastnc
+from fastnc.nn import CollapseTracker
 
 
 def images(folder: Path, n: int = 3000) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,20 +44,40 @@ def main() -> None:
     head = nn.Linear(64, 10)
     optimiser = torch.optim.Adam([*body.parameters(), *head.parameters()], lr=2e-3)
 
-    def collapse() -> fastnc.CollapseMetrics:
-        with torch.no_grad():
-            return fastnc.collapse_metrics(body(x), y, head.weight, head.bias)
+    # A sixth is held out; the loop for measuring is an ordinary one, in any order.
+    train, test = torch.arange(len(x)) % 6 > 0, torch.arange(len(x)) % 6 == 0
+    network = nn.Sequential(body, head)
+    tracker = CollapseTracker(network, layers=["0.1", "0.3", "1"])
 
-    before = collapse()
+    def run(samples: torch.Tensor) -> None:
+        with torch.no_grad(), tracker:
+            for batch in samples.nonzero()[:, 0][torch.randperm(int(samples.sum()))].split(500):
+                tracker.labels(y[batch])
+                network(x[batch])
+
+    network.eval()
+    history = fastnc.History()
+    run(train)
+    before = tracker.metrics()["1"]
+    history.add(0, before)
+    network.train()
+    x_train, y_train = x[train], y[train]
     for epoch in range(100):
         if epoch == 80:
             optimiser.param_groups[0]["lr"] = 2e-4
-        for batch in torch.randperm(len(x)).split(100):
+        for batch in torch.randperm(len(x_train)).split(100):
             optimiser.zero_grad()
-            nn.functional.cross_entropy(head(body(x[batch])), y[batch]).backward()
+            nn.functional.cross_entropy(network(x_train[batch]), y_train[batch]).backward()
             optimiser.step()
-    after = collapse()
-    print(after)
+    network.eval()
+    run(train)
+    table, about = tracker.metrics(), tracker.statistics()
+    after = table["1"]
+    history.add(100, after)
+    print(after, "\n\nLayer by layer:", table, sep="\n")
+    run(test)
+    held_out = tracker.metrics(about=about)["1"]
+    print("\nOn held-out samples:", *(f"{n}={v:.3g}" for n, v in held_out.flat().items()))
     for name in ("nc1", "within_class", "nc4_agreement"):
         print(f"{name}: {getattr(before, name):.3g} -> {getattr(after, name):.3g}")
     # The paper: in the terminal phase features gather at their class means.
