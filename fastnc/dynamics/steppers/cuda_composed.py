@@ -31,6 +31,8 @@ class CudaComposed(CudaDescent):
     ) -> None:
         super().__init__(W, H, y, lr=rule.lr)
         self.rule, self.freeze = rule, freeze or ""
+        loss = self.labels.new_zeros(1).double()
+        self._room = (loss, *(self.tensors[n].new_zeros(self.tensors[n].shape) for n in "WH"))
         for name in "WH":
             for moment in {Momentum: "m", Adam: "mv"}.get(_kind(rule), ""):
                 self.tensors[f"{moment}{name}"] = self.tensors[name].new_zeros(
@@ -44,11 +46,13 @@ class CudaComposed(CudaDescent):
 
     def make(self, epochs: int) -> None:
         """That many epochs; the device is not waited for."""
-        from fastnc.objective import loss_and_grads
+        from fastnc.kernels.gpu.cross_entropy import loss_and_grads
+        from fastnc.kernels.gpu.plan import EXACT
 
+        W, H = self.tensors["W"], self.tensors["H"]
+        loss, *gradients = self._room
         for epoch in range(self.epoch, self.epoch + epochs):
-            W, H = self.tensors["W"], self.tensors["H"]
-            _, *gradients = loss_and_grads(W, H, self.labels)
+            loss_and_grads(W, H, self.labels, 1.0 / len(self.y), loss, *gradients, EXACT)
             pair = self.lr if isinstance(self.lr, tuple) else (self.lr, self.lr)
             standing = Standing(epoch, math.nan, math.nan, (), (), math.nan)
             for name, gradient, lr in zip("WH", gradients, pair, strict=True):
