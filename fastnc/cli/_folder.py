@@ -12,8 +12,8 @@ from fastnc._core.files import locked, out_dir
 
 # What the commands that can be resumed write.
 RESULTS = re.compile(
-    r"(checkpoint|previous-checkpoint|run|run-rank|runs|peeled|figure2|figure3|flow|margin|sweep)"
-    r"[-\w]*\.(npz|pt|csv|png|pdf)"
+    r"(checkpoint|previous-checkpoint|run|run-rank|runs|peeled|figure2|figure3|depth|flow|margin|sweep)"
+    r"[-\w]*\.(npz|pt|csv|json|png|pdf)"
 )
 # A command that was refused, or that made nothing, leaves everything where it was.
 REFUSED = (ValueError, TypeError, OSError, ImportError)

@@ -90,6 +90,10 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write measurements for TensorBoard too.")
     ] = False,
+    depth: Annotated[
+        bool,
+        typer.Option("--depth", help="Profiles through the layers at three epochs: depth.png."),
+    ] = False,
     peel: Annotated[
         int, typer.Option(help="Epochs of gradient descent on the last W and H alone, after it.")
     ] = 0,
@@ -160,7 +164,7 @@ def train(
             run = run_training(
                 images, epochs, experiment, out=folder, checkpoint_every=checkpoint_every,
                 resume=resume, start=start, device=device, deterministic=deterministic,
-                compile=compile, tensorboard=tensorboard, progress=leads,
+                compile=compile, tensorboard=tensorboard, depth=depth, progress=leads,
             )  # fmt: skip
         except (Diverged, Interrupted) as stop:
             if leads and len(stop.run):
@@ -177,6 +181,13 @@ def train(
         written += save(figure3(run), folder / "figure3")
     except ValueError as reason:
         print(f"No figure: {reason}")
+    if depth:
+        from fastnc.plots import layers
+        from fastnc.training.depth import load
+
+        written += save(
+            layers({f"epoch {e}": t for e, t in load(folder).items()}), folder / "depth"
+        )
     last = {name: run[name][-1] for name in run.columns}
     print(
         f"epoch {last['epoch']:.0f}: training accuracy {last['train_accuracy']:.4f}, test "

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from fastnc._core.ranks import Workers
+from fastnc.collapse.layer_table import LayerTable
 from fastnc.dynamics.rank_snapshot import objective
 from fastnc.nn import CollapseTracker
 from fastnc.training.data import Dataset
 from fastnc.training.network import Pixels, last_layer
 
 ACCURACIES = ("train_accuracy", "test_accuracy")
+# Of the test images, about the training features' class means.
+HELD_OUT = ("nc4_agreement", "nearest_mean_accuracy", "cdnv", "within_class")
 # Images that pass the network at once.
 _ROWS = 500
 
@@ -26,27 +29,47 @@ def measure(
 
     One pass over the training set and one over the test set, in evaluation mode, in float32
     whatever the training's precision; the features stay on the device, and what is told of them
-    is summed in float64.
+    is summed in float64. `test_...` are metrics of held-out images about the training means.
     """
     net.eval()
     name, last = last_layer(net)
     mine, test = (workers.mine(len(y)) for y in (data.train_labels, data.test_labels))
-    labels = data.train_labels[mine]
+    labels, test_labels = data.train_labels[mine], data.test_labels[test]
+    accuracies = []
     with torch.no_grad():
         with CollapseTracker(net, name, keep="device") as tracker:
-            train_accuracy = _accuracy(net, pixels, data.train_images[mine], labels, workers)
-        test_accuracy = _accuracy(
-            net, pixels, data.test_images[test], data.test_labels[test], workers
-        )
+            accuracies.append(_accuracy(net, pixels, data.train_images[mine], labels, workers))
+        with CollapseTracker(net, name, keep="device") as held:
+            accuracies.append(_accuracy(net, pixels, data.test_images[test], test_labels, workers))
     net.train()
     H = tracker.features
     metrics = tracker.metrics(labels).as_dict()
-    columns = objective(
-        last.weight.detach(), last.bias.detach(), H, labels, metrics["margin"], workers
-    )
+    bias = None if last.bias is None else last.bias.detach()
+    columns = objective(last.weight.detach(), bias, H, labels, metrics["margin"], workers)
     columns["balance"] = (columns["norm_W"] / columns["norm_H"]) ** 2
-    columns |= {name: math.nan if value is None else value for name, value in metrics.items()}
-    return columns | dict(zip(ACCURACIES, (train_accuracy, test_accuracy), strict=True)), H
+    held_out = held.metrics(test_labels, about=tracker.statistics(labels)).as_dict()
+    metrics |= {f"test_{of}": held_out[of] for of in HELD_OUT}
+    columns |= {of: math.nan if value is None else value for of, value in metrics.items()}
+    return columns | dict(zip(ACCURACIES, accuracies, strict=True)), H
+
+
+def depth_profile(net: Any, pixels: Pixels, data: Dataset, workers: Workers) -> LayerTable:
+    """The metrics of what enters each convolution and linear layer but the first, over all ranks.
+
+    Of maps the mean over places, one feature a channel.
+    """
+    net.eval()
+    weighted = [
+        name for name, m in net.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))
+    ]
+    mine = workers.mine(len(data.train_labels))
+    labels = data.train_labels[mine]
+    tracker = CollapseTracker(net, layers=weighted[1:], features="mean", keep="device")
+    with torch.no_grad(), tracker:
+        _accuracy(net, pixels, data.train_images[mine], labels, workers)
+    net.train()
+    found: LayerTable = tracker.metrics(labels)
+    return found
 
 
 def _accuracy(net: Any, pixels: Pixels, images: Tensor, labels: Tensor, workers: Workers) -> float:

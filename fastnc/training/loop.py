@@ -32,6 +32,7 @@ def train(
     deterministic: bool = True,
     compile: bool = False,
     tensorboard: bool = False,
+    depth: bool = False,
     callback: Callback | None = None,
     progress: bool = False,
 ) -> Trajectory:
@@ -67,6 +68,9 @@ def train(
         Let `torch.compile` have the training step.
     tensorboard : bool
         Write the measurements for TensorBoard too.
+    depth : bool
+        At the first, middle and last measurement, write the metrics of every layer's features to
+        `depth.json` in `out`.
     callback : callable, optional
         Is called with each measurement; a true result stops the run.
     progress : bool
@@ -75,7 +79,8 @@ def train(
     Returns
     -------
     Trajectory
-        One row a measurement; further columns are `train_accuracy`, `test_accuracy` and `lr`.
+        One row a measurement; further columns are `balance`, `train_accuracy`, `test_accuracy`,
+        metrics of test images about the training means (`test_...`) and `lr`.
         Under several workers all of them return the same.
 
     Raises
@@ -95,6 +100,8 @@ def train(
     experiment = experiment or Experiment()
     if out is not None and not Path(out).is_dir():
         raise ValueError(f"`out` must be an existing folder; got {str(out)!r}. Make it first.")
+    if depth and out is None:
+        raise ValueError("`depth` must have a folder to write to; give `out`.")
     if resume and out is None:
         raise ValueError("`resume` must have a folder to go on from; give `out`.")
     dataset = data if isinstance(data, Dataset) else fashion_mnist(data)
@@ -105,7 +112,7 @@ def train(
         folder = None if out is None else Path(out)
         writer = _tensorboard(folder) if tensorboard and stepper.workers.rank == 0 else None
         began = None if start is None else Path(start)
-        run = TrainingRun(stepper, due, folder, began, callback, writer)
+        run = TrainingRun(stepper, due, folder, began, callback, writer, depth)
         run.begin(resume)
         try:
             checkpoint = None if folder is None else folder / CHECKPOINT

@@ -16,6 +16,7 @@ from fastnc.dynamics.checkpoint import foreign
 from fastnc.dynamics.run import Callback
 from fastnc.dynamics.sharding import RankedRun
 from fastnc.dynamics.trajectory import Trajectory
+from fastnc.training.depth import add
 from fastnc.training.state import CHECKPOINT, State, seal_of
 from fastnc.training.stepper import TrainingStepper
 
@@ -36,6 +37,7 @@ class TrainingRun(RankedRun):
         start: Path | None,
         callback: Callback | None,
         writer: Any,
+        depth: bool = False,
     ) -> None:
         labels: NDArray[np.int64] = stepper.data.train_labels.cpu().numpy()
         if start is not None:
@@ -43,6 +45,8 @@ class TrainingRun(RankedRun):
         super().__init__(stepper, labels, {"kind": "training", **stepper.identity}, due, callback)
         self.workers, self.device = stepper.workers, stepper.device
         self.out, self.start, self.writer = out, start, writer
+        # The first, the middle and the last measurement.
+        self.profiled = {due[i] for i in (0, len(due) // 2, -1)} if depth else set()
 
     @property
     def total(self) -> float:
@@ -111,6 +115,11 @@ class TrainingRun(RankedRun):
     def record(self, measured: dict[str, float]) -> None:
         """A row, in the table and before TensorBoard's eyes too."""
         super().record(measured)
+        epoch = self.stepper.epoch
+        if epoch in self.profiled:
+            table = self.stepper.depth_profile()
+            if self.leads and self.out is not None:
+                add(self.out, epoch, table)
         if self.leads and self.out is not None:
             path = self.out / "run.csv"
             try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from numpy.typing import NDArray
 
 from fastnc._core.files import FOREIGN
 from fastnc._core.ranks import Workers
+from fastnc.collapse.layer_table import LayerTable
 from fastnc.training.augmentation import augmented
 from fastnc.training.data import Dataset
-from fastnc.training.evaluation import measure
+from fastnc.training.evaluation import depth_profile, measure
 from fastnc.training.experiment import LOSS_SCALED, Experiment, schedule_of
 from fastnc.training.loss_scaled import LossScaled
 from fastnc.training.network import PeeledLoss, Pixels, last_layer, network
@@ -175,7 +175,6 @@ class TrainingStepper:
 
     def measure(self) -> dict[str, float]:
         """The columns of a row; the features stay where they are until they are asked for."""
-        began = time.monotonic()
         for buffer in self.net.buffers():
             # Each rank's batch normalisation has seen other images since the last step began.
             self.workers.first(buffer)
@@ -185,8 +184,11 @@ class TrainingStepper:
         if self.scaled is not None:
             # Beyond float64 it is infinite.
             lr *= float(self.scaled.log_step.exp())
-        self.seconds = time.monotonic() - began
         return {**columns, "lr": lr}
+
+    def depth_profile(self) -> LayerTable:
+        """The metrics of every layer's features."""
+        return depth_profile(self.net, self.pixels, self.data, self.workers)
 
     def save(self, path: Path, rows: list[dict[str, float]]) -> None:
         """Write everything to a file."""

@@ -1,0 +1,45 @@
+"""Profiles through the depth of a network at some epochs, in one file of JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from fastnc._core.files import FOREIGN, atomic_write
+from fastnc.collapse.layer_table import LayerTable
+from fastnc.collapse.metrics import CollapseMetrics
+
+FILE = "depth.json"
+
+
+def add(folder: Path, epoch: int, table: LayerTable) -> Path:
+    """Put an epoch's table beside those of earlier epochs."""
+    kept = {e: t for e, t in load(folder).items() if e < epoch}
+    content = {
+        e: {layer: dataclasses.asdict(m) for layer, m in t.items()}
+        for e, t in {**kept, epoch: table}.items()
+    }
+    text = json.dumps(content, indent=1).encode()
+    return atomic_write(folder / FILE, lambda file: file.write(text))
+
+
+def load(folder: Path) -> dict[int, LayerTable]:
+    """The tables by epoch, none where there is no file.
+
+    Raises
+    ------
+    ValueError
+        The file is not one that `add` wrote.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+        return {
+            int(epoch): LayerTable({layer: CollapseMetrics(**m) for layer, m in table.items()})
+            for epoch, table in content.items()
+        }
+    except (*FOREIGN, AttributeError):
+        raise ValueError(f"{str(path)!r} is not one that fastnc wrote. Remove it.") from None
