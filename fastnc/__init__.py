@@ -29,6 +29,7 @@ _HOME = {
     "hessian_vector_product": "objective",
     "gradient_step": "objective",
     "which": "objective",
+    "plan": "objective",
     "ULPM": "models",
     "descend": "dynamics.descent",
     "peel": "dynamics.peel",

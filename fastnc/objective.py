@@ -8,12 +8,13 @@ with.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NoReturn
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from fastnc import reference
-from fastnc._core.arrays import check_positive, home
+from fastnc._core.arrays import check_choice, check_count, check_positive, home
 from fastnc._core.kernel_call import Call
 
 Reduction = Literal["mean", "sum"]
@@ -44,6 +45,74 @@ def which(x: Any) -> str:
 
 # A result that is not finite is answered by a sentence, and not by NumPy's warning before it.
 _quiet = np.errstate(all="ignore")
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """What `plan` answers; printed, a table of what runs and why.
+
+    Attributes
+    ----------
+    divides : "samples" or "classes", which threads share among them
+    products : "tiles", "dots" or "blas", where matrices are multiplied
+    parts : int, of the samples, or ranges of the classes
+    chunk, block : int, samples and classes whose logits are formed at a time
+    processor : dict, the facts of the processor that the choice rests on
+    reasons : dict, a sentence for each of the first five
+    """
+
+    divides: str
+    products: str
+    parts: int
+    chunk: int
+    block: int
+    processor: dict[str, int]
+    reasons: dict[str, str]
+
+    def __str__(self) -> str:
+        facts = ", ".join(f"{name} {value:,}" for name, value in self.processor.items())
+        rows = [f"{name:9}{getattr(self, name)!s:9}{why}" for name, why in self.reasons.items()]
+        return "\n".join([f"processor: {facts}", *rows])
+
+
+def plan(n_classes: int, dim: int, n_samples: int, dtype: Any = "float64") -> Arrangement:
+    """How the CPU divides the objective of a problem of this shape, and why.
+
+    Parameters
+    ----------
+    n_classes, dim, n_samples : int, K >= 2, d >= 1 and N >= 1
+    dtype : "float32" or "float64", or NumPy's or torch's
+
+    Returns
+    -------
+    Arrangement
+        It depends on the shape and the processor alone, as the bits of the results do.
+
+    Raises
+    ------
+    ValueError
+        A count is too small, or the dtype another one.
+
+    Examples
+    --------
+    >>> import fastnc
+    >>> how = fastnc.plan(10, 64, 200_000, "float32")
+    >>> how.divides, how.products, how.chunk
+    ('samples', 'tiles', 64)
+    >>> print(how)  # doctest: +ELLIPSIS
+    processor: vector bytes ...
+    divides  samples  ...
+    """
+    for argument, value, least in (("n_classes", n_classes, 2), ("dim", dim, 1)):
+        check_count(argument, value, least)
+    check_count("n_samples", n_samples, 1)
+    name = str(getattr(dtype, "__name__", dtype)).removeprefix("torch.")
+    check_choice("dtype", name, ("float32", "float64"))
+    from fastnc.kernels.cpu.plan import FACTS, plan, reasons
+
+    how = plan(n_classes, dim, n_samples, np.dtype(name).itemsize)
+    why = reasons(how, n_classes, dim, np.dtype(name).itemsize)
+    return Arrangement(*how, processor=dict(FACTS), reasons=why)
 
 
 @_quiet
@@ -110,10 +179,8 @@ def loss(
     match call.impl:
         case "reference":
             out[0] = call.scale * reference.loss(*call.wide())
-        case "cpu" | "gpu":
+        case _:
             call.kernels("cross_entropy").loss(*call.arrays, call.scale, out, *call.tier)
-        case other:
-            _unknown(other)
     return call.value(out)
 
 
@@ -156,11 +223,9 @@ def loss_and_grads(
             out[0], dW, dH = reference.loss_and_grads(*call.wide())
             out *= call.scale
             grad_W[:], grad_H[:] = call.scale * dW, call.scale * dH
-        case "cpu" | "gpu":
+        case _:
             kernels = call.kernels("cross_entropy")
             kernels.loss_and_grads(*call.arrays, call.scale, out, grad_W, grad_H, *call.tier)
-        case other:
-            _unknown(other)
     return call.value(out), call.result(grad_W), call.result(grad_H)
 
 
@@ -204,11 +269,9 @@ def log_loss_and_grads(
         case "reference":
             out[0], dW, dH = reference.log_loss_and_grads(*call.wide())
             grad_W[:], grad_H[:] = dW, dH
-        case "cpu" | "gpu":
+        case _:
             kernels = call.kernels("cross_entropy")
             kernels.log_loss_and_grads(*call.arrays, out, grad_W, grad_H, *call.tier)
-        case other:
-            _unknown(other)
     if reduction == "mean":
         out -= float(np.log(len(call.arrays[1])))
     return call.value(out), call.result(grad_W), call.result(grad_H)
@@ -262,11 +325,9 @@ def hessian_vector_product(
         case "reference":
             wide_HW, wide_HH = reference.hessian_vector_product(*call.wide())
             HW[:], HH[:] = call.scale * wide_HW, call.scale * wide_HH
-        case "cpu" | "gpu":
+        case _:
             kernels = call.kernels("hessian")
             kernels.hessian_vector_product(*call.arrays, call.scale, HW, HH, *call.tier)
-        case other:
-            _unknown(other)
     # A NaN or an infinity anywhere in H or dH reaches HW, since 0 times it is NaN.
     if isinstance(HW, np.ndarray) and not np.isfinite(HW).all():
         call.raise_culprit()
@@ -330,15 +391,9 @@ def gradient_step(
             out *= call.scale
             if np.isfinite(out[0]):
                 call.arrays[0][:], call.arrays[1][:] = new_W, new_H
-        case "cpu" | "gpu":
+        case _:
             kernels = call.kernels("cross_entropy")
             kernels.gradient_step(*call.arrays, call.scale, lr, out, *call.tier)
-        case other:
-            _unknown(other)
     value = call.value(out)
     call.write_back()
     return value
-
-
-def _unknown(impl: Any) -> NoReturn:
-    raise ValueError(f"`impl` must be None, 'reference', 'cpu' or 'gpu'; got {impl!r}.")

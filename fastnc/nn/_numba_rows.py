@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numba
@@ -12,13 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastnc.kernels.cpu.cross_entropy import numbers
+from fastnc.kernels.cpu.plan import plan
 from fastnc.kernels.cpu.threads import launch, one_thread
-from fastnc.kernels.cpu.weighted_cross_entropy import (
-    arrangement,
-    examine,
-    loss_and_grads,
-    outgrown,
-)
+from fastnc.kernels.cpu.weighted_cross_entropy import examine, loss_and_grads
 from fastnc.kernels.cpu.weighted_loss import (
     BIAS,
     DONE,
@@ -35,7 +33,6 @@ from fastnc.kernels.cpu.weighted_loss import (
 from fastnc.nn._labels import bad_label
 from fastnc.nn._problem import Problem, Result
 
-_ALONE = nullcontext()
 # From this many numbers on NumPy asks for large pages, which torch does not: fresh memory is most
 # of a small K's cost.
 _LARGE = 1 << 20
@@ -63,8 +60,8 @@ def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = Non
         _fresh(W) if flags & GRAD_W else None,
         torch.empty(K, dtype=dtype, device=H.device) if flags & GRAD_BIAS else None,
     )
-    how = arrangement(K, d, N, kind)
-    if how.blas or outgrown(K, d, kind.itemsize):
+    how = _how(K, d, N, kind)
+    if how is None:
         laid = Problem(H, W, bias, y, weight, *problem[5:])
         found = _by_arrays(laid, scale, outs)
     else:
@@ -73,13 +70,11 @@ def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = Non
         flags += WEIGHT if weight is not None else 0
         flags += SCALE if scale is not None else 0
         loss, grad_H, grad_W, grad_bias = outs
-        with _ALONE if how.parts == 1 else _torch_threads():
-            found = loss_call(kind)(
-                W.data_ptr(), H.data_ptr(), y.data_ptr(), _place(bias), _place(weight),
-                _place(scale), loss.data_ptr(), _place(grad_W), _place(grad_H),
-                _place(grad_bias), K, d, N, how.chunk, how.parts, how.width, flags, ignore_index,
-                smoothing,
-            )  # fmt: skip
+        found = loss_call(kind)(
+            W.data_ptr(), H.data_ptr(), y.data_ptr(), _place(bias), _place(weight), _place(scale),
+            loss.data_ptr(), _place(grad_W), _place(grad_H), _place(grad_bias), how.ctypes.data, K,
+            d, N, flags, ignore_index, smoothing,
+        )  # fmt: skip
     if found == DONE:
         return outs
     laid = Problem(H, W, bias, y, weight, *problem[5:])
@@ -88,8 +83,17 @@ def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = Non
     raise bad_label(K, ignore_index, int(y[found]), found)
 
 
+@lru_cache(maxsize=256)
+def _how(K: int, d: int, N: int, kind: np.dtype[Any]) -> np.ndarray[Any, Any] | None:
+    """The numbers of the plan, or None where more than one thread, or a BLAS, is at work."""
+    how = plan(K, d, N, kind.itemsize)
+    if how.parts > 1 or how.products == "blas":
+        return None
+    return np.array(numbers(how, kind), np.int64)
+
+
 def _by_arrays(problem: Problem, scale: Tensor | None, outs: Result) -> Any:
-    """Where W has outgrown the register tiles; answers as `loss_call` does."""
+    """What more than one thread works on; answers as `loss_call` does."""
     loss, *grads = outs
     W, H, y = (x.detach().numpy() for x in (problem.linear_weight, problem.input, problem.target))
     empty = np.empty(0, W.dtype)

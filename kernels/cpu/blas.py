@@ -1,4 +1,4 @@
-"""The three matrix products of `tile_cpu`, by the one-thread GEMM of SciPy's BLAS.
+"""Two of the matrix products of `products`, by the one-thread GEMM of SciPy's BLAS.
 
 For W too large for the L2 cache. `sgemm` and `dgemm` are called through their addresses in
 `scipy.linalg.cython_blas`, which leaves strides and accumulation (beta) to the caller. The
@@ -84,12 +84,3 @@ def class_sums(gemm, Z, H, first, rows, sums):
     one = sums.dtype.type(1.0)
     ldz = Z.shape[1]
     _gemm(gemm, False, False, d, K, rows, one, H, first * d, d, Z, 0, ldz, one, sums, 0, d)
-
-
-@njit(**OPTIONS)
-def sample_sums(gemm, Z, W, alpha, keep, C, first, rows):
-    """`C[first + i] = alpha sum_j Z[j, i] w_j`, added to C where `keep`."""
-    K, d = W.shape
-    beta = W.dtype.type(1.0 if keep else 0.0)
-    ldz = Z.shape[1]
-    _gemm(gemm, False, True, d, rows, K, alpha, W, 0, d, Z, 0, ldz, beta, C, first * d, d)

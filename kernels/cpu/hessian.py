@@ -1,91 +1,123 @@
 """The Hessian of equation (4) times a direction, on the CPU: section 3.2's second derivative.
 
-Letters as in cross_entropy_cpu, `(dW, dH)` the direction. With the gaps `D_j = <w_j - w_y, h>`,
+Letters as in cross_entropy, `(dW, dH)` the direction. With the gaps `D_j = <w_j - w_y, h>`,
 their derivatives `D'_j` along it, and `s = sum_{j != y} p_j D'_j`, the residual moves by
 `r'_j = p_j (D'_j - s)` for j != y and by `-p_y s` at the label; nothing cancels in the tail. Then
 
     HW = r'^T H + r^T dH        HH = r' W + r dW
 
-Parts and chunks of samples as in cross_entropy_cpu: a chunk's logits and their derivatives, class
-by class, stay in cache. `12KNd` operations in seven products and N K exponentials, twice those of
+Parts and chunks of samples as in chunk_pass: a chunk's logits and their derivatives, class by
+class, stay in cache. `12KNd` operations in seven products and N K exponentials, twice those of
 the gradients; H and dH are read once. Bound by the multiply-add rate. The bits depend on the shape
-alone.
+and the processor alone.
 """
+
+import math
 
 import numpy as np
 from numba import prange
 
-from fastnc.kernels.cpu import blas as blas_cpu
+from fastnc.kernels.cpu import products
 from fastnc.kernels.cpu import tile as tile_cpu
-from fastnc.kernels.cpu.options import OPTIONS, njit
+from fastnc.kernels.cpu.addresses import COMBINE, DERIVATIVES, call
+from fastnc.kernels.cpu.chunk_pass import (
+    GRADS,
+    add_in_parallel,
+    forward,
+    room,
+    scale_exponentially,
+    scale_rows,
+)
+from fastnc.kernels.cpu.cross_entropy import numbers
+from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
 from fastnc.kernels.cpu.plan import plan
-from fastnc.kernels.cpu.residual import GROUP, N_WORK, derivatives, exponentials
+from fastnc.kernels.cpu.simd_blocks import address
 from fastnc.kernels.cpu.threads import one_thread
 
 
-@njit(**OPTIONS)
-def _part(gemm, part, n_parts, chunk, W, H, y, dW, dH, alpha, sums, HH):
-    """One part: `sums[part] += r'^T H + r^T dH`, and its rows of HH."""
-    N, d = H.shape
-    K, D = W.shape
+@njit(**INNER)
+def _part(part, n_parts, how, W, H, y, dW, dH, alpha, sums, shifts, HH):
+    """One part: `sums[part] += r'^T H + r^T dH`, over e^shifts[part], and its rows of HH."""
+    chunk, transposes = how[0], how[2]
+    kernels = how[3:]
+    (N, d), (K, D) = H.shape, W.shape
     low, high = N * part // n_parts, N * (part + 1) // n_parts
-    Z = np.empty((K, chunk + GROUP), W.dtype)
-    V = np.empty((K, chunk + GROUP), W.dtype)
-    work = np.empty((N_WORK, chunk + GROUP), W.dtype)
-    size = chunk if d != D else 0
-    own_H, own_dH = np.zeros((size, D), W.dtype), np.zeros((size, D), W.dtype)
+    ld = room(chunk, W.itemsize)
+    Z, V = np.empty((K, ld), W.dtype), np.empty((K, ld), W.dtype)
+    height = d if transposes else 0
+    HT, dHT = np.empty((height, ld), W.dtype), np.empty((height, ld), W.dtype)
+    z_y, term, top = np.empty(ld, W.dtype), np.empty(ld, W.dtype), np.empty((1, ld), W.dtype)
+    S, wide = np.empty((1, 2, ld)), np.empty((4, ld))
+    factor, label_r, losses, s = wide[0], wide[1], wide[2], wide[3]
+    found = np.empty(1)
+    none = W[0, :0]
+    own_H = np.zeros((chunk if d != D else 0, D), W.dtype)
+    own_dH = np.zeros((chunk if d != D else 0, D), W.dtype)
+    running = -np.inf
     for first in range(low, high, chunk):
         rows = min(chunk, high - first)
         A, B, out, start = H, dH, HH, first
         if d != D:
-            tile_cpu.copy_rows(H, first, own_H, 0, rows, d)
-            tile_cpu.copy_rows(dH, first, own_dH, 0, rows, d)
+            products.copy_rows(H, first, own_H, 0, rows, d)
+            products.copy_rows(dH, first, own_dH, 0, rows, d)
             A, B, out, start = own_H, own_dH, own_H, 0
-        if gemm == 0:
-            tile_cpu.logits(W, A, start, rows, Z, False, 0)
-            tile_cpu.logits(W, B, start, rows, V, False, 0)
-            tile_cpu.logits(dW, A, start, rows, V, True, 0)
-        else:
-            blas_cpu.logits(gemm, W, A, start, rows, Z, False)
-            blas_cpu.logits(gemm, W, B, start, rows, V, False)
-            blas_cpu.logits(gemm, dW, A, start, rows, V, True)
-        exponentials(Z, rows, y, first, False, work)
-        derivatives(Z, V, rows, y, first, work)
-        if gemm == 0:
-            tile_cpu.class_sums(V, A, start, rows, sums[part])
-            tile_cpu.class_sums(Z, B, start, rows, sums[part])
-            tile_cpu.sample_sums(V, W, alpha, False, out, start, rows)
-            tile_cpu.sample_sums(Z, dW, alpha, True, out, start, rows)
-        else:
-            blas_cpu.class_sums(gemm, V, A, start, rows, sums[part])
-            blas_cpu.class_sums(gemm, Z, B, start, rows, sums[part])
-            blas_cpu.sample_sums(gemm, V, W, alpha, False, out, start, rows)
-            blas_cpu.sample_sums(gemm, Z, dW, alpha, True, out, start, rows)
+        if transposes:
+            products.transpose(kernels, H, first, rows, d, HT)
+            products.transpose(kernels, dH, first, rows, d, dHT)
+        products.logits(kernels, W, B, dHT, start, rows, V, False)
+        products.logits(kernels, dW, A, HT, start, rows, V, True)
+        forward(
+            GRADS, kernels, np.int64(0), True, W, A, HT, start, y, first, rows, none, none, Z, z_y,
+            top[0], S[0], s, term,
+        )  # fmt: skip
+        call(
+            kernels[COMBINE],
+            (
+                address(y, first), rows, ld, np.int64(1), running, address(none, 0), len(none),
+                address(none, 0), len(none), 0.0, 1.0, address(z_y, 0), address(top, 0),
+                address(S, 0), address(s, 0), address(factor, 0), address(label_r, 0),
+                address(losses, 0), address(found, 0),
+            ),
+        )  # fmt: skip
+        c = found[0]
+        if c > running:
+            if running > -np.inf:
+                scale_rows(sums[part], math.exp(running - c))
+            running = c
+        call(
+            kernels[DERIVATIVES],
+            (
+                address(Z, 0), address(V, 0), K, ld, address(y, first), rows, c, address(top, 0),
+                address(S, 0), address(factor, 0), address(label_r, 0), address(s, 0),
+                address(term, 0),
+            ),
+        )  # fmt: skip
+        products.class_sums(kernels, V, A, start, rows, sums[part])
+        products.class_sums(kernels, Z, B, start, rows, sums[part])
+        products.sample_sums(kernels, V, W, alpha, False, out, start, rows)
+        products.sample_sums(kernels, Z, dW, alpha, True, out, start, rows)
+        if c != 0.0:
+            scale_exponentially(out, start, rows, c)
         if d != D:
-            tile_cpu.copy_rows(own_H, 0, HH, first, rows, d)
+            products.copy_rows(own_H, 0, HH, first, rows, d)
+    shifts[part] = running
 
 
 @njit(parallel=True, **OPTIONS)
-def _parts(gemm, n_parts, chunk, W, H, y, dW, dH, alpha, sums, HH):
+def _parts(n_parts, how, W, H, y, dW, dH, alpha, sums, shifts, HH):
     for index in prange(n_parts):
-        part = np.int64(index)
-        _part(gemm, part, n_parts, chunk, W, H, y, dW, dH, alpha, sums, HH)
+        _part(np.int64(index), n_parts, how, W, H, y, dW, dH, alpha, sums, shifts, HH)
 
 
 def hessian_vector_product(W, H, y, dW, dH, scale, HW_out, HH_out):
     """The Hessian of `scale * sum of the losses` times `(dW, dH)`."""
     K, d = W.shape
     # Two of every matrix: a problem of twice the features, as far as caches are concerned.
-    how = plan(K, 2 * d, len(H), W.itemsize)
-    gemm = blas_cpu.gemm_address(W.dtype) if how.blas else 0
-    if not how.blas:
-        W, dW = tile_cpu.padded(W), tile_cpu.padded(dW)
-    sums = np.zeros((how.parts, *W.shape), W.dtype)
-    arguments = (how.parts, how.chunk, W, H, y, dW, dH, W.dtype.type(scale), sums, HH_out)
-    if how.parts == 1 and not how.blas:
-        _part(gemm, 0, *arguments)
-    else:
-        with one_thread():
-            _parts(gemm, *arguments)
-    np.sum(sums[:, :, :d], axis=0, out=HW_out)
-    HW_out *= W.dtype.type(scale)
+    how = plan(K, 2 * d, len(H), W.itemsize, by_samples=True)
+    W, dW = tile_cpu.padded(W), tile_cpu.padded(dW)
+    sums, shifts = np.zeros((how.parts, *W.shape), W.dtype), np.empty(how.parts)
+    arguments = W, H, y, dW, dH, W.dtype.type(scale), sums, shifts, HH_out
+    with one_thread():
+        _parts(how.parts, numbers(how, W.dtype), *arguments)
+        top = shifts.max()
+        add_in_parallel(sums, shifts - top, top, scale, False, HW_out)

@@ -20,6 +20,10 @@ from fastnc.kernels.cpu.cache import KernelCache
 OPTIONS = {"nogil": True, "error_model": "numpy"}
 # Of functions that only compiled ones call: no way in from Python, which takes long to compile.
 INNER = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+# What LLVM may assume of arithmetic: multiply-adds may be fused, and the sign of 0 is free; in
+# plain sums also that their order is. Infinities and NaN it must respect everywhere.
+NO_REASSOCIATION = {"contract", "nsz", "arcp"}
+REASSOCIATION = NO_REASSOCIATION | {"reassoc"}
 
 
 class _Parallel(CPUDispatcher):

@@ -1,18 +1,25 @@
 """From logits to losses and residuals `r = p - onehot`, in place, for a chunk of samples.
 
-`Z (K, ld)` holds the logits class by class, so that samples lie side by side, a vector of them
-at a time. With `D_j = z_j - z_y`:
+`Z (classes, ld)` holds logits class by class, so that samples lie side by side, a vector of them
+at a time; it has all classes, or a block of them. With the gaps `D_j = z_j - z_y`, and m the
+largest of j != y in any block:
 
-    shift_i   one number for the chunk, <= 0: 0, or in the log domain the largest gap of all
-              (rounded down to a multiple of 16); a sample whose own largest gap m is above
-              `LIMIT`, where the exponential could overflow, is shifted by m instead
-    e_j       exp(D_j - shift), j != y;     S = sum_{j != y} e_j
-    ordinary  x = e^shift S,  den = 1 + x,       loss = e^-shift log1p(x),  r_j = e_j / den
-    shifted   den = exp(-m) + S,                 loss = m + log(den)
-    r_y       -S / den, never p_y - 1
+    e_j    exp(D_j - m),  j != y, in blocks of 16 classes, which are added up in float64
+    S      sum_{j != y} e_j
+    m > 0  den = exp(-m) + S,   loss = m + log(den),    r_j = e_j / den
+    else   x = e^m S,           loss = log1p(x),        r_j = e^m e_j / (1 + x)
+    r_y    minus the sum of the others, never p_y - 1
 
-In the log domain both come out divided by e^shift: nothing underflows, and since a gap differs
-from the shift by less than a factor of two wherever it matters, `D_j - shift` is exact.
+m is replaced by 0 where the label has the largest logit and m is not so small that an exponential
+could be subnormal (in the log domain it never is). Gaps are taken from the largest logit otherwise:
+one rounding, and small where e is large. A chunk in which every m is below
+has a scale e^c, c = m rounded down to a multiple of 16: loss and residuals come out divided by it,
+and what is made of them is multiplied by it. So nothing underflows whose sum does not.
+
+The options of networks (weighted_cross_entropy) enter in `combine`: a class's weight v, the mass
+`B_j = uniform_j` that smoothing moves to class j, and `A = keep v_y + sum_j B_j`:
+
+    loss = A log(1 + sum_{j != y} e^{D_j}) - sum_{j != y} B_j D_j,   r_j = A p_j - B_j  (j != y)
 
 A NaN in W or H, and an infinity, show in the loss: `0 z_y` is added to it.
 Cost: K exponentials and about 25 operations in all a logit and sample; bound by arithmetic.
@@ -25,39 +32,37 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastnc.kernels.cpu.elementary import Elementary, log1p
-from fastnc.kernels.cpu.options import OPTIONS, njit
-from fastnc.kernels.cpu.tile import REGISTER_BYTES, Emitter, data_of
+from fastnc.kernels.cpu.elementary import Elementary, exp, log1p
+from fastnc.kernels.cpu.options import INNER, NO_REASSOCIATION, REASSOCIATION, njit
+from fastnc.kernels.cpu.processor import VECTOR_BYTES
+from fastnc.kernels.cpu.tile import Emitter
 
-# e^LIMIT times 10^12 classes is finite in float32.
-LIMIT = 60.0
-# Shifts are multiples of this, so that a shift seldom changes from chunk to chunk.
+# Gaps that are all below it are taken from the largest: at -40 (-600 in float64) an exponential
+# that is 0 is less than e^-47 (e^-108) of the largest.
+LOWEST_4, LOWEST_8 = -40.0, -600.0
+# What stands for the largest gap of no class at all: the difference of two is a number.
+NOTHING_4, NOTHING_8 = -1e38, -1e307
+# Scales are e to multiples of this, so that they seldom change from chunk to chunk.
 STEP = 16.0
-# Samples that are worked on side by side: rows of Z and `work` have room for a multiple of it.
-GROUP = 4 * REGISTER_BYTES // 8
-FLAGS = {"contract", "nsz", "arcp"}
-N_WORK = 5
+# Vectors of samples that are worked on side by side: rows of Z have room for a multiple of them.
+WIDTH = 2
+# Classes whose exponentials are added up in the dtype.
+CLASSES = 16
 
 
-@njit(fastmath=FLAGS | {"reassoc"}, **OPTIONS)
-def _total(values, n):
-    """Sum in float64; any order will do, and this one depends on n alone."""
-    total = 0.0
-    for i in range(n):
-        total += np.float64(values[i])
-    return total
+def group(itemsize):
+    """Samples that are worked on side by side."""
+    return WIDTH * VECTOR_BYTES // itemsize
 
 
 @intrinsic
 def _largest(typingctx, Z, z, ld, K, out, o):
-    """out[o + l] = max_j Z[z + j ld + l] over `GROUP` samples l."""
+    """out[o + l] = max_j Z[z + j ld + l] over a group of samples l."""
 
     def codegen(context, builder, signature, args):
         Z_, z_, ld_, K_, out_, o_ = args
         emit = Emitter(builder, Z.dtype)
-        Z_ = builder.gep(data_of(context, builder, Z, Z_), [z_])
-        out_ = builder.gep(data_of(context, builder, out, out_), [o_])
-        n = GROUP // emit.lanes
+        Z_, out_ = emit.start(context, Z, Z_, z_), emit.start(context, out, out_, o_)
 
         def body(j, tops):
             row = emit.offset(Z_, (j, ld_))
@@ -68,7 +73,7 @@ def _largest(typingctx, Z, z, ld, K, out, o):
             return new
 
         least = ir.Constant(emit.vector, [ir.Constant(emit.element, -math.inf)] * emit.lanes)
-        for i, top in enumerate(emit.accumulate(K_, n, body, least)):
+        for i, top in enumerate(emit.accumulate(K_, [least] * WIDTH, body)):
             emit.store(top, emit.skip(out_, i * emit.lanes))
         return context.get_dummy_value()
 
@@ -76,153 +81,272 @@ def _largest(typingctx, Z, z, ld, K, out, o):
 
 
 @intrinsic
-def _exponentiate(typingctx, n, Z, z, ld, turns, work, own, shift, total):
-    """Z[z + j ld + l] becomes exp((Z - work[own + l]) - work[shift + l]), added to work[total + l].
+def _exponentiate(typingctx, n, Z, z, ld, turns, origin, at, S, lost):
+    """Z[z + j ld + l] becomes exp(Z - origin[at + l]), added to S[at + l].
 
-    j over n classes in each of `turns` turns.
+    j over n classes in each of `turns` turns; float64 S and what its rounding lost.
     """
     n_classes = getattr(n, "literal_value", None)
     if n_classes is None:
         return None
 
     def codegen(context, builder, signature, args):
-        _, Z_, z_, ld_, turns_, work_, own_, shift_, total_ = args
+        _, Z_, z_, ld_, turns_, origin_, at_, S_, lost_ = args
         emit = Emitter(builder, Z.dtype)
         elementary = Elementary(builder, emit.vector)
-        Z_ = builder.gep(data_of(context, builder, Z, Z_), [z_])
-        work_ = data_of(context, builder, work, work_)
-        width = GROUP // emit.lanes
-
-        def vectors(first):
-            pointer = builder.gep(work_, [first])
-            return [emit.skip(pointer, i * emit.lanes) for i in range(width)]
-
-        labels = [emit.load(p) for p in vectors(own_)]
-        shifts = [emit.load(p) for p in vectors(shift_)]
-        totals = vectors(total_)
+        Z_ = emit.start(context, Z, Z_, z_)
+        origin_ = emit.start(context, origin, origin_, at_)
+        origins = [emit.load(emit.skip(origin_, i * emit.lanes)) for i in range(WIDTH)]
 
         def body(turn, sums):
             first = builder.mul(turn, ir.Constant(ir.IntType(64), n_classes))
             places, gaps = [], []
             for j in range(n_classes):
                 row = emit.offset(Z_, (first, ld_), (j, ld_))
-                for i in range(width):
+                for i in range(WIDTH):
                     places.append(emit.skip(row, i * emit.lanes))
-                    gap = builder.fsub(emit.load(places[-1]), labels[i])
-                    gaps.append(builder.fsub(gap, shifts[i]))
+                    gaps.append(builder.fsub(emit.load(places[-1]), origins[i]))
             sums = list(sums)
             for k, e in enumerate(elementary.exps(gaps)):
                 emit.store(e, places[k])
-                sums[k % width] = builder.fadd(sums[k % width], e)
+                sums[k % WIDTH] = builder.fadd(sums[k % WIDTH], e)
             return sums
 
-        start = [emit.load(p) for p in totals]
-        for place, value in zip(totals, emit.accumulate(turns_, width, body, start), strict=True):
-            emit.store(value, place)
+        sums = emit.accumulate(turns_, [emit.zero] * WIDTH, body)
+        wide = ir.VectorType(ir.DoubleType(), emit.lanes)
+        S_, lost_ = emit.start(context, S, S_, at_), emit.start(context, lost, lost_, at_)
+        for i, value in enumerate(sums):
+            value = value if emit.size == 8 else builder.fpext(value, wide)
+            places = [emit.skip(p, i * emit.lanes) for p in (S_, lost_)]
+            places = [builder.bitcast(p, wide.as_pointer()) for p in places]
+            total, error = (builder.load(p, align=8) for p in places)
+            # Knuth's sum of two numbers and of what its rounding loses.
+            new = builder.fadd(total, value)
+            part = builder.fsub(new, total)
+            rest = builder.fadd(
+                builder.fsub(total, builder.fsub(new, part)), builder.fsub(value, part)
+            )
+            for result, place in zip((new, builder.fadd(error, rest)), places, strict=True):
+                builder.store(result, place, align=8)
         return context.get_dummy_value()
 
-    return types.none(n, Z, z, ld, turns, work, own, shift, total), codegen
+    return types.none(n, Z, z, ld, turns, origin, at, S, lost), codegen
 
 
-@njit(fastmath=FLAGS | {"reassoc"}, **OPTIONS)
-def _poison(values, n):
-    """0, or NaN where a value is not finite."""
+@njit(fastmath=REASSOCIATION, **INNER)
+def total_of(values, n):
+    """Sum in float64; any order will do, and this one depends on n alone."""
     total = 0.0
     for i in range(n):
-        total += 0.0 * np.float64(values[i])
+        total += np.float64(values[i])
     return total
 
 
-@njit(fastmath=FLAGS, **OPTIONS)
-def exponentials(Z, rows, y, first, in_log_domain, work):
-    """Z becomes e (0 in the label's place); returns the chunk's shift and its summed loss.
+@njit(fastmath=NO_REASSOCIATION, **INNER)
+def _moved(Z, low, rows, z_y, uniform, moved, term):
+    """`moved[i] = sum_j B_j D_j` of some classes, in float64."""
+    zero = Z.dtype.type(0.0)
+    for i in range(rows):
+        moved[i] = 0.0
+    for block in range(0, Z.shape[0], CLASSES):
+        for i in range(rows):
+            term[i] = zero
+        for j in range(block, min(block + CLASSES, Z.shape[0])):
+            for i in range(rows):
+                term[i] += uniform[low + j] * (Z[j, i] - z_y[i])
+        for i in range(rows):
+            moved[i] += np.float64(term[i])
 
-    `work (5, m)`, m as the rows of Z, receives z_y, the samples' shifts, S, and 1 / den.
+
+@njit(fastmath=NO_REASSOCIATION, **INNER)
+def exponentials(Z, low, y, rows, in_log_domain, uniform, z_y, shift, S, moved, origin):
+    """Logits of the classes low, low + 1, ... become e (0 at the label), divided by e^shift.
+
+    `z_y` are the labels' logits; `shift`, `S`, and `moved` for smoothing receive what the block
+    contributes; `S (2, ld)` has what its rounding lost beside it. `origin` is room.
     """
-    K, ld = Z.shape
-    m = work.shape[1]
+    n_classes, ld = Z.shape
     real = Z.dtype.type
-    own, shifts, S, inverse = work[0], work[1], work[2], work[3]
+    many = WIDTH * VECTOR_BYTES // Z.itemsize
+    if len(uniform):
+        _moved(Z, low, rows, z_y, uniform, moved, shift)
     for i in range(rows):
-        label = y[first + i]
-        own[i] = Z[label, i]
-        Z[label, i] = -np.inf
-    for i in range(0, rows, GROUP):
-        _largest(Z, i, ld, K, work, m + i)
-    for i in range(rows):
-        shifts[i] -= own[i]
-    shift = 0.0
+        label = y[i] - low
+        if 0 <= label < n_classes:
+            Z[label, i] = -np.inf
+    for i in range(0, rows, many):
+        _largest(Z, i, ld, n_classes, shift, i)
+    lowest, nothing = real(LOWEST_8), real(NOTHING_8)
+    if Z.itemsize == 4:
+        lowest, nothing = real(LOWEST_4), real(NOTHING_4)
     if in_log_domain:
-        top = real(-np.inf)
-        for i in range(rows):
-            top = shifts[i] if shifts[i] > top else top
-        # Down, not up: nothing is then smaller than it is divided by the loss.
-        shift = min(0.0, STEP * np.floor(np.float64(top) / STEP))
-    unit = real(math.exp(shift))
-    above = 0
+        lowest = real(np.inf)
+    whole = (rows + many - 1) // many * many
     for i in range(rows):
-        above += shifts[i] > real(LIMIT)
-        shifts[i] = shifts[i] if shifts[i] > real(LIMIT) else real(shift)
-    poison = _poison(own, rows)
-    for i in range(0, rows, GROUP):
-        for k in range(i, i + GROUP):
-            S[k] = real(0.0)
-        if K > 1:
-            _exponentiate(2, Z, i, ld, K // 2, work, i, m + i, 2 * m + i)
-        if K % 2:
-            _exponentiate(1, Z, (K - 1) * ld + i, ld, 1, work, i, m + i, 2 * m + i)
-    # Below `tiny`, log1p(x) / x rounds to 1.
-    tiny = real(1e-30)
+        largest = shift[i]
+        top = max(largest - z_y[i], nothing)
+        away = top < lowest or top > real(0.0)
+        shift[i] = top if away else real(0.0)
+        origin[i] = largest if away and top > nothing else z_y[i]
+    for i in range(rows, whole):
+        origin[i] = real(0.0)
+    for i in range(whole):
+        S[0, i] = 0.0
+        S[1, i] = 0.0
+    for i in range(0, rows, many):
+        for block in range(0, n_classes, CLASSES):
+            turns = (min(block + CLASSES, n_classes) - block) // 2
+            if turns:
+                _exponentiate(2, Z, block * ld + i, ld, turns, origin, i, S[0], S[1])
+        if n_classes % 2:
+            _exponentiate(1, Z, (n_classes - 1) * ld + i, ld, 1, origin, i, S[0], S[1])
+
+
+@njit(fastmath=NO_REASSOCIATION, **INNER)
+def _ordinary(rows, z_y, shifts, S, factor, label_r, losses):
+    """`combine` where there is one block, and no m is low; `losses` holds A."""
+    real = z_y.dtype.type
     for i in range(rows):
-        x = unit * S[i]
-        inverse[i] = real(1.0) / (real(1.0) + x)
-        own[i] = S[i] * (log1p(x) / x if x > tiny else real(1.0))
-    if above:
-        for i in range(rows):
-            if shifts[i] > real(LIMIT):
-                den = math.exp(-shifts[i]) + S[i]
-                inverse[i] = real(1.0) / den
-                own[i] = shifts[i] + math.log(den)
-    return shift, _total(own, rows) + poison
+        m, own, others = np.float64(shifts[0, i]), losses[i], S[0, 0, i] + S[0, 1, i]
+        # den - 1: S where m is 0.
+        x = others + (exp(-m) - 1.0)
+        losses[i] = own * (m + log1p(x)) + 0.0 * np.float64(z_y[i])
+        # Rounded as the others' residuals are: where there is one other, their sum is 0.
+        g = np.float64(real(own / (1.0 + x)))
+        factor[0, i] = g
+        label_r[i] = -np.float64(real(others)) * g
 
 
-@njit(fastmath=FLAGS, **OPTIONS)
-def residuals(Z, rows, y, first, factor, work):
-    """Z, the exponentials, becomes `factor` r; `work` is as `exponentials` left it."""
-    S, inverse = work[2], work[3]
+@njit(fastmath=NO_REASSOCIATION, **INNER)
+def _shifted(rows, c, z_y, shifts, S, factor, label_r, losses):
+    """`combine` for any blocks and shifts; results are over e^c, and `losses` holds A."""
+    n_blocks = len(shifts)
     for i in range(rows):
-        inverse[i] *= factor
-    for j in range(Z.shape[0]):
-        for i in range(rows):
-            Z[j, i] *= inverse[i]
-    for i in range(rows):
-        Z[y[first + i], i] = -S[i] * inverse[i]
+        m = np.float64(shifts[0, i])
+        for b in range(1, n_blocks):
+            m = max(m, np.float64(shifts[b, i]))
+        x = 0.0
+        for b in range(n_blocks):
+            apart = np.float64(shifts[b, i]) - m
+            x += (S[b, 0, i] + S[b, 1, i]) * (1.0 if apart == 0.0 else math.exp(apart))
+        if m > 0.0:
+            den, scaled = math.exp(-m) + x, x
+            loss, origin = m + math.log(den), m
+        else:
+            scaled, origin = x * math.exp(m - c), c
+            x *= math.exp(m)
+            den = 1.0 + x
+            loss = scaled * (log1p(x) / x if x > 1e-300 else 1.0)
+        # A label's logit that is not finite must show in the loss, whatever the others are.
+        own = losses[i]
+        losses[i] = own * loss + 0.0 * np.float64(z_y[i])
+        g = own / den
+        label_r[i] = -scaled * g
+        for b in range(n_blocks):
+            factor[b, i] = g * math.exp(np.float64(shifts[b, i]) - origin)
 
 
-@njit(fastmath=FLAGS, **OPTIONS)
-def derivatives(Z, V, rows, y, first, work):
-    """Z, the exponentials, becomes r, and V, the logits' derivatives, becomes r'.
+@njit(fastmath=NO_REASSOCIATION, **INNER)
+def combine(
+    y, rows, running, weight, uniform, all_uniform, keep, z_y, shifts, S, moved, factor, label_r,
+    losses,
+):  # fmt: skip
+    """All blocks' `shifts`, `S` and `moved` (block, sample) to losses; returns c >= `running`.
 
-    `work` is as `exponentials` left it; its last row receives s.
+    `losses` are divided by e^c; so are `factor`, which multiplies e of each block to make it
+    A p_j, and `label_r`, the label's residual. All in float64.
     """
-    own, shifts, S, inverse, s = work[0], work[1], work[2], work[3], work[4]
+    top, least = -np.inf, np.inf
+    for b in range(len(shifts)):
+        for i in range(rows):
+            top = max(top, np.float64(shifts[b, i]))
+            least = min(least, np.float64(shifts[b, i]))
+    c = 0.0
+    # What smoothing moves is never small; of a class alone there is nothing.
+    if NOTHING_4 < top < 0.0 and not len(uniform):
+        c = max(running, STEP * np.floor(top / STEP))
     for i in range(rows):
-        own[i] = V[y[first + i], i]
-        s[i] = Z.dtype.type(0.0)
+        losses[i] = all_uniform + keep
+    if len(weight):
+        for i in range(rows):
+            losses[i] = all_uniform + keep * np.float64(weight[y[i]])
+    if len(shifts) == 1 and least >= 0.0:
+        _ordinary(rows, z_y, shifts, S, factor, label_r, losses)
+    else:
+        _shifted(rows, c, z_y, shifts, S, factor, label_r, losses)
+    if len(uniform):
+        for b in range(len(moved)):
+            for i in range(rows):
+                losses[i] -= moved[b, i]
+        for i in range(rows):
+            label_r[i] += all_uniform - np.float64(uniform[y[i]])
+    return c
+
+
+@njit(fastmath=NO_REASSOCIATION, **INNER)
+def residuals(Z, low, y, rows, scale, uniform, factor, label_r, term):
+    """Exponentials of the classes low, low + 1, ... become the residuals, times their scale.
+
+    `scale` has one number, or one for every sample of H.
+    """
+    real = Z.dtype.type
+    n_classes = Z.shape[0]
+    for i in range(rows):
+        term[i] = real(factor[i] * np.float64(scale[i] if len(scale) > 1 else scale[0]))
+    for j in range(n_classes):
+        for i in range(rows):
+            Z[j, i] *= term[i]
+    if len(uniform):
+        for i in range(rows):
+            term[i] = scale[i] if len(scale) > 1 else scale[0]
+        for j in range(n_classes):
+            for i in range(rows):
+                Z[j, i] -= uniform[low + j] * term[i]
+    for i in range(rows):
+        label = y[i] - low
+        if 0 <= label < n_classes:
+            each = np.float64(scale[i] if len(scale) > 1 else scale[0])
+            Z[label, i] = real(label_r[i] * each)
+
+
+@njit(**INNER)
+def add_row_sums(Z, rows, sums):
+    """`sums[j] += sum_i Z[j, i]`, where `sums` has any rows."""
+    for j in range(len(sums)):
+        sums[j] += total_of(Z[j], rows)
+
+
+@njit(fastmath=NO_REASSOCIATION, **INNER)
+def derivatives(Z, V, y, rows, c, shift, S, factor, label_r, s, term):
+    """Z, the exponentials, becomes r, and V, the logits' derivatives, becomes r', both over e^c.
+
+    `shift`, `S`, `factor` and `label_r` are those of `combine` for all classes in one
+    block, without options; `s` and `term` are room, in float64 and in the dtype.
+    """
+    real = Z.dtype.type
+    n_classes = Z.shape[0]
+    for i in range(rows):
+        term[i] = V[y[i], i]
+        s[i] = 0.0
     # The label's exponential is 0.
-    for j in range(Z.shape[0]):
-        for i in range(rows):
-            V[j, i] -= own[i]
-            s[i] += Z[j, i] * V[j, i]
+    for block in range(0, n_classes, CLASSES):
+        for j in range(block, min(block + CLASSES, n_classes)):
+            for i in range(rows):
+                V[j, i] -= term[i]
+                s[i] += np.float64(Z[j, i]) * np.float64(V[j, i])
     for i in range(rows):
-        s[i] *= inverse[i]
-    for j in range(Z.shape[0]):
+        # What is divided by e^c at first is the mean of the derivatives over p.
+        s[i] *= factor[i]
+        term[i] = real(s[i] * math.exp(c))
+        m, x = np.float64(shift[i]), S[0, i] + S[1, i]
+        p_y = math.exp(-m) / (math.exp(-m) + x) if m > 0.0 else 1.0 / (1.0 + x * math.exp(m))
+        s[i] *= -p_y
+    for j in range(n_classes):
         for i in range(rows):
-            p = Z[j, i] * inverse[i]
+            p = Z[j, i] * real(factor[i])
             Z[j, i] = p
-            V[j, i] = p * (V[j, i] - s[i])
+            V[j, i] = p * (V[j, i] - term[i])
     for i in range(rows):
-        label = y[first + i]
-        # A shift of an ordinary sample is 0.
-        Z[label, i] = -S[i] * inverse[i]
-        V[label, i] = -math.exp(-shifts[i]) * inverse[i] * s[i]
+        label = y[i]
+        Z[label, i] = real(label_r[i])
+        V[label, i] = real(s[i])

@@ -16,8 +16,9 @@ import numpy as np
 
 from fastnc.kernels.cpu import trajectory as t
 from fastnc.kernels.cpu.options import OPTIONS, njit
+from fastnc.kernels.cpu.processor import native_lanes
 from fastnc.kernels.cpu.ruled_epoch import ADAM, N_NUMBERS, SCALED, move, numbers_of, ruled_epoch
-from fastnc.kernels.cpu.simd import EXP_LIMIT, native_lanes, zeros
+from fastnc.kernels.cpu.simd import EXP_LIMIT, zeros
 from fastnc.kernels.cpu.simd_blocks import address, sum_rows
 
 _to_blocks, _from_blocks = t._to_blocks, t._from_blocks

@@ -15,33 +15,13 @@ results and -inf included. Memory, labels and products stand in `simd_blocks_cpu
 Multiplications and additions are never reassociated: what is written is what is computed.
 """
 
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
-
-def _register_bytes():
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f"):
-        return 64
-    return 32 if features.get("avx") else 16
-
-
-REGISTER_BYTES = _register_bytes()
-# AVX-512 and NEON have 32 vector registers; SSE and AVX have 16.
-N_REGISTERS = 16 if REGISTER_BYTES == 32 or "sse2" in llvm.get_host_cpu_features() else 32
-if REGISTER_BYTES == 64:
-    N_REGISTERS = 32
-
 # Largest |x| for which `exp` is exact in the dtype, and thousands of such terms have a sum.
 EXP_LIMIT = {"float32": 80.0, "float64": 700.0}
-
-
-def native_lanes(dtype):
-    """Floats of `dtype` in one register of this machine."""
-    return REGISTER_BYTES // np.dtype(dtype).itemsize
 
 
 class Vector(types.Type):

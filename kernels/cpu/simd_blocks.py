@@ -9,8 +9,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from fastnc.kernels.cpu.processor import N_REGISTERS, native_lanes
 from fastnc.kernels.cpu.simd import (
-    N_REGISTERS,
     Vector,
     _const,
     _fma,
@@ -18,7 +18,6 @@ from fastnc.kernels.cpu.simd import (
     _splat,
     _unpack,
     _vector_of,
-    native_lanes,
 )
 
 

@@ -33,7 +33,8 @@ from numba import prange
 from fastnc.kernels.cpu import trajectory_tiles as trajectory_tiles_cpu
 from fastnc.kernels.cpu.epoch import add_change, part_of_epoch
 from fastnc.kernels.cpu.options import OPTIONS, njit
-from fastnc.kernels.cpu.simd import EXP_LIMIT, N_REGISTERS, add, n_lanes, native_lanes, zeros
+from fastnc.kernels.cpu.processor import N_REGISTERS, native_lanes
+from fastnc.kernels.cpu.simd import EXP_LIMIT, add, n_lanes, zeros
 from fastnc.kernels.cpu.simd_blocks import address, load_like, store, sum_rows
 from fastnc.kernels.cpu.threads import one_thread
 

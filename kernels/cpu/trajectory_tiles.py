@@ -1,13 +1,13 @@
 """Many epochs of gradient descent on scale * (4) by chunks of samples: any number of classes.
 
-An epoch is what `cross_entropy_cpu` does in a step: parts of the samples shared among threads,
-three products of a chunk by register tiles or a BLAS, one softmax. Here all epochs are one
-compiled call, and with `W_low`, `H_low` (float32) each sum's rounding error waits there for the
-next epoch (Kahan): a part's rows of H move as soon as their gradient is known, while it is in
-cache. A part whose loss is not finite moves no row where the sums are compensated; W then stays.
+An epoch is what `cross_entropy` does in a step, by the pass of `chunk_pass`: parts of the samples
+shared among threads, three products of a chunk, one softmax. Here all epochs are one compiled
+call, and with `W_low`, `H_low` (float32) each sum's rounding error waits there for the next epoch
+(Kahan): a part's rows of H move as soon as their gradient is known, while it is in cache. A part
+whose loss is not finite moves no row where the sums are compensated; W then stays.
 
 Letters: K classes, d features, N samples. `6 K N d` FLOP and N K exponentials an epoch. Parts,
-chunks and the order of every sum depend on the shape alone, and so do the bits.
+chunks and the order of every sum depend on the shape and the processor alone, and so do the bits.
 """
 
 import math
@@ -15,15 +15,18 @@ import math
 import numpy as np
 from numba import prange
 
-from fastnc.kernels.cpu import panel as panel_cpu
-from fastnc.kernels.cpu import sweep as sweep_cpu
-from fastnc.kernels.cpu.cross_entropy import BLOCK, GRADS, STEP, _part, add_parts, copies
-from fastnc.kernels.cpu.options import OPTIONS, njit
-from fastnc.kernels.cpu.plan import step_plan
+from fastnc.kernels.cpu import tile as tile_cpu
+from fastnc.kernels.cpu.chunk_pass import GRADS, STEP, add_rows, part_of_samples
+from fastnc.kernels.cpu.cross_entropy import numbers, without_options
+from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
+from fastnc.kernels.cpu.plan import plan
 from fastnc.kernels.cpu.threads import one_thread
 
+# Rows of W that move together.
+ROWS = 16
 
-@njit(**OPTIONS)
+
+@njit(**INNER)
 def _add_low(array, low, change, first, last, d):
     """Rows of array + low += change, the large part in `array` and the rest in `low`."""
     for i in range(first, last):
@@ -35,106 +38,105 @@ def _add_low(array, low, change, first, last, d):
             low[i, f] = due - (new - old)
 
 
-@njit(**OPTIONS)
-def _move_classes(W, W_low, sums, layout, ones, step, dW, block, d, compensated):
+@njit(**INNER)
+def _move_classes(W, W_low, sums, shifts, top, step, dW, block, d, compensated):
     """A block of the rows of W moves by `step` times the parts' sums, added in order."""
-    low, high = block * BLOCK, min((block + 1) * BLOCK, len(W))
+    low, high = block * ROWS, min((block + 1) * ROWS, len(W))
     if compensated:
-        add_parts(sums, layout, ones, step, False, low, high, dW)
+        add_rows(sums, shifts, top, step, False, low, high, dW)
         _add_low(W, W_low, dW, low, high, d)
     else:
-        add_parts(sums, layout, ones, step, True, low, high, W)
+        add_rows(sums, shifts, top, step, True, low, high, W)
 
 
-@njit(**OPTIONS)
-def _pack_again(W, panels, strips, p):
-    """Panel p of W, and the same share of its strips."""
-    n = panel_cpu.n_panels(panels, W.shape[1])
-    panel_cpu.pack_panel(W, panels, W.shape[1], p)
-    K = strips.shape[1]
-    sweep_cpu.pack_some(W, strips, K * p // n, K * (p + 1) // n)
-
-
-@njit(**OPTIONS)
+@njit(**INNER)
 def _move_part(
-    part, n_parts, chunk, W, panels, strips, H, H_low, dH, y, step, sums, losses, shifts,
+    part, n_parts, how, W, H, H_low, dH, y, options, step, sums, bias_sums, losses, totals, shifts,
     chunk_shifts, compensated,
 ):  # fmt: skip
     """One part's rows of H move; its sums for W and its loss are left for later."""
     N, d = H.shape
     mode = GRADS if compensated else STEP
-    sums[part] = 0.0
-    _part(
-        mode, part, n_parts, chunk, W, panels, strips, H, y, step, dH, sums, losses, shifts,
-        chunk_shifts,
+    for j in range(sums.shape[1]):
+        for f in range(sums.shape[2]):
+            sums[part, j, f] = 0.0
+    part_of_samples(
+        mode, part, n_parts, how, W, H, y, options, H.dtype.type(step), dH, sums, bias_sums, losses,
+        totals, shifts, chunk_shifts,
     )  # fmt: skip
-    if compensated and math.isfinite(losses[part]):
+    if compensated and math.isfinite(totals[part]):
         _add_low(H, H_low, dH, N * part // n_parts, N * (part + 1) // n_parts, d)
+
+
+@njit(**INNER)
+def _top_of(shifts):
+    """The largest of the parts' shifts, which become relative to it."""
+    top = shifts.max()
+    for part in range(len(shifts)):
+        shifts[part] -= top
+    return top
 
 
 @njit(**OPTIONS)
 def _epochs_of_one(
-    n_parts, chunk, W, panels, strips, layout, ones, H, W_low, H_low, dW, dH, y, step, sums, losses,
+    n_parts, how, W, H, W_low, H_low, dW, dH, y, options, step, sums, bias_sums, losses, totals,
     shifts, chunk_shifts, epochs, compensated,
 ):  # fmt: skip
-    n_blocks = (len(W) + BLOCK - 1) // BLOCK
+    first = np.int64(0)
     for _ in range(epochs):
         _move_part(
-            0, 1, chunk, W, panels, strips, H, H_low, dH, y, step, sums, losses, shifts,
-            chunk_shifts, compensated,
+            first, first + 1, how, W, H, H_low, dH, y, options, step, sums, bias_sums, losses,
+            totals, shifts, chunk_shifts, compensated,
         )  # fmt: skip
-        if math.isfinite(losses[0]):
-            for b in range(n_blocks):
-                _move_classes(W, W_low, sums, layout, ones, step, dW, b, H.shape[1], compensated)
-            for p in range(panel_cpu.n_panels(panels, W.shape[1])):
-                _pack_again(W, panels, strips, p)
+        if math.isfinite(totals[0]):
+            top = _top_of(shifts)
+            for b in range((len(W) + ROWS - 1) // ROWS):
+                _move_classes(W, W_low, sums, shifts, top, step, dW, b, H.shape[1], compensated)
 
 
 @njit(parallel=True, **OPTIONS)
 def _epochs(
-    n_parts, chunk, W, panels, strips, layout, ones, H, W_low, H_low, dW, dH, y, step, sums, losses,
+    n_parts, how, W, H, W_low, H_low, dW, dH, y, options, step, sums, bias_sums, losses, totals,
     shifts, chunk_shifts, epochs, compensated,
 ):  # fmt: skip
-    n_blocks = (len(W) + BLOCK - 1) // BLOCK
     for _ in range(epochs):
         for index in prange(n_parts):
-            # A loop's index is unsigned where it is parallel: `_part` would be compiled twice.
+            # A loop's index is unsigned where it is parallel: what is called would be compiled
+            # twice.
             _move_part(
-                np.int64(index), n_parts, chunk, W, panels, strips, H, H_low, dH, y, step, sums,
-                losses, shifts, chunk_shifts, compensated,
+                np.int64(index), n_parts, how, W, H, H_low, dH, y, options, step, sums, bias_sums,
+                losses, totals, shifts, chunk_shifts, compensated,
             )  # fmt: skip
-        if math.isfinite(losses.sum()):
-            for b in prange(n_blocks):
+        if math.isfinite(totals.sum()):
+            top = _top_of(shifts)
+            for b in prange((len(W) + ROWS - 1) // ROWS):
                 _move_classes(
-                    W, W_low, sums, layout, ones, step, dW, np.int64(b), H.shape[1], compensated
+                    W, W_low, sums, shifts, top, step, dW, np.int64(b), H.shape[1], compensated
                 )
-            for p in prange(panel_cpu.n_panels(panels, W.shape[1])):
-                _pack_again(W, panels, strips, np.int64(p))
 
 
 def descend(W, H, W_low, H_low, y, step, epochs):
     """`epochs` times `W += step * sum of r^T H`, `H += step * r W`, in place."""
     (K, d), N = W.shape, len(H)
-    how = step_plan(K, d, N, W.itemsize)
-    # Strips are packed again along with panels.
-    moving, panels, strips, layout = copies(how._replace(panels=how.panels or how.sweep), W)
+    how = plan(K, d, N, W.itemsize, by_samples=True)
+    moving = tile_cpu.padded(W)
     compensated = W_low.size > 0
+    options = without_options(W.dtype)
     arguments = (
         how.parts,
-        how.chunk,
+        numbers(how, W.dtype),
         moving,
-        panels,
-        strips,
-        layout,
-        np.ones(how.parts, W.dtype),
         H,
         W_low,
         H_low,
         np.empty_like(moving if compensated else moving[:0]),
         np.empty_like(H) if compensated else H,
         y,
-        W.dtype.type(step),
-        np.empty((how.parts, strips.size or moving.size), W.dtype),
+        options,
+        float(step),
+        np.empty((how.parts, *moving.shape), W.dtype),
+        np.empty((how.parts, 0)),
+        options[0],
         np.empty(how.parts),
         np.empty(how.parts),
         np.empty((how.parts, 0)),

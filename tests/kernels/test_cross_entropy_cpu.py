@@ -9,70 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kernel_problems import SHAPES, evaluate, problem
 
 from fastnc import reference
 from fastnc.kernels.cpu import cross_entropy as cross_entropy_cpu
 from fastnc.kernels.cpu import hessian as hessian_cpu
 from fastnc.kernels.cpu import threads as threads_cpu
-from fastnc.kernels.cpu.plan import StepPlan, plan, step_plan
+from fastnc.kernels.cpu.plan import plan
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 from suite.cases import CASES  # noqa: E402
-
-# What `step_plan` would choose for a small problem, and what it chooses for large ones, made small:
-# products by register tiles of W or a sweep over its strips, logits from W or its panels; one part
-# and several (the last shorter than a chunk, or empty).
-ARRANGEMENTS = {
-    "chosen": None,
-    "tiles": StepPlan(sweep=False, panels=False, chunk=16, parts=3),
-    "tiles, one part": StepPlan(sweep=False, panels=False, chunk=32, parts=1),
-    "tiles and panels": StepPlan(sweep=False, panels=True, chunk=32, parts=1),
-    "sweep": StepPlan(sweep=True, panels=False, chunk=32, parts=1),
-    "sweep and panels": StepPlan(sweep=True, panels=True, chunk=16, parts=3),
-}
-
-# K, d, N: tiles are 2, 5 or 6 classes, or 2 or 3 vectors of 4 or 8 of them; 2, 4 or 6 samples; 1 or
-# 2 vectors of features. Samples go by in groups of 16.
-SHAPES = {
-    "aligned": (12, 32, 96),
-    "primes": (7, 13, 101),
-    "smaller than a tile": (3, 2, 5),
-    "two classes": (2, 3, 40),
-    "one class beyond a tile": (13, 24, 35),
-    "one feature": (5, 1, 33),
-    "one sample": (5, 20, 1),
-    "wide": (31, 65, 50),
-}
-
-
-@pytest.fixture(params=ARRANGEMENTS)
-def arrangement(request, monkeypatch):
-    if ARRANGEMENTS[request.param] is not None:
-        monkeypatch.setattr(cross_entropy_cpu, "step_plan", lambda *_: ARRANGEMENTS[request.param])
-    return request.param
-
-
-def problem(K, d, N, dtype, size=2.0, seed=0):
-    rng = np.random.default_rng(seed)
-    W = (size * rng.standard_normal((K, d)) / np.sqrt(d)).astype(dtype)
-    H = (size * rng.standard_normal((N, d))).astype(dtype)
-    return W, H, rng.integers(0, K, N)
-
-
-def evaluate(W, H, y, scale=1.0):
-    """All launchers, their outputs poisoned first."""
-    found = {}
-    for name in ("loss", "loss_and_grads", "log_loss_and_grads"):
-        out = np.full(1, np.nan)
-        grads = [np.full_like(W, np.nan), np.full_like(H, np.nan)] if "grads" in name else []
-        arguments = [out, *grads] if name.startswith("log") else [scale, out, *grads]
-        getattr(cross_entropy_cpu, name)(W, H, y, *arguments)
-        found[name] = [out, *grads]
-    out, new_W, new_H = np.full(1, np.nan), W.copy(), H.copy()
-    cross_entropy_cpu.gradient_step(new_W, new_H, y, scale, 0.5, out)
-    found["gradient_step"] = [out, new_W, new_H]
-    return found
 
 
 def expected(W, H, y):
@@ -135,22 +82,25 @@ def test_any_labels(arrangement, labels):
         assert np.isfinite(found["loss_and_grads"][1][1]).all()
 
 
-def test_the_plan_reaches_both_arrangements_and_several_parts():
+def test_the_plan_reaches_several_parts_blocks_and_products():
     """The shapes above are of the smallest plans; these cross its thresholds."""
-    assert step_plan(5, 20, 50, 8) == step_plan(5, 20, 50, 8)
-    few, many = (60, 40, 300), (200, 100, 150)
-    assert not step_plan(*few, 8).sweep and step_plan(*few, 8).parts > 1
-    assert step_plan(*many, 8).sweep and step_plan(*many, 8).parts > 1
-    compare(*problem(*few, "float64"))
-    compare(*problem(*many, "float64"))
+    assert plan(5, 20, 50, 8) == plan(5, 20, 50, 8)
+    found = {}
+    for shape in ((60, 40, 3000), (600, 30, 200), (1100, 600, 70), (6, 200, 150)):
+        how = found[shape] = plan(*shape, 8)
+        assert how.parts == 1 or how.parts * how.block >= 512
+        compare(*problem(*shape, "float64"))
+    assert {how.products for how in found.values()} == {"tiles", "dots", "blas"}
+    assert {how.divides for how in found.values()} == {"samples", "classes"}
+    assert found[60, 40, 3000].parts > 1 and found[600, 30, 200].block < 600
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_regimes_of_the_benchmarks(name):
-    """Their K and d, the arrangement that those get, and some of their samples and features."""
+    """Their K and d, the products that those get, and some of their samples and features."""
     case = CASES[name]
-    how = step_plan(case.n_classes, case.dim, case.n_samples, 4)
-    assert (how.sweep, how.panels) == (case.n_classes >= 1000, case.n_classes >= 100)
+    how = plan(case.n_classes, case.dim, case.n_samples, 4)
+    assert how.divides == ("classes" if case.n_classes >= 10_000 else "samples")
     samples, dim = (130, case.dim) if case.n_classes < 5000 else (20, 24)
     few = replace(case, n_samples=min(case.n_samples, samples), dim=dim)
     compare(*few.arrays(labels="unbalanced"))
@@ -196,20 +146,21 @@ def test_the_same_bits_on_any_number_of_threads():
     """In a process of its own, which may have more threads than this one."""
     code = """
 import hashlib, numba, numpy as np
-import test_cross_entropy_cpu as t, test_hessian_cpu as h
+import kernel_problems as t
 for threads in (1, 2, 3, 4):
     numba.set_num_threads(threads)
     digest = hashlib.sha256()
     arrays = t.problem(13, 21, 95, "float64")
-    for plan in filter(None, t.ARRANGEMENTS.values()):
-        t.cross_entropy_cpu.step_plan = lambda *_: plan
+    for name, plan in t.PLANS.items():
+        if plan is None:
+            continue
+        t.cross_entropy_cpu.plan = t.hessian_cpu.plan = lambda *_, **__: plan
         for values in t.evaluate(*arrays).values():
             for value in values:
                 digest.update(value.tobytes())
-    for plan in filter(None, h.ARRANGEMENTS.values()):
-        h.hessian_cpu.plan = lambda *_: plan
-        for value in h.evaluate(*arrays, *(x[::-1].copy() for x in arrays[:2])):
-            digest.update(value.tobytes())
+        if name in t.BY_SAMPLES:
+            for value in t.hessian(*arrays, *(x[::-1].copy() for x in arrays[:2])):
+                digest.update(value.tobytes())
     print(digest.hexdigest())
 """
     done = subprocess.run(
@@ -257,8 +208,8 @@ def test_blas_has_as_many_threads_as_before():
     def threads():
         return [(x["filepath"], x["num_threads"]) for x in threadpool_info()]
 
-    arrays = problem(200, 100, 150, "float64")
-    assert plan(200, 100, 150, 8).blas
+    arrays = problem(600, 300, 150, "float64")
+    assert plan(600, 600, 150, 8).products == "blas"
     with threadpool_limits(2, "blas"):
         before = threads()
         out = [np.empty_like(x) for x in arrays[:2]]
@@ -280,7 +231,7 @@ def test_blas_has_as_many_threads_as_before():
 
 def test_callers_take_turns():
     """Python threads that call at the same time get the bits each would get alone."""
-    problems = [problem(60, 40, 300, "float64", seed=s) for s in range(4)]
+    problems = [problem(60, 40, 1800, "float64", seed=s) for s in range(4)]
     alone = [evaluate(*arrays)["loss_and_grads"] for arrays in problems]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda arrays: evaluate(*arrays)["loss_and_grads"], problems))

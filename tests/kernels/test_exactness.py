@@ -10,7 +10,7 @@ import functools
 import numpy as np
 import oracles
 import pytest
-from test_cross_entropy_cpu import arrangement, evaluate  # noqa: F401
+from kernel_problems import evaluate
 
 MARGINS = {
     "float64": [-200.0, -61.0, -59.75, -37.5, -16.75, -1.0, -0.25, 0.25, 1.0, 16.75, 37.5, 60.0,
@@ -35,7 +35,7 @@ def told(margins, dtype):
 
 
 @pytest.mark.parametrize("dtype", BOUND)
-def test_one_sample_at_each_margin(arrangement, dtype):  # noqa: F811
+def test_one_sample_at_each_margin(arrangement, dtype):
     for margin in MARGINS[dtype]:
         H, y, exact = told((margin,), dtype)
         found = evaluate(np.eye(K, dtype=dtype), H, y)
@@ -47,7 +47,7 @@ def test_one_sample_at_each_margin(arrangement, dtype):  # noqa: F811
 
 
 @pytest.mark.parametrize("dtype", BOUND)
-def test_all_margins_side_by_side(arrangement, dtype):  # noqa: F811
+def test_all_margins_side_by_side(arrangement, dtype):
     """Neighbours in a vector, a chunk and a part do not disturb each other.
 
     The class sums add up to 17 terms of one sign, each addition within one rounding.
@@ -62,7 +62,7 @@ def test_all_margins_side_by_side(arrangement, dtype):  # noqa: F811
 
 @pytest.mark.parametrize("dtype", BOUND)
 @pytest.mark.parametrize("margin", [-80.0, -1.0, 0.25, 40.0, 85.0, 700.0, 1e3, 1e5])
-def test_log_domain_far_past_the_smallest_number(arrangement, dtype, margin):  # noqa: F811
+def test_log_domain_far_past_the_smallest_number(arrangement, dtype, margin):
     H, y, exact = told((margin,), dtype)
     log_value, by_W, by_H = evaluate(np.eye(K, dtype=dtype), H, y)["log_loss_and_grads"]
     # A loss near 1 has a logarithm near 0, which a rounding of the loss moves by as much.
@@ -74,7 +74,7 @@ def test_log_domain_far_past_the_smallest_number(arrangement, dtype, margin):  #
 
 
 @pytest.mark.parametrize("dtype", BOUND)
-def test_log_domain_where_margins_differ(arrangement, dtype):  # noqa: F811
+def test_log_domain_where_margins_differ(arrangement, dtype):
     """The shares of samples fall from 1 to the last normal number, over several shifts.
 
     A chunk with a larger shift comes last: what was summed before it is scaled down.

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from numba import njit
 
+from fastnc.kernels.cpu.processor import native_lanes
 from fastnc.kernels.cpu.simd import (
     EXP_LIMIT,
     all_within,
     exp,
     exp_wide,
     max_members,
-    native_lanes,
     sum_members,
     zeros,
 )

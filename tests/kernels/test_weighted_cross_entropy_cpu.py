@@ -3,10 +3,11 @@
 import numba
 import numpy as np
 import pytest
+from kernel_problems import weighted as run
 
-from fastnc.kernels.cpu import many_classes as many_classes_cpu
-from fastnc.kernels.cpu import weighted_cross_entropy as weighted_cross_entropy_cpu
-from fastnc.kernels.cpu.weighted_cross_entropy import examine, loss_and_grads
+from fastnc.kernels.cpu import cross_entropy as cross_entropy_cpu
+from fastnc.kernels.cpu.plan import Plan
+from fastnc.kernels.cpu.weighted_cross_entropy import examine
 
 SHAPES = {
     "aligned": (8, 16, 256),
@@ -18,10 +19,9 @@ SHAPES = {
     "several parts, padded": (10, 20, 6000),
     "BLAS": (90, 211, 333),
 }
-MANY = {
-    "several ranges": (9001, 70, 131),
-    "fewer blocks than ranges": (600, 1100, 300),
-}
+MANY = {"several ranges": (2001, 70, 131), "one block a range": (600, 110, 300)}
+DIVIDED = Plan("classes", "tiles", parts=4, chunk=112, block=150)
+BY_BLAS = DIVIDED._replace(products="blas")
 # One rounding for each term of a sum, of the largest term.
 TOLERANCE = {"float32": 3e-5, "float64": 3e-13}
 
@@ -38,18 +38,6 @@ def arguments(K, d, N, dtype, options=True, seed=0):
     floats = (np.ascontiguousarray(x, dtype) for x in (W, H, bias, weight, scale))
     W, H, bias, weight, scale = floats
     return W, H, y, bias, weight, 0.2 if options else 0.0, scale
-
-
-def run(W, H, y, bias, weight, smoothing, scale, wanted=(True, True, True, True)):
-    total = np.full(1, np.nan)
-    losses = np.full(len(H) if wanted[0] else 0, np.nan, W.dtype)
-    grad_W = np.full(W.shape if wanted[1] else (0, W.shape[1]), np.nan, W.dtype)
-    grad_H = np.full(H.shape if wanted[2] else (0, W.shape[1]), np.nan, W.dtype)
-    grad_bias = np.full(len(W) if wanted[3] else 0, np.nan, W.dtype)
-    loss_and_grads(
-        W, H, y, bias, weight, smoothing, scale, total, losses, grad_W, grad_H, grad_bias
-    )
-    return total, losses, grad_W, grad_H, grad_bias
 
 
 def plainly(W, H, y, bias, weight, smoothing, scale):
@@ -87,11 +75,10 @@ def test_every_shape(shape, dtype, options):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", MANY)
 def test_classes_in_ranges(shape, dtype, options, monkeypatch):
-    # The smallest chunk and a W that is small enough for a test, through the same code.
-    monkeypatch.setattr(weighted_cross_entropy_cpu, "MANY", 0)
-    monkeypatch.setattr(many_classes_cpu, "MOST_CHUNK", 112)
     given = arguments(*MANY[shape], dtype, options)
-    close(run(*given), plainly(*given), TOLERANCE[dtype])
+    for how in (DIVIDED, BY_BLAS):
+        monkeypatch.setattr(cross_entropy_cpu, "plan", lambda *_, how=how: how)
+        close(run(*given), plainly(*given), TOLERANCE[dtype])
 
 
 def test_both_arrangements_agree_in_the_tail(monkeypatch):
@@ -102,7 +89,7 @@ def test_both_arrangements_agree_in_the_tail(monkeypatch):
         rest[1][:] = 1.0
         rest[2] = 0.0
         parts = run(W, H, y, *rest)
-        monkeypatch.setattr(weighted_cross_entropy_cpu, "MANY", 0)
+        monkeypatch.setattr(cross_entropy_cpu, "plan", lambda *_: DIVIDED)
         ranges = run(W, H, y, *rest)
         monkeypatch.undo()
         assert (parts[0] < 1e-20) if sign > 0 else (parts[0] > 1000.0)
@@ -114,7 +101,7 @@ def test_both_arrangements_agree_in_the_tail(monkeypatch):
 @pytest.mark.parametrize("many", [False, True])
 def test_only_what_is_wanted_is_written(many, monkeypatch):
     if many:
-        monkeypatch.setattr(weighted_cross_entropy_cpu, "MANY", 0)
+        monkeypatch.setattr(cross_entropy_cpu, "plan", lambda *_: DIVIDED)
     given = arguments(10, 20, 700, "float64")
     everything = run(*given)
     for i in range(4):
@@ -133,7 +120,7 @@ def test_only_what_is_wanted_is_written(many, monkeypatch):
 @pytest.mark.parametrize("shape", [(10, 20, 6000), (90, 211, 333)])
 def test_the_bits_do_not_depend_on_the_threads(shape, many, monkeypatch):
     if many:
-        monkeypatch.setattr(weighted_cross_entropy_cpu, "MANY", 0)
+        monkeypatch.setattr(cross_entropy_cpu, "plan", lambda *_: DIVIDED)
     given = arguments(*shape, "float32")
     first = run(*given)
     before = numba.get_num_threads()

@@ -1,0 +1,128 @@
+"""Kernels compiled by themselves, and called by their addresses.
+
+Numba compiles whatever a function calls by its name again, inside the function; tiles and
+exponentials would be compiled ten times. So each is one C function, kept on disk, and what calls it
+is handed a tuple of addresses:
+
+    GEMM            a BLAS's product, or 0 where tiles serve       (blas)
+    PRODUCT, DOTS, TRANSPOSE                                        (tile)
+    EXPONENTIALS, COMBINE, RESIDUALS, DERIVATIVES                   (residual)
+"""
+
+import threading
+from functools import cache
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from fastnc.kernels.cpu import residual, tile
+from fastnc.kernels.cpu.blas import gemm_address
+from fastnc.kernels.cpu.options import cfunc
+
+GEMM, PRODUCT, DOTS, TRANSPOSE, EXPONENTIALS, COMBINE, RESIDUALS, DERIVATIVES = range(8)
+
+
+@intrinsic
+def call(typingctx, function, arguments):
+    """A compiled function at an address, with a tuple of pointers and numbers; returns nothing."""
+
+    def codegen(context, builder, signature, args):
+        values = cgutils.unpack_tuple(builder, args[1])
+        kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), values)
+        return context.get_dummy_value()
+
+    return types.none(function, arguments), codegen
+
+
+def _exponentials(
+    Z_at, n_classes, ld, low, y_at, rows, log, uniform_at, n_uniform, z_y_at, shift_at, S_at,
+    moved_at, origin_at,
+):  # fmt: skip
+    Z, y, z_y = carray(Z_at, (n_classes, ld)), carray(y_at, rows), carray(z_y_at, ld)
+    uniform = carray(uniform_at, n_uniform)
+    shift, S, moved = carray(shift_at, ld), carray(S_at, (2, ld)), carray(moved_at, ld)
+    origin = carray(origin_at, ld)
+    residual.exponentials(Z, low, y, rows, log != 0, uniform, z_y, shift, S, moved, origin)
+
+
+def _combine(
+    y_at, rows, ld, n_blocks, running, weight_at, n_weight, uniform_at, n_uniform, all_uniform,
+    keep, z_y_at, shifts_at, S_at, moved_at, factor_at, label_r_at, losses_at, c_at,
+):  # fmt: skip
+    y, z_y, shifts = carray(y_at, rows), carray(z_y_at, ld), carray(shifts_at, (n_blocks, ld))
+    weight, uniform = carray(weight_at, n_weight), carray(uniform_at, n_uniform)
+    S, moved = carray(S_at, (n_blocks, 2, ld)), carray(moved_at, (n_blocks, ld))
+    factor, label_r = carray(factor_at, (n_blocks, ld)), carray(label_r_at, ld)
+    losses, c = carray(losses_at, ld), carray(c_at, 1)
+    c[0] = residual.combine(
+        y, rows, running, weight, uniform, all_uniform, keep, z_y, shifts, S, moved, factor,
+        label_r, losses,
+    )  # fmt: skip
+
+
+def _residuals(
+    Z_at, n_classes, ld, low, y_at, rows, scale_at, n_scale, uniform_at, n_uniform, factor_at,
+    label_r_at, term_at, sums_at, n_sums,
+):  # fmt: skip
+    Z, y = carray(Z_at, (n_classes, ld)), carray(y_at, rows)
+    scale, uniform = carray(scale_at, n_scale), carray(uniform_at, n_uniform)
+    factor, label_r, term = carray(factor_at, ld), carray(label_r_at, ld), carray(term_at, ld)
+    sums = carray(sums_at, n_sums)
+    residual.residuals(Z, low, y, rows, scale, uniform, factor, label_r, term)
+    residual.add_row_sums(Z, rows, sums)
+
+
+def _derivatives(
+    Z_at, V_at, n_classes, ld, y_at, rows, c, shift_at, S_at, factor_at, label_r_at, s_at, term_at
+):
+    Z, V, y = carray(Z_at, (n_classes, ld)), carray(V_at, (n_classes, ld)), carray(y_at, rows)
+    shift, S, factor = carray(shift_at, ld), carray(S_at, (2, ld)), carray(factor_at, ld)
+    label_r, s, term = carray(label_r_at, ld), carray(s_at, ld), carray(term_at, ld)
+    residual.derivatives(Z, V, y, rows, c, shift, S, factor, label_r, s, term)
+
+
+def _signatures(real):
+    floats, doubles = types.CPointer(real), types.CPointer(types.float64)
+    labels, size, double = types.CPointer(types.int64), types.int64, types.float64
+    return tile.signatures(real) | {
+        _exponentials: (
+            floats, *[size] * 3, labels, size, size, floats, size, floats, floats, doubles, doubles,
+            floats,
+        ),
+        _combine: (
+            labels, *[size] * 3, double, floats, size, floats, size, double, double, floats, floats,
+            *[doubles] * 6,
+        ),
+        _residuals: (
+            floats, *[size] * 3, labels, size, floats, size, floats, size, doubles, doubles, floats,
+            doubles, size,
+        ),
+        _derivatives: (
+            floats, floats, size, size, labels, size, double, floats, *[doubles] * 4, floats,
+        ),
+    }  # fmt: skip
+
+
+_compiled, _lock = {}, threading.RLock()
+
+
+def _of_dtype(itemsize):
+    with _lock:
+        if itemsize not in _compiled:
+            real = types.float32 if itemsize == 4 else types.float64
+            _compiled[itemsize] = [
+                cfunc(types.void(*kinds), error_model="numpy")(function)
+                for function, kinds in _signatures(real).items()
+            ]
+        return _compiled[itemsize]
+
+
+@cache
+def addresses(blas, dtype):
+    """The tuple for NumPy's `dtype`; with `blas`, large products are a BLAS's."""
+    gemm = gemm_address(dtype) if blas else 0
+    return (gemm, *(one.address for one in _of_dtype(np.dtype(dtype).itemsize)))

@@ -1,0 +1,376 @@
+"""One pass over the samples, chunk by chunk: the loss (4) and what is asked for of its gradients.
+
+Letters: K classes, d features, N samples, `W (K, D)`, `H (N, d)`, `y (N,)` int64; D is d in
+whole vectors, which register tiles want. A chunk of samples meets the classes block by block:
+
+    forward     a block's logits, their exponentials e, and its part of S
+    combine     the samples' losses, and what makes e a residual r    (residual)
+    backward    the block's residuals, and `sums += r^T H`; then `out = alpha r W`
+
+so that logits are used where they were made, in cache. Work is divided among threads in one of two
+ways, which the plan chooses. `samples_divided`: each part of the samples has sums of its own, which
+are added in order. `classes_divided`, for W so large that a sum for each part costs more than it
+saves: all threads share a chunk, each owns some blocks of classes, and the ranges of blocks have
+sums r W of their own, which are added in order.
+
+Arguments that every function shares:
+
+    mode      LOSS, GRADS, STEP (`out` is H, which moves) or LOG_GRADS (all of it over the loss)
+    how       of the plan: samples of a chunk, classes of a block, whether samples are transposed
+              for the logits, and the products' addresses
+    options   bias, weight, uniform, sum of uniform, keep, scale, as in `residual`; empty arrays
+              for what there is not
+
+Parts, chunks and blocks depend on the shape and the processor alone, and so do the bits.
+"""
+
+import math
+
+import numpy as np
+from numba import prange
+
+from fastnc.kernels.cpu import products
+from fastnc.kernels.cpu.addresses import COMBINE, EXPONENTIALS, RESIDUALS, call
+from fastnc.kernels.cpu.options import INNER, OPTIONS, REASSOCIATION, njit
+from fastnc.kernels.cpu.processor import VECTOR_BYTES
+from fastnc.kernels.cpu.residual import WIDTH, total_of
+from fastnc.kernels.cpu.simd_blocks import address
+
+LOSS, GRADS, STEP, LOG_GRADS = 0, 1, 2, 3
+
+
+@njit(**INNER)
+def room(chunk, itemsize):
+    """Numbers in a row of logits: whole groups of samples, and one more to part the rows."""
+    many = WIDTH * VECTOR_BYTES // itemsize
+    return (chunk + many - 1) // many * many + many
+
+
+@njit(fastmath=REASSOCIATION, **INNER)
+def _label_logits(W, H, y, bias, first, start, rows, d, z_y):
+    """The labels' logits of samples that stand in H from `start` on."""
+    for i in range(rows):
+        label = y[first + i]
+        total = np.float64(bias[label]) if len(bias) else 0.0
+        for f in range(d):
+            total += np.float64(W[label, f]) * np.float64(H[start + i, f])
+        z_y[i] = total
+
+
+@njit(**INNER)
+def forward(
+    mode, kernels, low, alone, W, H, HT, start, y, first, rows, bias, uniform, Z, z_y, shift, S,
+    moved, term,
+):  # fmt: skip
+    """Logits of the classes from `low` on (W and Z have no others) to exponentials.
+
+    `alone`: they are all there are, and the labels' logits are read among them.
+    """
+    products.logits(kernels, W, H, HT, start, rows, Z, False)
+    if len(bias):
+        for j in range(Z.shape[0]):
+            for i in range(rows):
+                Z[j, i] += bias[low + j]
+    if alone:
+        for i in range(rows):
+            z_y[i] = Z[y[first + i], i]
+    else:
+        for i in range(rows):
+            label = y[first + i] - low
+            if 0 <= label < Z.shape[0]:
+                Z[label, i] = z_y[i]
+    call(
+        kernels[EXPONENTIALS],
+        (
+            address(Z, 0), Z.shape[0], Z.shape[1], low, address(y, first), rows,
+            np.int64(mode == LOG_GRADS), address(uniform, 0), len(uniform), address(z_y, 0),
+            address(shift, 0), address(S, 0), address(moved, 0), address(term, 0),
+        ),
+    )  # fmt: skip
+
+
+@njit(**INNER)
+def backward(
+    kernels, low, H, start, y, first, rows, scale, uniform, Z, factor, label_r, term, sums,
+    bias_sums,
+):  # fmt: skip
+    """Exponentials of the classes from `low` on to residuals, and their sums over samples.
+
+    `sums` has rows of these classes, or none; `bias_sums` has all classes, or none.
+    """
+    call(
+        kernels[RESIDUALS],
+        (
+            address(Z, 0), Z.shape[0], Z.shape[1], low, address(y, first), rows,
+            address(scale, first if len(scale) > 1 else 0), len(scale), address(uniform, 0),
+            len(uniform), address(factor, 0), address(label_r, 0), address(term, 0),
+            address(bias_sums, low), Z.shape[0] if len(bias_sums) else 0,
+        ),
+    )  # fmt: skip
+    if len(sums):
+        products.class_sums(kernels, Z, H, start, rows, sums)
+
+
+@njit(**INNER)
+def scale_rows(A, factor):
+    """`A *= factor`, in float64: a small factor keeps its digits."""
+    for j in range(A.shape[0]):
+        for f in range(A.shape[1]):
+            A[j, f] = np.float64(A[j, f]) * factor
+
+
+@njit(**INNER)
+def scale_exponentially(A, first, rows, c):
+    """Some rows of A times e^c, in two steps: e^c itself may underflow."""
+    root = math.exp(0.5 * c)
+    for i in range(first, first + rows):
+        for f in range(A.shape[1]):
+            A[i, f] = np.float64(A[i, f]) * root * root
+
+
+@njit(**INNER)
+def part_of_samples(
+    mode, part, n_parts, how, W, H, y, options, alpha, out, sums, bias_sums, losses_out, totals,
+    shifts, chunk_shifts,
+):  # fmt: skip
+    """One part: `sums[part] += r^T H`, `bias_sums[part] += sum r`, rows of `out`, `totals[part]`.
+
+    All but rows of `out` are divided by e^shifts[part], -inf where there is no sample; in the log
+    domain these are too, by e^chunk_shifts of their chunk.
+    """
+    chunk, block, transposes = how[:3]
+    kernels = how[3:]
+    bias, weight, uniform, all_uniform, keep, scale = options
+    (N, d), (K, D) = H.shape, W.shape
+    low, high = N * part // n_parts, N * (part + 1) // n_parts
+    n_blocks, ld = (K + block - 1) // block, room(chunk, W.itemsize)
+    Z = np.empty((K, ld), W.dtype)
+    HT = np.empty((d if transposes else 0, ld), W.dtype)
+    work = np.empty((2 + n_blocks, ld), W.dtype)
+    z_y, term, tops = work[0], work[1], work[2:]
+    wide = np.empty((3 + 4 * n_blocks, ld))
+    label_r, losses, scales = wide[0], wide[1], wide[2]
+    S = wide[3 : 3 + 2 * n_blocks].reshape((n_blocks, 2, ld))
+    factor, moved = wide[3 + 2 * n_blocks : 3 + 3 * n_blocks], wide[3 + 3 * n_blocks :]
+    padded = np.zeros((chunk if d != D else 0, D), W.dtype)
+    none = padded[:0]
+    wanted = mode != LOSS and len(out) + bias_sums.shape[1] + sums.shape[1] > 0
+    total, running = 0.0, -np.inf
+    for first in range(low, high, chunk):
+        rows = min(chunk, high - first)
+        source, target, start = H, out, first
+        if d != D:
+            products.copy_rows(H, first, padded, 0, rows, d)
+            source, target, start = padded, padded if len(out) else none, 0
+        if transposes:
+            products.transpose(kernels, H, first, rows, d, HT)
+        if n_blocks > 1:
+            _label_logits(W, source, y, bias, first, start, rows, d, z_y)
+        for b in range(n_blocks):
+            j, end = b * block, min((b + 1) * block, K)
+            forward(
+                mode, kernels, j, n_blocks == 1, W[j:end], source, HT, start, y, first, rows, bias,
+                uniform, Z[j:end], z_y, tops[b], S[b], moved[b], term,
+            )  # fmt: skip
+        call(
+            kernels[COMBINE],
+            (
+                address(y, first), rows, ld, n_blocks, running, address(weight, 0), len(weight),
+                address(uniform, 0), len(uniform), all_uniform, keep, address(z_y, 0),
+                address(tops, 0), address(S, 0), address(moved, 0), address(factor, 0),
+                address(label_r, 0), address(losses, 0), address(scales, 0),
+            ),
+        )  # fmt: skip
+        c = scales[0]
+        if c > running:
+            if running > -np.inf:
+                scale_rows(sums[part], math.exp(running - c))
+                scale_rows(bias_sums[part : part + 1], math.exp(running - c))
+                total *= math.exp(running - c)
+            running = c
+        loss = total_of(losses, rows)
+        total += loss
+        for i in range(rows if len(losses_out) else 0):
+            losses_out[first + i] = losses[i] * math.exp(0.5 * c) * math.exp(0.5 * c)
+        # A step that meets what is not finite leaves these rows as they were given.
+        if not wanted or (mode == STEP and not math.isfinite(loss)):
+            continue
+        step = alpha * W.dtype.type(math.exp(c)) if mode == STEP else alpha
+        for b in range(n_blocks):
+            j, end = b * block, min((b + 1) * block, K)
+            backward(
+                kernels, j, source, start, y, first, rows, scale, uniform, Z[j:end], factor[b],
+                label_r, term, sums[part][j:end], bias_sums[part],
+            )  # fmt: skip
+        # Not before all blocks have read the samples, which may be what moves.
+        if len(out):
+            products.sample_sums(kernels, Z, W, step, mode == STEP, target, start, rows)
+        if mode == LOG_GRADS:
+            chunk_shifts[part, (first - low) // chunk] = c
+        elif mode == GRADS and c != 0.0:
+            scale_exponentially(target, start, rows if len(target) else 0, c)
+        if d != D and len(out):
+            products.copy_rows(padded, 0, out, first, rows, d)
+    totals[part] = total
+    shifts[part] = running
+
+
+@njit(parallel=True, **OPTIONS)
+def samples_divided(
+    mode, n_parts, how, W, H, y, options, alpha, out, sums, bias_sums, losses_out, totals, shifts,
+    chunk_shifts,
+):  # fmt: skip
+    """All parts of the samples."""
+    for index in prange(n_parts):
+        # A loop's index is unsigned where it is parallel: what is called would be compiled twice.
+        part_of_samples(
+            mode, np.int64(index), n_parts, how, W, H, y, options, alpha, out, sums, bias_sums,
+            losses_out, totals, shifts, chunk_shifts,
+        )  # fmt: skip
+
+
+@njit(**OPTIONS)
+def one_part(
+    mode, how, W, H, y, options, alpha, out, sums, bias_sums, losses_out, totals, shifts,
+    chunk_shifts,
+):  # fmt: skip
+    """All samples, on the calling thread."""
+    first = np.int64(0)
+    part_of_samples(
+        mode, first, first + 1, how, W, H, y, options, alpha, out, sums, bias_sums, losses_out,
+        totals, shifts, chunk_shifts,
+    )  # fmt: skip
+
+
+@njit(parallel=True, **OPTIONS)
+def classes_divided(
+    mode, n_ranges, how, W, H, y, options, alpha, out, sums, bias_sums, losses_out, totals, shifts,
+    chunk_shifts,
+):  # fmt: skip
+    """As one part of the samples, the blocks of classes in `n_ranges` ranges shared by threads."""
+    chunk, block, transposes = how[:3]
+    kernels = how[3:]
+    bias, weight, uniform, all_uniform, keep, scale = options
+    (N, d), (K, D) = H.shape, W.shape
+    n_blocks, ld = (K + block - 1) // block, room(chunk, W.itemsize)
+    Z = np.empty((K, ld), W.dtype)
+    HT = np.empty((d if transposes else 0, ld), W.dtype)
+    n_ranges = min(n_ranges, n_blocks)
+    z_y, terms = np.empty(ld, W.dtype), np.empty((n_ranges, ld), W.dtype)
+    tops, S = np.empty((n_blocks, ld), W.dtype), np.empty((n_blocks, 2, ld))
+    factor, moved = np.empty((n_blocks, ld)), np.empty((n_blocks, ld))
+    origins = np.empty((n_blocks, ld), W.dtype)
+    label_r, losses, scales = np.empty(ld), np.empty(ld), np.empty(1)
+    padded = np.zeros((chunk if d != D else 0, D), W.dtype)
+    range_sums = np.empty((n_ranges, chunk if len(out) else 0, D), W.dtype)
+    wanted = mode != LOSS and len(out) + bias_sums.shape[1] + sums.shape[1] > 0
+    one = W.dtype.type(1.0)
+    total, running = 0.0, -np.inf
+    for first in range(0, N, chunk):
+        rows = min(chunk, N - first)
+        source, start = H, first
+        if d != D:
+            products.copy_rows(H, first, padded, 0, rows, d)
+            source, start = padded, 0
+        if transposes:
+            products.transpose(kernels, H, first, rows, d, HT)
+        _label_logits(W, source, y, bias, first, start, rows, d, z_y)
+        for index in prange(n_blocks):
+            b = np.int64(index)
+            j, end = b * block, min((b + 1) * block, K)
+            forward(
+                mode, kernels, j, False, W[j:end], source, HT, start, y, first, rows, bias, uniform,
+                Z[j:end], z_y, tops[b], S[b], moved[b], origins[b],
+            )  # fmt: skip
+        call(
+            kernels[COMBINE],
+            (
+                address(y, first), rows, ld, n_blocks, running, address(weight, 0), len(weight),
+                address(uniform, 0), len(uniform), all_uniform, keep, address(z_y, 0),
+                address(tops, 0), address(S, 0), address(moved, 0), address(factor, 0),
+                address(label_r, 0), address(losses, 0), address(scales, 0),
+            ),
+        )  # fmt: skip
+        c = scales[0]
+        if c > running:
+            if running > -np.inf:
+                scale_rows(sums[0], math.exp(running - c))
+                scale_rows(bias_sums, math.exp(running - c))
+                total *= math.exp(running - c)
+            running = c
+        loss = total_of(losses, rows)
+        total += loss
+        for i in range(rows if len(losses_out) else 0):
+            losses_out[first + i] = losses[i] * math.exp(0.5 * c) * math.exp(0.5 * c)
+        if not wanted or (mode == STEP and not math.isfinite(loss)):
+            continue
+        for index in prange(n_ranges):
+            p = np.int64(index)
+            begin, stop = n_blocks * p // n_ranges, n_blocks * (p + 1) // n_ranges
+            for b in range(begin, stop):
+                j, end = b * block, min((b + 1) * block, K)
+                backward(
+                    kernels, j, source, start, y, first, rows, scale, uniform, Z[j:end], factor[b],
+                    label_r, terms[p], sums[0][j:end], bias_sums[0],
+                )  # fmt: skip
+            if len(out):
+                j, end = begin * block, min(stop * block, K)
+                products.sample_sums(
+                    kernels, Z[j:end], W[j:end], one, False, range_sums[p], np.int64(0), rows
+                )
+        root = math.exp(0.5 * c) if mode != LOG_GRADS else 1.0
+        for index in prange(rows if len(out) else 0):
+            i = np.int64(index)
+            for f in range(d):
+                value = np.float64(range_sums[0, i, f])
+                for p in range(1, n_ranges):
+                    value += range_sums[p, i, f]
+                old = out[first + i, f] if mode == STEP else W.dtype.type(0.0)
+                out[first + i, f] = old + np.float64(alpha) * value * root * root
+        if mode == LOG_GRADS:
+            chunk_shifts[0, first // chunk] = c
+    totals[0] = total
+    shifts[0] = running
+
+
+@njit(**INNER)
+def add_rows(sums, shifts, top, factor, keep, low, high, out):
+    """Rows of `out` (+)= factor e^top sum_p e^shifts[p] sums[p], in float64."""
+    root = math.exp(0.5 * top)
+    total = np.empty(out.shape[1])
+    for j in range(low, high):
+        for f in range(out.shape[1]):
+            total[f] = 0.0
+        for p in range(len(sums)):
+            weight = math.exp(shifts[p])
+            for f in range(out.shape[1]):
+                total[f] += weight * np.float64(sums[p, j, f])
+        for f in range(out.shape[1]):
+            old = np.float64(out[j, f]) if keep else 0.0
+            out[j, f] = old + factor * total[f] * root * root
+
+
+@njit(**OPTIONS)
+def add_serially(sums, shifts, top, factor, keep, out):
+    """`add_rows` of all rows, on the calling thread."""
+    add_rows(sums, shifts, top, factor, keep, np.int64(0), len(out), out)
+
+
+@njit(parallel=True, **OPTIONS)
+def add_in_parallel(sums, shifts, top, factor, keep, out):
+    """`add_rows` of all rows, in blocks of 16."""
+    for index in prange((len(out) + 15) // 16):
+        low = np.int64(index) * 16
+        add_rows(sums, shifts, top, factor, keep, low, min(low + 16, len(out)), out)
+
+
+@njit(parallel=True, **OPTIONS)
+def rescale(chunk, n_parts, H, chunk_shifts, top, factor):
+    """Rows of H times `factor e^(their chunk's shift - top)`."""
+    N = len(H)
+    for part in prange(n_parts):
+        low, high = N * part // n_parts, N * (part + 1) // n_parts
+        for k in range((high - low + chunk - 1) // chunk):
+            by = factor * math.exp(chunk_shifts[part, k] - top)
+            first = low + k * chunk
+            scale_rows(H[first : min(first + chunk, high)], by)
