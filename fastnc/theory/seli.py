@@ -34,7 +34,8 @@ def seli_distances(W: Any, H: Any, y: Any) -> dict[str, float]:
 
     `|A/|A| - B/|B||` in the Frobenius norm, B the matrix of `encoded_labels`, of A = `W W^T`
     (`seli_classifier`), of A = `diag(sqrt n) M M^T diag(sqrt n)` (`seli_features`) and of
-    A = `W M^T` (`seli_logits`). 0 at the limit of a generic flow, at most 2, NaN where A is 0.
+    A = `W M^T` (`seli_logits`), with W centred, as its mean never moves and no logit gap knows it.
+    0 at the limit of a generic flow, at most 2, NaN where A is 0.
 
     Parameters
     ----------
@@ -55,6 +56,7 @@ def seli_distances(W: Any, H: Any, y: Any) -> dict[str, float]:
     sums = np.zeros_like(W64)
     np.add.at(sums, labels, H64)
     scaled = sums / np.sqrt(counts)[:, None]
+    W64 = W64 - W64.mean(axis=0)
     pairs = (
         (W64 @ W64.T, (V * L) @ V.T),
         (scaled @ scaled.T, (U * L) @ U.T),

@@ -387,9 +387,9 @@ def test_an_unequal_flow_tends_to_seli_and_says_so():
         # The next term of the expansion, as in the balanced case.
         assert slope == pytest.approx(-1.0, abs=0.01), name
     for name, limit in limits([6, 6, 1], 5).items():
-        # A multiple of 1 / log t = 4e-5, or of its root within classes, is left.
-        assert run[name][-1] == pytest.approx(limit, abs=2e-2 if limit == 0.0 else 1e-3), name
-    assert limits([6, 6, 1], 5)["equinorm_classifier"] > 0.1
+        # Some multiple of 1 / log t = 4e-5 is left; of its root within classes, 7e-3.
+        assert run[name][-1] == pytest.approx(limit, abs=1e-2 if limit == 0.0 else 3e-3), name
+    assert limits([6, 6, 1], 5)["equinorm_classifier"] > 0.05
     text = fastnc.plots.flow_summary(run)
     (line,) = (line for line in text.splitlines() if line.startswith("equinorm_classifier"))
     assert "stays" in line and f"{limits([6, 6, 1], 5)['equinorm_classifier']:.5f}" in line
