@@ -100,8 +100,8 @@ def peel(
         "kind": "peeled", "model": repr(model), "lr": float(stepper.lr),
         "start": fingerprint(W, H, bias, model.y),
     }  # fmt: skip
-    run = Run(stepper, model.y, about, snapshot_epochs(epochs, snapshots))
-    return run.go(None, 60.0, False, progress)
+    descent = Run(stepper, model.y, about, snapshot_epochs(epochs, snapshots))
+    return descent.go(None, 60.0, False, progress)
 
 
 def _longest(W: NDArray[Any], H: NDArray[Any]) -> float:

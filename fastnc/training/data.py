@@ -138,8 +138,8 @@ def load_data(
             labels = labels.copy()
             labels[rows] = _with_noise(labels[rows], n_classes, label_noise, seed)
         parts += [resized(images[rows], image_size), torch.from_numpy(labels[rows])]
-    pixels = parts[0].numpy()
-    return Dataset(*parts, *mean_and_std(pixels), n_classes)
+    mean, std = mean_and_std(parts[0].numpy())
+    return Dataset(parts[0], parts[1], parts[2], parts[3], mean, std, n_classes)
 
 
 Read = Callable[[Path, int], image_sets.Splits]

@@ -41,7 +41,8 @@ class _LogLoss(torch.autograd.Function):
 
 def log_cross_entropy(h: Tensor, W: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
     """log of the mean cross-entropy of a batch, in float64, with exact gradients at any margin."""
-    return _LogLoss.apply(h, W, bias, labels)
+    found: Tensor = _LogLoss.apply(h, W, bias, labels)
+    return found
 
 
 class LossScaled:

@@ -176,6 +176,8 @@ def _other(
     options = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     options |= {"init_weights": True} if options else {}
     net = torchvision().models.get_model(name, weights=None, num_classes=n_classes, **options)
+    first: Any
+    last: Any
     path, first = next((p, m) for p, m in net.named_modules() if isinstance(m, nn.Conv2d))
     if first.in_channels != n_channels:
         new = nn.Conv2d(
@@ -186,7 +188,7 @@ def _other(
         net.set_submodule(path, new)
     *_, (path, last) = net.named_modules()
     linear = [m for m in net.modules() if isinstance(m, nn.Linear)]
-    parent = net.get_submodule(path.rpartition(".")[0])
+    parent: Any = net.get_submodule(path.rpartition(".")[0])
     if head == "linear" and isinstance(parent, nn.Sequential) and isinstance(last, nn.Linear):
         first_linear = next(i for i, m in enumerate(parent) if m in linear)
         straight = nn.Linear(parent[first_linear].in_features, n_classes)
@@ -254,4 +256,7 @@ class PeeledLoss(nn.Module):
             self.last.opened = False
         if self.log:
             return log_cross_entropy(h, self.last.weight, labels, self.last.bias)
-        return linear_cross_entropy(h, self.last.weight, labels, linear_bias=self.last.bias)
+        found: Tensor = linear_cross_entropy(
+            h, self.last.weight, labels, linear_bias=self.last.bias
+        )
+        return found

@@ -107,11 +107,11 @@ def test_a_run_may_start_at_anothers_checkpoint(root, tmp_path):
     assert runs[1].about["schedule"] == "loss-scaled" and "start" in runs[1].about
     again = invoke(root, "--epochs", 12, "--out", second, *begin, "--resume")
     assert again.exit_code == 0 and "afresh" not in again.output
-    # Without `--resume` it starts again, and what was there is kept aside.
+    # Without `--resume` it starts again, and what was there is moved aside.
     last = (second / "checkpoint.pt").read_bytes()
     done = invoke(root, "--epochs", 8, "--out", second, *begin)
-    assert done.exit_code == 0 and "is kept as" in done.output
-    assert (second / "previous-checkpoint.pt").read_bytes() == last
+    assert done.exit_code == 0 and "are now in" in done.output
+    assert (second / "earlier-1" / "checkpoint.pt").read_bytes() == last
 
 
 def test_a_start_that_does_not_fit(root, tmp_path):
