@@ -76,6 +76,7 @@ def metrics_of_means(
 
     `classifier` is W (K, d) and bias (K,), or no row; `unknown` names what the sums lack.
     """
+    from fastnc.kernels.cpu.basis import unit_of
     from fastnc.kernels.cpu.deviations import ACCURACY, NEAREST, PROJECTED, TILTED
     from fastnc.kernels.cpu.pairs import centre_of, centred
 
@@ -86,14 +87,15 @@ def metrics_of_means(
     C = centred(means, centre_of(means))
     values = np.full(len(NAMES), np.nan)
     gap = sample_mean_gap(C, of.sizes)
-    energies = pair_energies(C)
+    unit = unit_of(C)
+    energies = pair_energies(C / unit)
     told: dict[str, float] = {
         "nc1_sample_mean": sums[PROJECTED] / N - sums[TILTED] / (N * P * found.gain),
         "gnc2_log": energies.log,
         "gnc2_riesz": energies.riesz,
         "gnc2_log_variance": energies.log_variance,
         "gnc2_distance_variance": energies.distance_variance,
-        "effective_rank": effective_rank(C),
+        "effective_rank": effective_rank(C / unit),
         "nearest_mean_accuracy": sums[NEAREST] / N,
         "accuracy": sums[ACCURACY] / N,
     }
@@ -109,7 +111,9 @@ def metrics_of_means(
         absent.update(name for name in OTHER_FORMS if name not in NEEDS_FEATURES_ONLY)
     else:
         told |= _classifier(of, C, W, sums, gap, values)
-        told["bias_balance"] = float(np.linalg.norm(W @ (of.sizes @ means / of.sizes.sum()) + bias))
+        balance = W @ (of.sizes @ means / of.sizes.sum()) + bias
+        length = unit_of(balance[None])
+        told["bias_balance"] = length * float(np.linalg.norm(balance / length))
         if not told_in_time(W):
             absent.add("one_vs_rest_distance")
     told |= zip(NAMES, values, strict=True)
@@ -148,6 +152,7 @@ def _classifier(
     of: ClassMeans, C: Floats, W: Floats, sums: Floats, gap: Floats, values: Floats
 ) -> dict[str, float]:
     """What needs a classifier: into `values` what the kernels tell, the other forms returned."""
+    from fastnc.kernels.cpu.basis import unit_of
     from fastnc.kernels.cpu.deviations import MARGIN
     from fastnc.kernels.cpu.geometry import (
         classifier_geometry,
@@ -159,18 +164,20 @@ def _classifier(
     pair_sums = np.empty(N_PAIR_SUMS)
     rows = W[of.present]
     classifier_geometry(W, pair_sums, values)
-    forms = classifier_forms(W, pair_sums[RESIDUAL])
+    unit = unit_of(W)
+    forms = classifier_forms(W / unit, pair_sums[RESIDUAL])
     joint_geometry(C, W, of.means, of.present, of.counts, of.squares, sums, pair_sums, values)
     if of.energy is not None:
         energy = of.energy + float(np.vdot(W, W))
         ratio = 2.0 * separation_constant(of.counts) * sums[MARGIN] / energy
         values[NAMES.index("margin_ratio")] = ratio
-    forms |= joint_forms(C, rows, gap, pair_sums[RESIDUAL])
+    of_C, of_rows = unit_of(C), unit_of(rows)
+    forms |= joint_forms(C / of_C, rows / of_rows, gap / of_C, pair_sums[RESIDUAL])
     total = W.sum(axis=0)
     forms["uniform_duality"] = float(np.einsum("kj,kj->k", rows, C).var())
     forms["nc0"] = float(total @ total) / len(W)
     if told_in_time(W):
-        forms["one_vs_rest_distance"] = one_vs_rest_distance(W)
+        forms["one_vs_rest_distance"] = one_vs_rest_distance(W / unit)
     return forms
 
 

@@ -5,26 +5,15 @@ in `fastnc/metrics.py`, whose `NAMES` give the order of `values_out`. Letters: K
 them with samples, d features, N samples; `C (P, d)` the centred class means.
 
 `geometry` measures one (W, H, y) from beginning to end: at a snapshot of a small problem in some
-twenty microseconds on the calling thread, else by the row-parallel kernels. The arithmetic and
-its order are the same in both, and so are the bits.
+twenty microseconds on the calling thread, else by the sample-parallel kernels. Which of them is a
+matter of the shape alone, and so are the bits.
 """
 
 import numpy as np
 
+from fastnc.kernels.cpu.basis import basis, scaled, unit_of
 from fastnc.kernels.cpu.blas import gemm_address
-from fastnc.kernels.cpu.deviations import (
-    AGREEMENT,
-    DEVIATION,
-    DISTANCE,
-    MARGIN,
-    N_SUMS,
-    PROJECTED,
-    basis,
-    clear_sums,
-    deviations,
-    deviations_serial,
-    owners,
-)
+from fastnc.kernels.cpu.deviations import deviations, deviations_serial, owners
 from fastnc.kernels.cpu.options import OPTIONS, njit
 from fastnc.kernels.cpu.pairs import (
     ANGLE,
@@ -41,6 +30,15 @@ from fastnc.kernels.cpu.pairs import (
     squared_norm,
     squared_norms,
     total_of,
+)
+from fastnc.kernels.cpu.sample_sums import (
+    AGREEMENT,
+    DEVIATION,
+    DISTANCE,
+    MARGIN,
+    N_SUMS,
+    PROJECTED,
+    clear_sums,
 )
 from fastnc.kernels.cpu.scatter import class_moments, class_moments_serial, group
 from fastnc.kernels.cpu.threads import one_thread
@@ -137,12 +135,21 @@ def dual_distances(C, V, W):
 
 
 @njit(**OPTIONS)
-def energy_of(means, sizes, squares):
-    """`|H|^2 = sum_k s_k + n_k |m_k|^2`."""
-    total = total_of(squares)
-    for k in range(len(means)):
-        total += sizes[k] * squared_norm(means[k])
-    return total
+def energy_of(W, means, sizes, squares):
+    """A unit, and (|W|^2 + |H|^2) / unit^2 with `|H|^2 = sum_k s_k + n_k |m_k|^2`."""
+    unit = max(unit_of(W), unit_of(means))
+    total = total_of(squared_norms(scaled(W, unit)))
+    rows = scaled(means, unit)
+    for k in range(len(rows)):
+        total += squares[k] / unit / unit + sizes[k] * squared_norm(rows[k])
+    return unit, total
+
+
+@njit(**OPTIONS)
+def in_units(C, squares):
+    """Centred means and summed squares in the unit of the means: what is compared has no scale."""
+    unit = unit_of(C)
+    return scaled(C, unit), squares / unit / unit
 
 
 @njit(**OPTIONS)
@@ -170,13 +177,16 @@ def classifier_values(squares_V, pair_sums, values_out):
 
 
 @njit(**OPTIONS)
-def joint_values(C, V, W, along, residual, sums, N, energy, separation, values_out):
-    """What both tell: values 5 and 11 to 15; V and W are the rows of the classes present."""
+def joint_values(C, V, W, along, residual, sums, N, unit, energy, separation, values_out):
+    """What both tell: values 5 and 11 to 15; V and W are the rows of the classes present.
+
+    `energy` is (|W|^2 + |H|^2) / unit^2.
+    """
     values_out[5], values_out[12] = dual_distances(C, V, W)
     values_out[11] = simplex_distance(residual, along, len(C))
     values_out[13] = sums[AGREEMENT] / N
     values_out[14] = sums[MARGIN]
-    values_out[15] = 2.0 * separation * sums[MARGIN] / energy
+    values_out[15] = 2.0 * separation * (sums[MARGIN] / unit / unit) / energy
 
 
 @njit(**OPTIONS)
@@ -192,42 +202,44 @@ def _geometry_serial(gemm, W, H, y, values_out):
     class_moments_serial(H, order, starts, means, squares)
     counts = np.zeros(K, np.int64)
     sizes = np.empty(P)
-    spreads = np.empty(P)
     rows = np.empty((P, d))
     for p in range(P):
         counts[present[p]] = starts[p + 1] - starts[p]
         sizes[p] = starts[p + 1] - starts[p]
-        spreads[p] = squares[p] / sizes[p]
         for j in range(d):
             rows[p, j] = W[present[p], j]
     g = centre_of(means)
     C = centred(means, g)
-    squares_C = squared_norms(C)
     Q, weights, A = basis(gemm, C)
     offset = np.empty(K)
     for k in range(K):
         offset[k] = inner(W[k], g)
     sums = np.empty(N_SUMS)
     clear_sums(sums)
-    frame = (means, g, Q, A, weights, np.zeros(len(weights)), squares_C, W, offset)
+    tilt = np.zeros(len(weights))
+    frame = (means, g, Q, A, weights, tilt, squared_norms(C), W, offset)
     deviations_serial(gemm, H, order, owners(starts), present, frame, sums)
     pair_sums = np.empty(N_PAIR_SUMS)
     # A literal True or False would compile everything below a second time.
     same, apart = np.bool_(True), np.bool_(False)
+    C, shares = in_units(C, squares)
+    squares_C = squared_norms(C)
     along = total_of(squares_C) / (P - 1)
-    pairs_serial(gemm, C, C, same, squares_C, spreads, along, pair_sums)
-    features_values(squares_C, sizes, squares, sums, pair_sums, values_out)
+    pairs_serial(gemm, C, C, same, squares_C, shares / sizes, along, pair_sums)
+    features_values(squares_C, sizes, shares, sums, pair_sums, values_out)
 
-    V = centred(W, centre_of(W))
+    V = scaled(W, unit_of(W))
+    V = centred(V, centre_of(V))
     squares_V = squared_norms(V)
     along = total_of(squares_V) / (K - 1)
     pairs_serial(gemm, V, V, same, squares_V, squares_V, along, pair_sums)
     classifier_values(squares_V, pair_sums, values_out)
 
+    rows = scaled(rows, unit_of(rows))
     V = centred(rows, centre_of(rows))
     along = along_simplex(V, C)
     pairs_serial(gemm, V, C, apart, squares_C, squares_C, along, pair_sums)
-    energy = energy_of(means, sizes, squares) + total_of(squared_norms(W))
+    unit, energy = energy_of(W, means, sizes, squares)
     joint_values(
         C,
         V,
@@ -236,6 +248,7 @@ def _geometry_serial(gemm, W, H, y, values_out):
         pair_sums[RESIDUAL],
         sums,
         len(y),
+        unit,
         energy,
         separation_constant(counts),
         values_out,
@@ -251,6 +264,7 @@ def any_pairs(A, B, same, squares, spreads, along, sums_out):
 
 def mean_angle(V):
     """Avg over pairs of `|cos + 1/(K-1)|` of the rows of V, as they are."""
+    V = scaled(V, unit_of(V))
     squares = squared_norms(V)
     pair_sums = np.empty(N_PAIR_SUMS)
     any_pairs(V, V, True, squares, squares, 0.0, pair_sums)
@@ -259,6 +273,7 @@ def mean_angle(V):
 
 def features_geometry(C, sizes, squares, sums, values_out):
     """The values of the features alone: centred means C (P, d), class sizes, squares (P,)."""
+    C, squares = in_units(C, squares)
     squares_C = squared_norms(C)
     pair_sums = np.empty(N_PAIR_SUMS)
     along = total_of(squares_C) / (len(C) - 1)
@@ -267,8 +282,9 @@ def features_geometry(C, sizes, squares, sums, values_out):
 
 
 def classifier_geometry(W, pair_sums_out, values_out):
-    """The values of the classifier alone, all its K rows."""
-    V = centred(W, centre_of(W))
+    """The values of the classifier alone, all its K rows; pair sums are of `W / unit_of(W)`."""
+    V = scaled(W, unit_of(W))
+    V = centred(V, centre_of(V))
     squares_V = squared_norms(V)
     along = total_of(squares_V) / (len(V) - 1)
     any_pairs(V, V, True, squares_V, squares_V, along, pair_sums_out)
@@ -276,14 +292,18 @@ def classifier_geometry(W, pair_sums_out, values_out):
 
 
 def joint_geometry(C, W, means, present, counts, squares, sums, pair_sums_out, values_out):
-    """The values of both; `counts (K,)` of all classes, the others of the P present ones."""
-    rows = W[present]
+    """The values of both; `counts (K,)` of all classes, the others of the P present ones.
+
+    Pair sums are of the rows present and of C, each divided by its `unit_of`.
+    """
+    rows = scaled(W[present], unit_of(W[present]))
+    C = scaled(C, unit_of(C))
     V = centred(rows, centre_of(rows))
     squares_C = squared_norms(C)
     along = along_simplex(V, C)
     any_pairs(V, C, False, squares_C, squares_C, along, pair_sums_out)
     sizes = counts[present].astype(np.float64)
-    energy = energy_of(means, sizes, squares) + total_of(squared_norms(W))
+    unit, energy = energy_of(W, means, sizes, squares)
     joint_values(
         C,
         V,
@@ -292,6 +312,7 @@ def joint_geometry(C, W, means, present, counts, squares, sums, pair_sums_out, v
         pair_sums_out[RESIDUAL],
         sums,
         total_of(sizes),
+        unit,
         energy,
         separation_constant(counts),
         values_out,

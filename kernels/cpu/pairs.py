@@ -14,7 +14,7 @@ threads gives the same bits.
 import numpy as np
 from numba import prange
 
-from fastnc.kernels.cpu.deviations import matmul_nt, squared_norm
+from fastnc.kernels.cpu.basis import matmul_nt, squared_norm
 from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
 
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}

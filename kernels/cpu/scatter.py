@@ -1,26 +1,36 @@
-"""Class means and scatter of features in one sweep, by chunks that Chan's formula merges.
+"""First pass over features: class means and scatter, by chunks that Chan's formula merges.
 
 Counts `n_k`, means `m_k` and squared deviations `s_k = sum_{i: y_i = k} |h_i - m_k|^2`
 (section 2.1 of the paper; the numerators of NC1). Letters: N samples, d features, P classes
 that occur among the labels given.
 
-The samples are visited in the order of their classes. A chunk of one class is summed in
-float64, and while it lies in cache its deviations from its own mean are squared: nothing is
-ever computed as `E|h|^2 - |m|^2`. Two parts a, b of a class with means apart by
-`D = m_b - m_a` merge as
+The samples are visited in the order of their classes. A chunk is at most 256 samples of one
+class, read once: with x = h - h_0, h_0 the chunk's first sample, it sums x and |x|^2 in float64,
+
+    m = h_0 + sum x / n,   s = sum |x|^2 - |sum x|^2 / n
+
+Because h_0 is one of the n samples, `sum |x|^2 <= n s`: at most two or three of sixteen digits can
+cancel, whatever the data are, and usually one bit does. Two chunks a, b of a class with means
+apart by `D = m_b - m_a` merge as
 
     n = n_a + n_b,   m = m_a + D n_b / n,   s = s_a + s_b + |D|^2 n_a n_b / n
 
 Chunks are fixed by the data alone and merged in order: any number of threads gives the same
-bits. Bytes: H once (4 N d in float32). Bound by memory from d of about 64 on.
+bits. Bytes: H once (4 N d in float32); FLOP: 4 N d in float64. Bound by memory.
 """
 
 import numpy as np
 from numba import prange
 
 from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
+from fastnc.kernels.cpu.projections import LANES, load_double, multiply_add, sum_of_lanes
+from fastnc.kernels.cpu.simd import add, sub, zeros
+from fastnc.kernels.cpu.simd_blocks import load_like, store
 
-CHUNK_BYTES = 256 * 1024
+# Rows a chunk.
+CHUNK = 256
+# Features whose sums stay in the first cache while the rows of a chunk go by: 8 KB of them.
+SLICE = 1024
 # Plain sums only: the order of additions is free here, infinities and NaN keep their meaning.
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
 
@@ -56,40 +66,65 @@ def group(y, n_classes):
     return order, present, starts
 
 
-@njit(**OPTIONS)
-def chunk_rows(H):
-    """Rows of H a chunk: at most `CHUNK_BYTES`, and 4 to 256 of them."""
-    return min(max(CHUNK_BYTES // (H.shape[1] * H.itemsize), 4), 256)
+@njit(**INNER)
+def _sum_slice(H, order, lo, hi, j0, n, sums):
+    """`sums_j = sum x_j` and the returned `sum_j sum x_j^2`, x = h - h_lo, over whole vectors.
+
+    Of the rows `order[lo:hi]`, n features from j0 on.
+    """
+    d = H.shape[1]
+    zero = zeros(sums, 1, LANES)[0]
+    p, q, r, s = zero, zero, zero, zero
+    shift = order[lo] * d + j0
+    for j in range(0, n, LANES):
+        store(sums, j0 + j, zero)
+    i = lo + 1
+    while i + 4 <= hi:
+        a, b = order[i] * d + j0, order[i + 1] * d + j0
+        c, e = order[i + 2] * d + j0, order[i + 3] * d + j0
+        for j in range(0, n, LANES):
+            first = load_double(H, shift + j, zero)
+            u = sub(load_double(H, a + j, zero), first)
+            v = sub(load_double(H, b + j, zero), first)
+            w = sub(load_double(H, c + j, zero), first)
+            x = sub(load_double(H, e + j, zero), first)
+            p, q = multiply_add(u, u, p), multiply_add(v, v, q)
+            r, s = multiply_add(w, w, r), multiply_add(x, x, s)
+            total = add(load_like(sums, j0 + j, zero), add(add(u, v), add(w, x)))
+            store(sums, j0 + j, total)
+        i += 4
+    while i < hi:
+        a = order[i] * d + j0
+        for j in range(0, n, LANES):
+            u = sub(load_double(H, a + j, zero), load_double(H, shift + j, zero))
+            p = multiply_add(u, u, p)
+            store(sums, j0 + j, add(load_like(sums, j0 + j, zero), u))
+        i += 1
+    return sum_of_lanes(add(add(p, q), add(r, s)))
 
 
 @njit(fastmath=_SUMS, **INNER)
 def _chunk_moments(H, order, lo, hi, mean):
     """Mean of the rows `order[lo:hi]`, and the sum of their squared distances from it."""
-    d = H.shape[1]
-    mean[:] = 0.0
-    i = lo
-    while i + 4 <= hi:
-        a, b, c, e = order[i], order[i + 1], order[i + 2], order[i + 3]
-        for j in range(d):
-            mean[j] += (np.float64(H[a, j]) + np.float64(H[b, j])) + (
-                np.float64(H[c, j]) + np.float64(H[e, j])
-            )
-        i += 4
-    while i < hi:
-        a = order[i]
-        for j in range(d):
-            mean[j] += np.float64(H[a, j])
-        i += 1
-    share = 1.0 / (hi - lo)
-    for j in range(d):
-        mean[j] *= share
+    d, first = H.shape[1], order[lo]
+    whole = d - d % LANES
     squares = 0.0
-    for i in range(lo, hi):
-        a = order[i]
-        for j in range(d):
-            x = np.float64(H[a, j]) - mean[j]
+    for j0 in range(0, whole, SLICE):
+        squares += _sum_slice(H, order, lo, hi, j0, min(SLICE, whole - j0), mean)
+    for j in range(whole, d):
+        mean[j] = 0.0
+        for i in range(lo + 1, hi):
+            x = np.float64(H[order[i], j]) - np.float64(H[first, j])
+            mean[j] += x
             squares += x * x
-    return squares
+    share = 1.0 / (hi - lo)
+    apart = 0.0
+    for j in range(d):
+        x = mean[j] * share
+        apart += mean[j] * x
+        mean[j] = np.float64(H[first, j]) + x
+    # Rounding may take a little more than there is; NaN stays NaN.
+    return 0.0 if squares < apart else squares - apart
 
 
 @njit(fastmath=_SUMS, **OPTIONS)
@@ -106,18 +141,18 @@ def _merge(n_a, mean_a, squares_a, n_b, mean_b, squares_b):
 
 
 @njit(**INNER)
-def _class_of_chunk(starts, rows):
+def _first_chunks(starts):
     """For each class the number of its first chunk (P+1,); the last entry is their count."""
     P = len(starts) - 1
     first = np.zeros(P + 1, np.int64)
     for p in range(P):
-        first[p + 1] = first[p] + (starts[p + 1] - starts[p] + rows - 1) // rows
+        first[p + 1] = first[p] + (starts[p + 1] - starts[p] + CHUNK - 1) // CHUNK
     return first
 
 
 @njit(**INNER)
-def _chunk_bounds(starts, first, rows, chunk):
-    """The range of `order` that a chunk covers."""
+def _moments_of_chunk(H, order, starts, first, chunk, means_out, squares_out, means, squares):
+    """Of a class's first chunk to the class's place, of another to its own."""
     p, hi = 0, len(first) - 1
     while hi - p > 1:
         mid = (p + hi) // 2
@@ -125,52 +160,49 @@ def _chunk_bounds(starts, first, rows, chunk):
             p = mid
         else:
             hi = mid
-    lo = starts[p] + (chunk - first[p]) * rows
-    return lo, min(lo + rows, starts[p + 1])
+    lo = starts[p] + (chunk - first[p]) * CHUNK
+    hi = min(lo + CHUNK, starts[p + 1])
+    if chunk == first[p]:
+        squares_out[p] = _chunk_moments(H, order, lo, hi, means_out[p])
+    else:
+        place = chunk - p - 1
+        squares[place] = _chunk_moments(H, order, lo, hi, means[place])
 
 
 @njit(**INNER)
-def _merge_chunks(starts, first, rows, p, chunk_means, chunk_squares, mean):
-    """The chunks of class p merged in order into `mean`; returns their squares."""
-    for j in range(len(mean)):
-        mean[j] = chunk_means[first[p], j]
-    squares = chunk_squares[first[p]]
-    n = float(min(rows, starts[p + 1] - starts[p]))
+def _merge_chunks(starts, first, p, means_out, squares_out, means, squares):
+    """Merges the further chunks of class p in order into its first."""
     for chunk in range(first[p] + 1, first[p + 1]):
-        lo = starts[p] + (chunk - first[p]) * rows
-        m = float(min(rows, starts[p + 1] - lo))
-        squares = _merge(n, mean, squares, m, chunk_means[chunk], chunk_squares[chunk])
-        n += m
-    return squares
+        n = (chunk - first[p]) * CHUNK
+        m = min(CHUNK, starts[p + 1] - starts[p] - n)
+        place = chunk - p - 1
+        squares_out[p] = _merge(
+            float(n), means_out[p], squares_out[p], float(m), means[place], squares[place]
+        )
 
 
 @njit(**OPTIONS)
 def class_moments_serial(H, order, starts, means_out, squares_out):
     """`class_moments` on the calling thread alone: the bits are the same."""
-    rows = chunk_rows(H)
-    first = _class_of_chunk(starts, rows)
-    means = np.empty((first[-1], H.shape[1]))
-    squares = np.empty(first[-1])
-    for chunk in range(first[-1]):
-        lo, hi = _chunk_bounds(starts, first, rows, chunk)
-        squares[chunk] = _chunk_moments(H, order, lo, hi, means[chunk])
-    for p in range(len(starts) - 1):
-        squares_out[p] = _merge_chunks(starts, first, rows, p, means, squares, means_out[p])
+    first = _first_chunks(starts)
+    P, n_chunks = len(starts) - 1, first[-1]
+    means, squares = np.empty((n_chunks - P, H.shape[1])), np.empty(n_chunks - P)
+    for chunk in range(n_chunks):
+        _moments_of_chunk(H, order, starts, first, chunk, means_out, squares_out, means, squares)
+    for p in range(P):
+        _merge_chunks(starts, first, p, means_out, squares_out, means, squares)
 
 
 @njit(parallel=True, **OPTIONS)
 def class_moments(H, order, starts, means_out, squares_out):
     """Means (P, d) and summed squared deviations (P,) of the classes that `group` found."""
-    rows = chunk_rows(H)
-    first = _class_of_chunk(starts, rows)
-    n_chunks = first[-1]
-    means = np.empty((n_chunks, H.shape[1]))
-    squares = np.empty(n_chunks)
+    first = _first_chunks(starts)
+    P, n_chunks = len(starts) - 1, first[-1]
+    means, squares = np.empty((n_chunks - P, H.shape[1])), np.empty(n_chunks - P)
     for chunk in prange(n_chunks):
-        lo, hi = _chunk_bounds(starts, first, rows, chunk)
-        squares[chunk] = _chunk_moments(H, order, lo, hi, means[chunk])
-    for p in prange(len(starts) - 1):
-        squares_out[p] = _merge_chunks(starts, first, rows, p, means, squares, means_out[p])
+        _moments_of_chunk(H, order, starts, first, chunk, means_out, squares_out, means, squares)
+    for p in prange(P):
+        _merge_chunks(starts, first, p, means_out, squares_out, means, squares)
 
 
 @njit(**OPTIONS)

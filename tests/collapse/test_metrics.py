@@ -309,3 +309,36 @@ def holding(value, at):
 def test_one_sentence_for_each_mistake(arguments, error, sentence):
     with pytest.raises(error, match=sentence):
         fastnc.collapse_metrics(*arguments)
+
+
+def test_metrics_without_a_scale_are_the_same_at_every_scale():
+    """Powers of two near 1e-150 and 1e150: nothing rounds, so nothing but the margins may move.
+
+    The spread of 0.3 about means of size 1 leaves squares of 1e-302 and more, normal numbers.
+    """
+    H, y, W, _ = oracles.clouds(7, 13, 101)
+    plain = fastnc.collapse_metrics(H, y, W).as_dict()
+    sources = {s: fastnc.collapse_metrics(H, y, W).as_dict(s) for s in ("papyan", "rhubarbwu")}
+    for c, of_W in [(-498, 0), (498, 0), (0, -498), (0, 498), (-498, 498), (498, -498), (480, 480)]:
+        told = fastnc.collapse_metrics(H * 2.0**c, y, W * 2.0**of_W)
+        for name, value in told.as_dict().items():
+            if name == "margin":
+                assert value == plain[name] * 2.0 ** (c + of_W)
+            elif name != "margin_ratio":
+                assert value == pytest.approx(plain[name], rel=1e-13), (name, c, of_W)
+        for source, values in sources.items():
+            assert told.as_dict(source) == pytest.approx(values, rel=1e-13), (source, c, of_W)
+        known = oracles.collapse(H * 2.0**c, y, W * 2.0**of_W)
+        assert told.margin_ratio == pytest.approx(known["margin_ratio"], rel=1e-13)
+
+
+def test_features_and_classifiers_far_from_one():
+    H, y, W, _ = oracles.clouds(7, 13, 101)
+    plain, small = fastnc.collapse_metrics(H, y, W), fastnc.collapse_metrics(1e-80 * H, y, W)
+    # A factor that is no power of two rounds every number once.
+    assert small.nc2_gram_features == pytest.approx(plain.nc2_gram_features, rel=1e-12)
+    tiny = fastnc.collapse_metrics(1e-160 * H, y)
+    assert tiny.equinorm_features == pytest.approx(plain.equinorm_features, rel=1e-12)
+    large = fastnc.collapse_metrics(H, y, 1e100 * W)
+    assert large.nc3_gram == pytest.approx(plain.nc3_gram, rel=1e-12)
+    assert large.equinorm_classifier == pytest.approx(plain.equinorm_classifier, rel=1e-12)

@@ -7,8 +7,8 @@ import pytest
 from fastnc import reference
 from fastnc.collapse.measurement import collapse_metrics
 from fastnc.collapse.metrics import NAMES
-from fastnc.kernels.cpu import deviations as deviations_cpu
 from fastnc.kernels.cpu import geometry as geometry_cpu
+from fastnc.kernels.cpu.basis import basis
 
 
 def geometry(W, H, y, run=geometry_cpu.geometry):
@@ -49,13 +49,16 @@ def test_snapshots_and_sweeps_agree():
         assert told[name] == pytest.approx(value, rel=1e-13), name
 
 
-def test_parallel_and_serial_have_the_same_bits():
+def test_parallel_and_serial_agree():
+    """Which of the two runs is a matter of the shape; the compiler may order their sums apart."""
     H, y, W, _ = oracles.clouds(40, 70, 900)
     told = geometry(W, H, y)
     assert H.size * len(W) > geometry_cpu.SERIAL_WORK
     with geometry_cpu.one_thread():
         alone = geometry(W, H, y, lambda *a: geometry_cpu._geometry_serial(geometry_cpu.DGEMM, *a))
-    assert told == alone == geometry(W, H, y)
+    assert told == geometry(W, H, y)
+    # Sums of at most some thousand terms of one sign, or margins of size 1 and more, in float64.
+    assert told == pytest.approx(alone, rel=1e-13)
 
 
 def test_one_class_alone_is_undefined():
@@ -77,7 +80,7 @@ def test_the_separation_constant_is_a_nuclear_norm(counts):
 def test_directions_give_back_the_means_and_their_pseudo_inverse(n_classes, dim):
     C = np.random.default_rng(0).standard_normal((n_classes, dim))
     C -= C.mean(axis=0)
-    Q, weights, A = deviations_cpu.basis(geometry_cpu.DGEMM, C)
+    Q, weights, A = basis(geometry_cpu.DGEMM, C)
     np.testing.assert_allclose(A @ Q, C, atol=1e-14)
     np.testing.assert_allclose(Q @ Q.T, np.eye(len(Q)), atol=1e-12)
     inverse = np.linalg.pinv(C.T @ C, rcond=1e-12)
@@ -88,6 +91,6 @@ def test_directions_give_back_the_means_and_their_pseudo_inverse(n_classes, dim)
 def test_directions_keep_means_that_nearly_meet():
     # The last direction is 1e-9 of the first: no part of the inverse, but of the means.
     C = np.array([[1.0, 0.0], [-1.0, 1e-9], [0.0, -1e-9]])
-    Q, weights, A = deviations_cpu.basis(geometry_cpu.DGEMM, C)
+    Q, weights, A = basis(geometry_cpu.DGEMM, C)
     np.testing.assert_allclose(A @ Q, C, rtol=0, atol=1e-15)
     assert (weights > 0).sum() == 1
