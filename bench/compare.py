@@ -1,19 +1,25 @@
 """fastnc beside NumPy, torch and JAX: interleaved, medians, one table.
 
     python bench/compare.py --regime hundred_classes [--quick] [--csv FILE] [--plot FILE]
+    python bench/compare.py --dtype float32 float64 --record
     taskset -c 0 python bench/compare.py --clock cpu
 
-The second form is for a machine that is not idle: every library finds one CPU, starts one thread,
+The third form is for a machine that is not idle: every library finds one CPU, starts one thread,
 and is charged the time that it ran, not the time that it waited for others.
 
 Libraries take turns. A call that counts follows a pause, in which the threads of the library before
 come to rest (they spin for a while, on cores that others need), and a call that does not count.
 
-Per peer: milliseconds, GFLOP/s, the share of the floor of `roofline` (measured before and after,
-the faster of the two), how many times as long as fastnc, the peak of memory beside the arguments
-(Linux), and the largest relative error of grad_H at margin 30, where p_y rounds to 1 in float32 (1
-means that nothing of the label's entry is left). A peer that is not installed, or refuses, is named
+Regimes: epochs of descent, a step of large problems, their gradients, and the torch loss where it
+is smallest. Per peer: milliseconds (of an epoch, in trajectories), GFLOP/s, the share of the floor
+of `roofline` (measured before, between and after the calls, the fastest of these), how many times
+as long as fastnc, the peak of memory beside the arguments (Linux), and the largest relative error
+of grad_H at margin 30, where p_y rounds to 1 in float32 (1 means that nothing of the label's entry
+is left); the last two for gradients and steps. A peer that is not installed, or refuses, is named
 with its reason.
+
+`--csv` appends every row with the date, the command and the machine; `--record` chooses a file of
+`bench/results/` for it, and `tables.py` makes the README's tables of such files.
 """
 
 from __future__ import annotations
@@ -21,20 +27,62 @@ from __future__ import annotations
 import argparse
 import csv
 import ctypes
+import datetime
 import gc
+import re
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
-from peers import PEERS
-from roofline import floors_around
-from suite.cases import OBJECTIVES
+from machine import machine, warnings
+from peers import PEERS, TORCH_LOSS_PEERS
+from roofline import floors_beside
+from suite.cases import OBJECTIVES, TORCH_LOSSES, TRAJECTORIES
+from trajectory_peers import TRAJECTORY_PEERS
 
 import fastnc
 
 COLUMNS = ("peer", "ms", "GFLOP/s", "of floor", "x fastnc", "extra MB", "error at margin 30")
+FACTS = ("date", "command", "processor", "vector_bits", "threads", "blas", "commit")
+SIZES = ("regime", "operation", "K", "d", "N", "dtype")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+RESULTS = Path(__file__).parent / "results"
 PAUSE = 0.05
-REGIMES = {case.name: case for case in OBJECTIVES}
+REGIMES = {case.name: case for case in (*TRAJECTORIES, *OBJECTIVES, *TORCH_LOSSES)}
+# Of a trajectory: enough epochs that what a call costs beside them is not seen.
+EPOCHS = {"tiny": 2000, "middle": 50, "middle_wide": 5}
+# Calls that are timed as one, where one takes less than a clock can tell.
+REPEATS = {"torch loss": 200}
+ALL_PEERS = list(dict.fromkeys([*PEERS, *TRAJECTORY_PEERS, *TORCH_LOSS_PEERS]))
+
+
+def peers_of(case):
+    """Those who can do the operation of a case, by name: functions of (W, H, y) that prepare."""
+    match case.operation:
+        case "trajectory":
+            n = EPOCHS.get(case.name, 2)
+            return {
+                name: lambda W, H, y, peer=peer: peer(W, H, y, n)
+                for name, peer in TRAJECTORY_PEERS.items()
+            }
+        case "step" | "grads":
+            step = case.operation == "step"
+            return {
+                name: lambda W, H, y, peer=peer: peer(W, H, y, step) for name, peer in PEERS.items()
+            }
+        case "torch loss":
+            return {
+                name: lambda W, H, y, peer=peer: peer(W, H, y, False)
+                for name, peer in TORCH_LOSS_PEERS.items()
+            }
+        case other:
+            raise ValueError(f"no peer is known for the operation {other!r}.")
+
+
+def work_of(case) -> int:
+    """Evaluations of the gradients in one call."""
+    return EPOCHS.get(case.name, 2) if case.operation == "trajectory" else 1
 
 
 def terminal_error(make, dtype) -> float:
@@ -47,15 +95,32 @@ def terminal_error(make, dtype) -> float:
     return float((np.abs(found - exact) / np.abs(exact)).max())
 
 
-def agrees(make, case, dtype) -> None:
+def agrees(name, case, dtype) -> None:
     """A benchmark of something else is worth nothing: the first result must be the reference's."""
     W, H, y = case.arrays(dtype)
     W, H, y = W[:64], H[:128], y[:128] % min(64, len(W))
-    exact = fastnc.loss_and_grads(W, H, y, impl="reference")
-    for found, want in zip(make(W, H, y, False)(), exact, strict=True):
-        found = np.asarray(found)
-        if np.abs(found - want).max() > 1e-4 * np.abs(want).max():
-            raise ValueError(f"off by {np.abs(found - want).max():.1e}")
+    if case.operation == "trajectory":
+        wanted = _descended(W.astype(np.float64), H.astype(np.float64), y)
+        found = TRAJECTORY_PEERS[name](W, H, y, 3)()
+    else:
+        wanted = fastnc.loss_and_grads(W, H, y, impl="reference")
+        table = TORCH_LOSS_PEERS if case.operation == "torch loss" else PEERS
+        found = table[name](W, H, y, False)()
+    for one, other in zip(found, wanted, strict=True):
+        error = np.abs(np.asarray(one) - other).max()
+        # Single precision keeps seven digits, of which sums of 128 terms cost two or three.
+        if error > 1e-4 * np.abs(other).max():
+            raise ValueError(f"off by {error:.1e}")
+
+
+def _descended(W, H, y, epochs=3):
+    """W and H after a few epochs, by the reference."""
+    from trajectory_peers import LR
+
+    for _ in range(epochs):
+        _, dW, dH = fastnc.loss_and_grads(W, H, y, impl="reference")
+        W, H = W - LR * dW, H - LR * dH
+    return W, H
 
 
 def resident(field) -> float:
@@ -81,36 +146,45 @@ def extra_memory(call) -> float:
 
 
 def measure(case, names, dtype, rounds, clock):
-    """Rows of the table, fastest first; and sentences about who did not take part."""
+    """The floor, rows of the table, fastest first; and sentences about who did not take part."""
     W, H, y = case.arrays(dtype)
     calls, absent = {}, []
-    for name in names:
+    for name, make in peers_of(case).items():
+        if name not in names:
+            continue
         try:
-            agrees(PEERS[name], case, dtype)
-            calls[name] = PEERS[name](W, H, y, case.operation == "step")
+            agrees(name, case, dtype)
+            calls[name] = make(W, H, y)
             calls[name]()
         except Exception as reason:
             absent.append(f"{name}: {type(reason).__name__}: {str(reason).splitlines()[:1]}")
             calls.pop(name, None)
-    times, rates = floors_around(lambda: _in_turn(calls, rounds, clock), dtype, clock)
+    repeats = REPEATS.get(case.operation, 1)
+    turns = [rounds - rounds // 2, rounds // 2]
+    halves, rates = floors_beside(
+        [lambda n=n: _in_turn(calls, n, clock, repeats) for n in turns if n], dtype, clock
+    )
+    times = {name: [t for half in halves for t in half[name]] for name in calls}
     floor = rates.seconds(case, W.itemsize)
-    medians = {name: float(np.median(t)) for name, t in times.items()}
+    medians = {name: float(np.median(t)) / work_of(case) for name, t in times.items()}
+    of_gradients = case.operation in ("step", "grads")
+    nan = float("nan")
     rows = [
         (
             name,
             1e3 * seconds,
             case.flops / seconds / 1e9,
             floor / seconds,
-            seconds / medians.get("fastnc", np.nan),
-            extra_memory(calls[name]),
-            terminal_error(PEERS[name], dtype),
+            seconds / medians.get("fastnc", nan),
+            extra_memory(calls[name]) if of_gradients else nan,
+            terminal_error(PEERS[name], dtype) if of_gradients else nan,
         )
         for name, seconds in sorted(medians.items(), key=lambda item: item[1])
     ]
     return floor, rows, absent
 
 
-def _in_turn(calls, rounds, clock):
+def _in_turn(calls, rounds, clock, repeats):
     """The times of every call, in seconds."""
     times = {name: [] for name in calls}
     for _ in range(rounds):
@@ -118,18 +192,35 @@ def _in_turn(calls, rounds, clock):
             time.sleep(PAUSE)
             call()
             start = clock()
-            call()
-            times[name].append(clock() - start)
+            for _ in range(repeats):
+                call()
+            times[name].append((clock() - start) / repeats)
     return times
 
 
-def append(path, regime, rows) -> None:
+def append(path, facts, case, dtype, rows) -> None:
     """One regime's rows at the end of a CSV file, under a header if it is new."""
-    with open(path, "a", newline="") as file:
+    sizes = (case.name, case.operation, case.n_classes, case.dim, case.n_samples, dtype)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="") as file:
         writer = csv.writer(file)
         if not file.tell():
-            writer.writerow(("regime", *COLUMNS))
-        writer.writerows((regime, *row) for row in rows)
+            writer.writerow((*FACTS, *SIZES, *COLUMNS))
+        writer.writerows((*(facts[name] for name in FACTS), *sizes, *row) for row in rows)
+
+
+def facts_now() -> dict[str, str]:
+    """The machine, the date and the command, as every recorded row holds them."""
+    arguments = " ".join(sys.argv[1:])
+    today = datetime.date.today().isoformat()
+    return {"date": today, "command": f"python bench/compare.py {arguments}".strip(), **machine()}
+
+
+def recorded_file(facts) -> Path:
+    """Where `--record` writes: a file for a date, a processor and a width."""
+    words = re.sub(r"[^a-z0-9]+", "-", f"{facts['processor']} {facts['vector_bits']}".lower())
+    return RESULTS / f"{facts['date']}-{words.strip('-')}.csv"
 
 
 def plot(tables, path) -> None:
@@ -147,39 +238,54 @@ def plot(tables, path) -> None:
     figure.savefig(path)
 
 
+def show(case, dtype, floor, rows, absent) -> None:
+    """One regime's table."""
+    unit = "ms an epoch" if case.operation == "trajectory" else "ms"
+    print(
+        f"\n{case.name}: K={case.n_classes}, d={case.dim}, N={case.n_samples}, {case.operation}, "
+        f"{dtype}; floor {1e3 * floor:.3g} {unit}; wanted {case.fraction} of the floor, "
+        f"{case.ratio} times the fastest peer"
+    )
+    print(f"{COLUMNS[0]:36s}" + "".join(f"{c:>20s}" for c in COLUMNS[1:]))
+    for name, *numbers in rows:
+        print(f"{name:36s}" + "".join(f"{x:20.3g}" for x in numbers), flush=True)
+    for sentence in absent:
+        print(f"  not taking part: {sentence}", flush=True)
+
+
 def main() -> None:
     """Read the options, measure, print, and write what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--regime", nargs="+", choices=REGIMES, default=list(REGIMES))
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--peers", nargs="+", choices=ALL_PEERS, default=ALL_PEERS)
+    dtypes = ("float32", "float64")
+    parser.add_argument("--dtype", nargs="+", choices=dtypes, default=["float32"])
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default 9)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="whose time (default wall)")
     parser.add_argument("--quick", action="store_true", help="3 rounds, no compiler")
     parser.add_argument("--csv", metavar="FILE", help="append the rows, regime by regime")
+    parser.add_argument("--record", action="store_true", help="--csv to a file of bench/results/")
     parser.add_argument("--plot", metavar="FILE", help="draw shares of the floor")
     options = parser.parse_args()
     names = [n for n in options.peers if not (options.quick and n == "torch.compile")]
-    tables = {}
+    rounds = 3 if options.quick else options.rounds
+    for sentence in warnings():
+        print(f"warning: {sentence}")
+    tables, facts = {}, {}
     for regime in options.regime:
         case = REGIMES[regime]
-        floor, rows, absent = measure(
-            case, names, options.dtype, 3 if options.quick else options.rounds,
-            CLOCKS[options.clock],
-        )  # fmt: skip
-        tables[regime] = rows
-        print(
-            f"\n{regime}: K={case.n_classes}, d={case.dim}, N={case.n_samples}, {case.operation}, "
-            f"{options.dtype}; floor {1e3 * floor:.1f} ms; wanted {case.fraction} of the floor, "
-            f"{case.ratio} times the fastest peer"
-        )
-        print(f"{COLUMNS[0]:36s}" + "".join(f"{c:>20s}" for c in COLUMNS[1:]))
-        for name, *numbers in rows:
-            print(f"{name:36s}" + "".join(f"{x:20.3g}" for x in numbers), flush=True)
-        for sentence in absent:
-            print(f"  not taking part: {sentence}", flush=True)
-        if options.csv:
-            append(options.csv, regime, rows)
+        for dtype in options.dtype:
+            floor, rows, absent = measure(case, names, dtype, rounds, CLOCKS[options.clock])
+            if not facts:
+                # Now the peers have loaded every BLAS that they use.
+                facts = facts_now()
+                for name in ("date", "processor", "vector_bits", "threads", "blas", "commit"):
+                    print(f"{name}: {facts[name]}")
+            tables[f"{regime}, {dtype}"] = rows
+            show(case, dtype, floor, rows, absent)
+            path = recorded_file(facts) if options.record else options.csv
+            if path:
+                append(path, facts, case, dtype, rows)
     if options.plot:
         plot(tables, options.plot)
 

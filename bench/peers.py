@@ -179,6 +179,17 @@ def _jax(chunked):
     return peer
 
 
+def _fastnc_torch(torch):
+    from fastnc.nn import linear_cross_entropy
+
+    return lambda W, H, y: linear_cross_entropy(H, W, y)
+
+
+TORCH_LOSS_PEERS = {
+    "fastnc": _torch(_fastnc_torch),
+    "torch eager": _torch(_eager),
+    "torch linear_cross_entropy": _torch(_linear),
+}
 PEERS = {
     "fastnc": fastnc_,
     "NumPy": numpy,

@@ -3,7 +3,7 @@
 Letters: K classes, d features, N samples. `fraction` is the wanted share of the floor that
 `roofline` measures on the same machine, `ratio` how many times faster than the fastest peer.
 Operations: "trajectory" is epochs of descent, "step" one of them, "grads" the loss and both
-gradients.
+gradients, "torch loss" the same by `fastnc.nn` and autograd.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ OBJECTIVES = (
     Case("ten_thousand_classes", 10_000, 128, 4_000, "grads", 0.75, 1.2),
     Case("fifty_thousand_classes", 50_000, 256, 1_000, "grads", 0.75, 1.1),
 )
+# The torch loss, forward and backward, where what a call costs is the Python around it.
+TORCH_LOSSES = (Case("tiny_torch_loss", 5, 20, 50, "torch loss", 0.0, 1.1),)
 CASES = {case.name: case for case in (*TRAJECTORIES, *OBJECTIVES)}
 # What a benchmark runs three sizes of, in a second or two.
 SCALING = (1_000, 10_000, 100_000)
