@@ -174,7 +174,9 @@ def _classifier(
     of_C, of_rows = unit_of(C), unit_of(rows)
     forms |= joint_forms(C / of_C, rows / of_rows, gap / of_C, pair_sums[RESIDUAL])
     total = W.sum(axis=0)
-    forms["uniform_duality"] = float(np.einsum("kj,kj->k", rows, C).var())
+    dual = float(np.einsum("kj,kj->k", rows / of_rows, C / of_C).var())
+    # One factor at a time: the square of a product may overflow where the product does not.
+    forms["uniform_duality"] = dual * of_rows * of_C * of_rows * of_C
     forms["nc0"] = float(total @ total) / len(W)
     if told_in_time(W):
         forms["one_vs_rest_distance"] = one_vs_rest_distance(W / unit)

@@ -312,7 +312,7 @@ def test_one_sentence_for_each_mistake(arguments, error, sentence):
 
 
 def test_metrics_without_a_scale_are_the_same_at_every_scale():
-    """Powers of two near 1e-150 and 1e150: nothing rounds, so nothing but the margins may move.
+    """Powers of two near 1e-150 and 1e150: nothing rounds, so only what has a scale may move.
 
     The spread of 0.3 about means of size 1 leaves squares of 1e-302 and more, normal numbers.
     """
@@ -324,7 +324,7 @@ def test_metrics_without_a_scale_are_the_same_at_every_scale():
         for name, value in told.as_dict().items():
             if name == "margin":
                 assert value == plain[name] * 2.0 ** (c + of_W)
-            elif name != "margin_ratio":
+            elif name not in ("margin_ratio", "uniform_duality", "nc0"):
                 assert value == pytest.approx(plain[name], rel=1e-13), (name, c, of_W)
         for source, values in sources.items():
             assert told.as_dict(source) == pytest.approx(values, rel=1e-13), (source, c, of_W)
