@@ -279,6 +279,8 @@ class ClassDeviations:
         # Features may be computed anew, with a few roundings' difference in each.
         noise = max(2.0 * self._least_eps, 1e-13)
         allowed = 1e-6 * first + 2.0 * noise * np.sqrt(first * energy) + noise**2 * energy
+        # Below the smallest normal number squares have lost digits of their own.
+        allowed += np.finfo(np.float64).tiny
         if not abs(first - second) <= allowed:
             raise ValueError(
                 "the second pass must see the statistics' samples; their squared deviations from "
