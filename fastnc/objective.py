@@ -43,10 +43,6 @@ def which(x: Any) -> str:
     return home(x)
 
 
-# A result that is not finite is answered by a sentence, and not by NumPy's warning before it.
-_quiet = np.errstate(all="ignore")
-
-
 @dataclass(frozen=True)
 class Arrangement:
     """What `plan` answers; printed, a table of what runs and why.
@@ -113,6 +109,10 @@ def plan(n_classes: int, dim: int, n_samples: int, dtype: Any = "float64") -> Ar
     how = plan(n_classes, dim, n_samples, np.dtype(name).itemsize)
     why = reasons(how, n_classes, dim, np.dtype(name).itemsize)
     return Arrangement(*how, processor=dict(FACTS), reasons=why)
+
+
+# A result that is not finite is answered by a sentence, and not by NumPy's warning before it.
+_quiet = np.errstate(all="ignore")
 
 
 @_quiet

@@ -90,19 +90,18 @@ def _signatures(real):
     labels, size, double = types.CPointer(types.int64), types.int64, types.float64
     return tile.signatures(real) | {
         _exponentials: (
-            floats, *[size] * 3, labels, size, size, floats, size, floats, floats, doubles, doubles,
-            floats,
+            floats, *[size] * 3, labels, size, size, floats, size, floats, *[doubles] * 3, floats,
         ),
         _combine: (
-            labels, *[size] * 3, double, floats, size, floats, size, double, double, floats, floats,
-            *[doubles] * 6,
+            labels, *[size] * 3, double, floats, size, floats, size, double, double, floats,
+            *[doubles] * 7,
         ),
         _residuals: (
             floats, *[size] * 3, labels, size, floats, size, floats, size, doubles, doubles, floats,
             doubles, size,
         ),
         _derivatives: (
-            floats, floats, size, size, labels, size, double, floats, *[doubles] * 4, floats,
+            floats, floats, size, size, labels, size, double, *[doubles] * 5, floats,
         ),
     }  # fmt: skip
 

@@ -146,12 +146,12 @@ def part_of_samples(
     n_blocks, ld = (K + block - 1) // block, room(chunk, W.itemsize)
     Z = np.empty((K, ld), W.dtype)
     HT = np.empty((d if transposes else 0, ld), W.dtype)
-    work = np.empty((2 + n_blocks, ld), W.dtype)
-    z_y, term, tops = work[0], work[1], work[2:]
-    wide = np.empty((3 + 4 * n_blocks, ld))
+    z_y, term = np.empty(ld, W.dtype), np.empty(ld, W.dtype)
+    wide = np.empty((3 + 5 * n_blocks, ld))
     label_r, losses, scales = wide[0], wide[1], wide[2]
     S = wide[3 : 3 + 2 * n_blocks].reshape((n_blocks, 2, ld))
-    factor, moved = wide[3 + 2 * n_blocks : 3 + 3 * n_blocks], wide[3 + 3 * n_blocks :]
+    factor, moved = wide[3 + 2 * n_blocks : 3 + 3 * n_blocks], wide[3 + 3 * n_blocks : -n_blocks]
+    tops = wide[-n_blocks:]
     padded = np.zeros((chunk if d != D else 0, D), W.dtype)
     none = padded[:0]
     wanted = mode != LOSS and len(out) + bias_sums.shape[1] + sums.shape[1] > 0
@@ -257,7 +257,7 @@ def classes_divided(
     HT = np.empty((d if transposes else 0, ld), W.dtype)
     n_ranges = min(n_ranges, n_blocks)
     z_y, terms = np.empty(ld, W.dtype), np.empty((n_ranges, ld), W.dtype)
-    tops, S = np.empty((n_blocks, ld), W.dtype), np.empty((n_blocks, 2, ld))
+    tops, S = np.empty((n_blocks, ld)), np.empty((n_blocks, 2, ld))
     factor, moved = np.empty((n_blocks, ld)), np.empty((n_blocks, ld))
     origins = np.empty((n_blocks, ld), W.dtype)
     label_r, losses, scales = np.empty(ld), np.empty(ld), np.empty(1)

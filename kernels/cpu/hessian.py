@@ -46,7 +46,7 @@ def _part(part, n_parts, how, W, H, y, dW, dH, alpha, sums, shifts, HH):
     Z, V = np.empty((K, ld), W.dtype), np.empty((K, ld), W.dtype)
     height = d if transposes else 0
     HT, dHT = np.empty((height, ld), W.dtype), np.empty((height, ld), W.dtype)
-    z_y, term, top = np.empty(ld, W.dtype), np.empty(ld, W.dtype), np.empty((1, ld), W.dtype)
+    z_y, term, top = np.empty(ld, W.dtype), np.empty(ld, W.dtype), np.empty((1, ld))
     S, wide = np.empty((1, 2, ld)), np.empty((4, ld))
     factor, label_r, losses, s = wide[0], wide[1], wide[2], wide[3]
     found = np.empty(1)

@@ -41,7 +41,7 @@ from fastnc.kernels.cpu.tile import Emitter
 # that is 0 is less than e^-47 (e^-108) of the largest.
 LOWEST_4, LOWEST_8 = -40.0, -600.0
 # What stands for the largest gap of no class at all: the difference of two is a number.
-NOTHING_4, NOTHING_8 = -1e38, -1e307
+NOTHING = -1e300
 # Scales are e to multiples of this, so that they seldom change from chunk to chunk.
 STEP = 16.0
 # Vectors of samples that are worked on side by side: rows of Z have room for a multiple of them.
@@ -163,31 +163,29 @@ def exponentials(Z, low, y, rows, in_log_domain, uniform, z_y, shift, S, moved, 
     """Logits of the classes low, low + 1, ... become e (0 at the label), divided by e^shift.
 
     `z_y` are the labels' logits; `shift`, `S`, and `moved` for smoothing receive what the block
-    contributes; `S (2, ld)` has what its rounding lost beside it. `origin` is room.
+    contributes, in float64; `S (2, ld)` has what its rounding lost beside it. `origin` is room.
     """
     n_classes, ld = Z.shape
     real = Z.dtype.type
     many = WIDTH * VECTOR_BYTES // Z.itemsize
     if len(uniform):
-        _moved(Z, low, rows, z_y, uniform, moved, shift)
+        _moved(Z, low, rows, z_y, uniform, moved, origin)
     for i in range(rows):
         label = y[i] - low
         if 0 <= label < n_classes:
             Z[label, i] = -np.inf
     for i in range(0, rows, many):
-        _largest(Z, i, ld, n_classes, shift, i)
-    lowest, nothing = real(LOWEST_8), real(NOTHING_8)
-    if Z.itemsize == 4:
-        lowest, nothing = real(LOWEST_4), real(NOTHING_4)
+        _largest(Z, i, ld, n_classes, origin, i)
+    lowest = LOWEST_4 if Z.itemsize == 4 else LOWEST_8
     if in_log_domain:
-        lowest = real(np.inf)
+        lowest = np.inf
     whole = (rows + many - 1) // many * many
     for i in range(rows):
-        largest = shift[i]
-        top = max(largest - z_y[i], nothing)
-        away = top < lowest or top > real(0.0)
-        shift[i] = top if away else real(0.0)
-        origin[i] = largest if away and top > nothing else z_y[i]
+        # In float64: what it would be rounded by multiplies all of a block.
+        top = max(np.float64(origin[i]) - np.float64(z_y[i]), NOTHING)
+        away = top < lowest or top > 0.0
+        shift[i] = top if away else 0.0
+        origin[i] = origin[i] if away and top > NOTHING else z_y[i]
     for i in range(rows, whole):
         origin[i] = real(0.0)
     for i in range(whole):
@@ -207,7 +205,7 @@ def _ordinary(rows, z_y, shifts, S, factor, label_r, losses):
     """`combine` where there is one block, and no m is low; `losses` holds A."""
     real = z_y.dtype.type
     for i in range(rows):
-        m, own, others = np.float64(shifts[0, i]), losses[i], S[0, 0, i] + S[0, 1, i]
+        m, own, others = shifts[0, i], losses[i], S[0, 0, i] + S[0, 1, i]
         # den - 1: S where m is 0.
         x = others + (exp(-m) - 1.0)
         losses[i] = own * (m + log1p(x)) + 0.0 * np.float64(z_y[i])
@@ -222,12 +220,12 @@ def _shifted(rows, c, z_y, shifts, S, factor, label_r, losses):
     """`combine` for any blocks and shifts; results are over e^c, and `losses` holds A."""
     n_blocks = len(shifts)
     for i in range(rows):
-        m = np.float64(shifts[0, i])
+        m = shifts[0, i]
         for b in range(1, n_blocks):
-            m = max(m, np.float64(shifts[b, i]))
+            m = max(m, shifts[b, i])
         x = 0.0
         for b in range(n_blocks):
-            apart = np.float64(shifts[b, i]) - m
+            apart = shifts[b, i] - m
             x += (S[b, 0, i] + S[b, 1, i]) * (1.0 if apart == 0.0 else math.exp(apart))
         if m > 0.0:
             den, scaled = math.exp(-m) + x, x
@@ -243,7 +241,7 @@ def _shifted(rows, c, z_y, shifts, S, factor, label_r, losses):
         g = own / den
         label_r[i] = -scaled * g
         for b in range(n_blocks):
-            factor[b, i] = g * math.exp(np.float64(shifts[b, i]) - origin)
+            factor[b, i] = g * math.exp(shifts[b, i] - origin)
 
 
 @njit(fastmath=NO_REASSOCIATION, **INNER)
@@ -259,11 +257,11 @@ def combine(
     top, least = -np.inf, np.inf
     for b in range(len(shifts)):
         for i in range(rows):
-            top = max(top, np.float64(shifts[b, i]))
-            least = min(least, np.float64(shifts[b, i]))
+            top = max(top, shifts[b, i])
+            least = min(least, shifts[b, i])
     c = 0.0
     # What smoothing moves is never small; of a class alone there is nothing.
-    if NOTHING_4 < top < 0.0 and not len(uniform):
+    if NOTHING < top < 0.0 and not len(uniform):
         c = max(running, STEP * np.floor(top / STEP))
     for i in range(rows):
         losses[i] = all_uniform + keep
@@ -338,7 +336,7 @@ def derivatives(Z, V, y, rows, c, shift, S, factor, label_r, s, term):
         # What is divided by e^c at first is the mean of the derivatives over p.
         s[i] *= factor[i]
         term[i] = real(s[i] * math.exp(c))
-        m, x = np.float64(shift[i]), S[0, i] + S[1, i]
+        m, x = shift[i], S[0, i] + S[1, i]
         p_y = math.exp(-m) / (math.exp(-m) + x) if m > 0.0 else 1.0 / (1.0 + x * math.exp(m))
         s[i] *= -p_y
     for j in range(n_classes):
