@@ -21,8 +21,8 @@ from numba.core import cgutils
 
 from fastnc.kernels.cpu.epoch import _differences, _residual_block, add_change
 from fastnc.kernels.cpu.options import OPTIONS, njit
+from fastnc.kernels.cpu.processor import VECTOR_BYTES
 from fastnc.kernels.cpu.simd import (
-    REGISTER_BYTES,
     _const,
     _elementwise,
     _fma,
@@ -60,7 +60,7 @@ def _estimate(builder, name, x):
 
 def _root_quotient(builder, kind, m, v, e):
     """m / (sqrt(v) + e), one vector."""
-    if 8 * REGISTER_BYTES != 512 or kind.lanes * kind.dtype.bitwidth != 512:
+    if 8 * VECTOR_BYTES != 512 or kind.lanes * kind.dtype.bitwidth != 512:
         suffix = "f64" if kind.dtype.bitwidth == 64 else "f32"
         root = _call(builder, f"llvm.sqrt.v{kind.lanes}{suffix}", v.type, v)
         return builder.fdiv(m, builder.fadd(root, e))
