@@ -108,7 +108,7 @@ def plan(n_classes: int, dim: int, n_samples: int, dtype: Any = "float64") -> Ar
 
     how = plan(n_classes, dim, n_samples, np.dtype(name).itemsize)
     why = reasons(how, n_classes, dim, np.dtype(name).itemsize)
-    return Arrangement(*how, processor=dict(FACTS), reasons=why)
+    return Arrangement(**how._asdict(), processor=dict(FACTS), reasons=why)
 
 
 # A result that is not finite is answered by a sentence, and not by NumPy's warning before it.

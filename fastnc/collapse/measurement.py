@@ -105,7 +105,7 @@ def measure(
         raise TypeError(f"`about` must be ClassStatistics; got {type(about).__name__}.")
     if W is not None:
         check_array("W", W)
-        if len(W.shape) != 2:
+        if len(W.shape) != 2:  # type: ignore[union-attr]
             raise ValueError("`W` must be an array with 2 dimensions, one row a class.")
     dim = None
     rows_of, labels_of = [], []

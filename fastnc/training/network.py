@@ -191,7 +191,8 @@ def _other(
     parent: Any = net.get_submodule(path.rpartition(".")[0])
     if head == "linear" and isinstance(parent, nn.Sequential) and isinstance(last, nn.Linear):
         first_linear = next(i for i, m in enumerate(parent) if m in linear)
-        straight = nn.Linear(parent[first_linear].in_features, n_classes)
+        width: Any = parent[first_linear].in_features
+        straight = nn.Linear(width, n_classes)
         net.set_submodule(path.rpartition(".")[0], nn.Sequential(*parent[:first_linear], straight))
     return net.to(device)
 
