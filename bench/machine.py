@@ -10,7 +10,7 @@ from pathlib import Path
 from numba import config, get_num_threads
 from threadpoolctl import threadpool_info
 
-from fastnc.kernels.cpu.simd import REGISTER_BYTES
+from fastnc.kernels.cpu.processor import VECTOR_BYTES
 
 # A BLAS that is told its processor does not ask the machine.
 ORDERS = ("OPENBLAS_CORETYPE", "MKL_ENABLE_INSTRUCTIONS", "BLIS_ARCH_TYPE")
@@ -52,7 +52,7 @@ def machine() -> dict[str, str]:
     played = f" (played: Numba compiles for {config.CPU_NAME})" if config.CPU_NAME else ""
     return {
         "processor": processor(),
-        "vector_bits": f"{8 * REGISTER_BYTES}{played}",
+        "vector_bits": f"{8 * VECTOR_BYTES}{played}",
         "threads": f"{get_num_threads()} of {os.cpu_count()}",
         "blas": blas_kernels(),
         "commit": commit(),

@@ -17,8 +17,8 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
+from fastnc.kernels.cpu.processor import N_REGISTERS, native_lanes
 from fastnc.kernels.cpu.simd import (
-    N_REGISTERS,
     Vector,
     _elementwise,
     _fma,
@@ -26,7 +26,6 @@ from fastnc.kernels.cpu.simd import (
     _unpack,
     _vector_of,
     add,
-    native_lanes,
     sub,
     zeros,
 )

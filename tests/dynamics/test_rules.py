@@ -382,8 +382,9 @@ def test_lanes_that_hold_no_sample_stay_out_of_it(dtype):
 def test_the_kernels_quotient_is_within_two_ulp():
     """m / (sqrt(v) + e) from estimates of 14 bits, where the processor has them."""
     from fastnc.kernels.cpu.options import OPTIONS, njit
+    from fastnc.kernels.cpu.processor import native_lanes
     from fastnc.kernels.cpu.ruled_epoch import root_quotient
-    from fastnc.kernels.cpu.simd import native_lanes, zeros
+    from fastnc.kernels.cpu.simd import zeros
     from fastnc.kernels.cpu.simd_blocks import load_like, store
 
     rng = np.random.default_rng(0)
