@@ -52,9 +52,9 @@ class Experiment:
     lr, momentum : float
         Of SGD. There is no weight decay.
     schedule : str
-        "constant"; "loss-scaled", `LossScaled` with the argument `decrease`; or a class of
-        `torch.optim.lr_scheduler`, stepped once an epoch (with the epoch's mean loss where it asks
-        for a metric).
+        "constant"; "loss-scaled", `LossScaled` with the arguments `decrease` and `batches`; or a
+        class of `torch.optim.lr_scheduler`, stepped once an epoch (with the epoch's mean loss
+        where it asks for a metric).
     schedule_args : dict of JSON values
         Its arguments; `CosineAnnealingLR` gets `T_max=epochs` unless told otherwise.
     seed : int

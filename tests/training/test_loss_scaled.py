@@ -127,7 +127,17 @@ def test_several_workers_make_one_batch():
     assert np.mean(weights) == pytest.approx(1.0, rel=1e-12)
 
 
+def test_a_longer_running_mean():
+    _, rule = scaled(-5.0, 0.01, -4.0, batches=10)
+    mean = math.log(0.9 * math.exp(-4.0) + 0.1 * math.exp(-5.0))
+    assert float(rule.log_mean) == pytest.approx(mean, rel=1e-12)
+    _, rule = scaled(-5.0, 0.01, -4.0, batches=1)
+    assert float(rule.log_mean) == -5.0
+
+
 def test_arguments_that_make_no_sense():
+    with pytest.raises(ValueError, match=r"`batches` must be an integer of at least 1; got 0"):
+        LossScaled(0.1, 0.9, 20, CPU, batches=0)
     with pytest.raises(ValueError, match=r"`decrease` must be a positive number; got 0"):
         LossScaled(0.1, 0.9, 20, CPU, decrease=0.0)
     wrong = Experiment(schedule="loss-scaled", schedule_args={"gamma": 1.0}, feature_dim=4)
