@@ -50,7 +50,7 @@ class Arrangement:
     Attributes
     ----------
     divides : "samples" or "classes", which threads share among them
-    products : "tiles", "dots" or "blas", where matrices are multiplied
+    products : "tiles", "dots" or "blas": by register tiles, but logits by dot products, sums by a BLAS
     parts : int, of the samples, or ranges of the classes
     chunk, block : int, samples and classes whose logits are formed at a time
     processor : dict, the facts of the processor that the choice rests on

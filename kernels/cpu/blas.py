@@ -1,4 +1,4 @@
-"""Two of the matrix products of `products`, by the one-thread GEMM of SciPy's BLAS.
+"""Sums over samples for `products`, by the one-thread GEMM of SciPy's BLAS.
 
 For W too large for the L2 cache. `sgemm` and `dgemm` are called through their addresses in
 `scipy.linalg.cython_blas`, which leaves strides and accumulation (beta) to the caller. The
@@ -65,16 +65,6 @@ def _gemm(typingctx, address, ta, tb, m, n, k, alpha, A, a, lda, B, b, ldb, beta
 
     kinds = (address, ta, tb, m, n, k, alpha, A, a, lda, B, b, ldb, beta, C, c, ldc)
     return types.none(*kinds), codegen
-
-
-@njit(**OPTIONS)
-def logits(gemm, W, H, first, rows, Z, keep):
-    """`Z[j, i] = <w_j, h_{first + i}>`, added to Z where `keep`."""
-    K, d = W.shape
-    one = W.dtype.type(1.0)
-    beta = W.dtype.type(1.0 if keep else 0.0)
-    ldz = Z.shape[1]
-    _gemm(gemm, True, False, rows, K, d, one, H, first * d, d, W, 0, d, beta, Z, 0, ldz)
 
 
 @njit(**OPTIONS)

@@ -37,7 +37,7 @@ SERIAL_SUMS = 1 << 17
 
 def numbers(how, dtype):
     """A plan's numbers, as `chunk_pass` takes them."""
-    transposes = int(how.products == "tiles")
+    transposes = int(how.products != "dots")
     return how.chunk, how.block, transposes, *addresses(how.products == "blas", dtype)
 
 

@@ -12,7 +12,7 @@ from fastnc.kernels.cpu.processor import L1_BYTES, L2_BYTES, N_CORES, N_REGISTER
 # Classes whose logits are made at a time, and samples: by tiles while W is near, and otherwise.
 BLOCK = 512
 TILE_CHUNK, CHUNK, LEAST_CHUNK = 64, 256, 64
-# A BLAS multiplies faster than tiles where rows are long and W is not in the second cache.
+# A BLAS sums over samples faster than tiles where rows are long and W is not in the second cache.
 TILE_ROW_BYTES = 1 << 10
 # Dot products of rows, without transposing the samples, for few classes of long rows.
 DOT_CLASSES, DOT_ROW_BYTES = 32, 1 << 10
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
     """How a problem is divided, and which products it takes."""
 
     divides: str  # "samples" or "classes", among the threads
-    products: str  # "tiles", "dots" (tiles, but logits by dot products of rows) or "blas"
+    products: str  # "tiles"; but logits by "dots" of rows; but sums over samples by a "blas"
     parts: int  # of the samples, or ranges of classes
     chunk: int  # samples whose logits are formed at a time
     block: int  # classes whose logits are formed at a time
@@ -77,7 +77,7 @@ def reasons(how, n_classes, dim, itemsize):
         "products": {
             "tiles": f"register tiles: rows up to {TILE_ROW_BYTES:,} bytes, or W in the L2 cache",
             "dots": f"up to {DOT_CLASSES} classes of long rows: samples need not be transposed",
-            "blas": f"rows above {TILE_ROW_BYTES:,} bytes, and W above a quarter of the L2 cache",
+            "blas": f"a BLAS sums over samples: rows above {TILE_ROW_BYTES:,} bytes, and W above a quarter of the L2 cache",
         }[how.products],
         "parts": (
             f"at most {RANGES} ranges, whose sums for grad_H are added in order"

@@ -1,8 +1,9 @@
 """The three matrix products of a block of samples, by register tiles or by a one-thread BLAS.
 
-Letters as in tile: K classes, D features, `Z (K, ld)`. `kernels` are `addresses`: with a BLAS's
-product, or 0 where the functions of `tile` serve. These want D in whole vectors, and for `logits`
-the samples transposed, `HT (d, ld)`; or an HT of no size, where classes are too few to pay for it.
+Letters as in tile: K classes, D features in whole vectors, `Z (K, ld)`. `kernels` are `addresses`:
+a BLAS's product, which takes the sums over samples, or 0 where a tile does. The other two are by
+tiles always: with a BLAS the bits of a row would depend on how many there are. Logits want the
+samples transposed, `HT (d, ld)`, or an HT of no size, where classes are too few to pay for that.
 """
 
 import numpy as np
@@ -26,9 +27,7 @@ def logits(kernels, W, H, HT, first, rows, Z, keep):
     """`Z[j, i] = <w_j, h_{first + i}>`, added to Z where `keep`."""
     K, D = W.shape
     ld, L = Z.shape[1], VECTOR_BYTES // Z.itemsize
-    if kernels[GEMM] != 0:
-        blas_cpu.logits(kernels[GEMM], W, H, first, rows, Z, keep)
-    elif HT.size:
+    if HT.size:
         call(
             kernels[PRODUCT],
             (
@@ -65,10 +64,7 @@ def class_sums(kernels, Z, H, first, rows, sums):
 
 @njit(**INNER)
 def sample_sums(kernels, Z, W, alpha, keep, C, first, rows):
-    """`C[first + i] = alpha sum_j Z[j, i] w_j`, added to C where `keep`.
-
-    By tiles always: with a BLAS the bits of a row would depend on how many there are.
-    """
+    """`C[first + i] = alpha sum_j Z[j, i] w_j`, added to C where `keep`."""
     K, D = W.shape
     L = VECTOR_BYTES // Z.itemsize
     call(
