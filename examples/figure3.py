@@ -13,22 +13,22 @@ The first run, `results/figure3.csv`, goes on to epoch 500 with steps that grow 
     L="--schedule loss-scaled --schedule-args"
     $S --start runs/first/checkpoint.pt --batch-size 250 $L '{"decrease": 1.0}' --epochs 500
 
-The second, `results/figure3_deep.csv`, goes deep into the terminal phase, in the end with all images
-in a batch, to a loss of e^-393:
+The second, `results/figure3_deep.csv`, goes deep into the terminal phase, in the end with all
+images in a batch, to a loss of e^-393:
 
     $S --start runs/first/checkpoint.pt --batch-size 125 $L '{"decrease": 1.0}' --epochs 600 \\
        --out runs/second
     $S --start runs/second/checkpoint.pt --batch-size 1000 $L '{"decrease": 2.0}' --epochs 800 \\
        --snapshots 100
 
-One core of an Intel Sapphire Rapids (torch 2.14; AMX), whose cores others used as well: 6 minutes of
-processor time for the first 120 epochs, 10 for the rest of the first run, 16 and 7 for that of the
-second. The random running mean over batches of `loss-scaled` was over 20 batches in the first run,
+One core of an Intel Sapphire Rapids (torch 2.14; AMX), whose cores others used as well: 6 minutes
+of processor time for the first 120 epochs, 10 for the rest of the first run, 16 and 7 for the rest of
+the second. The running mean over batches of `loss-scaled` was over 20 batches in the first run,
 and is over an epoch in the second and since.
 
 Why a linear head, batch normalisation and a start of that balance: `fastnc.training.Experiment`. On
-all 60,000 images, on a GPU, leave out `--subset` and `--image-size`; that has not been recorded with
-these settings.
+all 60,000 images, on a GPU, leave out `--subset` and `--image-size`; that has not been recorded
+with these settings.
 
 `python examples/figure3.py` draws both figures from those numbers and asserts what they show.
 `python examples/figure3.py RUN.npz` draws a run of your own, and goes on from its last W and H with

@@ -50,7 +50,8 @@ class Arrangement:
     Attributes
     ----------
     divides : "samples" or "classes", which threads share among them
-    products : "tiles", "dots" or "blas": by register tiles, but logits by dot products, sums by a BLAS
+    products : "tiles", "dots" or "blas": register tiles; of them logits by dot products; sums by a
+        BLAS
     parts : int, of the samples, or ranges of the classes
     chunk, block : int, samples and classes whose logits are formed at a time
     processor : dict, the facts of the processor that the choice rests on

@@ -77,7 +77,8 @@ def reasons(how, n_classes, dim, itemsize):
         "products": {
             "tiles": f"register tiles: rows up to {TILE_ROW_BYTES:,} bytes, or W in the L2 cache",
             "dots": f"up to {DOT_CLASSES} classes of long rows: samples need not be transposed",
-            "blas": f"a BLAS sums over samples: rows above {TILE_ROW_BYTES:,} bytes, and W above a quarter of the L2 cache",
+            "blas": f"a BLAS sums over samples: rows above {TILE_ROW_BYTES:,} bytes, "
+            "W above a quarter of the L2 cache",
         }[how.products],
         "parts": (
             f"at most {RANGES} ranges, whose sums for grad_H are added in order"
