@@ -22,8 +22,8 @@ images in a batch, to a loss of e^-393:
        --snapshots 100
 
 One core of an Intel Sapphire Rapids (torch 2.14; AMX), whose cores others used as well: 6 minutes
-of processor time for the first 120 epochs, 10 for the rest of the first run, 16 and 7 for the rest of
-the second. The running mean over batches of `loss-scaled` was over 20 batches in the first run,
+of processor time for the first 120 epochs, 10 for the rest of the first run, 16 and 7 for the
+rest of the second. The running mean over batches of `loss-scaled` was over 20 batches in the first run,
 and is over an epoch in the second and since.
 
 Why a linear head, batch normalisation and a start of that balance: `fastnc.training.Experiment`. On
