@@ -26,7 +26,7 @@ def flow(
         bool, typer.Option("--resume", help="Go on from the checkpoint, also to a later time.")
     ] = False,
     checkpoint_every: Annotated[
-        float, typer.Option(help="Seconds between checkpoints; 0: after every step.")
+        float, typer.Option(help="Seconds between checkpoints; 0: at every opportunity.")
     ] = 60.0,
 ) -> None:
     """Gradient flow on the unconstrained layer-peeled model to t = 10^log10_time.
