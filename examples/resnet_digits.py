@@ -4,8 +4,8 @@ The images are the 1,797 handwritten digits that come with scikit-learn, 8 x 8 p
 repository, written into the two folders of an ImageFolder: no other data set of images is in a
 package that one installs, and nothing is downloaded. What is run is
 
-    fastnc train --dataset ImageFolder --data DIGITS --model resnet18 --subset 400 \\
-        --image-size 32 --batch-size 100 --lr 0.05 --schedule loss-scaled --epochs 60 \\
+    fastnc train --dataset ImageFolder --data DIGITS --model resnet18 --subset 200 \\
+        --image-size 32 --batch-size 50 --lr 0.05 --schedule loss-scaled --epochs 30 \\
         --snapshots 10 --depth
 
 `python examples/resnet_digits.py [FOLDER]` writes the folder, trains, and asserts the direction in
@@ -26,7 +26,7 @@ from fastnc.training import Experiment, load_data, train
 from fastnc.training.depth import load
 
 SETTINGS = Experiment(
-    model="resnet18", batch_size=100, lr=0.05, schedule="loss-scaled", snapshots=10
+    model="resnet18", batch_size=50, lr=0.05, schedule="loss-scaled", snapshots=10
 )
 
 
@@ -62,8 +62,8 @@ def check(run: fastnc.Trajectory) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(sys.argv[1] if len(sys.argv) > 1 else temporary)
-        data = load_data(write_digits(out / "digits"), "ImageFolder", subset=400)
-        run = train(data, 60, SETTINGS, out=out, depth=True, progress=True)
+        data = load_data(write_digits(out / "digits"), "ImageFolder", subset=200)
+        run = train(data, 30, SETTINGS, out=out, depth=True, progress=True)
         print("written:", *save(figure3(run), out / "figure3"))
         table = {f"epoch {epoch}": found for epoch, found in load(out).items()}
         print("written:", *save(layers(table), out / "depth"), run.to_csv(out / "run.csv"))

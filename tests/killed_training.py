@@ -37,6 +37,18 @@ def final(folder):
     return numbers, repr(state["rows"])
 
 
+def wait(child, checkpoint, written):
+    """Until the child has written so many checkpoints; false if it ended before."""
+    seen, last = 0, checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+    while seen < written:
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return False
+        now = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        seen, last = seen + (now != last), now
+        time.sleep(1e-4)
+    return True
+
+
 def main(folder, kills):
     stepper.network = small_training.network
     torch.set_num_threads(1)
@@ -44,10 +56,6 @@ def main(folder, kills):
     whole = folder / "whole"
     whole.mkdir()
     run(whole)
-    start = time.monotonic()
-    (folder / "timed").mkdir()
-    run(folder / "timed")
-    seconds = time.monotonic() - start
     want, made, ended, before_first = final(whole), 0, 0, 0
     while made < kills:
         cut = folder / f"cut{ended}"
@@ -57,9 +65,8 @@ def main(folder, kills):
             if child == 0:
                 run(cut)
                 os._exit(0)
-            # Some moments fall before the first checkpoint, some after the end.
-            time.sleep(rng.uniform(0.0, 0.6 * seconds) if made < kills else 1e-3)
-            if made < kills:
+            # After so many checkpoints of its own, or before the first, whatever the machine's speed.
+            if made < kills and wait(child, cut / "checkpoint.pt", rng.choice((0, 1, 2, 5))):
                 os.kill(child, signal.SIGKILL)
             status = os.waitpid(child, 0)[1]
             if status == 0:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._core.arrays import as_numpy, check_labels, check_unmasked
+from fastnc._core.arrays import as_numpy, check_array, check_labels, check_unmasked, is_torch
 
 # What stands for an ignored label inside this room.
 IGNORED = -1
@@ -29,6 +29,8 @@ def with_labels(H: Any, y: Any) -> tuple[Any, NDArray[Any]]:
     kernel astray.
     """
     check_unmasked("y", y)
+    if is_torch(y):
+        check_array("y", y)
     labels = np.array(as_numpy(y))
     places = tuple(H.shape[:-1])
     if labels.shape in (places, (*places, 1)):

@@ -28,6 +28,14 @@ class RegressionMetrics:
         B = Sigma^(1/2) - g^(1/2) I.
     nrc3_gamma : the g that attains it.
     n_samples, dim, n_targets : N, d and n.
+
+    Examples
+    --------
+    >>> import numpy as np, fastnc
+    >>> targets = np.array([[1.0], [2.0], [-3.0]])
+    >>> m = fastnc.regression_metrics(targets * np.array([[1.0, 2.0]]), targets)
+    >>> round(m.nrc1, 9), m.nrc2
+    (0.0, None)
     """
 
     nrc1: float

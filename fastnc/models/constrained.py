@@ -200,12 +200,15 @@ class NormConstrained(Constrained):
         return float((self._weights(H) * H * H).sum())
 
     def retract(self, W: Array, H: Array) -> tuple[Array, Array]:
-        return _scaled(W, self.norms()[0]), H * np.sqrt(self.energy_H / self._energy(H))
+        energy = self._energy(H)
+        # What is 0 has no direction: NaN, which the callers tell.
+        factor = float(np.sqrt(self.energy_H / energy)) if energy > 0.0 else np.nan
+        return _scaled(W, self.norms()[0]), H * factor
 
     def pullback(self, W: Array, H: Array, grad_W: Array, grad_H: Array) -> tuple[Array, Array]:
         energy = self._energy(H)
         radial = float(np.vdot(H, grad_H)) / energy
-        tangent = np.sqrt(self.energy_H / energy) * (grad_H - radial * self._weights(H) * H)
+        tangent = float(np.sqrt(self.energy_H / energy)) * (grad_H - radial * self._weights(H) * H)
         return _pulled(W, self.norms()[0], grad_W), tangent
 
     def violation(self, W: Array, H: Array) -> float:

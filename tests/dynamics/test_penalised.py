@@ -99,9 +99,9 @@ def test_a_step_that_is_too_large_is_told():
     [
         (lambda: fastnc.descend(M.separation(3, 2, 2)), "the separation problem has no gradient"),
         (lambda: fastnc.descend(M.seli((3, 2), 2)), "Use `fastnc.solve`, or descend on"),
-        (lambda: fastnc.descend(ROWS["sphere"][0], batch_size=2), "`batch_size` and Sphere do not"),
-        (lambda: fastnc.descend(ROWS["sphere"][0], label_noise=0.1), "`label_noise` and Sphere do"),
-        (lambda: fastnc.descend(ROWS["sphere"][0], freeze="W"), "`freeze` and Sphere do not go"),
+        (lambda: fastnc.descend(ROWS["sphere"][0], batch_size=2), "`batch_size` and sphere do not"),
+        (lambda: fastnc.descend(ROWS["sphere"][0], label_noise=0.1), "`label_noise` and sphere do"),
+        (lambda: fastnc.descend(ROWS["sphere"][0], freeze="W"), "`freeze` and sphere do not go"),
         (lambda: fastnc.descend(ROWS["sphere"][0], schedule="loss-scaled"), "along log L, whose"),
     ],
 )
@@ -116,5 +116,5 @@ def test_what_has_no_direction_cannot_be_given_a_length(model):
     H[:2] = 0.0
     if isinstance(model, M.norm_constrained):
         H[:] = 0.0
-    with pytest.raises(ValueError, match=r"`H` must not be 0 where Norm\w+ gives it a length"):
+    with pytest.raises(ValueError, match=r"`H` must not be 0 where norm\w+ gives it a length"):
         fastnc.descend(model, epochs=10, W=W, H=H)
