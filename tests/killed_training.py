@@ -65,7 +65,7 @@ def main(folder, kills):
             if child == 0:
                 run(cut)
                 os._exit(0)
-            # After so many checkpoints of its own, or before the first, whatever the machine's speed.
+            # After so many checkpoints of its own, or before the first, at any speed.
             if made < kills and wait(child, cut / "checkpoint.pt", rng.choice((0, 1, 2, 5))):
                 os.kill(child, signal.SIGKILL)
             status = os.waitpid(child, 0)[1]

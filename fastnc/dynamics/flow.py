@@ -139,6 +139,11 @@ def flow(
         raise ValueError(f"`rtol` must lie in 1e-11..1e-2; got {rtol!r}.")
     path = place(checkpoint, resume)
     W, H = start(model, seed, W, H, "float64")
+    if not W.any() and not H.any():
+        raise ValueError(
+            "`W` and `H` must not both be 0: there every gradient vanishes, and nothing would "
+            "move. Leave them out for the model's own start."
+        )
     largest = max(float(abs(W).max()), float(abs(H).max()))
     if largest > 1e100:
         raise ValueError(

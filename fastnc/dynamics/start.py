@@ -31,11 +31,6 @@ def start(
     own = dict(zip("WH", model.init(seed, precision), strict=True))
     for name, x in given.items():
         arrays.fill(name, own[name], x)
-    if not own["W"].any() and not own["H"].any():
-        raise ValueError(
-            "`W` and `H` must not both be 0: there every gradient vanishes, and nothing would "
-            "move. Leave them out for the model's own start."
-        )
     return own["W"], own["H"]
 
 

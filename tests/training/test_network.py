@@ -34,7 +34,7 @@ def test_it_is_torchvisions_but_for_the_first_and_the_hidden_layers(batch_norm):
 def test_it_starts_as_he_and_others_say():
     torch.manual_seed(0)
     net = network(feature_dim=256)
-    for layer in net.layers():
+    for layer in net.modules():
         if isinstance(layer, torch.nn.Conv2d):
             want = (2.0 / (9 * layer.out_channels)) ** 0.5
         elif isinstance(layer, torch.nn.Linear):
