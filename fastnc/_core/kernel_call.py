@@ -157,6 +157,11 @@ def _check_overwritable(W: Any, H: Any) -> None:
                 f"`{name}` must be C-contiguous, as it is overwritten; "
                 f"got strides {x.stride() if tensor else x.strides}. Copy it first."
             )
+        if tensor and (x.is_neg() or x.is_conj()):
+            raise ValueError(
+                f"`{name}` must not be a negated view, as it is overwritten; pass what its "
+                "`.resolve_neg()` returns."
+            )
         if not tensor and not x.flags.writeable:
             raise ValueError(f"`{name}` must be writable, as it is overwritten; copy it first.")
     if home(W) == "cpu" and np.may_share_memory(as_numpy(W), as_numpy(H)):

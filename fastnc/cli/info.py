@@ -9,11 +9,11 @@ def info() -> None:
 
     from fastnc._core.environment import provenance
     from fastnc.kernels.cpu.cache import folders, writable_folder
-    from fastnc.kernels.cpu.simd import REGISTER_BYTES
+    from fastnc.kernels.cpu.processor import VECTOR_BYTES
     from fastnc.kernels.cpu.threads import n_threads
 
     rows = provenance()
-    rows["vectors"] = f"{8 * REGISTER_BYTES} bits"
+    rows["vectors"] = f"{8 * VECTOR_BYTES} bits"
     rows["threads"] = f"{n_threads()} ({_layer()})"
     rows["gpu"] = _gpu()
     rows["cache"] = str(writable_folder())

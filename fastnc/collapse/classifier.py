@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastnc._core.arrays import (
     as_numpy,
+    check_array,
     check_finite,
     check_matrix,
     check_unmasked,
@@ -43,7 +44,8 @@ def check_classifier(
     if bias is None:
         return rows, np.zeros(n_classes)
     if is_torch(bias):
-        bias = bias.detach().cpu().double()  # type: ignore[union-attr]
+        check_array("bias", bias)
+        bias = bias.detach().cpu().resolve_neg().double()  # type: ignore[union-attr]
     check_unmasked("bias", bias)
     offsets = np.asarray(bias)
     if offsets.dtype.kind == "V" and np.can_cast(offsets.dtype, np.float64):

@@ -64,8 +64,12 @@ class Run:
         self, path: Path | None, every: float, interrupted: Callable[[], str], bar: Bar
     ) -> Trajectory:
         """Run to the end on this thread; the state goes to `path` meanwhile, not at the end."""
+        from fastnc.kernels.cpu.threads import serial_blas
+
         self.path = path
-        drive(self, every, lambda: self.stop_asked(interrupted), bar, self.seconds)
+        # A BLAS adds in another order on two threads: a run must not depend on their number.
+        with serial_blas:
+            drive(self, every, lambda: self.stop_asked(interrupted), bar, self.seconds)
         return self.trajectory(self.stopped)
 
     def seconds(self) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,6 @@ Floats = NDArray[np.float64]
 
 # Up to this many unknowns all eigenvalues are computed, from the products with a basis.
 _DENSE = 300
-# From this many on a vector is out of every cache, and BLAS may share it among threads.
-_LONG = 1_000_000
 
 
 class SphereHessian:
@@ -146,18 +143,17 @@ def tangent_curvature(
     if tol is not None:
         arrays.check_positive("tol", tol)
     arrays.check_count("seed", seed, 0)
-    hessian = SphereHessian(W, H, y, reduction)
-    size = len(hessian.theta)
     from fastnc.kernels.cpu.threads import serial_blas
 
-    # On a busy machine a scalar product of 1e4 numbers waits for OpenBLAS's second thread longer
-    # than the product with the Hessian takes: all was seen to take twenty times as long.
-    with serial_blas if size < _LONG else nullcontext():
-        value, vector = _least(hessian, size, tol, seed, progress)
-    vector = hessian.tangent(np.array(vector))
-    vector /= np.linalg.norm(vector)
-    if vector @ hessian.gradient > 0.0:
-        vector = -vector
+    # A BLAS adds in another order on two threads; and on a busy machine a scalar product of 1e4
+    # numbers waits for the second one longer than the product with the Hessian takes.
+    with serial_blas:
+        hessian = SphereHessian(W, H, y, reduction)
+        value, vector = _least(hessian, len(hessian.theta), tol, seed, progress)
+        vector = hessian.tangent(np.array(vector))
+        vector /= np.linalg.norm(vector)
+        if vector @ hessian.gradient > 0.0:
+            vector = -vector
     dW, dH = (x.astype(arrays.dtype_name(W)) for x in hessian.split(vector))
     return value * hessian.loss, (arrays.like(dW, W), arrays.like(dH, W))
 

@@ -21,7 +21,7 @@ CALLS = {
     "log_loss_and_grads": lambda: fastnc.log_loss_and_grads(W, H, Y),
     "hessian_vector_product": lambda: fastnc.hessian_vector_product(W, H, Y, W, H),
     "collapse_metrics": lambda: fastnc.collapse_metrics(H, Y, W).as_dict(),
-    "statistics": lambda: fastnc.ClassStatistics(K, D, scatter="full").update(H, Y).state_dict(),
+    "statistics": lambda: statistics().state_dict(),
     "margins": lambda: fastnc.margins(W, H, Y),
     "margin_ratio": lambda: fastnc.margin_ratio(W, H, Y),
     "margin_decomposition": lambda: vars(fastnc.margin_decomposition(W, H, Y)),
@@ -37,6 +37,12 @@ CALLS = {
         fastnc.descend(fastnc.models.weight_decay(K, N // K, D, 1e-3, 1e-3), 1.0, 30, snapshots=3)
     ),
 }
+
+
+def statistics():
+    gathered = fastnc.ClassStatistics(K, D, scatter="full")
+    gathered.update(H, Y)
+    return gathered
 
 
 def everything(run):

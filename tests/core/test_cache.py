@@ -40,7 +40,7 @@ def package(tmp_path):
     """Two kernels, the second calling the first, beside the cache of the real ones."""
     folder = tmp_path / "site" / "fastnc" / "kernels" / "cpu"
     folder.mkdir(parents=True)
-    for name in ("cache.py", "options.py"):
+    for name in ("cache.py", "options.py", "threads.py"):
         shutil.copy(KERNELS / name, folder)
     (folder / "callee.py").write_text(CALLEE)
     (folder / "caller.py").write_text(CALLER)
