@@ -33,10 +33,10 @@ def test_writes_the_table_and_both_figures(tmp_path):
 def test_ctrl_c_keeps_the_rows_that_are_done(tmp_path, monkeypatch):
     solve = table1.solve
 
-    def interrupted(model, *options):
+    def interrupted(model, *options, **named):
         if isinstance(model, table1.M.norm_constrained):
             raise KeyboardInterrupt
-        return solve(model, *options)
+        return solve(model, *options, **named)
 
     monkeypatch.setattr(table1, "solve", interrupted)
     done = invoke("--n-per-class", 2, "--out", tmp_path)

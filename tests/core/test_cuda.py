@@ -105,7 +105,7 @@ def test_mixed_devices():
     W, H, y = np.zeros((2, 3)), torch.zeros((4, 3), dtype=torch.float64), np.zeros(4, int)
     with pytest.raises(TypeError, match=r"`H` must (live where `W` does|be a dense tensor)"):
         fastnc.loss(W, H, y)
-    with pytest.raises(TypeError, match=r"a torch tensor on meta\. Move one"):
+    with pytest.raises(TypeError, match=r"be a dense tensor"):
         fastnc.loss(torch.zeros((2, 3), dtype=torch.float64), H.to("meta"), y)
 
 
