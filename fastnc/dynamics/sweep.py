@@ -173,7 +173,11 @@ def sweep(
         store.take_up()
     else:
         store.clear()
-    return _Sweep(problems, begin, store, epochs, checkpoint_every).go(threads, progress)
+    from fastnc.kernels.cpu.threads import serial_blas
+
+    # Snapshots too have the same bits on any number of a BLAS's threads.
+    with serial_blas:
+        return _Sweep(problems, begin, store, epochs, checkpoint_every).go(threads, progress)
 
 
 def _several(value: Any) -> list[Any]:
