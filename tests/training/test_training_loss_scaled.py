@@ -150,8 +150,8 @@ def test_a_network_goes_where_float32_has_no_loss_left(monkeypatch):
     settings = {"head": "linear", "batch_norm": True, "batch_size": 20, "lr": 0.1, "snapshots": 3}
     deep = Experiment(schedule="loss-scaled", schedule_args={"decrease": 1.0}, **settings)
     data = small_training.dataset()
-    run = train(data, 240, deep)
-    plain = train(data, 240, Experiment(**settings))
+    run = train(data, 400, deep)
+    plain = train(data, 400, Experiment(**settings))
     # e^-104 is the smallest number of float32.
     assert run["log_loss"][-1] < -110.0 < plain["log_loss"][-1]
     assert run["margin"][-1] > 5.0 * plain["margin"][-1] > 0.0
