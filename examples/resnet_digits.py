@@ -8,7 +8,7 @@ package that one installs, and nothing is downloaded. What is run is
         --batch-size 50 --lr 0.01 --feature-scale 0.1 --classifier-scale 4 --epochs 60 \\
         --schedule loss-scaled --schedule-args '{"decrease": 0.3}' --snapshots 10 --depth
 
-which takes 100 seconds of one core of an Intel Sapphire Rapids.
+which takes two minutes of one core of an Intel Sapphire Rapids.
 
 `python examples/resnet_digits.py [FOLDER]` writes the folder, trains, and asserts the direction in
 which every quantity of Figure 3 has moved since there was no training error.
