@@ -83,7 +83,7 @@ def log_values(axes: Axes) -> None:
     elif axes.lines:
         axes.set_ylim(-1.0, 1.0)
         axes.set_yticks([0.0], ["0"])
-        axes.annotate("0 by symmetry", (0.5, 0.56), xycoords="axes fraction", ha="center", size=9)
+        axes.annotate("0 to rounding", (0.5, 0.56), xycoords="axes fraction", ha="center", size=9)
 
 
 def grid(axes: Axes, which: str = "both", axis: str = "both") -> None:

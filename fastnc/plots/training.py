@@ -11,7 +11,13 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from scipy.stats import linregress
 
 from fastnc.dynamics.trajectory import Trajectory
-from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL, log_values
+from fastnc.plots._style import (
+    CLASSIFIER,
+    FEATURES,
+    NEUTRAL,
+    log_values,
+    without_rounding,
+)
 from fastnc.plots.collapse import PANELS
 
 # log log t exists beyond t = 1.
@@ -70,7 +76,6 @@ def figure3(run: Trajectory, title: str | None = None) -> Figure:
         for name, colour, label in lines:
             _line(axes, epoch[shown], run[name][shown], colour, label)
         axes.set_title(heading, fontsize=11)
-    places[0].axhline(_SMALL, color=NEUTRAL, ls="--", lw=1.0)
     _line_of_the_paper(places[1], epoch, run["within_class"])
     if "train_accuracy" in run:
         for name, colour in (("train", FEATURES), ("test", NEUTRAL)):
@@ -88,6 +93,8 @@ def figure3(run: Trajectory, title: str | None = None) -> Figure:
         axes.set_axisbelow(True)
         if len(axes.get_legend_handles_labels()[0]) > 1:
             axes.legend(frameon=False, fontsize=9)
+    if places[0].get_yscale() == "log":
+        places[0].axhline(_SMALL, color=NEUTRAL, ls="--", lw=1.0)
     if title is not None:
         figure.suptitle(title, fontsize=12)
     return figure
@@ -95,6 +102,7 @@ def figure3(run: Trajectory, title: str | None = None) -> Figure:
 
 def _line(axes: Axes, epoch: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
     # A logarithm shows no zero: the training error ends where the dotted line stands.
+    values = without_rounding(values)
     seen = values > 0.0
     axes.plot(
         np.log10(epoch[seen]), values[seen], color=colour, label=label, lw=1.8, marker=".", ms=4
