@@ -18,7 +18,7 @@ LENGTH_CUT = 1e-14
 NARROW = 32
 
 
-@njit(fastmath=_SUMS, **OPTIONS)
+@njit(fastmath=_SUMS, **INNER)
 def squared_norm(v):
     """`|v|^2`."""
     total = 0.0
@@ -69,7 +69,7 @@ def _narrow_nt(A, B, out):
                 out[i, c] += total
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def matmul_nt(gemm, A, B, out):
     """out = A B^T, by the gemm of their dtype (whose address `gemm` is) where B is wide.
 

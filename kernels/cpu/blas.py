@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import get_cython_function_address, intrinsic
 
-from fastnc.kernels.cpu.options import OPTIONS, njit
+from fastnc.kernels.cpu.options import INNER, njit
 
 
 def gemm_address(dtype):
@@ -67,7 +67,7 @@ def _gemm(typingctx, address, ta, tb, m, n, k, alpha, A, a, lda, B, b, ldb, beta
     return types.none(*kinds), codegen
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def class_sums(gemm, Z, H, first, rows, sums):
     """`sums[j] += sum_i Z[j, i] h_{first + i}`."""
     K, d = sums.shape

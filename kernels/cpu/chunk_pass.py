@@ -31,6 +31,7 @@ from numba import prange
 
 from fastnc.kernels.cpu import products
 from fastnc.kernels.cpu.addresses import COMBINE, EXPONENTIALS, RESIDUALS, call
+from fastnc.kernels.cpu.aligned import aligned_rows
 from fastnc.kernels.cpu.options import INNER, OPTIONS, REASSOCIATION, njit
 from fastnc.kernels.cpu.processor import VECTOR_BYTES
 from fastnc.kernels.cpu.residual import WIDTH, total_of
@@ -144,15 +145,16 @@ def part_of_samples(
     (N, d), (K, D) = H.shape, W.shape
     low, high = N * part // n_parts, N * (part + 1) // n_parts
     n_blocks, ld = (K + block - 1) // block, room(chunk, W.itemsize)
-    Z = np.empty((K, ld), W.dtype)
-    HT = np.empty((d if transposes else 0, ld), W.dtype)
+    Z = aligned_rows(K, ld, W)
+    HT = aligned_rows(d if transposes else 0, ld, W)
     z_y, term = np.empty(ld, W.dtype), np.empty(ld, W.dtype)
     wide = np.empty((3 + 5 * n_blocks, ld))
     label_r, losses, scales = wide[0], wide[1], wide[2]
     S = wide[3 : 3 + 2 * n_blocks].reshape((n_blocks, 2, ld))
     factor, moved = wide[3 + 2 * n_blocks : 3 + 3 * n_blocks], wide[3 + 3 * n_blocks : -n_blocks]
     tops = wide[-n_blocks:]
-    padded = np.zeros((chunk if d != D else 0, D), W.dtype)
+    padded = aligned_rows(chunk if d != D else 0, D, W)
+    padded[:] = 0.0
     none = padded[:0]
     wanted = mode != LOSS and len(out) + bias_sums.shape[1] + sums.shape[1] > 0
     total, running = 0.0, -np.inf
@@ -253,16 +255,18 @@ def classes_divided(
     bias, weight, uniform, all_uniform, keep, scale = options
     (N, d), (K, D) = H.shape, W.shape
     n_blocks, ld = (K + block - 1) // block, room(chunk, W.itemsize)
-    Z = np.empty((K, ld), W.dtype)
-    HT = np.empty((d if transposes else 0, ld), W.dtype)
+    Z = aligned_rows(K, ld, W)
+    HT = aligned_rows(d if transposes else 0, ld, W)
     n_ranges = min(n_ranges, n_blocks)
     z_y, terms = np.empty(ld, W.dtype), np.empty((n_ranges, ld), W.dtype)
     tops, S = np.empty((n_blocks, ld)), np.empty((n_blocks, 2, ld))
     factor, moved = np.empty((n_blocks, ld)), np.empty((n_blocks, ld))
     origins = np.empty((n_blocks, ld), W.dtype)
     label_r, losses, scales = np.empty(ld), np.empty(ld), np.empty(1)
-    padded = np.zeros((chunk if d != D else 0, D), W.dtype)
-    range_sums = np.empty((n_ranges, chunk if len(out) else 0, D), W.dtype)
+    padded = aligned_rows(chunk if d != D else 0, D, W)
+    padded[:] = 0.0
+    height = chunk if len(out) else 0
+    range_sums = aligned_rows(n_ranges * height, D, W).reshape((n_ranges, height, D))
     wanted = mode != LOSS and len(out) + bias_sums.shape[1] + sums.shape[1] > 0
     one = W.dtype.type(1.0)
     total, running = 0.0, -np.inf

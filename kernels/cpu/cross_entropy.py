@@ -16,6 +16,7 @@ import numpy as np
 
 from fastnc.kernels.cpu import tile as tile_cpu
 from fastnc.kernels.cpu.addresses import addresses
+from fastnc.kernels.cpu.aligned import aligned_zeros
 from fastnc.kernels.cpu.chunk_pass import (
     GRADS,
     LOG_GRADS,
@@ -56,7 +57,7 @@ class Run:
         self.parts = how.parts if how.divides == "samples" else 1
         self.chunk = how.chunk
         padded = tile_cpu.padded(W)
-        self.sums = np.zeros((self.parts, rows_W, padded.shape[1]), W.dtype)
+        self.sums = aligned_zeros((self.parts, rows_W, padded.shape[1]), W.dtype)
         self.bias_sums = np.zeros((self.parts, rows_bias))
         self.totals, self.shifts = np.empty(self.parts), np.empty(self.parts)
         # No part has more samples than this.

@@ -188,7 +188,7 @@ def _wide_block(gemm, H, order, owner, present, lo, hi, frame, sums):
         _decide(gemm, X, W, offset, owner, present, nearest, lo, sums)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def block_rows(narrow, d, width):
     """Rows a block, for products with `width` columns.
 
@@ -219,7 +219,7 @@ def _block(gemm, H, order, owner, present, rows, b, narrow, frame, tables, sums)
         _wide_block(gemm, H, order, owner, present, lo, hi, frame, sums)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def deviations_serial(gemm, H, order, owner, present, frame, sums_out):
     """`deviations` in double precision on the calling thread alone, for problems of any shape.
 

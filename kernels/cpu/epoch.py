@@ -8,7 +8,7 @@ only those are formed: h with W's K - 1 differences of rows, D.
 Everything here is made to be inlined.
 """
 
-from fastnc.kernels.cpu.options import OPTIONS, njit
+from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
 from fastnc.kernels.cpu.simd import (
     add,
     all_within,
@@ -56,7 +56,7 @@ def _residuals(gaps, labels, step, limit):
     return label_entries(mul(e, factor), sub(0.0, mul(total, factor)), labels)
 
 
-@njit(forceinline=True, **OPTIONS)
+@njit(forceinline=True, **INNER)
 def add_change(array, low, index, change, compensated):
     """array += change; with `compensated`, what the sum rounds away waits in `low`."""
     old = load_like(array, index, change)
@@ -69,7 +69,7 @@ def add_change(array, low, index, change, compensated):
         store(array, index, add(old, change))
 
 
-@njit(forceinline=True, **OPTIONS)
+@njit(forceinline=True, **INNER)
 def _logits(W, H, first_class, n_classes, d, stride, zero):
     """Logits of one group of classes: W feature-major, H's features `stride` floats apart."""
     z = zero
@@ -78,7 +78,7 @@ def _logits(W, H, first_class, n_classes, d, stride, zero):
     return z
 
 
-@njit(forceinline=True, **OPTIONS)
+@njit(forceinline=True, **INNER)
 def _residual_block(W, H, R, labels, steps, d, stride, group, classes, limit):
     """Residuals of a block of samples, to R: class by class, `stride` floats apart.
 
@@ -104,7 +104,7 @@ def _residual_block(W, H, R, labels, steps, d, stride, group, classes, limit):
         store_members(R, j, stride, r)
 
 
-@njit(forceinline=True, **OPTIONS)
+@njit(forceinline=True, **INNER)
 def _sweep_vector(sums, w, H, H_low, R, G, stride, begin, end, compensated):
     """One feature of a vector of samples and a group of classes: the sums of r h, and a step of h.
 
@@ -121,7 +121,7 @@ def _sweep_vector(sums, w, H, H_low, R, G, stride, begin, end, compensated):
     return both[:-1]
 
 
-@njit(forceinline=True, **OPTIONS)
+@njit(forceinline=True, **INNER)
 def _sweep(
     W, H, H_low, dW, R, G, block, R_block, wide, n_wide, size, continued, zero, begin, end,
     compensated,
@@ -149,7 +149,7 @@ def _sweep(
     store_members(dW, 0, native, sums)
 
 
-@njit(forceinline=True, **OPTIONS)
+@njit(forceinline=True, **INNER)
 def _differences(W, D, d, classes, native):
     """w_j - w_K of every feature, K - 1 of them: both have a vector to spare at their ends."""
     n = len(classes)
@@ -159,7 +159,7 @@ def _differences(W, D, d, classes, native):
             store(D, f * n + j, sub(load_like(W, f * (n + 1) + j, w), w))
 
 
-@njit(forceinline=True, **OPTIONS)
+@njit(forceinline=True, **INNER)
 def part_of_epoch(
     W, H, H_low, dW, R, G, D, labels, steps, d, block, chunk, first, last, group, classes,
     narrow_group, narrow_classes, limit, compensated, alone,

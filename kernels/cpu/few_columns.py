@@ -14,14 +14,14 @@ in float64; bytes: H once. Bound by memory up to about ten columns, else by mult
 
 import numpy as np
 
+from fastnc.kernels.cpu.aligned import aligned_doubles
 from fastnc.kernels.cpu.basis import matmul_nt
-from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
+from fastnc.kernels.cpu.options import INNER, njit
 from fastnc.kernels.cpu.projections import (
     ROWS,
     SLICE,
     STRIDE,
     add_products,
-    aligned,
     centre,
     multiply_add,
     packed,
@@ -131,7 +131,7 @@ def _decision(T, logits, i, p, label):
     return label, own - rival
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def tables_of(gemm, frame, narrow):
     """For few columns: Q and W packed, A (r, P) transposed, `<c_y, c_p> - |c_p|^2 / 2` (P, P),
     and `W m_y + bias` (P, K).
@@ -167,9 +167,9 @@ def few_columns_block(H, order, owner, present, lo, hi, frame, tables, sums):
     columns, across, meeting, logits = tables
     r = len(weights)
     clear_sums(sums)
-    X = aligned(ROWS * STRIDE)
-    T = aligned(whole_tiles(r + len(W)) * ROWS).reshape((-1, ROWS))
-    scores = aligned(across.shape[1] * ROWS).reshape((-1, ROWS))
+    X = aligned_doubles(ROWS * STRIDE)
+    T = aligned_doubles(whole_tiles(r + len(W)) * ROWS).reshape((-1, ROWS))
+    scores = aligned_doubles(across.shape[1] * ROWS).reshape((-1, ROWS))
     squares, dots, distances = np.empty(ROWS), np.empty(ROWS), np.empty(ROWS)
     for first in range(lo, hi, ROWS):
         n = min(ROWS, hi - first)
@@ -201,7 +201,7 @@ def few_columns_block(H, order, owner, present, lo, hi, frame, tables, sums):
         sums[PROJECTED] = np.nan
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def has_few_columns(frame):
     """Whether the products have few columns, and their operands are doubles with an A."""
     Q, A, W = frame[2], frame[3], frame[7]

@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from fastnc.kernels.cpu.options import OPTIONS, njit
+from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
 
 FLAGS = {"contract", "nsz", "arcp"}
 
@@ -74,7 +74,7 @@ def derivative(theta, K, d, y, log_factor, out):
     out[K * d :] = np.dot(r, W).ravel()
 
 
-@njit(fastmath=FLAGS, **OPTIONS)
+@njit(fastmath=FLAGS, **INNER)
 def _by_sample(T, x):
     """`T_i x_i` of every sample."""
     out = np.empty_like(x)
@@ -114,7 +114,7 @@ def solve(W, H, r, T, c, lu, pivots, right, out):
     out[size:] = (eliminated - c * (np.dot(r, dW) + np.dot(_by_sample(T, moved), W))).ravel()
 
 
-@njit(fastmath=FLAGS, **OPTIONS)
+@njit(fastmath=FLAGS, **INNER)
 def _hessian_product(W, H, y, scaled, weights, r, x, out):
     """`out` = the Hessian of (4), over the loss, times `x`: as `Residuals.hessian_product`."""
     K, d = W.shape

@@ -14,7 +14,7 @@ import numpy as np
 from fastnc.kernels.cpu.basis import basis, scaled, unit_of
 from fastnc.kernels.cpu.blas import gemm_address
 from fastnc.kernels.cpu.deviations import deviations, deviations_serial, owners
-from fastnc.kernels.cpu.options import OPTIONS, njit
+from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
 from fastnc.kernels.cpu.pairs import (
     ANGLE,
     CDNV,
@@ -52,7 +52,7 @@ ONE_THREAD_WORK = 50_000
 DGEMM = gemm_address(np.dtype(np.float64))
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _distinct(counts, values, times):
     """The distinct counts in rising order and how often each occurs; returns how many."""
     m = 0
@@ -106,7 +106,7 @@ def separation_constant(counts):
     return total
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def spread_of(squares):
     """Std / Avg (ddof 0) of the norms, given their squares."""
     mean, variance = 0.0, 0.0
@@ -118,7 +118,7 @@ def spread_of(squares):
     return np.sqrt(variance / len(squares)) / mean
 
 
-@njit(fastmath=_SUMS, **OPTIONS)
+@njit(fastmath=_SUMS, **INNER)
 def dual_distances(C, V, W):
     """self_duality of the centred C and V, and nc3_distance of C and the raw W."""
     size_C = np.sqrt(total_of(squared_norms(C)))

@@ -20,6 +20,7 @@ from numba import prange
 from fastnc.kernels.cpu import products
 from fastnc.kernels.cpu import tile as tile_cpu
 from fastnc.kernels.cpu.addresses import COMBINE, DERIVATIVES, call
+from fastnc.kernels.cpu.aligned import aligned_rows, aligned_zeros
 from fastnc.kernels.cpu.chunk_pass import (
     GRADS,
     add_in_parallel,
@@ -43,16 +44,17 @@ def _part(part, n_parts, how, W, H, y, dW, dH, alpha, sums, shifts, HH):
     (N, d), (K, D) = H.shape, W.shape
     low, high = N * part // n_parts, N * (part + 1) // n_parts
     ld = room(chunk, W.itemsize)
-    Z, V = np.empty((K, ld), W.dtype), np.empty((K, ld), W.dtype)
+    Z, V = aligned_rows(K, ld, W), aligned_rows(K, ld, W)
     height = d if transposes else 0
-    HT, dHT = np.empty((height, ld), W.dtype), np.empty((height, ld), W.dtype)
+    HT, dHT = aligned_rows(height, ld, W), aligned_rows(height, ld, W)
     z_y, term, top = np.empty(ld, W.dtype), np.empty(ld, W.dtype), np.empty((1, ld))
     S, wide = np.empty((1, 2, ld)), np.empty((4, ld))
     factor, label_r, losses, s = wide[0], wide[1], wide[2], wide[3]
     found = np.empty(1)
     none = W[0, :0]
-    own_H = np.zeros((chunk if d != D else 0, D), W.dtype)
-    own_dH = np.zeros((chunk if d != D else 0, D), W.dtype)
+    own_H = aligned_rows(chunk if d != D else 0, D, W)
+    own_dH = aligned_rows(chunk if d != D else 0, D, W)
+    own_H[:], own_dH[:] = 0.0, 0.0
     running = -np.inf
     for first in range(low, high, chunk):
         rows = min(chunk, high - first)
@@ -115,7 +117,7 @@ def hessian_vector_product(W, H, y, dW, dH, scale, HW_out, HH_out):
     # Two of every matrix: a problem of twice the features, as far as caches are concerned.
     how = plan(K, 2 * d, len(H), W.itemsize, by_samples=True)
     W, dW = tile_cpu.padded(W), tile_cpu.padded(dW)
-    sums, shifts = np.zeros((how.parts, *W.shape), W.dtype), np.empty(how.parts)
+    sums, shifts = aligned_zeros((how.parts, *W.shape), W.dtype), np.empty(how.parts)
     arguments = W, H, y, dW, dH, W.dtype.type(scale), sums, shifts, HH_out
     with one_thread():
         _parts(how.parts, numbers(how, W.dtype), *arguments)

@@ -84,7 +84,7 @@ def squared_norms(V):
     return out
 
 
-@njit(fastmath=_SUMS, **OPTIONS)
+@njit(fastmath=_SUMS, **INNER)
 def _row_sums(dots, square, inverse, spread, squares, inverses, spreads, target, uniform, sums):
     """Adds the pairs of one class with others; returns for how many |a - b|^2 has cancelled.
 

@@ -16,7 +16,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
+from fastnc.kernels.cpu.aligned import aligned_doubles
+from fastnc.kernels.cpu.options import INNER, njit
 from fastnc.kernels.cpu.processor import N_REGISTERS, native_lanes
 from fastnc.kernels.cpu.simd import (
     Vector,
@@ -30,6 +31,7 @@ from fastnc.kernels.cpu.simd import (
     zeros,
 )
 from fastnc.kernels.cpu.simd_blocks import _pointer, _sum_transposed, load_like, store
+from fastnc.kernels.cpu.tile import LEVEL_1, Emitter
 
 LANES = native_lanes(np.float64)
 ROWS = 8 if N_REGISTERS == 32 else 4
@@ -145,51 +147,35 @@ def prefetch(typingctx, array, index, n):
 
     def codegen(context, builder, signature, args):
         array_type, index_type, _ = signature.args
-        byte, integer = ir.IntType(8), ir.IntType(32)
-        function = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(ir.VoidType(), [byte.as_pointer(), *[integer] * 3]),
-            "llvm.prefetch.p0",
-        )
-        # For reading, into all caches, data.
-        flags = [ir.Constant(integer, flag) for flag in (0, 3, 1)]
+        emit = Emitter(builder, array_type.dtype)
         step = ir.Constant(args[2].type, 64 * 8 // array_type.dtype.bitwidth)
         zero = ir.Constant(args[2].type, 0)
         first = _pointer(context, builder, array_type, args[0], index_type, args[1])
         with cgutils.for_range_slice(builder, zero, args[2], step) as (offset, _):
-            place = builder.bitcast(builder.gep(first, [offset]), byte.as_pointer())
-            builder.call(function, [place, *flags])
+            emit.prefetch(builder.gep(first, [offset]), LEVEL_1)
         return context.get_dummy_value()
 
     return types.none(array, index, n), codegen
 
 
 @njit(**INNER)
-def aligned(n):
-    """n zeros that begin with a cache line, so that no vector lies across two of them."""
-    out = np.zeros(n + 7)
-    first = (-(out.ctypes.data // 8)) % 8
-    return out[first : first + n]
-
-
-@njit(**OPTIONS)
 def whole_vectors(d):
     """The number of features in the vectors that hold d of them."""
     return (d + LANES - 1) // LANES * LANES
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def whole_tiles(n):
     """The number of columns in the tiles that hold n of them."""
     return (n + COLUMNS - 1) // COLUMNS * COLUMNS
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def packed(A, B):
     """The rows of A and of B as columns of tiles: by slice, tile, vector of features and column."""
     d, n = A.shape[1], len(A) + len(B)
     n_tiles = whole_tiles(n) // COLUMNS
-    out = aligned(whole_tiles(n) * whole_vectors(d))
+    out = aligned_doubles(whole_tiles(n) * whole_vectors(d))
     place = 0
     for j0 in range(0, whole_vectors(d), SLICE):
         j1 = min(j0 + SLICE, whole_vectors(d))

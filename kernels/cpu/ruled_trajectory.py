@@ -15,6 +15,7 @@ for Adam (N + K) d square roots and divisions, which on processors with wide vec
 import numpy as np
 
 from fastnc.kernels.cpu import trajectory as t
+from fastnc.kernels.cpu.aligned import aligned
 from fastnc.kernels.cpu.options import OPTIONS, njit
 from fastnc.kernels.cpu.processor import native_lanes
 from fastnc.kernels.cpu.ruled_epoch import ADAM, N_NUMBERS, SCALED, move, numbers_of, ruled_epoch
@@ -101,20 +102,20 @@ def prepared(W, H, low, first, second, y, rule, coupled, decoupled):
     line = 64 // dtype.itemsize
     padded = t._round_up(N, native)
     block = (-(-d * wide // line) | 1) * line
-    labels, steps = t._aligned(padded, dtype), t._aligned(padded, dtype)
+    labels, steps = aligned(padded, dtype), aligned(padded, dtype)
     labels[:N], labels[N:], steps[:N], steps[N:] = y, 0.0, -1.0 / N, 0.0
     W_size, H_size = t._round_up(K * d, native), -(-padded // wide) * block
 
     def pair(some, spare=0):
         sizes = (W_size + spare, H_size) if some else (1, 1)
-        return tuple(t._aligned(size, dtype) for size in sizes)
+        return tuple(aligned(size, dtype) for size in sizes)
 
     rows = pair(True, native)
     rows = (rows[0][:W_size], rows[1])
-    dW = t._aligned(t._round_up(W_size * native, line), dtype)
+    dW = aligned(t._round_up(W_size * native, line), dtype)
     dW[K * d * native :] = 0.0
-    R = t._aligned(t._round_up(padded, wide) * K, dtype)
-    D = t._aligned((K - 1) * d + native, dtype)
+    R = aligned(t._round_up(padded, wide) * K, dtype)
+    D = aligned((K - 1) * d + native, dtype)
     run = _epochs(K, wide, native, EXP_LIMIT[dtype.name], rule, coupled, decoupled, compensated)
     arguments = (
         W, H, *low, *first, *second, rows, pair(compensated), pair(rule != SCALED),

@@ -22,7 +22,7 @@ def clear_sums(sums):
     sums[MARGIN] = np.inf
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def add_sums(blocks, sums_out):
     """Adds the blocks' sums in their order; the margin is the smallest."""
     for b in range(len(blocks)):

@@ -88,7 +88,7 @@ def _gradients(R, W, H, dW, dH):
                 dH[i, f] += r * W[k, f]
 
 
-@njit(fastmath=_SUMS, **OPTIONS)
+@njit(fastmath=_SUMS, **INNER)
 def _square(A):
     total = 0.0
     for i in range(A.shape[0]):

@@ -18,28 +18,32 @@ whatever tile it stands in: its bits do not depend on how many rows there are, n
 Bound by the multiply-add rate.
 """
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastnc.kernels.cpu.aligned import LINE, aligned_zeros
 from fastnc.kernels.cpu.processor import N_REGISTERS, VECTOR_BYTES, native_lanes
 
 # A tile has at most so many rows and vectors; `dots` so many samples and classes.
 ROWS, VECTORS = 6, N_REGISTERS // 8
 WIDTHS = sorted({1, 2, VECTORS})
 DOT_SAMPLES, DOT_CLASSES = N_REGISTERS // 8, 5
+# A matrix so small is copied sooner than it is read across lines.
+SMALL_BYTES = 1 << 19
+# What LLVM calls the caches that a line is wanted in: all, or those from the second on.
+LEVEL_1, LEVEL_2 = 3, 2
 # Terms of a sum that are added one after another.
 BLOCK = 256
 
 
 def padded(W):
-    """W, followed by columns of zeros if its rows are not whole vectors."""
+    """W, followed by columns of zeros if its rows are not whole vectors; small, on a line."""
     K, d = W.shape
-    if d % native_lanes(W.dtype) == 0:
+    if d % native_lanes(W.dtype) == 0 and (W.ctypes.data % LINE == 0 or W.nbytes > SMALL_BYTES):
         return W
-    out = np.zeros((K, -(-d // native_lanes(W.dtype)) * native_lanes(W.dtype)), W.dtype)
+    out = aligned_zeros((K, -(-d // native_lanes(W.dtype)) * native_lanes(W.dtype)), W.dtype)
     out[:, :d] = W
     return out
 
@@ -79,6 +83,18 @@ class Emitter:
     def store(self, value, pointer):
         pointer = self.builder.bitcast(pointer, value.type.as_pointer())
         self.builder.store(value, pointer, align=self.size)
+
+    def prefetch(self, pointer, level):
+        """Ask for the cache line at an address that will be read soon; any address will do."""
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]),
+            "llvm.prefetch.p0",
+        )
+        # For reading; near or less near; data.
+        flags = [ir.Constant(flag, number) for number in (0, level, 1)]
+        self.builder.call(function, [self.builder.bitcast(pointer, byte), *flags])
 
     def splat(self, scalar):
         undefined = ir.Constant(self.vector, ir.Undefined)
@@ -239,11 +255,14 @@ def product(C, ldc, n_rows, n_vectors, A, step_i, step_k, B, ldb, count, alpha, 
 
 
 @intrinsic
-def _dot_tile(typingctx, m, n, Z, z, ldz, W, w, H, h, ld, count, keep):
-    """Z[z + j ldz + i] (+)= <W[w + j ld :], H[h + i ld :]>, `count` vectors, i < m, j < n."""
+def _dot_tile(typingctx, m, n, Z, z, ldz, W, w, H, h, ld, count, keep, ahead):
+    """Z[z + j ldz + i] (+)= <W[w + j ld :], H[h + i ld :]>, `count` vectors, i < m, j < n.
+
+    H is wanted `ahead` rows on.
+    """
 
     def codegen(context, builder, signature, args):
-        m_, n_, Z_, z_, ldz_, W_, w_, H_, h_, ld_, count_, keep_ = args
+        m_, n_, Z_, z_, ldz_, W_, w_, H_, h_, ld_, count_, keep_, ahead_ = args
         emit = Emitter(builder, W.dtype)
         W_, H_, Z_ = builder.gep(W_, [w_]), builder.gep(H_, [h_]), builder.gep(Z_, [z_])
         stride = ir.Constant(ir.IntType(64), emit.lanes)
@@ -252,6 +271,8 @@ def _dot_tile(typingctx, m, n, Z, z, ldz, W, w, H, h, ld, count, keep):
             def body(k, sums):
                 w_k, h_k = emit.offset(W_, (k, stride)), emit.offset(H_, (k, stride))
                 samples = [emit.load(emit.offset(h_k, (i, ld_))) for i in range(n_samples)]
+                for i in range(n_samples):
+                    emit.prefetch(emit.offset(h_k, (ahead_, ld_), (i, ld_)), LEVEL_2)
                 new = []
                 for j in range(n_classes):
                     row = emit.load(emit.offset(w_k, (j, ld_)))
@@ -280,7 +301,7 @@ def _dot_tile(typingctx, m, n, Z, z, ldz, W, w, H, h, ld, count, keep):
         emit.cases(m_, range(1, DOT_SAMPLES + 1), samples)
         return context.get_dummy_value()
 
-    return types.none(m, n, Z, z, ldz, W, w, H, h, ld, count, keep), codegen
+    return types.none(m, n, Z, z, ldz, W, w, H, h, ld, count, keep, ahead), codegen
 
 
 def dots(Z, ldz, K, rows, W, H, D, n_vectors, keep):
@@ -290,23 +311,29 @@ def dots(Z, ldz, K, rows, W, H, D, n_vectors, keep):
         m = min(DOT_SAMPLES, rows - i)
         for t in range(across):
             j, end = K * t // across, K * (t + 1) // across
-            _dot_tile(m, end - j, Z, j * ldz + i, ldz, W, j * D, H, i * D, D, n_vectors, keep != 0)
+            ahead = DOT_SAMPLES if t == 0 else 0
+            _dot_tile(
+                m, end - j, Z, j * ldz + i, ldz, W, j * D, H, i * D, D, n_vectors, keep != 0, ahead
+            )
 
 
 @intrinsic
-def _transpose_tile(typingctx, A, a, lda, B, b, ldb):
-    """B[b + j ldb + i] = A[a + i lda + j], i and j in one vector."""
+def _transpose_tile(typingctx, A, a, lda, B, b, ldb, ahead):
+    """B[b + j ldb + i] = A[a + i lda + j], i and j in one vector; A is wanted `ahead` rows on."""
 
     def codegen(context, builder, signature, args):
-        A_, a_, lda_, B_, b_, ldb_ = args
+        A_, a_, lda_, B_, b_, ldb_, ahead_ = args
         emit = Emitter(builder, A.dtype)
         A_, B_ = builder.gep(A_, [a_]), builder.gep(B_, [b_])
         rows = [emit.load(emit.offset(A_, (i, lda_))) for i in range(emit.lanes)]
+        later = emit.offset(A_, (ahead_, lda_))
+        for i in range(emit.lanes):
+            emit.prefetch(emit.offset(later, (i, lda_)), LEVEL_2)
         for j, row in enumerate(emit.transposed(rows)):
             emit.store(row, emit.offset(B_, (j, ldb_)))
         return context.get_dummy_value()
 
-    return types.none(A, a, lda, B, b, ldb), codegen
+    return types.none(A, a, lda, B, b, ldb, ahead), codegen
 
 
 def transpose(A, lda, rows, d, B, ldb, L):
@@ -314,7 +341,7 @@ def transpose(A, lda, rows, d, B, ldb, L):
     whole = rows // L * L
     for i in range(0, whole, L):
         for f in range(0, d // L * L, L):
-            _transpose_tile(A, i * lda + f, lda, B, f * ldb + i, ldb)
+            _transpose_tile(A, i * lda + f, lda, B, f * ldb + i, ldb, rows)
     for f in range(d):
         for i in range(whole if f < d // L * L else 0, rows):
             B[f * ldb + i] = A[i * lda + f]

@@ -31,8 +31,9 @@ import numpy as np
 from numba import prange
 
 from fastnc.kernels.cpu import trajectory_tiles as trajectory_tiles_cpu
+from fastnc.kernels.cpu.aligned import aligned
 from fastnc.kernels.cpu.epoch import add_change, part_of_epoch
-from fastnc.kernels.cpu.options import OPTIONS, njit
+from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
 from fastnc.kernels.cpu.processor import N_REGISTERS, native_lanes
 from fastnc.kernels.cpu.simd import EXP_LIMIT, add, n_lanes, zeros
 from fastnc.kernels.cpu.simd_blocks import address, load_like, store, sum_rows
@@ -140,7 +141,7 @@ def _fused_epochs(K, group, wide, native, limit, compensated):
     return epochs_of, epochs_of_parts
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _add_parts(W, W_low, totals, zero, compensated):
     for j in range(0, W.size, n_lanes(zero)):
         change = zero[0]
@@ -175,14 +176,6 @@ def _round_up(n, multiple):
     return -(-n // multiple) * multiple
 
 
-def _aligned(size, dtype):
-    """An array that starts on a cache line: a vector that straddles two costs a second access."""
-    itemsize = np.dtype(dtype).itemsize
-    spare = np.empty(size + 64 // itemsize, dtype)
-    first = -spare.ctypes.data % 64 // itemsize
-    return spare[first : first + size]
-
-
 def _prepared_fused(W, H, W_low, H_low, y, step):
     (K, d), N, dtype = W.shape, len(H), W.dtype
     native, group = native_lanes(dtype), _group_of_classes(K)
@@ -198,19 +191,19 @@ def _prepared_fused(W, H, W_low, H_low, y, step):
     # An odd number of cache lines a block: a feature's lines do not fall into the same few sets.
     block = (-(-d * wide // line) | 1) * line
 
-    labels, steps = _aligned(padded, dtype), _aligned(padded, dtype)
+    labels, steps = aligned(padded, dtype), aligned(padded, dtype)
     labels[:N], labels[N:], steps[:N], steps[N:] = y, 0.0, step, 0.0
     W_size, H_size = _round_up(padded_K * d, native), -(-padded // wide) * block
 
     def of_parts(size):
-        return _aligned(parts * _round_up(size, line), dtype).reshape(parts, -1)
+        return aligned(parts * _round_up(size, line), dtype).reshape(parts, -1)
 
     dW, R, G = of_parts(W_size * native), of_parts(chunk * padded_K), of_parts(chunk)
     dW[:, padded_K * d * native :] = 0.0
     D = of_parts((K - 1) * d + native)
     # A vector may begin at W's last entry.
-    rows = [_aligned(W_size + native, dtype)[:W_size], _aligned(H_size, dtype)]
-    rest = [_aligned(size if compensated else 0, dtype) for size in (W_size, H_size)]
+    rows = [aligned(W_size + native, dtype)[:W_size], aligned(H_size, dtype)]
+    rest = [aligned(size if compensated else 0, dtype) for size in (W_size, H_size)]
     run = _fused_epochs(K, group, wide, native, EXP_LIMIT[dtype.name], compensated)
     arguments = (
         W, H, W_low, H_low, *rows, *rest, dW, R, G, D, labels, steps, block, chunk, bounds,

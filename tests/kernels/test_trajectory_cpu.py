@@ -102,14 +102,14 @@ def test_epochs_in_several_calls_have_the_bits_of_one(dtype):
 def test_nothing_is_read_before_it_is_written(dtype, monkeypatch):
     W, H, y = problem(5, 20, 50, dtype)
     clean = run(W, H, y, 5.0, 10)
-    plain = trajectory_cpu._aligned
+    plain = trajectory_cpu.aligned
 
     def poisoned(size, kind):
         out = plain(size, kind)
         out[:] = np.nan
         return out
 
-    monkeypatch.setattr(trajectory_cpu, "_aligned", poisoned)
+    monkeypatch.setattr(trajectory_cpu, "aligned", poisoned)
     again = run(W, H, y, 5.0, 10)
     assert all(a.tobytes() == b.tobytes() for a, b in zip(clean, again, strict=True))
     assert np.isfinite(again[0]).all()
