@@ -111,3 +111,58 @@ def test_a_network_is_measured_as_plain_torch_would(monkeypatch):
     for name, value in metrics.items():
         # The same float64 sums, in parts.
         assert columns[name] == pytest.approx(value, rel=1e-10, abs=1e-12), name
+
+
+def test_held_out_images_are_measured_about_the_training_means():
+    torch.manual_seed(5)
+    data = small_training.dataset(n=60, n_test=30)
+    net, pixels = small_training.network(head="linear"), Pixels(data.mean, data.std)
+    columns, H = evaluation.measure(net, pixels, data, ALONE)
+    net.eval()
+    last = net.classifier[-1]
+    with torch.no_grad():
+        held = torch.flatten(net.avgpool(net.features(pixels(data.test_images))), 1)
+    H, held = H.numpy().astype(np.float64), held.numpy().astype(np.float64)
+    y, test_y = data.train_labels.numpy(), data.test_labels.numpy()
+    means = np.array([H[y == k].mean(0) for k in range(10)])
+    centre = means.mean(0)
+    nearest = ((held[:, None] - means) ** 2).sum(2).argmin(1)
+    weight, bias = last.weight.detach().numpy(), last.bias.detach().numpy()
+    decision = (held @ weight.T.astype(np.float64) + bias).argmax(1)
+    assert columns["test_nearest_mean_accuracy"] == (nearest == test_y).mean()
+    assert columns["test_nc4_agreement"] == (nearest == decision).mean()
+    spread = np.linalg.norm(held - means[test_y], axis=1)
+    # Galanti et al. 2022: over pairs of classes.
+    variance = np.array([(spread[test_y == k] ** 2).mean() for k in range(10)])
+    apart = ((means[:, None] - means) ** 2).sum(2)
+    pairs = [
+        (variance[j] + variance[k]) / (2.0 * apart[j, k])
+        for j in range(10) for k in range(10) if j != k
+    ]  # fmt: skip
+    # The features are float32; the sums are float64 in another order.
+    assert columns["test_cdnv"] == pytest.approx(np.mean(pairs), rel=1e-9)
+    about_centre = np.linalg.norm(held - centre, axis=1)
+    assert columns["test_within_class"] == pytest.approx(
+        spread.mean() / about_centre.mean(), rel=1e-9
+    )
+
+
+def test_the_profile_through_the_depth_has_each_layer_s_own_metrics():
+    torch.manual_seed(6)
+    data = small_training.dataset()
+    net, pixels = small_training.network(), Pixels(data.mean, data.std)
+    table = evaluation.depth_profile(net, pixels, data, ALONE)
+    assert net.training
+    # What enters each layer with weights but the first: all but the last are hidden.
+    assert list(table) == [f"classifier.{i}" for i in (0, 3, 6)]
+    net.eval()
+    with torch.no_grad():
+        x = torch.flatten(net.avgpool(net.features(pixels(data.train_images))), 1)
+        for i, module in enumerate(net.classifier):
+            if f"classifier.{i}" in table:
+                want = fastnc.collapse_metrics(x, data.train_labels)
+                got = table[f"classifier.{i}"]
+                for name in ("within_class", "equinorm_features", "nc1", "cdnv"):
+                    # The same float32 features, batch by batch.
+                    assert getattr(got, name) == pytest.approx(getattr(want, name), rel=1e-4), name
+            x = module(x)
