@@ -36,8 +36,9 @@ from fastnc.models import ULPM, imbalanced, weight_decay
 
 Solver = Literal["auto", "direct", "krylov"]
 
-# Up to this K d a factorisation costs at most some Hessian products more than MINRES does.
-_DIRECT = 100
+# Up to this K d a factorisation costs at most some Hessian products more than MINRES does; beyond
+# this log10 t, where MINRES takes ever more of them, up to the last.
+_DIRECT, _FAR, _DIRECT_FAR = 100, 1e4, 1000
 # A penalised flow is at rest after some dozen times the reciprocal of its smaller decay. Far
 # beyond, t times the rounding of a gradient that vanishes would move W and H again.
 _AT_REST, _STILL_AT_REST = 1e3, 1e6
@@ -84,7 +85,8 @@ def flow(
         Of the Newton systems: "direct" eliminates the features and factorises K d unknowns,
         "krylov" needs only Hessian products (MINRES). Both make the same steps, to `rtol`. "auto"
         is "direct" up to K d = 100 of a ULPM, where it costs little more and keeps what is
-        conserved to rounding at any horizon, else "krylov".
+        conserved to rounding at any horizon, and up to K d = 1000 beyond 10^10000, where MINRES
+        takes ever more products; else "krylov".
     checkpoint : path, optional
         File to which the state is written every `checkpoint_every` seconds (0: as often as the
         run looks at its clock) and at the end.
@@ -155,7 +157,7 @@ def flow(
         "seed": int(seed),
         "snapshots": int(snapshots),
         "rtol": float(rtol),
-        "solver": _chosen(solver, model, decays),
+        "solver": _chosen(solver, model, decays, log10_time),
         "start": fingerprint(W, H, model.y),
     }
     try:
@@ -214,7 +216,7 @@ def _horizon(log10_time: float | None, decays: Decays) -> float:
     return log10_time
 
 
-def _chosen(solver: str, model: Any, decays: Decays) -> str:
+def _chosen(solver: str, model: Any, decays: Decays, log10_time: float) -> str:
     """The solver that was asked for, or the one that was found to be the faster."""
     arrays.check_choice("solver", solver, ("auto", "direct", "krylov"))
     if solver == "direct" and decays != (0.0, 0.0):
@@ -222,4 +224,5 @@ def _chosen(solver: str, model: Any, decays: Decays) -> str:
     if solver != "auto":
         return solver
     unknowns = model.n_classes * min(model.dim, model.n_classes + model.n_samples)
-    return "direct" if unknowns <= _DIRECT and decays == (0.0, 0.0) else "krylov"
+    most = _DIRECT if log10_time <= _FAR else _DIRECT_FAR
+    return "direct" if unknowns <= most and decays == (0.0, 0.0) else "krylov"
