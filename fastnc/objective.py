@@ -14,8 +14,16 @@ from typing import Any, Literal
 import numpy as np
 
 from fastnc import reference
-from fastnc._core.arrays import check_choice, check_count, check_positive, home
+from fastnc._core.arrays import (
+    check_array,
+    check_choice,
+    check_count,
+    check_positive,
+    home,
+    is_torch,
+)
 from fastnc._core.kernel_call import Call
+from fastnc._core.serial import quiet
 
 Reduction = Literal["mean", "sum"]
 Impl = Literal["reference", "cpu", "gpu"]
@@ -31,8 +39,8 @@ def which(x: Any) -> str:
 
     Raises
     ------
-    ValueError
-        A tensor on a device that is neither the CPU nor CUDA.
+    ValueError, TypeError
+        A tensor on a device that is neither the CPU nor CUDA; no array of numbers.
 
     Examples
     --------
@@ -40,7 +48,10 @@ def which(x: Any) -> str:
     >>> fastnc.which(np.zeros(3))
     'cpu'
     """
-    return home(x)
+    where = home(x)
+    if not is_torch(x):
+        check_array("x", x)
+    return where
 
 
 @dataclass(frozen=True)
@@ -112,11 +123,7 @@ def plan(n_classes: int, dim: int, n_samples: int, dtype: Any = "float64") -> Ar
     return Arrangement(**how._asdict(), processor=dict(FACTS), reasons=why)
 
 
-# A result that is not finite is answered by a sentence, and not by NumPy's warning before it.
-_quiet = np.errstate(all="ignore")
-
-
-@_quiet
+@quiet
 def loss(
     W: Any,
     H: Any,
@@ -185,7 +192,7 @@ def loss(
     return call.value(out)
 
 
-@_quiet
+@quiet
 def loss_and_grads(
     W: Any,
     H: Any,
@@ -230,7 +237,7 @@ def loss_and_grads(
     return call.value(out), call.result(grad_W), call.result(grad_H)
 
 
-@_quiet
+@quiet
 def log_loss_and_grads(
     W: Any,
     H: Any,
@@ -278,7 +285,7 @@ def log_loss_and_grads(
     return call.value(out), call.result(grad_W), call.result(grad_H)
 
 
-@_quiet
+@quiet
 def hessian_vector_product(
     W: Any,
     H: Any,
@@ -335,7 +342,7 @@ def hessian_vector_product(
     return call.result(HW), call.result(HH)
 
 
-@_quiet
+@quiet
 def gradient_step(
     W: Any,
     H: Any,

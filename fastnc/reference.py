@@ -4,9 +4,10 @@ Letters: K classes, d features, N samples, `W (K, d)`, `H (N, d)` with one sampl
 (the paper's H is the transpose), `y (N,)` in 0..K-1. Written for reading, not for speed:
 every function forms the N x K logits.
 
-The label's logit is subtracted first, `D_j = z_j - z_y`, and the residual's label entry is
-minus the sum of its other entries, never `p_y - 1`: every term is positive, nothing
-cancels, and the tail of the loss keeps all its digits at any margin.
+The label's logit is subtracted first, `D_j = z_j - z_y`, or the largest logit where that is
+another one, and the residual's label entry is minus the sum of its other entries, never
+`p_y - 1`: every term is positive, nothing cancels, and the tail of the loss keeps all its digits
+at any margin.
 """
 
 from __future__ import annotations
@@ -48,10 +49,23 @@ def common_unit(D: Floats) -> float:
     return min(float(D.max()), 0.0)
 
 
-def softmax(D: Floats, y: Labels, log_unit: float = 0.0) -> Softmax:
+def below_largest(W: Floats, H: Floats, y: Labels) -> Floats:
+    """`z_j - max_k z_k` (N, K), with -inf in the label's own place.
+
+    Of a label whose logit is far below, `D_j` is large, and its differences have lost the digits
+    of the others; these have them.
+    """
+    Z = H @ W.T
+    B: Floats = Z - Z.max(axis=1)[:, None]
+    B[np.arange(len(y)), y] = -np.inf
+    return B
+
+
+def softmax(D: Floats, y: Labels, log_unit: float = 0.0, B: Floats | None = None) -> Softmax:
     """Losses `log(1 + sum_{j != y} e^{D_j})` and residuals, without a cancellation.
 
-    With `log_unit`, of `common_unit`, losses and residuals are those over `exp(log_unit)`.
+    With `log_unit`, of `common_unit`, losses and residuals are those over `exp(log_unit)`. `B`, of
+    `below_largest`, is `D` less its positive maximum by default.
     """
     rows = np.arange(len(y))
     if log_unit < 0.0:
@@ -62,7 +76,7 @@ def softmax(D: Floats, y: Labels, log_unit: float = 0.0) -> Softmax:
         losses = S * np.divide(np.log1p(x), x, out=np.ones_like(x), where=x > 0.0)
     else:
         m = np.maximum(D.max(axis=1), 0.0)
-        e = np.exp(D - m[:, None])
+        e = np.exp(D - m[:, None] if B is None else B)
         S = e.sum(axis=1)
         den = np.exp(-m) + S
         losses, label = np.where(m == 0.0, np.log1p(S), m + np.log(den)), np.exp(-m) / den
@@ -71,22 +85,33 @@ def softmax(D: Floats, y: Labels, log_unit: float = 0.0) -> Softmax:
     return Softmax(losses, r, label)
 
 
+def softmax_at(W: Floats, H: Floats, y: Labels) -> Softmax:
+    """`softmax` of the logits of W and H, with all the digits that the logits have."""
+    return softmax(logit_gaps(W, H, y), y, B=below_largest(W, H, y))
+
+
+def scaled_softmax_at(W: Floats, H: Floats, y: Labels) -> tuple[float, Softmax]:
+    """`common_unit`, and `softmax` over its exponential: of use at any margin."""
+    D = logit_gaps(W, H, y)
+    log_unit = common_unit(D)
+    B = below_largest(W, H, y) if log_unit == 0.0 else None
+    return log_unit, softmax(D, y, log_unit, B)
+
+
 def loss(W: Floats, H: Floats, y: Labels) -> float:
     """Equation (4): `sum_i log(1 + sum_{j != y} exp(z_j - z_y))`."""
-    return float(softmax(logit_gaps(W, H, y), y).losses.sum())
+    return float(softmax_at(W, H, y).losses.sum())
 
 
 def loss_and_grads(W: Floats, H: Floats, y: Labels) -> tuple[float, Floats, Floats]:
     """Equation (4) and its gradients `r^T H (K, d)` and `r W (N, d)`."""
-    losses, r, _ = softmax(logit_gaps(W, H, y), y)
+    losses, r, _ = softmax_at(W, H, y)
     return float(losses.sum()), r.T @ H, r @ W
 
 
 def log_loss_and_grads(W: Floats, H: Floats, y: Labels) -> tuple[float, Floats, Floats]:
     """log of (4), and its gradients divided by (4): finite at any margin."""
-    D = logit_gaps(W, H, y)
-    log_unit = common_unit(D)
-    losses, r, _ = softmax(D, y, log_unit)
+    log_unit, (losses, r, _) = scaled_softmax_at(W, H, y)
     L = losses.sum()
     r /= L
     return float(log_unit + np.log(L)), r.T @ H, r @ W
@@ -107,7 +132,7 @@ def hessian_vector_product(
     moves by `p_j (D'_j - s)` for j != y and by `-p_y s` at the label: again no cancellation.
     """
     rows = np.arange(len(y))
-    _, r, p_y = softmax(logit_gaps(W, H, y), y)
+    _, r, p_y = softmax_at(W, H, y)
     Z = dH @ W.T + H @ dW.T
     gaps = Z - Z[rows, y][:, None]
     p = r.copy()

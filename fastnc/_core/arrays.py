@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 FLOATS = ("float32", "float64")
+# No count is larger: at a microsecond each, so many epochs take thirty years.
+MOST_DIGITS = 15
+MOST = 10**MOST_DIGITS
 
 
 def is_torch(x: Any) -> bool:
@@ -177,6 +180,34 @@ def check_finite(name: str, x: np.ndarray) -> None:
             raise ValueError(f"`{name}` must be finite; got {x[where]} at index {where}.")
 
 
+def copied(name: str, x: Any) -> np.ndarray:
+    """A copy of `x` in NumPy: of an array, or of numbers in lists, whatever kind they are of."""
+    if not isinstance(x, (list, tuple, range)):
+        check_array(name, x)
+    check_unmasked(name, x)
+    try:
+        return np.array(as_numpy(x))
+    except (ValueError, TypeError, OverflowError, RuntimeError):
+        raise TypeError(
+            f"`{name}` must be an array of numbers; got {type(x).__name__}, which is none."
+        ) from None
+
+
+def real_numbers(name: str, x: Any) -> NDArray[np.float64]:
+    """A copy of `x`, an array or lists of finite real numbers, in float64 and of any shape."""
+    # NumPy has no bfloat16.
+    wide = is_torch(x) and x.is_floating_point() and not _lacking(x)
+    found = copied(name, x.detach().double() if wide else x)
+    if found.dtype.kind == "V" and np.can_cast(found.dtype, np.float64):
+        found = found.astype(np.float64)
+    if found.dtype.kind not in "fiu":
+        raise TypeError(f"`{name}` must hold real numbers; got {found.dtype}.")
+    with np.errstate(over="ignore"):
+        found = found.astype(np.float64)
+    check_finite(name, found)
+    return found
+
+
 def check_labels(
     y: Any,
     n_samples: int | None,
@@ -189,16 +220,8 @@ def check_labels(
     Either may be None, and is then not looked at.
     `more` is what else than relabelling helps where there are too few classes.
     """
-    check_unmasked(name, y)
     # A copy: what is checked here must be what a kernel reads as addresses, whoever writes to `y`.
-    if is_torch(y):
-        check_array(name, y)
-    try:
-        labels = np.array(as_numpy(y))
-    except (ValueError, TypeError, OverflowError):
-        raise TypeError(
-            f"`{name}` must be an array of integers; got {type(y).__name__}, which is none."
-        ) from None
+    labels = copied(name, y)
     if labels.ndim != 1:
         raise ValueError(f"`{name}` must have 1 dimension; got shape {labels.shape}.")
     # `np.integer` is a base of the timedelta too.
@@ -231,27 +254,41 @@ def _is_number(value: Any) -> bool:
 def check_positive(name: str, value: Any) -> None:
     """`value` must be a finite number above zero."""
     if not (_is_number(value) and value > 0):
-        raise ValueError(f"`{name}` must be a positive number; got {value!r}.")
+        raise ValueError(f"`{name}` must be a positive number; got {_shown(value)}.")
 
 
 def check_at_least_zero(name: str, value: Any) -> None:
     """`value` must be a finite number of at least zero."""
     if not (_is_number(value) and value >= 0):
-        raise ValueError(f"`{name}` must be a number of at least 0; got {value!r}.")
+        raise ValueError(f"`{name}` must be a number of at least 0; got {_shown(value)}.")
 
 
 def check_count(name: str, value: Any, least: int) -> int:
-    """`value` must be an integer of at least `least`."""
+    """`value` must be an integer of at least `least`; a count of at least 1 has an end too.
+
+    A seed, of at least 0, may be as large as one likes.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"`{name}` must be an integer of at least {least}; got {value!r}.")
+        raise ValueError(f"`{name}` must be an integer of at least {least}; got {_shown(value)}.")
+    if least > 0 and value > MOST:
+        raise ValueError(f"`{name}` must be at most 10^{MOST_DIGITS}; got {_shown(value)}.")
     return int(value)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: Python writes no integer of thousands of digits."""
+    try:
+        text = repr(value)
+    except ValueError:
+        text = "an integer of more than 10^4299"
+    return text if len(text) <= 200 else f"{text[:100]}... ({len(text)} characters)"
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     """`value` must be one of a few words."""
     if not (isinstance(value, str) and value in choices):
         words = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
-        raise ValueError(f"`{name}` must be {words}; got {value!r}.")
+        raise ValueError(f"`{name}` must be {words}; got {_shown(value)}.")
     return value
 
 
@@ -263,7 +300,7 @@ def float_dtype(dtype: Any) -> np.dtype[Any]:
     except TypeError:
         found = None
     if found is None or found.name not in FLOATS:
-        raise TypeError(f"`dtype` must be 'float32' or 'float64'; got {dtype!r}.")
+        raise TypeError(f"`dtype` must be 'float32' or 'float64'; got {_shown(dtype)}.")
     return found
 
 

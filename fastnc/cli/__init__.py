@@ -8,7 +8,6 @@ import importlib
 import inspect
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,6 +17,7 @@ import typer
 
 from fastnc._core.interrupts import Diverged
 from fastnc.cli._folder import claimed
+from fastnc.cli._results import rescued
 
 # Each is the function of that name in the file of that name.
 COMMANDS = (
@@ -117,7 +117,7 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             # Whoever read the output has left: that is no mistake, and nobody hears of it.
             raise
         except (ValueError, TypeError, OSError, ImportError) as error:
-            status, said = 2, str(error) + _rescued(error)
+            status, said = 2, str(error) + rescued(error)
         except (Diverged, MemoryError, RuntimeError) as error:
             status, said = 1, str(error) or "not enough memory."
         except KeyboardInterrupt as error:
@@ -134,15 +134,3 @@ def _one_line(said: str) -> str:
     words = " ".join(said.split())
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in words[: LONGEST + 1])
     return shown if len(words) <= LONGEST else shown[:LONGEST] + "..."
-
-
-def _rescued(error: Exception) -> str:
-    """Where a finished run is that its own folder did not take, if the error carries one."""
-    run = getattr(error, "run", None)
-    if run is None or not isinstance(error, OSError):
-        return ""
-    try:
-        path = run.save(Path(tempfile.mkdtemp(prefix="fastnc-")) / "run.npz")
-    except OSError as other:
-        return f" It could not be saved elsewhere either: {other}"
-    return f" The run itself is in {str(path)!r}."

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from fastnc.cli._rules import HELP
+
+if TYPE_CHECKING:
+    from fastnc.dynamics.trajectories import Trajectories
 
 
 def compare(
@@ -66,11 +69,18 @@ def compare(
     except Interrupted as stop:
         if len(stop.run):
             print(f"The {len(stop.run)} runs so far are in {stop.run.save(folder / 'runs.npz')}.")
+            _tell(stop.run, folder)
         print("Go on with the same command and --resume.")
         raise
-    written = [runs.save(folder / "runs.npz"), runs.to_csv(folder / "runs.csv")]
-    from fastnc.plots import rules_compared, rules_summary, save
+    kept = runs.save(folder / "runs.npz")
+    print("\nWritten:", kept, *_tell(runs, folder), sep="\n  ")
 
+
+def _tell(runs: Trajectories, folder: Path) -> list[Path]:
+    """Print what became of the runs, and write their table and figure."""
+    from fastnc.cli._results import drawn
+    from fastnc.plots import rules_compared, rules_summary
+
+    written = [runs.to_csv(folder / "runs.csv")]
     print(rules_summary(runs))
-    written += save(rules_compared(runs), folder / "compare")
-    print("\nWritten:", *written, sep="\n  ")
+    return written + drawn(lambda: rules_compared(runs), folder / "compare")

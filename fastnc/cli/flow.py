@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from fastnc.dynamics.trajectory import Trajectory
 
 
 def flow(
@@ -53,16 +56,22 @@ def flow(
     except (Diverged, Interrupted) as stop:
         stop.run.save(folder / "run.npz")
         print(f"The snapshots so far are in {folder / 'run.npz'}.")
+        _tell(stop.run, folder)
         if isinstance(stop, Interrupted):
             print("Go on with the same command and --resume.")
         raise
-    written = [run.save(folder / "run.npz"), run.to_csv(folder / "run.csv")]
-    from fastnc.plots import flow_summary, long_horizon, missing_margin, save, summary
+    kept = run.save(folder / "run.npz")
+    print("\nWritten:", kept, *_tell(run, folder), sep="\n  ")
 
+
+def _tell(run: Trajectory, folder: Path) -> list[Path]:
+    """Print what became of a flow, and write its table and figures, as far as it came."""
+    from fastnc.cli._results import drawn
+    from fastnc.plots import flow_summary, long_horizon, missing_margin, summary
+
+    written = [run.to_csv(folder / "run.csv")]
+    if not len(run):
+        return written
     print(summary(run), flow_summary(run), sep="\n\n")
-    try:
-        written += save(long_horizon(run), folder / "flow")
-        written += save(missing_margin(run), folder / "margin")
-    except ValueError as reason:
-        print(f"\nNo figure: {reason}")
-    print("\nWritten:", *written, sep="\n  ")
+    written += drawn(lambda: long_horizon(run), folder / "flow")
+    return written + drawn(lambda: missing_margin(run), folder / "margin")

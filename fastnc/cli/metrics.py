@@ -56,7 +56,8 @@ def metrics(
     """Neural-collapse metrics of saved features: table, JSON and figure.
 
     Reads the files twice, in pieces; features that are mapped need not fit in memory. Writes
-    metrics.json, metrics.png and metrics.pdf to --out; of several layers layers.json.
+    metrics.json, metrics.tex (a booktabs tabular), metrics.png and metrics.pdf to --out; of several
+    layers layers.json.
     """
     from dataclasses import replace
 
@@ -105,10 +106,13 @@ def metrics(
         text = told.json(convention) + "\n"
         written = [atomic_write(folder / "metrics.json", lambda f: f.write(text.encode()))]
         print(told.table(convention), flush=True)
-        from fastnc.plots import collapse_figure, save
+        tabular = told.to_latex(convention)
+        written += [atomic_write(folder / "metrics.tex", lambda f: f.write(tabular.encode()))]
+        from fastnc.cli._results import drawn
+        from fastnc.plots import collapse_figure
 
         named = names[statistics.counts > 0]
-        written += save(collapse_figure(told, statistics, named), folder / "metrics")
+        written += drawn(lambda: collapse_figure(told, statistics, named), folder / "metrics")
     print("\nWritten:", *written, sep="\n  ")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ def plot(
     Each figure is written as .png and .pdf and named after its run's file.
     """
     from fastnc._core.files import out_dir
-    from fastnc.plots import save
+    from fastnc.cli._results import drawn
 
     written: list[Path] = []
     for given in runs:
@@ -30,10 +31,7 @@ def plot(
         run, figures = _suited(path)
         folder = out_dir(path.parent if out is None else out)
         for name, draw in figures.items():
-            try:
-                written += save(draw(run), folder / f"{path.stem}-{name}")
-            except ValueError as reason:
-                print(f"No figure of {path}: {reason}")
+            written += drawn(partial(draw, run), folder / f"{path.stem}-{name}")
     print("Written:", *written, sep="\n  ")
 
 

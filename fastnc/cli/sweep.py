@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from fastnc.cli._rules import HELP
+
+if TYPE_CHECKING:
+    from fastnc.dynamics.trajectories import Trajectories
 
 
 def sweep(
@@ -77,14 +80,18 @@ def sweep(
     except Interrupted as stop:
         if len(stop.run):
             print(f"The {len(stop.run)} runs so far are in {stop.run.save(folder / 'runs.npz')}.")
+            _tell(stop.run, folder)
         print("Go on with the same command and --resume.")
         raise
-    written = [runs.save(folder / "runs.npz"), runs.to_csv(folder / "runs.csv")]
-    from fastnc.plots import bands_summary, save, sweep_bands
+    kept = runs.save(folder / "runs.npz")
+    print("\nWritten:", kept, *_tell(runs, folder), sep="\n  ")
 
+
+def _tell(runs: Trajectories, folder: Path) -> list[Path]:
+    """Print what became of the runs, and write their table and figure."""
+    from fastnc.cli._results import drawn
+    from fastnc.plots import bands_summary, sweep_bands
+
+    written = [runs.to_csv(folder / "runs.csv")]
     print(bands_summary(runs))
-    try:
-        written += save(sweep_bands(runs), folder / "sweep")
-    except ValueError as reason:
-        print(f"\nNo figure: {reason}")
-    print("\nWritten:", *written, sep="\n  ")
+    return written + drawn(lambda: sweep_bands(runs), folder / "sweep")

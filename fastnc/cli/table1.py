@@ -23,13 +23,14 @@ def table1(
 ) -> None:
     """Every model of Table 1 side by side: paper, optimum, found, gap, collapse metrics, time.
 
-    Writes table1.csv after every row, then geometry.png and geometry.pdf (the Gram matrices; in 2
-    and 3 dimensions the vectors themselves) and minority_collapse.png and .pdf to --out.
+    Writes table1.csv after every row, then table1.tex (a tabular with booktabs), geometry.png and
+    .pdf (the Gram matrices; in 2 and 3 dimensions the vectors themselves) and minority_collapse.png
+    and .pdf to --out.
     """
     from fastnc._core.arrays import check_count
     from fastnc._core.files import out_dir
     from fastnc._core.progress import progress_bar
-    from fastnc.paper.table1 import Row, fit, rows, to_csv, to_text
+    from fastnc.paper.table1 import Row, fit, rows, to_csv, to_latex, to_text
 
     total = len(rows(n_classes, n_per_class, dim))
     check_count("seed", seed, 0)
@@ -53,10 +54,12 @@ def table1(
         ) from None
     print(to_text(table))
 
+    from fastnc.cli._results import drawn
     from fastnc.paper.minority_collapse import minority_angles
-    from fastnc.plots import geometry, minority_collapse, save
+    from fastnc.plots import geometry, minority_collapse
 
-    written = [path, *save(geometry(table), folder / "geometry")]
+    written = [path, to_latex(table, folder / "table1.tex")]
+    written += drawn(lambda: geometry(table), folder / "geometry")
     decays = (5e-3, 2e-3)
     ratios = (1, 2, 4, 7, 9, 11, 12, 14, 18, 22, 26, 30, 31, 35)
     with progress_bar(len(decays), "curves", "minority collapse") as bar:
@@ -64,5 +67,5 @@ def table1(
         for decay in decays:
             curves.append(minority_angles(ratios, weight_decay=decay, seed=seed))
             bar.update(1)
-    written += save(minority_collapse(curves), folder / "minority_collapse")
+    written += drawn(lambda: minority_collapse(curves), folder / "minority_collapse")
     print("\nWritten:", *written, sep="\n  ")

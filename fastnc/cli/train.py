@@ -115,6 +115,7 @@ def train(
     terminal a line is printed at most once a minute.
     """
     import json
+    from functools import partial
     from importlib import import_module
 
     from fastnc._core.files import out_dir
@@ -127,6 +128,8 @@ def train(
         ) from None
     from fastnc._core.interrupts import Diverged, Interrupted
     from fastnc._core.ranks import workers_of_torchrun
+    from fastnc.cli._results import drawn
+    from fastnc.plots import figure3
     from fastnc.training.data import load_data
     from fastnc.training.experiment import Experiment
     from fastnc.training.loop import train as run_training
@@ -169,25 +172,20 @@ def train(
         except (Diverged, Interrupted) as stop:
             if leads and len(stop.run):
                 print(f"The measurements so far are in {stop.run.to_csv(folder / 'run.csv')}.")
+                drawn(partial(figure3, stop.run), folder / "figure3")
             if leads and isinstance(stop, Interrupted):
                 print("Go on with the same command and --resume.")
             raise
     if not leads:
         return
     written = [checkpoint, run.save(folder / "run.npz"), run.to_csv(folder / "run.csv")]
-    from fastnc.plots import figure3, save
-
-    try:
-        written += save(figure3(run), folder / "figure3")
-    except ValueError as reason:
-        print(f"No figure: {reason}")
+    written += drawn(lambda: figure3(run), folder / "figure3")
     if depth:
         from fastnc.plots import layers
         from fastnc.training.depth import load
 
-        written += save(
-            layers({f"epoch {e}": t for e, t in load(folder).items()}), folder / "depth"
-        )
+        tables = {f"epoch {e}": t for e, t in load(folder).items()}
+        written += drawn(lambda: layers(tables), folder / "depth")
     last = {name: run[name][-1] for name in run.columns}
     print(
         f"epoch {last['epoch']:.0f}: training accuracy {last['train_accuracy']:.4f}, test "
@@ -201,9 +199,11 @@ def train(
 
 def _peeled(run: Trajectory, epochs: int, folder: Path) -> list[Path]:
     """Go on with the layer-peeled model alone, tell how it went, and write it."""
+    from fastnc.cli._results import drawn
     from fastnc.dynamics.peel import peel
-    from fastnc.plots import peeled, peeled_summary, save
+    from fastnc.plots import peeled, peeled_summary
 
     alone = peel(run, epochs=epochs, progress=True)
     print(f"\nThe last layer and its features alone, from there on:\n{peeled_summary(run, alone)}")
-    return [alone.save(folder / "peeled.npz"), *save(peeled(run, alone), folder / "peeled")]
+    kept = alone.save(folder / "peeled.npz")
+    return [kept, *drawn(lambda: peeled(run, alone), folder / "peeled")]

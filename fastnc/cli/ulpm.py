@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from fastnc.cli._rules import HELP
+
+if TYPE_CHECKING:
+    from fastnc.dynamics.trajectory import Trajectory
 
 
 def ulpm(
@@ -63,18 +66,26 @@ def ulpm(
         except (Diverged, Interrupted) as stop:
             stop.run.save(kept)
             print(f"The snapshots so far are in {kept}.")
+            if rank == 0:
+                _tell(stop.run, folder)
             if isinstance(stop, Interrupted):
                 print("Go on with the same command and --resume.")
             raise
     run.save(kept)
     if rank > 0:
         return
-    written = [kept, run.to_csv(folder / "run.csv")]
-    from fastnc.plots import figure2, save, summary
+    print("\nWritten:", kept, *_tell(run, folder), sep="\n  ")
 
-    print(summary(run))
-    if run.log10_time[-1] >= 1.0:
-        written += save(figure2(run), folder / "figure2")
-    else:
-        print("No figure: the log log t axis needs at least 10 epochs.")
-    print("\nWritten:", *written, sep="\n  ")
+
+def _tell(run: Trajectory, folder: Path) -> list[Path]:
+    """Print what became of a run, and write its table and its figure, as far as it came."""
+    from fastnc.cli._results import drawn
+    from fastnc.plots import figure2, summary
+
+    written = [run.to_csv(folder / "run.csv")]
+    if len(run):
+        print(summary(run))
+    if len(run) and run.log10_time[-1] >= 1.0:
+        return written + drawn(lambda: figure2(run), folder / "figure2")
+    print("No figure: the log log t axis needs at least 10 epochs.")
+    return written

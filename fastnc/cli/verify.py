@@ -20,8 +20,8 @@ def verify(
     """
     from fastnc._core.arrays import check_count
     from fastnc._core.files import out_dir
+    from fastnc.cli._results import drawn
     from fastnc.paper.verify import all_hold, check, table, write_csv, write_json
-    from fastnc.plots import findings_chart, save
 
     check_count("seed", seed, 0)
     folder = out_dir(out)
@@ -30,8 +30,10 @@ def verify(
     written = [
         write_csv(findings, folder / "verify.csv"),
         write_json(findings, folder / "verify.json"),
-        *save(findings_chart(findings), folder / "verify"),
     ]
+    from fastnc.plots import findings_chart
+
+    written += drawn(lambda: findings_chart(findings), folder / "verify")
     print("\nWritten:", *written, sep="\n  ")
     failed = [finding.claim for finding in findings if not finding.holds]
     if all_hold(findings):

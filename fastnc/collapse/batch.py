@@ -27,20 +27,22 @@ class Moments(NamedTuple):
     within: Floats | None
 
 
-def check_features(H: Any, dim: int | None) -> None:
+def check_features(H: Any, dim: int | None, name: str = "H") -> None:
     """`H` must be (n, dim), or (..., dim) with a sample at every place, of floats in memory."""
-    check_array("H", H)
+    check_array(name, H)
     if len(H.shape) < 2:
-        raise ValueError(f"`H` must have 2 dimensions, one sample a row; got {tuple(H.shape)}.")
+        raise ValueError(
+            f"`{name}` must have 2 dimensions, one sample a row; got {tuple(H.shape)}."
+        )
     if dim is not None and H.shape[-1] != dim:
         raise ValueError(
-            f"`H` must have {dim} columns, as the statistics have; got shape {tuple(H.shape)}."
+            f"`{name}` must have {dim} columns, as the statistics have; got shape {tuple(H.shape)}."
         )
     if not _holds_floats(H):
         raise TypeError(
-            f"`H` must hold floats of half, single or double precision; got {dtype_name(H)}."
+            f"`{name}` must hold floats of half, single or double precision; got {dtype_name(H)}."
         )
-    check_unmasked("H", H)
+    check_unmasked(name, H)
 
 
 def _holds_floats(H: Any) -> bool:
@@ -142,7 +144,8 @@ def moments_of(H: NDArray[Any], y: Counts, n_classes: int, full: bool, first: in
     squares = np.empty(len(present))
     run = class_moments if H.size > 100_000 else class_moments_serial
     run(H, order, starts, means, squares)
-    if not np.isfinite(squares.sum()):
+    # The one sample of a class deviates by 0 from itself, infinite or not.
+    if not (np.isfinite(squares.sum()) and np.isfinite(means).all()):
         refuse_not_finite(H, first, kept)
     within = None
     if full:

@@ -10,9 +10,9 @@ from fastnc._core.arrays import (
     check_array,
     check_finite,
     check_matrix,
-    check_unmasked,
     dtype_name,
     is_torch,
+    real_numbers,
 )
 from fastnc.collapse.batch import native
 
@@ -31,11 +31,12 @@ def check_classifier(
         if bias is not None:
             raise ValueError("`bias` belongs to a classifier; pass its `W` too.")
         return np.empty((0, dim)), np.empty(0)
+    check_array("W", W)
     W = native(W)
-    if hasattr(W, "dtype") and dtype_name(W) in ("float16", "bfloat16"):
+    if dtype_name(W) in ("float16", "bfloat16"):
         W = W.float() if is_torch(W) else W.astype(np.float32)  # type: ignore[union-attr]
     # One row is a binary classifier's: the logit of class 1, where class 0 has 0.
-    binary = n_classes == 2 and len(getattr(W, "shape", ())) == 2 and W.shape[0] == 1  # type: ignore[union-attr]
+    binary = n_classes == 2 and len(W.shape) == 2 and W.shape[0] == 1  # type: ignore[union-attr]
     check_matrix("W", W, (1 if binary else n_classes, dim))
     rows = np.ascontiguousarray(as_numpy(W), dtype=np.float64)
     check_finite("W", rows)
@@ -43,19 +44,9 @@ def check_classifier(
         rows = np.vstack([np.zeros(dim), rows])
     if bias is None:
         return rows, np.zeros(n_classes)
-    if is_torch(bias):
-        check_array("bias", bias)
-        bias = bias.detach().cpu().resolve_neg().double()  # type: ignore[union-attr]
-    check_unmasked("bias", bias)
-    offsets = np.asarray(bias)
-    if offsets.dtype.kind == "V" and np.can_cast(offsets.dtype, np.float64):
-        offsets = offsets.astype(np.float64)
-    if offsets.dtype.kind not in "fiu":
-        raise TypeError(f"`bias` must hold real numbers; got {offsets.dtype}.")
-    offsets = offsets.astype(np.float64)
+    offsets = real_numbers("bias", bias)
     if binary and offsets.shape in ((1,), ()):
         offsets = np.array([0.0, offsets.item()])
     if offsets.shape != (n_classes,):
         raise ValueError(f"`bias` must have shape ({n_classes},); got {offsets.shape}.")
-    check_finite("bias", offsets)
     return rows, offsets

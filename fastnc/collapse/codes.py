@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._core.arrays import as_numpy, check_matrix
+from fastnc._core.arrays import as_numpy, check_array, check_matrix, is_torch
+from fastnc._core.serial import quiet
 
 Floats = NDArray[np.float64]
 # Beyond so many rows, or multiplications a program's step, all other metrics together are faster.
 MOST_ROWS, MOST_WORK = 128, 8192
 
 
+@quiet
 def one_vs_rest_distance(W: Any) -> float:
     """`min_k dist(w_k, hull{w_j: j != k})` of the directions of the rows of W (K, d).
 
@@ -49,13 +51,13 @@ def one_vs_rest_distance(W: Any) -> float:
     """
     from scipy.optimize import nnls
 
-    W = as_numpy(W.detach().double() if hasattr(W, "detach") else W)
+    check_array("W", W)
+    W = as_numpy(W.detach().double() if is_torch(W) and W.is_floating_point() else W)
     check_matrix("W", W, (None, None))
     if len(W) < 2:
         raise ValueError(f"`W` must have at least 2 rows; got shape {W.shape}.")
     W = W.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        U = W / np.linalg.norm(W, axis=1, keepdims=True)
+    U = W / np.linalg.norm(W, axis=1, keepdims=True)
     if not np.isfinite(U).all():
         return math.nan
     if U.shape[1] > len(U):

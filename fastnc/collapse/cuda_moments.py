@@ -45,7 +45,9 @@ class CudaMoments:
             squares = torch.segment_reduce((X * X).sum(1), "sum", lengths=counts, axis=0)
             within = None if self.within is None else X.T @ X
             parts.append((present, counts.double(), means, squares, within))
-        if not bool(torch.stack([part[3].sum() for part in parts]).sum().isfinite()):
+        # The one sample of a class deviates by 0 from itself, infinite or not.
+        total = torch.stack([part[3].sum() + 0.0 * part[2].sum() for part in parts]).sum()
+        if not bool(total.isfinite()):
             refuse_not_finite(as_numpy(given), first, kept)
         for part in parts:
             self.merge(*part)

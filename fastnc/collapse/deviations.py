@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastnc._core.arrays import as_numpy, is_torch
+from fastnc._core.serial import quiet
 from fastnc.collapse.batch import check_batch, epsilon, kept_samples, refuse_not_finite
 from fastnc.collapse.class_means import ClassMeans, metrics_of_means
 from fastnc.collapse.classifier import check_classifier
@@ -15,7 +16,7 @@ from fastnc.collapse.labels import IGNORED
 from fastnc.collapse.metrics import CollapseMetrics
 from fastnc.collapse.ranks import refuse_again, sum_over_ranks
 from fastnc.collapse.second_pass import SecondPass
-from fastnc.collapse.state import state_of
+from fastnc.collapse.state import arrays_of, state_of
 from fastnc.collapse.statistics import ClassStatistics
 
 Floats = NDArray[np.float64]
@@ -77,6 +78,7 @@ class ClassDeviations:
     (2.0, 1.0)
     """
 
+    @quiet
     def __init__(
         self,
         statistics: ClassStatistics,
@@ -124,6 +126,7 @@ class ClassDeviations:
         """
         self.update_from(0, H, y)
 
+    @quiet
     def update_from(self, first: int, H: Any, y: Any) -> None:
         """`update`, for a batch whose first sample has that number in what messages say."""
         eps, of_torch = epsilon(H), is_torch(H)
@@ -208,15 +211,7 @@ class ClassDeviations:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replaces what was gathered by what `state_dict` gave."""
-        found = {}
-        for name, like in (("sums", self._sums), ("seen", self._seen)):
-            if name not in state:
-                raise ValueError(f"`state` must hold what `state_dict` gave; {name!r} is missing.")
-            found[name] = np.array(as_numpy(state[name]), dtype=like.dtype)
-            if found[name].shape != like.shape:
-                raise ValueError(
-                    f"`state[{name!r}]` must have shape {like.shape}; got {found[name].shape}."
-                )
+        found = arrays_of(state, {"sums": self._sums, "seen": self._seen})
         if self._held is not None:
             held = {k.removeprefix("held_"): v for k, v in state.items() if k.startswith("held_")}
             self._held.load_state_dict(held)
@@ -225,6 +220,7 @@ class ClassDeviations:
         self._least_eps = float(state.get("eps", 0.0))
         self._reduced = bool(state.get("reduced", False))
 
+    @quiet
     def metrics(self) -> CollapseMetrics:
         """Every metric; those that need a classifier are None where none was given."""
         of = self._of

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core.arrays import as_numpy
+from fastnc.collapse.mapped import mark
 
 KEYS = ("features", "labels", "weight", "bias")
 # What else these are called in files that people have.
@@ -124,9 +125,13 @@ def read_features(
             raise ValueError(
                 f"`{key}` of {str(path)!r} must be an array; got {type(value).__name__}."
             )
-    return FeaturesFile(
-        found["features"], as_numpy(found["labels"]), found["weight"], found["bias"]
-    )
+    small = [None if found[key] is None else _copy(found[key]) for key in KEYS[1:]]
+    return FeaturesFile(found["features"], as_numpy(small[0]), small[1], small[2])
+
+
+def _copy(value: Any) -> Any:
+    """In memory of its own: who cuts the file later, or writes to it, does not reach it."""
+    return value.clone() if hasattr(value, "clone") else np.array(value)
 
 
 def read_unlabelled(path: str | os.PathLike[str], features_key: str | None = None) -> Any:
@@ -290,6 +295,8 @@ def _pt(path: Path) -> dict[str, Any]:
     for key, value in held.items():
         if isinstance(value, torch.Tensor):
             _check_plain(key, value)
+            if mmap:
+                mark(path, value)
     return {str(key): value for key, value in held.items()}
 
 
@@ -314,6 +321,8 @@ def _safetensors(path: Path) -> dict[str, Any]:
         for key in file.keys():  # noqa: SIM118
             bits = framework == "np" and file.get_slice(key).get_dtype() == "BF16"
             held[key] = _bfloat16(path, key) if bits else file.get_tensor(key)
+            if framework == "pt":
+                mark(path, held[key])
     return held
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._core.arrays import as_numpy, check_array, check_labels, check_unmasked, is_torch
+from fastnc._core.arrays import check_labels, copied
+from fastnc.collapse.mapped import marked_alike
 
 # What stands for an ignored label inside this room.
 IGNORED = -1
@@ -28,10 +29,7 @@ def with_labels(H: Any, y: Any) -> tuple[Any, NDArray[Any]]:
     The labels are a copy: they are small, and whoever changes them meanwhile must not lead a
     kernel astray.
     """
-    check_unmasked("y", y)
-    if is_torch(y):
-        check_array("y", y)
-    labels = np.array(as_numpy(y))
+    labels = copied("y", y)
     places = tuple(H.shape[:-1])
     if labels.shape in (places, (*places, 1)):
         labels = labels.reshape(-1)
@@ -50,7 +48,7 @@ def with_labels(H: Any, y: Any) -> tuple[Any, NDArray[Any]]:
         labels = labels.astype(np.int64)
     labels = check_labels(labels, None, None)
     if len(places) > 1:
-        H = H.reshape(-1, H.shape[-1])
+        H = marked_alike(H.reshape(-1, H.shape[-1]), H)
     return H, check_labels(labels, H.shape[0], None)
 
 

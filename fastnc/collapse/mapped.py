@@ -1,54 +1,111 @@
-"""Features that a file is mapped to, read piece by piece from the file itself."""
+"""Features that a file is mapped to, read piece by piece from the file itself.
+
+A map whose file has become shorter ends the process with SIGBUS when it is touched; a read that
+comes back short is an error in a sentence.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastnc._core.arrays import is_torch
 
-class MappedFile:
-    """Where the rows of a memory map stand in its file.
+# What `mark` leaves on a tensor.
+_PLACE = "_fastnc_place"
 
-    A map whose file has become shorter ends the process with SIGBUS when it is touched; a read
-    that comes back short is an error in a sentence.
-    """
 
-    def __init__(self, H: NDArray[Any], base: np.memmap[Any, Any]) -> None:
-        self.path = base.filename
-        self.in_order = H.flags.c_contiguous and self.path is not None
-        self.offset = base.offset + _address(H) - _address(base)
-        self.row = H.strides[0]
+class MappedFile(NamedTuple):
+    """Where the entry of row i and column j stands in a file: `offset + i * row + j * column`."""
 
-    def read(self, first: int, piece: NDArray[Any]) -> NDArray[Any]:
+    path: str
+    offset: int
+    row: int
+    column: int
+
+    def read(self, first: int, piece: Any) -> Any:
         """The rows `piece` of the map, which begin with row `first`, in memory of their own."""
-        if not self.in_order:
-            # Rows that do not stand in the file one after the other can only be mapped.
-            return np.array(piece)
-        out = np.empty(piece.shape, piece.dtype)
-        with open(str(self.path), "rb", buffering=0) as file:
-            file.seek(self.offset + first * self.row)
-            into, got = memoryview(out.reshape(-1).view(np.uint8).data), 0
-            while got < len(into):
-                count = file.readinto(into[got:])
-                if not count:
-                    raise ValueError(
-                        f"the file {str(self.path)!r} ended before its last sample: it was cut "
-                        "while it was read. Write it again."
-                    )
-                got += count
+        with open(self.path, "rb", buffering=0) as file:
+            start = self.offset + first * self.row
+            if self.row >= self.column:
+                out = self._bytes(file, start, piece.nbytes)
+                if is_torch(piece):
+                    import torch
+
+                    return torch.from_numpy(out).view(piece.dtype).reshape(piece.shape)
+                return out.view(piece.dtype).reshape(piece.shape)
+            rows = np.empty(piece.shape, piece.dtype)
+            for j in range(piece.shape[1]):
+                column = self._bytes(file, start + j * self.column, len(piece) * self.row)
+                rows[:, j] = column.view(piece.dtype)
+            return rows
+
+    def _bytes(self, file: BinaryIO, start: int, size: int) -> NDArray[np.uint8]:
+        out = np.empty(size, np.uint8)
+        file.seek(start)
+        got = 0
+        while got < size:
+            count = file.readinto(out.data[got:])  # type: ignore[attr-defined]
+            if not count:
+                raise ValueError(
+                    f"the file {self.path!r} ended before its last sample: it was cut while it "
+                    "was read. Write it again."
+                )
+            got += count
         return out
 
 
 def mapped_file(H: Any) -> MappedFile | None:
-    """The file that `H` is mapped to, if there is one."""
+    """The file that `H` is mapped to, where its rows or columns stand in it one after the other."""
+    if is_torch(H):
+        return getattr(H, _PLACE, None)
     base = H
     while isinstance(base, np.ndarray):
+        # What is written to a map of mode "c" is in memory alone.
         if isinstance(base, np.memmap) and not isinstance(base.base, np.memmap):
-            return MappedFile(H, base)
+            if base.filename is None or base.mode == "c" or H.ndim < 2:
+                return None
+            return _place(str(base.filename), base.offset + _address(H) - _address(base), H)
         base = base.base
     return None
+
+
+def _place(path: str, offset: int, H: NDArray[Any]) -> MappedFile | None:
+    if H.flags.c_contiguous:
+        return MappedFile(path, offset, H.strides[0], H.itemsize)
+    if H.ndim == 2 and H.flags.f_contiguous:
+        return MappedFile(path, offset, H.itemsize, H.strides[1])
+    return None
+
+
+def mark(path: Path, tensor: Any) -> Any:
+    """`tensor`, which a library has mapped to `path`: from now on it is read as a file.
+
+    Where the system does not say what is mapped where (Linux does), it stays a map.
+    """
+    if sys.platform == "linux" and tensor.is_contiguous() and tensor.ndim > 1:
+        for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
+            span, _, offset, _, inode, *_ = line.split(maxsplit=5)
+            low, high = (int(end, 16) for end in span.split("-"))
+            if inode != "0" and low <= tensor.data_ptr() < high:
+                start = int(offset, 16) + tensor.data_ptr() - low
+                row = tensor.stride(0) * tensor.element_size()
+                place = MappedFile(str(path), start, row, tensor.element_size())
+                setattr(tensor, _PLACE, place)
+    return tensor
+
+
+def marked_alike(rows: Any, H: Any) -> Any:
+    """`rows`, the tensor `H` with its places one after the other, marked as `H` is."""
+    place = getattr(H, _PLACE, None) if is_torch(H) else None
+    if place is not None and rows.data_ptr() == H.data_ptr():
+        row = rows.stride(0) * rows.element_size()
+        setattr(rows, _PLACE, place._replace(row=row))
+    return rows
 
 
 def _address(array: NDArray[Any]) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastnc._core.arrays import as_numpy, check_array, check_count
+from fastnc._core.arrays import check_array, check_count, copied
+from fastnc._core.serial import quiet
 from fastnc.collapse.batch import batches, check_features
 from fastnc.collapse.classifier import check_classifier
 from fastnc.collapse.deviations import ClassDeviations
@@ -85,6 +86,7 @@ def collapse_metrics(
     return measure([(H, y)], W, bias, about, ignore_index, min_count, subset, progress)[0]
 
 
+@quiet
 def measure(
     parts: Sequence[tuple[Any, Any]],
     W: ArrayLike | None = None,
@@ -159,6 +161,7 @@ def measure(
     return deviations.metrics(), statistics, names
 
 
+@quiet
 def class_statistics(
     H: Any, y: Any, ignore_index: int | None = None
 ) -> tuple[ClassStatistics, NDArray[Any]]:
@@ -175,7 +178,9 @@ def class_statistics(
 
 def _chosen(subset: ArrayLike, names: NDArray[Any]) -> NDArray[np.int64]:
     """The places among `names` of the classes of a subset."""
-    classes = np.unique(as_numpy(subset))
+    classes = copied("subset", subset)
+    if classes.dtype.kind in "iu":
+        classes = np.unique(classes)
     if classes.ndim != 1 or classes.dtype.kind not in "iu" or len(classes) < 2:
         raise ValueError(f"`subset` must name at least 2 classes by integers; got {subset!r}.")
     unknown = classes[~np.isin(classes, names)]

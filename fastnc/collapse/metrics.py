@@ -244,6 +244,10 @@ class CollapseMetrics:
         """
         return report.table(self, convention)
 
+    def to_latex(self, convention: str | None = None) -> str:
+        """The lines of `table` as a LaTeX tabular with the rules of booktabs."""
+        return report.latex(self, convention)
+
     def __str__(self) -> str:
         return self.table()
 

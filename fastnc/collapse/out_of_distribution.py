@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from fastnc._core.arrays import as_numpy
+from fastnc._core.serial import quiet
 from fastnc.collapse.batch import batches, check_features, readable
 from fastnc.collapse.measurement import class_statistics
 
 
+@quiet
 def nc5(H: Any, y: Any, ood_features: Any, *, ignore_index: int | None = None) -> float:
     """`Avg_k |<m_k, o>| / (|m_k| |o|)`, o the mean of the out-of-distribution features.
 
@@ -45,7 +47,7 @@ def nc5(H: Any, y: Any, ood_features: Any, *, ignore_index: int | None = None) -
     0.3536
     """
     statistics, _ = class_statistics(H, y, ignore_index)
-    check_features(ood_features, statistics.dim)
+    check_features(ood_features, statistics.dim, "ood_features")
     count, total = 0, np.zeros(statistics.dim)
     for first, part, _ in batches(ood_features, ood_features):
         rows = as_numpy(readable(part)).reshape(-1, statistics.dim)
@@ -60,7 +62,6 @@ def nc5(H: Any, y: Any, ood_features: Any, *, ignore_index: int | None = None) -
         raise ValueError("`ood_features` must not be empty.")
     means = statistics.means[statistics.counts > 0]
     # Directions first: products of large or small numbers would overflow or vanish.
-    with np.errstate(invalid="ignore"):
-        o = total / np.linalg.norm(total)
-        units = means / np.linalg.norm(means, axis=1, keepdims=True)
+    o = total / np.linalg.norm(total)
+    units = means / np.linalg.norm(means, axis=1, keepdims=True)
     return float(np.abs(units @ o).mean())

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._core.arrays import as_numpy, check_finite
+from fastnc._core.arrays import as_numpy, check_finite, real_numbers
+from fastnc._core.serial import quiet
 from fastnc.collapse.batch import check_features, readable
 
 Floats = NDArray[np.float64]
@@ -55,6 +56,7 @@ class RegressionMetrics:
         return {f"{prefix}{k}": v for k, v in self.as_dict().items() if v is not None}
 
 
+@quiet
 def regression_metrics(H: Any, targets: Any, W: Any = None) -> RegressionMetrics:
     """How far the features of a regression network have collapsed: NRC1, NRC2 and NRC3.
 
@@ -99,9 +101,8 @@ def regression_metrics(H: Any, targets: Any, W: Any = None) -> RegressionMetrics
         raise ValueError(f"`targets` must have at most {d} columns, as `H` has; got {n}.")
     X = rows - rows.mean(axis=0)
     lengths = np.linalg.norm(X, axis=1)
-    with np.errstate(invalid="ignore"):
-        # A sample at the mean has no direction, and counts as collapsed.
-        E = np.where(lengths[:, None] > 0, X / lengths[:, None], 0.0)
+    # A sample at the mean has no direction, and counts as collapsed.
+    E = np.where(lengths[:, None] > 0, X / lengths[:, None], 0.0)
     principal = np.linalg.svd(X, full_matrices=False)[2][:n]
     nrc2 = nrc3 = gamma = None
     if W is not None:
@@ -146,9 +147,7 @@ def _structure(W: Floats, covariance: Floats) -> tuple[float, float]:
 
 def _numbers(name: str, x: Any, shape: tuple[int, int | None]) -> Floats:
     """A matrix of finite numbers of that shape; a vector is one column."""
-    array = np.asarray(as_numpy(x.detach().double() if hasattr(x, "detach") else x))
-    if array.dtype.kind not in "fiu":
-        raise TypeError(f"`{name}` must hold numbers; got {array.dtype}.")
+    array = real_numbers(name, x)
     if array.ndim == 1 and name == "targets":
         array = array[:, None]
     if array.ndim != 2 or any(
@@ -156,6 +155,4 @@ def _numbers(name: str, x: Any, shape: tuple[int, int | None]) -> Floats:
     ):
         wanted = tuple("any" if want is None else want for want in shape)
         raise ValueError(f"`{name}` must have shape {wanted}; got {array.shape}.")
-    array = array.astype(np.float64)
-    check_finite(name, array)
     return array

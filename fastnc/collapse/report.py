@@ -7,6 +7,7 @@ from html import escape
 from math import log
 from typing import Protocol
 
+from fastnc._core.latex import tabular
 from fastnc.collapse.codes import largest_margin_ratio, least_mean_angle
 
 _AT_COLLAPSE = {
@@ -118,6 +119,15 @@ def table(m: Measured, convention: str | None) -> str:
             ends = [f"{a:<{wide}}{b}".rstrip() for a, b in zip(ends, bests, strict=True)]
         lines[1:] = [f"{line}   {end}" for line, end in zip(lines[1:], ends, strict=True)]
     return "\n".join(lines + [f"note: {note}." for note in notes(m)])
+
+
+def latex(m: Measured, convention: str | None) -> str:
+    """The lines as a LaTeX tabular."""
+    heads, ends = ["metric", "value"], at_collapse(m)
+    rows = [[name, shown] for name, shown in _lines(m, convention)]
+    if convention is None:
+        heads, rows = [*heads, "at collapse"], [[*row, ends[row[0]]] for row in rows]
+    return tabular(heads, rows)
 
 
 def line(m: Measured) -> str:

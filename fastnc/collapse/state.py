@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from fastnc._core.arrays import copied
 
 
 def state_of(held: dict[str, Any], as_tensors: bool) -> dict[str, Any]:
@@ -22,6 +26,30 @@ def state_of(held: dict[str, Any], as_tensors: bool) -> dict[str, Any]:
         else value
         for name, value in held.items()
     }
+
+
+def check_state(state: Any) -> None:
+    """`state` must be a dictionary."""
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"`state` must be the dictionary that `state_dict` gave; got {type(state).__name__}."
+        )
+
+
+def arrays_of(state: Any, like: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The arrays of a state under these names, which must have the shapes and kinds of `like`."""
+    check_state(state)
+    found = {}
+    for name, own in like.items():
+        if name not in state:
+            raise ValueError(f"`state` must hold what `state_dict` gave; {name!r} is missing.")
+        array = copied(f"state[{name!r}]", state[name])
+        if array.shape != own.shape:
+            raise ValueError(f"`state[{name!r}]` must have shape {own.shape}; got {array.shape}.")
+        if not np.can_cast(array.dtype, own.dtype, "same_kind"):
+            raise TypeError(f"`state[{name!r}]` must hold {own.dtype}; got {array.dtype}.")
+        found[name] = array.astype(own.dtype)
+    return found
 
 
 def plain(value: Any) -> Any:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastnc._core.arrays import as_numpy, check_choice, check_count, is_torch
+from fastnc._core.arrays import check_choice, check_count, is_torch
+from fastnc._core.serial import quiet
 from fastnc.collapse.batch import check_batch, moments_of, scatter_rows
 from fastnc.collapse.between_class_basis import whitening
 from fastnc.collapse.class_means import ClassMeans, metrics_of_means, present_classes
@@ -16,7 +17,7 @@ from fastnc.collapse.cuda_moments import CudaMoments
 from fastnc.collapse.labels import check_ignore_index
 from fastnc.collapse.metrics import DECISIONS, CollapseMetrics
 from fastnc.collapse.ranks import refuse_again, sum_over_ranks
-from fastnc.collapse.state import plain, state_of
+from fastnc.collapse.state import arrays_of, check_state, plain, state_of
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -142,6 +143,7 @@ class ClassStatistics:
         """
         self.update_from(0, H, y)
 
+    @quiet
     def update_from(self, first: int, H: Any, y: Any) -> None:
         """`update`, for a batch whose first sample has that number in what messages say."""
         of_torch = is_torch(H)
@@ -160,6 +162,7 @@ class ClassStatistics:
             return
         self._merge(*moments_of(H, y, self.n_classes, self.scatter == "full", first))
 
+    @quiet
     def merge(self, other: ClassStatistics) -> None:
         """Adds what `other` has gathered, as if its batches had been given to this one."""
         if not isinstance(other, ClassStatistics):
@@ -222,22 +225,18 @@ class ClassStatistics:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replaces what was gathered by what `state_dict` gave, for the same sizes."""
-        ours = {"n_classes": self.n_classes, "dim": self.dim, "scatter": self.scatter}
-        theirs = {name: plain(state.get(name)) for name in ours}
-        if ours != theirs:
-            raise ValueError(f"`state` must be of {ours}; got {theirs}.")
         shapes = {"counts": self._counts, "means": self._means, "squares": self._squares}
         if self._within is not None:
             shapes["within"] = self._within
-        for name, like in shapes.items():
-            if name not in state or np.shape(state[name]) != like.shape:
-                raise ValueError(
-                    f"`state[{name!r}]` must have shape {like.shape}; "
-                    f"got {np.shape(state[name]) if name in state else 'nothing'}."
-                )
+        check_state(state)
+        ours = {"n_classes": self.n_classes, "dim": self.dim, "scatter": self.scatter}
+        theirs = {name: plain(state.get(name)) for name in ours}
+        if not all(type(theirs[name]) is type(ours[name]) for name in ours) or ours != theirs:
+            raise ValueError(f"`state` must be of {ours}; got {theirs!s:.200}.")
+        found = arrays_of(state, shapes)
         self._cuda = None
         for name, like in shapes.items():
-            like[...] = as_numpy(state[name])
+            like[...] = found[name]
         self.n_ignored = int(state.get("n_ignored", 0))
         self._reduced = bool(state.get("reduced", False))
 
@@ -267,6 +266,7 @@ class ClassStatistics:
         if self._within is not None:
             self._within = np.asfortranarray(parts[1])
 
+    @quiet
     def metrics(
         self,
         W: ArrayLike | None = None,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from fastnc._core import arrays
+from fastnc._core.serial import quiet
 from fastnc.dynamics.checkpoint import place
 from fastnc.dynamics.columns import Columns, column_names
 from fastnc.dynamics.composition import Composition, choose_stepper, composed
@@ -19,6 +20,7 @@ from fastnc.dynamics.trajectory import Trajectory
 Schedule = Literal["constant", "loss-scaled"]
 
 
+@quiet
 def descend(
     model: Any,
     lr: Any = 5.0,

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core import arrays
+from fastnc._core.serial import quiet
 from fastnc.dynamics.checkpoint import place
 from fastnc.dynamics.integrator.equation import Decays
 from fastnc.dynamics.integrator.stepper import FlowStepper, stretched
@@ -44,6 +45,7 @@ _DIRECT, _FAR, _DIRECT_FAR = 100, 1e4, 1000
 _AT_REST, _STILL_AT_REST = 1e3, 1e6
 
 
+@quiet
 def flow(
     model: Any,
     log10_time: float | None = None,

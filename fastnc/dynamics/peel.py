@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastnc._core import arrays
+from fastnc._core.serial import quiet
 from fastnc.dynamics.descent import descend
 from fastnc.dynamics.loop import snapshot_epochs
 from fastnc.dynamics.run import Run
@@ -17,6 +18,7 @@ from fastnc.dynamics.trajectory import Trajectory
 from fastnc.models import ULPM
 
 
+@quiet
 def peel(
     W: Trajectory | NDArray[Any],
     H: NDArray[Any] | None = None,
@@ -81,7 +83,12 @@ def peel(
         W, H, y, bias = run.W, run.H, run.y, run.bias
     elif H is None or y is None:
         raise TypeError("`peel` must have `H` and `y` beside `W`; or give it a run.")
+    arrays.check_matrix("W", W, (None, None))
+    arrays.check_matrix("H", H, (None, np.shape(W)[1]))
     model = ULPM(len(W), dim=np.shape(W)[1], labels=y)
+    W, H = start(model, 0, W, H, "float64")
+    if not W.any() and not H.any():
+        raise ValueError("`W` and `H` must not both be 0: nothing would move.")
     if bias is None:
         lr = _longest(W, H) if lr is None else lr
         return descend(
@@ -89,10 +96,9 @@ def peel(
         )
     arrays.check_count("epochs", epochs, 1)
     arrays.check_count("snapshots", snapshots, 1)
-    if np.shape(bias) != (len(W),):
-        raise ValueError(f"`bias` must have the shape {(len(W),)}; got {np.shape(bias)}.")
-    W, H = start(model, 0, W, H, "float64")
-    bias = np.asarray(bias, np.float64)
+    bias = arrays.real_numbers("bias", bias)
+    if bias.shape != (len(W),):
+        raise ValueError(f"`bias` must have the shape {(len(W),)}; got {bias.shape}.")
     stepper = BiasedDescent(W, H, bias, model.y, 1.0)
     stepper.lr = _longest(stepper.W1, stepper.H1) if lr is None else lr
     arrays.check_positive("lr", stepper.lr)
@@ -105,5 +111,5 @@ def peel(
 
 
 def _longest(W: NDArray[Any], H: NDArray[Any]) -> float:
-    squares = [float(np.linalg.norm(np.asarray(x, np.float64), 2)) ** 2 for x in (W, H)]
+    squares = [float(np.linalg.norm(x, 2)) ** 2 for x in (W, H)]
     return 2.0 * len(H) / sum(squares)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from fastnc._core.files import FOREIGN
 from fastnc._core.interrupts import Diverged, Interrupted, deferred_interrupt
 from fastnc._core.progress import Bar, progress_bar
+from fastnc._core.serial import quiet
 from fastnc.dynamics.checkpoint import Checkpoint, foreign
 from fastnc.dynamics.columns import Columns
 from fastnc.dynamics.loop import drive
@@ -60,6 +62,7 @@ class Run:
             self.save()
         return run
 
+    @quiet
     def loop(
         self, path: Path | None, every: float, interrupted: Callable[[], str], bar: Bar
     ) -> Trajectory:
@@ -68,7 +71,7 @@ class Run:
 
         self.path = path
         # A BLAS adds in another order on two threads: a run must not depend on their number.
-        with serial_blas:
+        with serial_blas, self.carried():
             drive(self, every, lambda: self.stop_asked(interrupted), bar, self.seconds)
         return self.trajectory(self.stopped)
 
@@ -180,7 +183,22 @@ class Run:
     def save(self) -> None:
         """Write the state and the rows to the run's file, if it has one."""
         if self.path is not None:
-            self.write(self.path)
+            with self.carried():
+                self.write(self.path)
+
+    @contextmanager
+    def carried(self) -> Iterator[None]:
+        """A file that cannot be written takes no run with it: the error carries what there is.
+
+        `.run` is the `Trajectory` so far, `.write` writes the state to another file.
+        """
+        try:
+            yield
+        except OSError as error:
+            if not hasattr(error, "run"):
+                error.run = self.trajectory(self.stopped or "unsaved")  # type: ignore[attr-defined]
+                error.write = self.write  # type: ignore[attr-defined]
+            raise
 
     def write(self, path: Path) -> None:
         """Write the state and the rows to a file."""

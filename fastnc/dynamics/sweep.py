@@ -20,6 +20,7 @@ from fastnc._core import arrays
 from fastnc._core.files import FOREIGN, read_npz, write_npz
 from fastnc._core.interrupts import Diverged, Interrupted, deferred_interrupt
 from fastnc._core.progress import Bar, progress_bar
+from fastnc._core.serial import quiet
 from fastnc.dynamics.checkpoint import check_same_problem, place
 from fastnc.dynamics.columns import column_names
 from fastnc.dynamics.composition import Composition, composed
@@ -36,6 +37,7 @@ Problem = tuple[Any, Composition, int]
 _SECONDS_A_LOOK = 0.1
 
 
+@quiet
 def sweep(
     model: Any,
     lr: Any = 5.0,
@@ -119,7 +121,7 @@ def sweep(
     # A pair (lr_W, lr_H) is one step size, a list of numbers is several.
     lrs = [lr] if isinstance(lr, tuple) and rules is not None else _several(lr)
     rules = None if rules is None else _several(rules)
-    if isinstance(seeds, str) or not isinstance(seeds, Iterable):
+    if not _is_several(seeds):
         raise TypeError(f"`seeds` must be several integers; got {seeds!r}. Give one as a list.")
     seeds = list(seeds)
     named = {"model": models, "lr": lrs, "rules": rules, "batch_size": sizes, "seeds": seeds}
@@ -177,13 +179,27 @@ def sweep(
 
     # Snapshots too have the same bits on any number of a BLAS's threads.
     with serial_blas:
-        return _Sweep(problems, begin, store, epochs, checkpoint_every).go(threads, progress)
+        try:
+            return _Sweep(problems, begin, store, epochs, checkpoint_every).go(threads, progress)
+        except OSError as error:
+            # Whoever catches it has the runs that are done still.
+            error.run = store.runs()  # type: ignore[attr-defined]
+            error.__dict__.pop("write", None)
+            raise
 
 
 def _several(value: Any) -> list[Any]:
     """A list of the values of an iterable, or of the one value that was given."""
-    several = isinstance(value, Iterable) and not isinstance(value, str)
-    return list(value) if several else [value]
+    return list(value) if _is_several(value) else [value]
+
+
+def _is_several(value: Any) -> bool:
+    # An array without a dimension offers an iterator, and has none.
+    return (
+        isinstance(value, Iterable)
+        and not isinstance(value, (str, bytes, type))
+        and getattr(value, "shape", (1,)) != ()
+    )
 
 
 @dataclass
@@ -200,6 +216,10 @@ class _Store:
         # A name that nobody else gives: "run-0.npz" beside "run.npz" may be a user's own.
         return self.path and self.path.with_name(f"{self.path.stem}-underway{i}{self.path.suffix}")
 
+    def runs(self) -> Trajectories:
+        """The runs that are done, in the order of their numbers."""
+        return Trajectories(self.done[i] for i in sorted(self.done))
+
     def clear(self) -> None:
         """Forget what another sweep has left under way in this place."""
         if self.path is not None:
@@ -214,7 +234,7 @@ class _Store:
         if self.path is None or (self.written == len(self.done) and self.path.exists()):
             return
         numbers = sorted(self.done)
-        arrays = Trajectories(self.done[i] for i in numbers).arrays()
+        arrays = self.runs().arrays()
         sweep = np.array(json.dumps(self.about))
         write_npz(self.path, {**arrays, "numbers": np.array(numbers), "sweep": sweep})
         self.written = len(numbers)
@@ -368,11 +388,10 @@ class _Sweep:
             return kept
 
     def _interrupted(self, by: str) -> Interrupted:
-        done, path = self.store.done, self.store.path
+        done, path = self.store.runs(), self.store.path
         saved = "" if path is None else f"; the state is in {str(path)!r}: resume to go on"
         return Interrupted(
-            f"stopped by {by}: {len(done)} of {len(self.problems)} runs are done{saved}.",
-            Trajectories(done[i] for i in sorted(done)),
+            f"stopped by {by}: {len(done)} of {len(self.problems)} runs are done{saved}.", done
         )
 
 

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastnc._core.arrays import (
-    as_numpy,
     check_count,
     check_matrix,
     check_positive,
-    check_unmasked,
+    copied,
     float_dtype,
+    real_numbers,
     row_major,
 )
 
@@ -143,7 +143,8 @@ class LayerPeeled:
                 )
             check_positive(name, value)
             object.__setattr__(self, name, float(value))
-        object.__setattr__(self, "balance", float(weight_decay_H / weight_decay_W) ** 0.25)
+        weight_decay_W, weight_decay_H = float(weight_decay_W), float(weight_decay_H)
+        object.__setattr__(self, "balance", (weight_decay_H / weight_decay_W) ** 0.25)
         # Their product may leave the range of floats where its root does not.
         modulus = float(np.sqrt(weight_decay_W)) * float(np.sqrt(weight_decay_H))
         object.__setattr__(self, "modulus", modulus)
@@ -195,8 +196,7 @@ class LayerPeeled:
         elif not self.has_bias:
             raise ValueError("this model has no bias; leave out `bias`.")
         else:
-            check_unmasked("bias", bias)
-            b = np.asarray(as_numpy(bias), dtype=W.dtype)
+            b = real_numbers("bias", bias).astype(W.dtype)
             if b.shape != (self.n_classes,):
                 raise ValueError(f"`bias` must have shape ({self.n_classes},); got {b.shape}.")
         return self.value_and_grads(W, H, b).value
@@ -258,12 +258,12 @@ class Unequal(LayerPeeled):
 
 def checked_sizes(given: Any) -> tuple[int, ...]:
     """The samples of each of at least two classes."""
-    given = given.tolist() if hasattr(given, "tolist") else given
-    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence) or len(given) < 2:
+    sizes = given if isinstance(given, (list, tuple)) else copied("class_sizes", given).tolist()
+    if not isinstance(sizes, (list, tuple)) or len(sizes) < 2:
         raise ValueError(
-            f"`class_sizes` must list the samples of at least 2 classes; got {given!r}."
+            f"`class_sizes` must list the samples of at least 2 classes; got {given!r:.200}."
         )
-    return tuple(check_count(f"class_sizes[{k}]", size, 1) for k, size in enumerate(given))
+    return tuple(check_count(f"class_sizes[{k}]", size, 1) for k, size in enumerate(sizes))
 
 
 def frame(n_classes: int, dim: int) -> Floats:

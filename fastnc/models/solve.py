@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core.arrays import check_count
+from fastnc._core.serial import quiet
 from fastnc.kernels.cpu.threads import few_threads
 from fastnc.models.column_generation import escape
 from fastnc.models.constrained import Constrained
@@ -53,6 +54,7 @@ class Solution:
     evaluations: int
 
 
+@quiet
 def solve(
     model: Any,
     seed: int = 0,

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastnc._core.arrays import as_numpy, check_count, check_labels, float_dtype
+from fastnc._core.arrays import check_count, check_labels, copied, float_dtype
 from fastnc.models.layer_peeled import UnknownOptimum, gaussian_start
 
 
@@ -64,9 +64,10 @@ class ULPM:
             n = check_count("n_per_class", n_per_class, 1)
             y = np.repeat(np.arange(K, dtype=np.int64), n)
         else:
-            if as_numpy(labels).size == 0:
+            given = copied("labels", labels)
+            if given.size == 0:
                 raise ValueError("`labels` must hold at least one label; got none.")
-            given = check_labels(labels, None, K, "labels", "give more `n_classes`")
+            given = check_labels(given, None, K, "labels", "give more `n_classes`")
             y = given.astype(np.int64)
         y.flags.writeable = False
         object.__setattr__(self, "n_classes", K)

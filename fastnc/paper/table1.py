@@ -16,6 +16,7 @@ import numpy as np
 from fastnc import models as M
 from fastnc._core.arrays import check_count
 from fastnc._core.files import atomic_write
+from fastnc._core.latex import tabular
 from fastnc.models.solve import Solution, solve
 
 METRICS = (
@@ -160,6 +161,30 @@ def to_csv(table: list[Row], path: str | os.PathLike[str]) -> Path:
     return atomic_write(path, lambda file: file.write(text.getvalue().encode()))
 
 
+def to_latex(table: list[Row], path: str | os.PathLike[str]) -> Path:
+    """What `to_text` shows of each row but for the seconds, as a LaTeX tabular (booktabs)."""
+    heads = ("model", "source", "optimum", "found", "gap", "within-class", "angles", "self-duality")
+    cells = [
+        (row.name, row.paper, _known(row), f"{row.solution.value:.10g}", *_smalls(row))
+        for row in table
+    ]
+    text = tabular(heads, cells)
+    return atomic_write(path, lambda file: file.write(text.encode()))
+
+
+def _known(row: Row) -> str:
+    if isinstance(row.model, M.ULPM):
+        return "0 (infimum)"
+    return f"{row.solution.optimum.value:.10g}" if row.solution.optimum else "unknown"
+
+
+def _smalls(row: Row) -> list[str]:
+    """The gap and three metrics, which are small where a row has collapsed."""
+    gap = "" if row.solution.gap is None else f"{row.solution.gap:.0e}"
+    names = ("within_class", "equiangular_classifier", "self_duality")
+    return [gap, *(_short(row.metrics[name]) for name in names)]
+
+
 def to_text(table: list[Row]) -> str:
     """The table for a terminal."""
     lines = [
@@ -167,17 +192,9 @@ def to_text(table: list[Row]) -> str:
         f"{'within':>8} {'angles':>8} {'duality':>8} {'seconds':>8}"
     ]
     for row in table:
-        s, m = row.solution, row.metrics
-        known = f"{s.optimum.value:.10g}" if s.optimum else "unknown"
-        if isinstance(row.model, M.ULPM):
-            known = "0 (infimum)"
-        gap = "" if s.gap is None else f"{s.gap:.0e}"
-        small = " ".join(
-            f"{_short(m[name]):>8}"
-            for name in ("within_class", "equiangular_classifier", "self_duality")
-        )
+        small = " ".join(f"{cell:>8}" for cell in _smalls(row))
         lines.append(
-            f"{row.name:32} {row.paper:46} {known:>14} {s.value:14.10g} {gap:>8} {small} "
+            f"{row.name:32} {row.paper:46} {_known(row):>14} {row.solution.value:14.10g} {small} "
             f"{row.seconds:8.2f}"
         )
     lines.append(

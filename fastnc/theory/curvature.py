@@ -12,6 +12,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from fastnc._core import arrays
 from fastnc._core.progress import progress_bar
+from fastnc._core.serial import quiet
 from fastnc.objective import Reduction
 from fastnc.theory.residuals import Residuals
 
@@ -84,6 +85,7 @@ class SphereHessian:
         return x[: self.W.size].reshape(self.W.shape), x[self.W.size :].reshape(self.H.shape)
 
 
+@quiet
 def tangent_curvature(
     W: Any,
     H: Any,
@@ -218,6 +220,7 @@ def _flat(dW: Floats, dH: Floats) -> Floats:
     return np.concatenate([dW.ravel(), dH.ravel()])
 
 
+@quiet
 def hessian_spectrum(
     W: Any, H: Any, y: Any, k: int = 1, reduction: Reduction = "mean", *, seed: int = 0
 ) -> Floats:

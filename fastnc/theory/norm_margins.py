@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastnc._core.arrays import checked_problem
+from fastnc._core.serial import serial
 from fastnc.theory.margin import neural_collapse_margin
 
 Floats = NDArray[np.float64]
@@ -15,6 +17,7 @@ Floats = NDArray[np.float64]
 _DENSE = 256
 
 
+@serial
 def margin_ratio_max(W: Any, H: Any, y: Any) -> float:
     """The margin at largest entry 1 over its bound: `q_min / (b max(|W|_max, |H|_max)^2)`, <= 1.
 
@@ -30,11 +33,12 @@ def margin_ratio_max(W: Any, H: Any, y: Any) -> float:
     >>> margin_ratio_max(code, code, np.arange(4))
     1.0
     """
-    W, H = (np.asarray(x, dtype=np.float64) for x in (W, H))
+    W, H, y = checked_problem(W, H, y)
     largest = max(np.abs(W).max(), np.abs(H).max())
     return ratio_max(neural_collapse_margin(W, H, y), np.bincount(y), W.shape[1], float(largest))
 
 
+@serial
 def margin_ratio_spectral(W: Any, H: Any, y: Any) -> float:
     """The margin at operator norm 1 over its bound: `q_min / (b max(|W|_2, |H|_2)^2)`, <= 1.
 
@@ -49,7 +53,7 @@ def margin_ratio_spectral(W: Any, H: Any, y: Any) -> float:
     >>> round(margin_ratio_spectral(W, W[[0, 0, 1, 1, 2, 2]] / 2**0.5, np.arange(6) // 2), 12)
     1.0
     """
-    W, H = (np.asarray(x, dtype=np.float64) for x in (W, H))
+    W, H, y = checked_problem(W, H, y)
     largest = max(spectral_square(W), spectral_square(H))
     return ratio_spectral(neural_collapse_margin(W, H, y), np.bincount(y), largest)
 

@@ -31,6 +31,8 @@ def exponents(n_classes: int, dim: int) -> dict[str, float]:
         `dim < n_classes`: with d = K-1 nothing is orthogonal, and `within_class` falls as
         `(t log t)^(-1 / (2K))`, a power of t.
     """
+    arrays.check_count("n_classes", n_classes, 2)
+    arrays.check_count("dim", dim, 1)
     if dim < n_classes:
         raise ValueError(
             f"`dim` must be at least n_classes = {n_classes} for these rates; got {dim}."
@@ -56,8 +58,11 @@ def limits(class_sizes: ArrayLike, dim: int) -> dict[str, float]:
     ValueError
         A class without a sample, or `dim < K - 1`, whose limit is not known.
     """
-    counts = np.asarray(class_sizes)
+    counts = arrays.check_labels(class_sizes, None, None, "class_sizes")
     K = len(counts)
+    if K < 2:
+        raise ValueError(f"`class_sizes` must be of at least 2 classes; got {counts.tolist()}.")
+    arrays.check_count("dim", dim, 1)
     if counts.min() < 1 or dim < K - 1:
         raise ValueError(
             f"every class must have a sample and `dim` must be at least {K - 1}; got class sizes "

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc.reference import common_unit, logit_gaps, softmax
+from fastnc.reference import scaled_softmax_at
 
 Array = NDArray[Any]
 
@@ -21,9 +21,7 @@ class Residuals:
 
     def __init__(self, W: Array, H: Array, y: NDArray[np.int64]) -> None:
         rows = np.arange(len(y))
-        gaps = logit_gaps(W, H, y)
-        log_unit = common_unit(gaps)
-        losses, r, label = softmax(gaps, y, log_unit)
+        log_unit, (losses, r, label) = scaled_softmax_at(W, H, y)
         total = float(losses.sum())
         self.W, self.H, self.y = W, H, y
         self.log_loss = log_unit + float(np.log(total))

@@ -114,6 +114,14 @@ def _say_once(why):
     )
 
 
+@functools.cache
+def _say_compiling():
+    """A word before the first compilation of a process, which may take a minute in all."""
+    _log.warning(
+        "fastnc: compiling kernels, up to a minute; `fastnc cache` says where they are kept."
+    )
+
+
 class KernelCache(_Cache):
     """What a dispatcher of Numba asks for machine code before it compiles."""
 
@@ -147,6 +155,7 @@ class KernelCache(_Cache):
             content = _read(root / f"{PREFIX}{_STAMP}" / name)
             if content is not None:
                 return CompileResult._rebuild(target_context, *pickle.loads(content))
+        _say_compiling()
         return None
 
     def save_overload(self, sig, data):

@@ -156,7 +156,7 @@ def test_plot(tmp_path):
     ]  # fmt: skip
     short = fastnc.flow(fastnc.ULPM(3, 2, 4), log10_time=2).save(tmp_path / "short.npz")
     done = invoke("plot", short, "--out", tmp_path / "figures")
-    assert done.exit_code == 0 and "No figure of" in done.output
+    assert done.exit_code == 0 and "No short-flow.png: " in done.output
     assert "short-margin.png" in done.output
     refused = invoke("plot", tmp_path)
     assert refused.exit_code == 2

@@ -93,7 +93,7 @@ def test_a_near_horizon_has_no_figure_but_a_run(tmp_path):
 
 def test_one_snapshot_a_decade_is_enough_for_a_run(tmp_path):
     done = invoke(*SMALL[:-1], 1, "--log10-time", 10, "--out", tmp_path)
-    assert done.exit_code == 0 and "No figure" in done.output and "No exponents" in done.output
+    assert done.exit_code == 0 and "No flow.png: " in done.output and "No exponents" in done.output
 
 
 @pytest.mark.parametrize(

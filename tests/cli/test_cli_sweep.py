@@ -35,7 +35,7 @@ def test_writes_bands_a_table_and_the_runs(tmp_path):
 def test_what_diverged_is_counted_and_short_runs_have_no_figure(tmp_path):
     done = invoke("--epochs", 5, "--seeds", 2, "--lr", 1e200, "--out", tmp_path)
     assert done.exit_code == 0 and "2 runs, 2 diverged" in done.output
-    assert "No figure: a figure on the log log t axis needs times of at least 10" in done.output
+    assert "No sweep.png: a figure on the log log t axis needs times of at least 10" in done.output
 
 
 def test_interrupt_saves_and_resume_goes_on(tmp_path):

@@ -79,7 +79,7 @@ def test_one_epoch_has_no_figure_and_everything_else(root, tmp_path):
     out = tmp_path / "o"
     done = invoke(root, "--epochs", 1, "--out", out, "--peel", 20)
     assert done.exit_code == 0, done.output
-    assert "No figure: `run` must reach epoch 2" in done.output
+    assert "No figure3.png: `run` must reach epoch 2" in done.output
     assert (out / "peeled.npz").exists() and "epoch 1: training accuracy" in done.output
 
 

@@ -69,32 +69,53 @@ def test_labels_that_another_thread_changes():
         thread.join()
 
 
-@pytest.mark.parametrize("how", ["npy", "npz"])
+@pytest.mark.parametrize("how", ["npy", "columns", "npz", "pt", "bfloat16", "safetensors"])
 def test_a_mapped_file_that_is_cut_while_it_is_read(tmp_path, monkeypatch, how):
     """Whoever touches such a map is ended by SIGBUS; the file says so in a sentence."""
     from fastnc.collapse.features_file import read_features
 
     rows = np.random.default_rng(0).standard_normal((4000, 16))
     y = np.arange(4000) % 4
-    monkeypatch.setattr("fastnc.collapse.batch.BATCH_BYTES", 1000 * 16 * 8)
+    size = 2 if how == "bfloat16" else 8
+    monkeypatch.setattr("fastnc.collapse.batch.BATCH_BYTES", 1000 * 16 * size)
     if how == "npy":
         np.save(tmp_path / "f.npy", rows)
         path = tmp_path / "f.npy"
         mapped = np.load(path, mmap_mode="r")
+    elif how == "columns":
+        path = tmp_path / "f.npy"
+        np.save(path, np.asfortranarray(rows))
+        mapped = np.load(path, mmap_mode="r")
     else:
-        np.savez(tmp_path / "f.npz", labels=y, features=rows)
-        path = tmp_path / "f.npz"
+        path = tmp_path / f"f.{'pt' if how == 'bfloat16' else how}"
+        held = {"features": rows, "labels": y}
+        if how == "npz":
+            np.savez(path, **held)
+        elif how == "safetensors":
+            pytest.importorskip("torch")
+            pytest.importorskip("safetensors.numpy").save_file(held, path)
+        else:
+            torch = pytest.importorskip("torch")
+            held = {name: torch.from_numpy(array) for name, array in held.items()}
+            if how == "bfloat16":
+                held["features"] = held["features"].bfloat16()
+                rows = held["features"].float().numpy()
+            torch.save(held, path)
         mapped = read_features(path).features
-    assert isinstance(mapped, np.memmap)
-    whole = fastnc.collapse_metrics(mapped[5:], y[5:])
-    assert whole.nc1 == pytest.approx(fastnc.collapse_metrics(rows[5:], y[5:]).nc1, rel=1e-12)
-    assert fastnc.collapse_metrics(mapped[::2], y[::2]).n_samples == 2000
+    if isinstance(mapped, np.ndarray):
+        assert isinstance(mapped, np.memmap)
+        assert fastnc.collapse_metrics(mapped[::2], y[::2]).n_samples == 2000
+        of_part = fastnc.collapse_metrics(mapped[5:], y[5:]).nc1
+        assert of_part == pytest.approx(fastnc.collapse_metrics(rows[5:], y[5:]).nc1, rel=1e-12)
+    whole = fastnc.collapse_metrics(mapped, y)
+    # Pieces are merged in another order than one batch is summed in.
+    assert whole.nc1 == pytest.approx(fastnc.collapse_metrics(rows, y).nc1, rel=1e-12)
     seen = []
 
     def cut(n):
         seen.append(n)
         if len(seen) == 2:
-            os.truncate(path, 100_000)
+            os.truncate(path, 40_000)
 
     with pytest.raises(ValueError, match=r"ended before its last sample: it was cut while"):
         fastnc.collapse_metrics(mapped, y, progress=cut)

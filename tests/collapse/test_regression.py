@@ -91,7 +91,11 @@ def test_one_target_torch_and_no_classifier():
             r"`targets` must have shape \(3, 'any'\); got",
         ),
         ((np.eye(3), np.eye(3)[:, :1], np.eye(3)), ValueError, r"`W` must have shape \(1, 3\)"),
-        ((np.eye(3), np.array(["a", "b", "c"])), TypeError, r"`targets` must hold numbers; got"),
+        (
+            (np.eye(3), np.array(["a", "b", "c"])),
+            TypeError,
+            r"`targets` must hold real numbers; got",
+        ),
         ((np.eye(3), np.ones(3), np.ones((1, 3))), ValueError, r"vary in every direction"),
         ((np.eye(3)[:, :1], np.eye(3)), ValueError, r"`targets` must have at most 1 columns"),
         ((np.eye(3) * np.nan, np.ones(3)), ValueError, r"`H` must be finite"),

@@ -1,0 +1,49 @@
+"""What a command leaves behind: figures that may fail, and another place for a run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def drawn(draw: Callable[[], Figure], stem: Path) -> list[Path]:
+    """The files of a figure; where it cannot be drawn, none and one line that says why.
+
+    Tables and numbers do not depend on it: LaTeX that is asked for and not there, say.
+    """
+    from fastnc.plots import save
+
+    try:
+        written: list[Path] = save(draw(), stem)
+    except (ValueError, RuntimeError, OSError) as reason:
+        print(f"No {stem.name}.png: {' '.join(str(reason).split())[:300]}")
+        return []
+    return written
+
+
+def rescued(error: BaseException) -> str:
+    """Where the run is that its own folder did not take, if the error carries one."""
+    run = getattr(error, "run", None)
+    if run is None or not isinstance(error, OSError):
+        return ""
+    written: list[Path] = []
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="fastnc-"))
+        if len(run):
+            written.append(run.save(folder / ("run.npz" if hasattr(run, "W") else "runs.npz")))
+        write: Any = getattr(error, "write", None)
+        if write is not None:
+            # Of a training the network is there, and nowhere else.
+            suffix = ".pt" if run.about.get("kind") == "training" else ".npz"
+            write(folder / f"checkpoint{suffix}")
+            written += sorted(folder.glob(f"checkpoint*{suffix}"))
+    except OSError as other:
+        if not written:
+            return f" It could not be saved elsewhere either: {other}"
+    names = " and ".join(repr(str(path)) for path in written)
+    return f" The run itself is in {names}." if names else ""
