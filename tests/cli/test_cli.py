@@ -2,8 +2,10 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,23 +108,80 @@ def test_a_folder_of_one_command(tmp_path):
     assert invoke(*SHORT, "--out", tmp_path).exit_code == 0
 
 
-def test_a_run_that_cannot_be_saved_is_saved_elsewhere(tmp_path, monkeypatch):
-    from fastnc.dynamics import trajectory
-
-    write, out, elsewhere = trajectory.write_npz, tmp_path / "o", tmp_path / "elsewhere"
+@pytest.mark.parametrize("command", ["ulpm", "flow", "sweep"])
+def test_a_run_that_cannot_be_saved_is_saved_elsewhere(tmp_path, monkeypatch, command):
+    """The last save of its state fails, or that of the run itself: on a disk that is full."""
+    write, out, elsewhere = os.replace, tmp_path / "o", tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
+    options = {
+        "ulpm": SHORT, "flow": ["flow", *SHORT[1:-2], "--log10-time", 2],
+        "sweep": ["sweep", *SHORT[1:], "--seeds", 2],
+    }[command]  # fmt: skip
+    for name in ("checkpoint.npz", "runs.npz" if command == "sweep" else "run.npz"):
+        done = []
 
-    def full(path, arrays):
-        if path.parent == out:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(path, arrays)
+        def full(source, target, name=name, done=done):
+            done += [target] if Path(target).name == name else []
+            # A sweep's first state says that nothing is done yet.
+            late = len(done) > (command == "sweep" and name == "checkpoint.npz")
+            if Path(target) == out / name and late:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return write(source, target)
 
-    monkeypatch.setattr(trajectory, "write_npz", full)
-    done = invoke(*SHORT, "--out", out)
-    (kept,) = elsewhere.glob("*/run.npz")
-    assert done.exit_code == 2 and f"The run itself is in {str(kept)!r}." in done.output
-    assert fastnc.Trajectory.load(kept)["epoch"][-1] == 20
+        monkeypatch.setattr(os, "replace", full)
+        told = invoke(*options, "--out", out)
+        assert told.exit_code == 2, told.output
+        assert f"{name}' cannot be written: No space left on device." in told.output
+        (kept,) = elsewhere.glob("*/run*.npz")
+        assert f"The run itself is in {str(kept)!r}" in told.output
+        if command == "sweep":
+            assert len(fastnc.Trajectories.load(kept)) == 2
+        else:
+            assert len(fastnc.Trajectory.load(kept)) > 5
+            states = list(elsewhere.glob("*/checkpoint.npz"))
+            assert len(states) == (name == "checkpoint.npz")
+        shutil.rmtree(kept.parent)
+    # Nowhere is room: said, and the first reason stays.
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    told = invoke(*options, "--out", out)
+    assert told.exit_code == 2 and " could not be saved elsewhere either: " in told.output
+
+
+def test_figures_that_cannot_be_drawn(tmp_path):
+    """LaTeX is asked for and not there: tables and numbers come all the same, and one line."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    nowhere = {"MATPLOTLIBRC": str(tmp_path), "PATH": str(tmp_path)}
+    done = fastnc_process(*SHORT, "--out", tmp_path / "o", **nowhere)
+    said = done.stdout.decode()
+    assert done.returncode == 0, done.stderr
+    assert (
+        said.count("No figure2.png: ") == 1 and "latex" in said and b"Traceback" not in done.stderr
+    )
+    assert "within_class" in said and (tmp_path / "o" / "run.csv").exists()
+    features = np.random.default_rng(0).standard_normal((9, 4))
+    np.savez(tmp_path / "f.npz", features=features, labels=np.arange(9) % 3)
+    done = fastnc_process("metrics", tmp_path / "f.npz", "--out", tmp_path / "o", **nowhere)
+    said = done.stdout.decode()
+    assert done.returncode == 0 and said.index("nc1") < said.index("No metrics.png: ")
+
+
+def test_nobody_reads_the_output(tmp_path):
+    """A pipe that was closed is no fault of the command's: what is written is whole."""
+    script = 'trap "" PIPE; "$0" -m fastnc "$@" | true; exit ${PIPESTATUS[0]}'
+    for arguments in ((*SHORT, "--out", tmp_path / "o"), ("ulpm", "--help"), ("info",)):
+        command = ["bash", "-c", script, sys.executable, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr
+    assert (tmp_path / "o" / "run.npz").exists()
+
+
+@pytest.mark.parametrize("arguments", [("--epochs", "1e23"), ("--dim", "1e400"), ("--seed", "-1")])
+def test_numbers_without_an_end(arguments, tmp_path):
+    done = invoke("ulpm", *arguments, "--out", tmp_path / "o")
+    assert done.exit_code == 2 and "Traceback" not in done.output
+    if arguments[1] == "1e23":
+        assert "`epochs` must be at most 10^15; got 99999999999999991611392." in done.output
 
 
 def test_terminals_that_lack_something(tmp_path):

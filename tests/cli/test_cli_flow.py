@@ -69,6 +69,8 @@ def test_interrupt_saves_and_says_how_to_resume(tmp_path, monkeypatch):
     assert "stopped by Ctrl-C at log10 t" in done.output
     assert len(fastnc.Trajectory.load(tmp_path / "run.npz")) == 6
     assert (tmp_path / "checkpoint.npz").exists()
+    assert (tmp_path / "run.csv").read_text().count("\n") == 7
+    assert (tmp_path / "margin.png").exists() or "No margin.png: " in done.output
 
 
 def test_a_failure_keeps_what_there_was(tmp_path, monkeypatch):

@@ -24,6 +24,9 @@ def test_writes_the_table_and_both_figures(tmp_path):
     for name in ("table1.csv", "geometry.png", "geometry.pdf", "minority_collapse.png",
                  "minority_collapse.pdf"):  # fmt: skip
         assert (tmp_path / "new" / name).stat().st_size > 1000 and name in done.output
+    tabular = (tmp_path / "new" / "table1.tex").read_text()
+    assert tabular.startswith("\\begin{tabular}{ll") and tabular.count("\\\\\n") == 15
+    assert "cross-entropy + decay, bias & " in tabular and "\\times 10^{-" in tabular
     table = lines(tmp_path / "new" / "table1.csv")
     assert len(table) == 14 and all(row["model"] in done.output for row in table)
     assert all(float(row["gap"]) < 1e-8 for row in table if row["gap"])

@@ -85,6 +85,9 @@ def test_interrupt_saves_and_says_how_to_resume(tmp_path):
     assert process.returncode == 130 and "Traceback" not in err
     assert "stopped by Ctrl-C at epoch" in err and "--resume" in out
     assert len(fastnc.Trajectory.load(tmp_path / "run.npz")) > 1
+    # What there is by then has its table, and from 10 epochs on its figure.
+    assert (tmp_path / "run.csv").exists()
+    assert (tmp_path / "figure2.png").exists() or "No figure: the log log t axis" in out
 
 
 @pytest.mark.parametrize(
@@ -133,6 +136,8 @@ def test_divergence_is_told_and_keeps_what_there_was(tmp_path):
     assert done.exit_code == 1 and "is too large for this problem" in done.output
     kept = fastnc.Trajectory.load(tmp_path / "run.npz")
     assert np.isfinite(kept["log_loss"]).all() and kept.about["stopped"] == "diverged"
+    # As far as it came it has its table and its figure.
+    assert (tmp_path / "run.csv").exists() and (tmp_path / "figure2.png").exists()
 
 
 def test_epochs_below_ten_have_no_figure_but_a_run(tmp_path):

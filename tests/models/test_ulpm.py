@@ -41,7 +41,7 @@ def test_the_start_has_variance_one_over_dim_and_is_the_seeds():
             "give more `n_classes`",
         ),
         ({"labels": np.int64(3)}, r"`labels` must have 1 dimension; got shape \(\)"),
-        ({"labels": "abc"}, "`labels` must have 1 dimension"),
+        ({"labels": "abc"}, "`labels` must be a NumPy array or a torch tensor; got str"),
         ({"labels": [0.5]}, "`labels` must hold integers; got float64"),
         ({"labels": [[0]]}, "must have 1 dimension"),
     ],
