@@ -145,7 +145,9 @@ def test_a_run_that_cannot_be_saved_is_saved_elsewhere(tmp_path, monkeypatch, co
     # Nowhere is room: said, and the first reason stays.
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     told = invoke(*options, "--out", out)
-    assert told.exit_code == 2 and " could not be saved elsewhere either: " in told.output
+    assert told.exit_code == 2 and "checkpoint.npz' cannot be written: full." in told.output
+    # Of a sweep that is the first save, before any run.
+    assert (" could not be saved elsewhere either: " in told.output) == (command != "sweep")
 
 
 def test_figures_that_cannot_be_drawn(tmp_path):
