@@ -23,6 +23,8 @@ class MinorityAngles(NamedTuple):
     certified: Floats
     threshold: float
     weight_decay: float
+    n_classes: int
+    n_minority: int
 
 
 def minority_angles(
@@ -76,7 +78,7 @@ def minority_angles(
         certified[i] = np.nan if solution.optimum is None else _angle(solution.optimum.W)
     samples = 1.0 / weight_decay * np.sqrt(n)
     threshold = (samples / n - minorities) / (K - minorities)
-    return MinorityAngles(given, found, certified, float(threshold), float(weight_decay))
+    return MinorityAngles(given, found, certified, float(threshold), float(weight_decay), K, n)
 
 
 def _angle(W: Floats) -> float:

@@ -87,7 +87,7 @@ def summary(run: Trajectory) -> str:
         return "no snapshot"
     times = summary_times(run)
     width = max(map(len, names))
-    lines = [f"{'t':<{width}}" + "".join(f"{time_text(u):>12}" for u in times)]
+    lines = [f"{_clock(run):<{width}}" + "".join(f"{time_text(u):>12}" for u in times)]
     lines += [
         f"{name:<{width}}" + "".join(f"{v:>12.4g}" for v in run.at(name, times)) for name in names
     ]
@@ -114,4 +114,9 @@ def time_text(log10_time: float) -> str:
 
 def time_label(run: Trajectory) -> str:
     """What stands below the time's axis."""
-    return f"{'epoch' if run.time == 'epoch' else 'time'} t (log log scale)"
+    return f"{'epoch' if run.time == 'epoch' else 'time t'} (log log scale)"
+
+
+def _clock(run: Trajectory) -> str:
+    """What a table's times are: a descent's are epochs, of which lr makes the time of a flow."""
+    return "epoch" if run.time == "epoch" else "t"

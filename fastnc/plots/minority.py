@@ -21,15 +21,21 @@ def minority_collapse(runs: Sequence[MinorityAngles]) -> Figure:
         raise ValueError("`runs` must hold at least one curve; got none.")
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
+    sizes = {(run.n_classes, run.n_minority) for run in runs}
     for i, run in enumerate(runs):
         colour = _COLOURS[i % len(_COLOURS)]
         label = f"weight decay {run.weight_decay:g}"
+        if len(sizes) > 1:
+            label += f", K = {run.n_classes}, {run.n_minority} a minority"
         axes.plot(run.ratios, run.certified, color=colour, lw=1.8, label=label)
         axes.plot(run.ratios, run.found, "o", color=colour, ms=4)
         axes.axvline(run.threshold, color=colour, ls=":", lw=1.4)
     axes.plot([], [], color=NEUTRAL, lw=1.8, label="certified optimum")
     axes.plot([], [], "o", color=NEUTRAL, ms=4, label="found by solve")
     axes.plot([], [], color=NEUTRAL, ls=":", lw=1.4, label=r"$\sqrt{n_{min}} = N\lambda$")
+    if len(sizes) == 1:
+        ((K, n),) = sizes
+        axes.set_title(f"K = {K} classes, {n} samples in a minority class", fontsize=11)
     axes.set_xscale("log")
     axes.set_xlabel("imbalance ratio: samples of a majority class over those of a minority class")
     axes.set_ylabel("angle between minority classifiers (degrees)")

@@ -88,7 +88,7 @@ def figure3(run: Trajectory, title: str | None = None) -> Figure:
             axes.axvline(math.log10(separated), color=NEUTRAL, ls=":", lw=1.0)
         log_values(axes)
         _log_log_epochs(axes, float(epoch[-1]))
-        axes.set_xlabel("epoch t (log log scale)")
+        axes.set_xlabel("epoch (log log scale)")
         axes.grid(True, which="both", color="0.9", lw=0.6)
         axes.set_axisbelow(True)
         if len(axes.get_legend_handles_labels()[0]) > 1:

@@ -80,6 +80,7 @@ def test_minority_angles_vanish_from_the_threshold_on():
     (threshold,) = {line.get_xdata()[0] for line in figure.axes[0].lines if line.get_ls() == ":"
                     and len(line.get_xdata())}  # fmt: skip
     assert threshold == angles.threshold
+    assert figure.axes[0].get_title() == "K = 4 classes, 10 samples in a minority class"
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,22 @@ def test_cells_of_a_table_do_not_run_together():
     assert all(row.count("]") == row.count("]  ") + 1 for row in rows)
 
 
+def test_times_have_names():
+    """The paper's figure ended at t = 1e5 on an axis of lr * epoch, of which it has 5e5."""
+    from matplotlib.patches import Rectangle
+
+    model = fastnc.ULPM(3, 2, 4)
+    flow, descent = fastnc.flow(model, 20.0, snapshots=5), fastnc.descend(model, epochs=200)
+    figure = plots.long_horizon(flow, descent)
+    (shade,) = [p for p in figure.axes[0].patches if isinstance(p, Rectangle)]
+    assert shade.get_x() + shade.get_width() == pytest.approx(np.log10(5.0 * 100_000))
+    assert r"t = \mathrm{lr} \cdot \mathrm{epoch}" in figure.axes[-1].get_xlabel()
+    assert plots.summary(flow).split()[0] == "t" and plots.summary(descent).split()[0] == "epoch"
+    assert "epoch" in plots.figure2(descent).axes[-1].get_xlabel()
+    # `at` asks by that same clock.
+    assert descent.at("epoch", np.log10(200.0)) == 200
+
+
 def test_runs_that_cannot_be_drawn():
     model = fastnc.ULPM(3, 2, 4)
     W, H = (1e200 * x for x in model.init(0))
