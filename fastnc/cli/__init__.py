@@ -118,6 +118,13 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             raise
         except (ValueError, TypeError, OSError, ImportError) as error:
             status, said = 2, str(error) + rescued(error)
+        except NotImplementedError as error:
+            if os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0"):
+                raise
+            said = (
+                f"NUMBA_DISABLE_JIT is set, and the kernels need the compiler ({error}); unset it."
+            )
+            status = 2
         except (Diverged, MemoryError, RuntimeError) as error:
             status, said = 1, str(error) or "not enough memory."
         except KeyboardInterrupt as error:

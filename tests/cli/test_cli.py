@@ -191,6 +191,9 @@ def test_terminals_that_lack_something(tmp_path):
     ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
     assert fastnc_process("train", "--help", **ascii_only).returncode == 0
     assert b"layer-peeled" in fastnc_process("ulpm", "--help", python=["-OO"]).stdout
+    plain = fastnc_process(*SHORT, "--out", tmp_path / "plain", NUMBA_DISABLE_JIT="1")
+    assert plain.returncode == 2
+    assert plain.stderr.startswith(b"fastnc: NUMBA_DISABLE_JIT is set, and the kernels need the")
     out = tmp_path / "é"
     done = fastnc_process(*SHORT, "--out", out, MPLBACKEND="nonsense", **ascii_only)
     assert done.returncode == 0, done.stderr
