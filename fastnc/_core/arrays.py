@@ -177,7 +177,8 @@ def check_finite(name: str, x: np.ndarray) -> None:
         bad = np.argwhere(~np.isfinite(x))
         if len(bad):
             where = tuple(int(i) for i in bad[0])
-            raise ValueError(f"`{name}` must be finite; got {x[where]} at index {where}.")
+            index = where[0] if len(where) == 1 else where
+            raise ValueError(f"`{name}` must be finite; got {x[where]} at index {index}.")
 
 
 def copied(name: str, x: Any) -> np.ndarray:

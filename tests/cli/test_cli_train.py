@@ -1,6 +1,7 @@
 """`fastnc train` as a user types it, on files of sixty small images."""
 
 import csv
+import errno
 import os
 import signal
 import subprocess
@@ -149,6 +150,34 @@ def test_ctrl_c_saves_and_says_how_to_go_on(root, tmp_path):
     assert "stopped by Ctrl-C at epoch" in errors and "resume" in errors
     assert "The measurements so far are in" in told and "and --resume." in told
     assert torch.load(out / "checkpoint.pt", weights_only=True)["rows"]
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "run.csv", "run.npz"])
+def test_a_training_that_cannot_be_saved_is_saved_elsewhere(root, tmp_path, monkeypatch, name):
+    """The network is nowhere else."""
+    replace, out, elsewhere = os.replace, tmp_path / "o", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
+
+    def full(source, target):
+        if Path(target) == out / name and (name != "run.csv" or (out / name).exists()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    done = invoke(root, "--epochs", 3, "--out", out)
+    assert done.exit_code == 2 and "Traceback" not in done.output
+    assert name in done.output and "No space left on device" in done.output
+    (kept,) = elsewhere.glob("*/run.npz")
+    assert f"The run itself is in {str(kept)!r}" in done.output
+    assert len(fastnc.Trajectory.load(kept)) >= 1
+    if name != "run.npz":
+        # Given its place, the training goes on from it.
+        (state,) = elsewhere.glob("*/checkpoint.pt")
+        monkeypatch.setattr(os, "replace", replace)
+        out.mkdir(exist_ok=True)
+        state.replace(out / "checkpoint.pt")
+        assert invoke(root, "--epochs", 3, "--out", out, "--resume").exit_code == 0
 
 
 def test_divergence_is_told(root, tmp_path):

@@ -169,6 +169,20 @@ def test_pickles_within_are_not_opened(tmp_path):
     assert fuse.exists()
 
 
+def test_many_names_and_names_that_a_terminal_obeys(tmp_path):
+    """200,000 keys made a sentence of 1.7 MB; escape codes of a key reached the terminal."""
+    names = {f"\x1b[2J{i:05d}": np.zeros(1) for i in range(3000)}
+    np.savez(tmp_path / "f.npz", **names)
+    with pytest.raises(ValueError, match=r"and 2988 more\. Name the arrays so, or pass") as told:
+        read_features(tmp_path / "f.npz")
+    assert len(str(told.value)) < 1000 and str(told.value).isprintable()
+    torch = pytest.importorskip("torch")
+    torch.save({f"\x1b]0;{i}\x07": torch.zeros(1) for i in range(50)}, tmp_path / "f.pt")
+    with pytest.raises(ValueError, match="and 38 more") as told:
+        read_features(tmp_path / "f.pt", features_key="\x1b[31mred")
+    assert str(told.value).isprintable()
+
+
 def test_member_names_are_not_paths(tmp_path):
     inside = tmp_path / "inside"
     inside.mkdir()

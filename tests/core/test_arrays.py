@@ -1,5 +1,7 @@
 """Checks and their sentences, and where an array lives."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -166,3 +168,76 @@ def test_labels_beside_tensors(bad):
     with pytest.raises(TypeError, match=r"`y` must hold integers; got"):
         _labels(np.array(bad), 2, 2, torch.zeros(1))
     assert _labels(np.array([0, 1], np.uint8), 2, 2, torch.zeros(1)).dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("sparse", r"a sparse one\. Fill it: `\.to_dense\(\)`"),
+        ("meta", r"one of the device 'meta', which has none\. Move its module: `\.to_empty\(\)`"),
+        ("quantised", r"a quantised one\. Convert it: `\.dequantize\(\)`"),
+        ("nested", r"a nested one\. Pad it: `\.to_padded_tensor\(0\.0\)`"),
+        ("spread", r"a part of one that is spread over ranks\. Gather it: `\.full_tensor\(\)`"),
+    ],
+)
+def test_tensors_without_their_numbers_in_memory(kind, sentence):
+    torch = pytest.importorskip("torch")
+
+    class Spread(torch.Tensor):
+        """What FSDP2 makes of a weight."""
+
+        def full_tensor(self):
+            return torch.zeros(2, 3)
+
+    plain = torch.zeros(2, 3)
+    with warnings.catch_warnings():
+        # Newer torches say that some of these are on their way out, or prototypes.
+        warnings.simplefilter("ignore")
+        odd = {
+            "sparse": plain.to_sparse, "meta": lambda: plain.to("meta"),
+            "quantised": lambda: torch.quantize_per_tensor(plain, 0.1, 0, torch.qint8),
+            "nested": lambda: torch.nested.nested_tensor([plain]),
+            "spread": lambda: plain.as_subclass(Spread),
+        }[kind]()  # fmt: skip
+    for call in (
+        arrays.copied,
+        arrays.real_numbers,
+        lambda n, x: arrays.check_matrix(n, x, (2, 3)),
+    ):
+        with pytest.raises(TypeError, match=rf"`W` must be a dense .*; got {sentence}\."):
+            call("W", odd)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "sentence"),
+    [
+        ([1, [2, 3]], TypeError, r"`b` must be an array of numbers; got list, which is none"),
+        (["a"], TypeError, r"`b` must hold real numbers; got <U1"),
+        ([1j], TypeError, r"`b` must hold real numbers; got complex128"),
+        ([1.0, np.inf], ValueError, r"`b` must be finite; got inf at index 1"),
+        (np.array([1e400], np.longdouble), ValueError, r"`b` must be finite; got inf at index 0"),
+        ("abc", TypeError, r"`b` must be a NumPy array or a torch tensor; got str"),
+        (np, TypeError, r"`b` must be a NumPy array or a torch tensor; got module"),
+    ],
+)
+def test_real_numbers(x, error, sentence):
+    with pytest.raises(error, match=sentence):
+        arrays.real_numbers("b", x)
+    torch = pytest.importorskip("torch")
+    for good in ([1, 2], (1.0, 2.0), np.array([1, 2], np.int8), torch.tensor([1, 2]).bfloat16()):
+        found = arrays.real_numbers("b", good)
+        assert found.dtype == np.float64 and found.tolist() == [1.0, 2.0]
+
+
+def test_numbers_without_an_end():
+    with pytest.raises(
+        ValueError, match=r"`epochs` must be at most 10\^15; got 10000000000000000\."
+    ):
+        arrays.check_count("epochs", 10**16, 1)
+    with pytest.raises(ValueError, match=r"at most 10\^15; got an integer of more than 10\^4299\."):
+        arrays.check_count("epochs", 10**5000, 1)
+    with pytest.raises(
+        ValueError, match=r"`lr` must be a positive number; got 1000+\.\.\. \(401 ch"
+    ):
+        arrays.check_positive("lr", 10**400)
+    assert arrays.check_count("seed", 2**127, 0) == 2**127
