@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from signal import SIGINT, SIGTERM
+from signal import SIGINT, SIGTERM, getsignal
 
 import numpy as np
 import pytest
@@ -62,12 +62,17 @@ def test_resume_takes_up_what_is_under_way(tmp_path):
     model, path = fastnc.ULPM(5, 10, 20), tmp_path / "checkpoint.npz"
     options = ["--epochs", "2000", "--seeds", "2", "--out", str(tmp_path)]
     with pytest.MonkeyPatch.context() as patch:
-        make = PlainDescent.make
+        make, pressed = PlainDescent.make, []
 
         def press(stepper, n):
             make(stepper, n)
-            if stepper.epoch + n >= 1000:
+            if stepper.epoch + n >= 1000 and not pressed:
+                pressed.append(stepper.epoch)
+                holding = getsignal(SIGINT)
                 os.kill(os.getpid(), SIGINT)
+                # The main thread hears it when it is its turn, and puts the handler back.
+                while getsignal(SIGINT) is holding:
+                    time.sleep(0.001)
 
         patch.setattr(PlainDescent, "make", press)
         assert invoke(*options, "--threads", 1).exit_code == 130
