@@ -9,11 +9,11 @@ import numpy as np
 
 from fastnc._core.arrays import (
     as_numpy,
+    check_array,
     check_choice,
     check_finite,
     check_labels,
     check_matrix,
-    check_unmasked,
     dtype_name,
     home,
     is_torch,
@@ -173,8 +173,11 @@ def _labels(y: Any, n_samples: int, n_classes: int, beside: Any) -> Any:
     if not isinstance(beside, np.ndarray):
         import torch
 
-        check_unmasked("y", y)
-        tensor = y if is_torch(y) else torch.as_tensor(np.asarray(y))
+        if not is_torch(y):
+            labels = row_major(check_labels(y, n_samples, n_classes), np.int64)
+            return torch.from_numpy(labels).to(beside.device)
+        check_array("y", y)
+        tensor = y
         number = tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
         if number or tensor.ndim != 1 or len(tensor) != n_samples:
             check_labels(tensor, n_samples, n_classes)

@@ -275,8 +275,8 @@ def _margins_on_gpu(W: Any, H: Any, y: Any) -> Any:
 
     arrays.check_matrix("W", W, (None, None))
     arrays.check_matrix("H", H, (None, W.shape[1]))
-    arrays.check_labels(y, len(H), len(W))
-    labels = torch.as_tensor(y, device=H.device).long()[:, None]
+    checked = arrays.row_major(arrays.check_labels(y, len(H), len(W)), np.int64)
+    labels = torch.from_numpy(checked).to(H.device)[:, None]
     W64, rows, out = W.double().T, max(1, _BLOCK // len(W)), []
     for i in range(0, len(H), rows):
         Z = H[i : i + rows].double() @ W64
