@@ -14,14 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fastnc import reference
-from fastnc._core.arrays import (
-    check_array,
-    check_choice,
-    check_count,
-    check_positive,
-    home,
-    is_torch,
-)
+from fastnc._core import arrays
 from fastnc._core.kernel_call import Call
 from fastnc._core.serial import quiet
 
@@ -48,9 +41,9 @@ def which(x: Any) -> str:
     >>> fastnc.which(np.zeros(3))
     'cpu'
     """
-    where = home(x)
-    if not is_torch(x):
-        check_array("x", x)
+    where = arrays.home(x)
+    if not arrays.is_torch(x):
+        arrays.check_array("x", x)
     return where
 
 
@@ -112,10 +105,10 @@ def plan(n_classes: int, dim: int, n_samples: int, dtype: Any = "float64") -> Ar
     divides  samples  ...
     """
     for argument, value, least in (("n_classes", n_classes, 2), ("dim", dim, 1)):
-        check_count(argument, value, least)
-    check_count("n_samples", n_samples, 1)
+        arrays.check_count(argument, value, least)
+    arrays.check_count("n_samples", n_samples, 1)
     name = str(getattr(dtype, "__name__", dtype)).removeprefix("torch.")
-    check_choice("dtype", name, ("float32", "float64"))
+    arrays.check_choice("dtype", name, ("float32", "float64"))
     from fastnc.kernels.cpu.plan import FACTS, plan, reasons
 
     how = plan(n_classes, dim, n_samples, np.dtype(name).itemsize)
@@ -389,7 +382,7 @@ def gradient_step(
     >>> bool(losses[-1] < losses[0])
     True
     """
-    check_positive("lr", lr)
+    arrays.check_positive("lr", lr)
     call = Call(W, H, y, reduction, impl, precision, overwrites=True)
     out = call.scalar()
     match call.impl:

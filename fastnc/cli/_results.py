@@ -37,7 +37,7 @@ def rescued(error: BaseException) -> str:
         if len(run):
             written.append(run.save(folder / ("run.npz" if hasattr(run, "W") else "runs.npz")))
         write: Any = getattr(error, "write", None)
-        if write is not None:
+        if write is not None and hasattr(run, "W"):
             # Of a training the network is there, and nowhere else.
             suffix = ".pt" if run.about.get("kind") == "training" else ".npz"
             write(folder / f"checkpoint{suffix}")

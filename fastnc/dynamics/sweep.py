@@ -126,9 +126,7 @@ def sweep(
     seeds = list(seeds)
     named = {"model": models, "lr": lrs, "rules": rules, "batch_size": sizes, "seeds": seeds}
     for name, values in named.items():
-        if values is None:
-            continue
-        if not values:
+        if values is not None and not values:
             raise ValueError(f"`{name}` must hold at least one value; got none.")
 
     def setting(rate: Any, rule: Any, size: int | None) -> Composition:
@@ -182,9 +180,7 @@ def sweep(
         try:
             return _Sweep(problems, begin, store, epochs, checkpoint_every).go(threads, progress)
         except OSError as error:
-            # Whoever catches it has the runs that are done still.
             error.run = store.runs()  # type: ignore[attr-defined]
-            error.__dict__.pop("write", None)
             raise
 
 
@@ -195,11 +191,8 @@ def _several(value: Any) -> list[Any]:
 
 def _is_several(value: Any) -> bool:
     # An array without a dimension offers an iterator, and has none.
-    return (
-        isinstance(value, Iterable)
-        and not isinstance(value, (str, bytes, type))
-        and getattr(value, "shape", (1,)) != ()
-    )
+    alone = isinstance(value, (str, bytes, type)) or getattr(value, "shape", (1,)) == ()
+    return isinstance(value, Iterable) and not alone
 
 
 @dataclass

@@ -258,7 +258,10 @@ class Unequal(LayerPeeled):
 
 def checked_sizes(given: Any) -> tuple[int, ...]:
     """The samples of each of at least two classes."""
-    sizes = given if isinstance(given, (list, tuple)) else copied("class_sizes", given).tolist()
+    try:
+        sizes = given if isinstance(given, (list, tuple)) else copied("class_sizes", given).tolist()
+    except TypeError:
+        sizes = None
     if not isinstance(sizes, (list, tuple)) or len(sizes) < 2:
         raise ValueError(
             f"`class_sizes` must list the samples of at least 2 classes; got {given!r:.200}."

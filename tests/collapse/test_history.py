@@ -117,7 +117,7 @@ def test_nc5_is_its_definition():
     rows = np.vstack([H, H[:1]])
     assert fastnc.nc5(rows, padded, other, ignore_index=-100) == pytest.approx(known, rel=1e-12)
     for bad, sentence in (
-        (other[:, :3], r"`H` must have 5 columns"),
+        (other[:, :3], r"`ood_features` must have 5 columns"),
         (other[:0], r"`ood_features` must not be empty"),
         (other * np.nan, r"`ood_features` must be finite; sample 0 is not"),
     ):
