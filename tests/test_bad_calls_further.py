@@ -50,6 +50,20 @@ def directions(rng):
     return given | further, choices | pools(matrices, rng, further)
 
 
+def moves(rng):
+    given, choices = directions(rng)
+    for name in ("y", "reduction"):
+        del given[name], choices[name]
+    return given | {"angle": 0.5}, choices | {"angle": partial(numbers, rng, 0.5)}
+
+
+def columns(rng):
+    given = {"log10_time": np.arange(9.0), "column": 1.0 / (1.0 + np.arange(9.0))}
+    choices = {name: partial(biases, rng, x[:, None]) for name, x in given.items()}
+    bounds, more = plain(rng, low=1.0, high=8.0)
+    return given | bounds, choices | more
+
+
 def features(rng):
     W, H, y = problem(rng)
     H, y = np.vstack([H, H]), np.concatenate([y, y])
@@ -172,6 +186,12 @@ MADE = {
     "collapsed": (
         theory.collapsed, lambda rng: plain(rng, radius=1.0, n_classes=3, n_per_class=1, dim=2)
     ),
+    "along_sphere": (theory.along_sphere, moves),
+    "AlignedFlow": (
+        theory.AlignedFlow, lambda rng: plain(rng, n_classes=3, n_per_class=2, u=1.0, v=1.0)
+    ),
+    "fitted_exponent": (theory.fitted_exponent, columns),
+    "load": (fastnc.Trajectory.load, lambda rng: plain(rng, path=1)),
     "Example31": (theory.Example31, lambda rng: plain(rng, C=1.0)),
     "collapse_metrics": (fastnc.collapse_metrics, features),
     "nc5": (fastnc.nc5, others),
@@ -197,7 +217,7 @@ MADE = {
     "flow": (fastnc.flow, lambda rng: runs(rng, log10_time=0.1, rtol=1e-4, solver="auto")),
     "sweep": (fastnc.sweep, many),
     "peel": (fastnc.peel, peels),
-    "solve": (fastnc.solve, lambda rng: plain(rng, model=FITTED, seed=0, starts=1)),
+    "solve": (fastnc.solve, lambda rng: plain(rng, model=FITTED, seed=0, starts=1, beside=())),
 }  # fmt: skip
 
 
@@ -210,6 +230,6 @@ def test_refused_in_a_sentence(name):
         for _ in range(CALLS if name not in ("flow", "sweep", "solve", "peel") else 8):
             given, choices = made(rng)
             arguments = spoil(rng, dict(given), choices)
-            answered += refusal_or_result(call, arguments, ArithmeticError) is not None
-    # The draw must reach both outcomes; restoring a state answers nothing.
-    assert answered > 0 or name == "load_state_dict"
+            answered += refusal_or_result(call, arguments, ArithmeticError, OSError) is not None
+    # The draw must reach both outcomes; restoring a state answers nothing, no number is a file.
+    assert answered > 0 or name in ("load_state_dict", "load")

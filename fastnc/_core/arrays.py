@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 FLOATS = ("float32", "float64")
 # No count is larger: at a microsecond each, so many epochs take thirty years.
-MOST_DIGITS = 15
-MOST = 10**MOST_DIGITS
+MOST = 10**15
+# Snapshots a decade: more than a run of that length has epochs that are measured in its lifetime.
+MOST_SNAPSHOTS = 10**6
 
 
 def is_torch(x: Any) -> bool:
@@ -264,15 +265,28 @@ def check_at_least_zero(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be a number of at least 0; got {_shown(value)}.")
 
 
-def check_count(name: str, value: Any, least: int) -> int:
+def check_finite_number(name: str, value: Any) -> None:
+    """`value` must be a finite number."""
+    if not _is_number(value):
+        raise ValueError(f"`{name}` must be a finite number; got {_shown(value)}.")
+
+
+def check_callable(name: str, value: Any) -> None:
+    """`value` must be None or a function."""
+    if value is not None and not callable(value):
+        raise TypeError(f"`{name}` must be a function; got {_shown(value)}.")
+
+
+def check_count(name: str, value: Any, least: int, most: int = MOST) -> int:
     """`value` must be an integer of at least `least`; a count of at least 1 has an end too.
 
     A seed, of at least 0, may be as large as one likes.
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise ValueError(f"`{name}` must be an integer of at least {least}; got {_shown(value)}.")
-    if least > 0 and value > MOST:
-        raise ValueError(f"`{name}` must be at most 10^{MOST_DIGITS}; got {_shown(value)}.")
+    if least > 0 and value > most:
+        power = len(str(most)) - 1
+        raise ValueError(f"`{name}` must be at most 10^{power}; got {_shown(value)}.")
     return int(value)
 
 

@@ -117,6 +117,8 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
     ValueError
         The file is not a whole `.npz`, or holds pickled objects.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"`path` must be that of a file; got {type(path).__name__}.")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{what} {str(path)!r} does not exist.")

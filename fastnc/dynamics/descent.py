@@ -159,7 +159,8 @@ def prepare(
 ) -> Run:
     """A run at its first epoch, its arguments checked as `descend` describes them."""
     arrays.check_count("epochs", epochs, 1)
-    arrays.check_count("snapshots", snapshots, 1)
+    arrays.check_count("snapshots", snapshots, 1, arrays.MOST_SNAPSHOTS)
+    arrays.check_callable("callback", callback)
     W, H = start(model, seed, W, H, dtype)
     about = {
         "kind": "descent",

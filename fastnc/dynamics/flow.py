@@ -136,7 +136,7 @@ def flow(
     decays = _decays(model)
     log10_time = _horizon(log10_time, decays)
     arrays.check_positive("log10_time", log10_time)
-    arrays.check_count("snapshots", snapshots, 1)
+    arrays.check_count("snapshots", snapshots, 1, arrays.MOST_SNAPSHOTS)
     arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
     arrays.check_positive("rtol", rtol)
     if not 1e-11 <= rtol <= 1e-2:

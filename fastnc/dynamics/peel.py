@@ -95,7 +95,7 @@ def peel(
             model, lr, epochs, W=W, H=H, dtype="float64", snapshots=snapshots, progress=progress
         )
     arrays.check_count("epochs", epochs, 1)
-    arrays.check_count("snapshots", snapshots, 1)
+    arrays.check_count("snapshots", snapshots, 1, arrays.MOST_SNAPSHOTS)
     bias = arrays.real_numbers("bias", bias)
     if bias.shape != (len(W),):
         raise ValueError(f"`bias` must have the shape {(len(W),)}; got {bias.shape}.")

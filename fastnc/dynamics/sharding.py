@@ -115,7 +115,7 @@ def prepare_sharded(
         )
     check_over_ranks(parts)
     arrays.check_count("epochs", epochs, 1)
-    arrays.check_count("snapshots", snapshots, 1)
+    arrays.check_count("snapshots", snapshots, 1, arrays.MOST_SNAPSHOTS)
     workers = Workers()
     mine = workers.mine(model.n_samples)
     if workers.count > model.n_samples:

@@ -57,9 +57,9 @@ class Trajectory:
         bias: NDArray[Any] | None = None,
     ) -> None:
         self._columns = {name: np.asarray(values) for name, values in columns.items()}
-        lengths = {name: len(values) for name, values in self._columns.items()}
-        if len(set(lengths.values())) > 1:
-            raise ValueError(f"`columns` must have one length; got {lengths}.")
+        lengths = {name: np.shape(values) for name, values in self._columns.items()}
+        if len(set(lengths.values())) != 1 or len(next(iter(lengths.values()))) != 1:
+            raise ValueError(f"`columns` must be some, of one length; got {lengths}.")
         self.W, self.H, self.y, self.bias = W, H, y, bias
         self.about = {"provenance": provenance(), **about}
 

@@ -117,6 +117,10 @@ def solve(
         raise TypeError(f"`model` must be one of `fastnc.models`; got {type(model).__name__}.")
     check_count("seed", seed, 0)
     at_most = model.starts if starts is None else check_count("starts", starts, 1)
+    if not isinstance(beside, Sequence) or isinstance(beside, (str, bytes)):
+        raise TypeError(f"`beside` must be a list of points; got {type(beside).__name__}.")
+    for point in beside:
+        _check_point(model, point)
     try:
         optimum, unknown = model.optimum(), ""
     except UnknownOptimum as reason:
@@ -152,6 +156,16 @@ def solve(
         y=model.y,
         evaluations=evaluations,
     )
+
+
+def _check_point(model: LayerPeeled, point: Any) -> None:
+    """One of `beside` must be W, H and a bias or None, of the model's sizes."""
+    if not isinstance(point, (tuple, list)) or len(point) != 3:
+        raise TypeError(
+            f"`beside` must hold points (W, H, bias); got {type(point).__name__}. Give a model "
+            "without a bias None for it."
+        )
+    model.objective(point[0], point[1], point[2] if model.has_bias else None)
 
 
 def _relative_gap(value: float, log_value: float, optimum: Optimum) -> float:

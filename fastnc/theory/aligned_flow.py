@@ -44,8 +44,8 @@ class AlignedFlow:
     def __post_init__(self) -> None:
         arrays.check_count("n_classes", self.n_classes, 2)
         arrays.check_count("n_per_class", self.n_per_class, 1)
-        if not self.u > 0.0 or not self.v > 0.0:
-            raise ValueError(f"`u` and `v` must be positive; got u={self.u!r}, v={self.v!r}.")
+        arrays.check_positive("u", self.u)
+        arrays.check_positive("v", self.v)
 
     @property
     def conserved(self) -> float:

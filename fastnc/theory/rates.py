@@ -161,8 +161,20 @@ def constants(W: Any, H: Any, y: Any) -> Constants:
 
 def fitted_exponent(log10_time: ArrayLike, column: ArrayLike, low: float, high: float) -> float:
     """The least-squares slope of log(column) over log(log t), for log10 t in low..high."""
-    times, values = np.asarray(log10_time, float), np.asarray(column, float)
-    chosen = (times >= low * (1.0 - 1e-9)) & (times <= high * (1.0 + 1e-9)) & (values > 0.0)
+    given = {"log10_time": log10_time, "column": column}
+    times, values = (arrays.copied(name, x) for name, x in given.items())
+    for name, x in (("log10_time", times), ("column", values)):
+        if x.dtype.kind not in "fiu" or x.shape != (times.size,):
+            raise TypeError(f"`{name}` must be one number a snapshot; got {x.dtype} {x.shape}.")
+    arrays.check_finite_number("low", low)
+    arrays.check_finite_number("high", high)
+    # The slope is one over log log t, which begins at t = 1.
+    chosen = (
+        (times > 0.0)
+        & (times >= low * (1.0 - 1e-9))
+        & (times <= high * (1.0 + 1e-9))
+        & (values > 0.0)
+    )
     if chosen.sum() < 3:
         raise ValueError(
             f"a slope needs at least 3 snapshots between log10 t = {low:g} and {high:g}; got "

@@ -21,6 +21,13 @@ def along_sphere(W: Any, H: Any, dW: Any, dH: Any, angle: float) -> tuple[Any, A
     `theta cos(angle) + |theta| sin(angle) d` with d of norm 1 and tangent, as from
     `tangent_curvature`: the norm is kept, which a straight tangent step (13) does not do.
     """
+    arrays.check_matrix("W", W, (None, None))
+    arrays.check_matrix("H", H, (None, W.shape[1]))
+    for name, x, of in (("dW", dW, W), ("dH", dH, H)):
+        arrays.check_matrix(name, x, tuple(of.shape))
+    if len({arrays.is_torch(x) for x in (W, H, dW, dH)}) > 1:
+        raise TypeError("`W`, `H`, `dW`, `dH` must be all arrays or all tensors; got both.")
+    arrays.check_finite_number("angle", angle)
     radius = math.sqrt(float((W**2).sum() + (H**2).sum()))
     c, s = math.cos(angle), radius * math.sin(angle)
     return c * W + s * dW, c * H + s * dH

@@ -229,6 +229,19 @@ def test_real_numbers(x, error, sentence):
         assert found.dtype == np.float64 and found.tolist() == [1.0, 2.0]
 
 
+def test_functions_and_angles():
+    for call in (
+        lambda: fastnc.descend(MODEL, epochs=3, callback=3),
+        lambda: fastnc.collapse_metrics(H, MODEL.y, progress=3),
+    ):
+        with pytest.raises(TypeError, match=r"`(callback|progress)` must be a function; got 3\."):
+            call()
+    with pytest.raises(ValueError, match=r"`angle` must be a finite number; got nan\."):
+        arrays.check_finite_number("angle", np.nan)
+    with pytest.raises(ValueError, match=r"`snapshots` must be at most 10\^6; got 1000001\."):
+        fastnc.descend(MODEL, epochs=3, snapshots=10**6 + 1)
+
+
 def test_numbers_without_an_end():
     with pytest.raises(
         ValueError, match=r"`epochs` must be at most 10\^15; got 10000000000000000\."

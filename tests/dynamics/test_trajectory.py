@@ -56,7 +56,7 @@ def test_other_files_are_refused(run, tmp_path):
     np.savez(tmp_path / "x.npz", W=np.ones(3))
     with pytest.raises(ValueError, match="is not a trajectory"):
         Trajectory.load(tmp_path / "x.npz")
-    with pytest.raises(ValueError, match="must have one length"):
+    with pytest.raises(ValueError, match="must be some, of one length"):
         Trajectory({"epoch": [1], "margin": [1, 2]}, run.W, run.H, run.y, {})
 
 

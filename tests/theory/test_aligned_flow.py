@@ -142,7 +142,7 @@ def test_a_fitted_exponent_is_a_slope():
     [
         (lambda: AlignedFlow(1, 1, 1.0, 1.0), "`n_classes` must be an integer of at least 2"),
         (lambda: AlignedFlow(3, 0, 1.0, 1.0), "`n_per_class` must be an integer of at least 1"),
-        (lambda: AlignedFlow(3, 1, 0.0, 1.0), "`u` and `v` must be positive; got u=0.0, v=1.0"),
+        (lambda: AlignedFlow(3, 1, 0.0, 1.0), "`u` must be a positive number; got 0.0"),
         (lambda: AlignedFlow(3, 1, 1.0, 1.0).point(1), "`dim` must be at least n_classes - 1 = 2"),
         (
             lambda: AlignedFlow(2, 2, 1.0, 1.0).point(2, np.array([[1.0], [2.0], [3.0], [1.0]])),
