@@ -149,6 +149,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(root, tmp_path):
     assert process.returncode == 130 and "Traceback" not in errors, errors
     assert "stopped by Ctrl-C at epoch" in errors and "resume" in errors
     assert "The measurements so far are in" in told and "and --resume." in told
+    assert (out / "figure3.png").exists() or "No figure3.png: " in told
     assert torch.load(out / "checkpoint.pt", weights_only=True)["rows"]
 
 
