@@ -58,7 +58,7 @@ class Example31:
     @property
     def x(self) -> float:
         """`2 C^2`, the margin, and the logit of every label."""
-        return 2.0 * self.C**2
+        return 2.0 * self.C * self.C
 
     @property
     def multipliers(self) -> Floats:
@@ -71,13 +71,15 @@ class Example31:
 
         The paper prints the denominator `2 + 2 e^-x + 2 e^x` for `2 + e^-x + e^x`.
         """
-        return -2.0 * self.C / (1.0 + math.exp(self.x)) * _M
+        # In e^-x, which vanishes where e^x would overflow.
+        down = math.exp(-self.x)
+        return -2.0 * self.C * down / (1.0 + down) * _M
 
     @property
     def printed_gradient(self) -> Floats:
         """(9) as it is printed, to compare with."""
-        down, up = math.exp(-self.x), math.exp(self.x)
-        return -self.C * (2.0 + 2.0 * down) / (2.0 + 2.0 * down + 2.0 * up) * _M
+        down = math.exp(-self.x)
+        return -self.C * (1.0 + down) * down / (1.0 + down + down * down) * _M
 
     @property
     def loss(self) -> float:
@@ -87,7 +89,8 @@ class Example31:
     @property
     def curvature(self) -> float:
         """The smallest eigenvalue of the Hessian on the sphere: `-2 (e^x - 1) / (e^x + 1)^2`."""
-        return -2.0 * math.expm1(self.x) / (math.exp(self.x) + 1.0) ** 2
+        down = math.exp(-self.x)
+        return 2.0 * math.expm1(-self.x) * down / (1.0 + down) ** 2
 
     @property
     def escape(self) -> tuple[Floats, Floats]:

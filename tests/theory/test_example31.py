@@ -96,3 +96,14 @@ def test_a_scale_that_is_none(C):
 def test_a_beta_off_the_path(beta):
     with pytest.raises(ValueError, match=r"`beta` must lie in -0\.7071\.\.0"):
         Example31().printed_path(beta)
+
+
+def test_any_scale():
+    """e^x overflowed from C = 19 on, in the `math range error` of another library."""
+    near, far = Example31(C=5.0), Example31(C=30.0)
+    down = math.exp(-near.x)
+    # At e^-50 all but the first power is below rounding.
+    assert near.curvature == pytest.approx(-2.0 * down, rel=1e-14)
+    assert near.gradient[0, 0] == pytest.approx(-10.0 * down, rel=1e-14)
+    assert (far.curvature, far.loss, far.gradient[0, 0], far.printed_gradient[0, 0]) == (0, 0, 0, 0)
+    assert Example31(C=1e200).loss == 0.0
