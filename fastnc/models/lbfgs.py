@@ -56,7 +56,8 @@ def minimise(
         value, grad = fun(x)
         if value < best.value:
             free = grad if lower is None else np.where((x > lower) | (grad < 0.0), grad, 0.0)
-            estimate = float(free @ free) / (2.0 * modulus)
+            # A modulus that underflowed promises nothing.
+            estimate = float(free @ free) / (2.0 * modulus) if modulus > 0.0 else np.inf
             best = Minimum(x.copy(), value, count, "")
         return value, grad
 
@@ -110,7 +111,11 @@ def newton(
         operator = LinearOperator(
             (len(x), len(x)), matvec=lambda v, x=x: hessian_vector_product(x, v), dtype=np.float64
         )
-        step, _ = minres(operator, -grad, rtol=1e-8, maxiter=500)
+        try:
+            step, _ = minres(operator, -grad, rtol=1e-8, maxiter=500)
+        except ZeroDivisionError:
+            # SciPy divides by a coefficient that is 0 where the Hessian is a multiple of 1.
+            break
         new_grad = fun(x + step)[1]
         if not np.linalg.norm(new_grad) < 0.9 * np.linalg.norm(grad):
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -109,6 +110,10 @@ def margin_ratio(W: Any, H: Any, y: Any) -> Any:
         constant = separation_constant(np.bincount(arrays.as_numpy(y), minlength=len(W)))
         return (2.0 * constant * q_min / energy).to(H.dtype)
     W64, H64, labels = arrays.checked_problem(W, H, y)
+    # A common factor does not matter, and squares neither under- nor overflow without it.
+    largest = max(float(np.abs(W64).max()), float(np.abs(H64).max()))
+    unit = math.ldexp(1.0, max(math.frexp(largest)[1] - 1, -1022)) if largest > 0.0 else 1.0
+    W64, H64 = W64 / unit, H64 / unit
     q_min = float(_margins(W64, H64, labels).min())
     constant = separation_constant(np.bincount(labels, minlength=len(W64)))
     energy = float(np.vdot(W64, W64) + np.vdot(H64, H64))

@@ -4,6 +4,7 @@ import model_oracles as oracles
 import numpy as np
 import pytest
 
+import fastnc
 from fastnc import models as M
 from fastnc.models.convex import imbalanced_cross_entropy
 
@@ -128,3 +129,10 @@ def test_bad_parameters():
         M.imbalanced((3, 2), 2, 0.0, 1.0)
     with pytest.raises(ValueError, match="`weight_decay_H` must be a positive number; got nan"):
         M.relu_features((3, 2), 2, 1.0, float("nan"))
+
+
+def test_penalties_beyond_all_bounds():
+    """Both ended in a `float division by zero`, of SciPy's MINRES and of a modulus of 0."""
+    assert M.imbalanced([3, 1], 2, 1e30, 1e30).optimum().value == pytest.approx(np.log(2))
+    tiny = M.norm_constrained(3, 2, 2, 1e-300, 1e-300)
+    assert fastnc.solve(tiny, starts=1).value == pytest.approx(np.log(3), rel=1e-12)

@@ -193,3 +193,12 @@ def test_bad_arguments(function, arguments, sentence):
 def test_nothing_has_no_ratio(function):
     with pytest.raises(ValueError, match="`W` and `H` must not both be 0"):
         function(0 * W3, 0 * H3, Y3)
+
+
+@pytest.mark.parametrize("power", [-1000, -540, 500, 1000])
+def test_a_ratio_without_a_scale(power):
+    """Of a power of two nothing rounds: beyond 1e-162 and 1e154 the squares did."""
+    W, H, y = fastnc.theory.collapsed(radius=3.0, n_classes=4, n_per_class=2, dim=3)
+    H = H + 0.1 * np.arange(24.0).reshape(8, 3)
+    c = 2.0**power
+    assert fastnc.margin_ratio(c * W, c * H, y) == fastnc.margin_ratio(W, H, y)
