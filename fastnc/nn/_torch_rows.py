@@ -98,12 +98,12 @@ class _Spread:
                 B = B * (1.0 - self.smoothing) + self.smoothing / K
             B = B * self.weight
             # Near its optimum the class with most of the target wins: few digits cancel.
-            return B.argmax(1, keepdim=True), B.sum(1, keepdim=True), B
+            return B.argmax(1, keepdim=True), B.sum(1, keepdim=True, dtype=torch.float64), B
         label = target.unsqueeze(1)
         A = self.weight[label]
         if self.smoothing > 0.0:
             uniform = self.weight * (self.smoothing / K)
-            A = A * (1.0 - self.smoothing) + uniform.sum()
+            A = A * (1.0 - self.smoothing) + uniform.sum(dtype=torch.float64)
         if self.counted is not None and self.bad is not None:
             A = A * self.counted[part].unsqueeze(1)
             A = A.masked_fill(self.bad[part].unsqueeze(1), torch.nan)
@@ -123,22 +123,32 @@ def _capped(z: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
 
 
 def _softmax(gaps: Tensor, label: Tensor, A: Tensor, B: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Losses, and their derivatives by the logits, which are overwritten."""
+    """Losses, and their derivatives by the logits, which are overwritten.
+
+    Sums are taken in float64, and the loss is one of terms of one sign:
+    `A (log sum_j e^{D_j} - m) + sum_j B_j (m - D_j)` with m the largest D_j.
+    """
+    dtype, wide = gaps.dtype, torch.float64
     gaps -= gaps.gather(1, label)
-    if B is not None:
-        B = B.scatter(1, label, 0.0)
-        moved = (B * gaps).sum(1)
-    poison = 0.0 * gaps.gather(1, label).squeeze(1)
+    poison = 0.0 * gaps.gather(1, label)
     gaps.scatter_(1, label, -torch.inf)
     m = gaps.amax(1, keepdim=True).clamp_(min=0.0)
     e = torch.exp(gaps - m)
-    S = e.sum(1, keepdim=True)
-    den = torch.exp(-m) + S
-    losses = (A * torch.where(m == 0.0, torch.log1p(S), m + torch.log(den))).squeeze(1) + poison
-    r = e * (A / den)
-    r.scatter_(1, label, -A * S / den)
-    if B is not None:
-        losses = losses - moved
+    S = e.sum(1, keepdim=True, dtype=wide)
+    least = torch.exp(-m.to(wide))
+    den = least + S
+    losses = torch.where(m == 0.0, torch.log1p(S), torch.log(den))
+    label_r = -A * (S / den)
+    r = e * (A / den).to(dtype)
+    if B is None:
+        losses = A * (m + losses)
+    else:
+        gaps.scatter_(1, label, 0.0)
+        losses = A * losses + (B * (m - gaps)).sum(1, keepdim=True, dtype=wide)
         r -= B
-        r.scatter_add_(1, label, B.sum(1, keepdim=True))
-    return losses, r
+        p_y, own = least / den, B.gather(1, label)
+        others = B.scatter(1, label, 0.0).sum(1, keepdim=True, dtype=wide)
+        # Of two forms the one that cancels less.
+        label_r = torch.where(p_y < 0.5, A * p_y - own, others + label_r)
+    r.scatter_(1, label, label_r.to(dtype))
+    return (losses + poison).squeeze(1).to(dtype), r

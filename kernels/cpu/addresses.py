@@ -77,12 +77,14 @@ def _residuals(
 
 
 def _derivatives(
-    Z_at, V_at, n_classes, ld, y_at, rows, c, shift_at, S_at, factor_at, label_r_at, s_at, term_at
-):
+    Z_at, V_at, n_classes, ld, y_at, rows, c, shift_at, S_at, factor_at, label_r_at, losses_at,
+    s_at, term_at,
+):  # fmt: skip
     Z, V, y = carray(Z_at, (n_classes, ld)), carray(V_at, (n_classes, ld)), carray(y_at, rows)
     shift, S, factor = carray(shift_at, ld), carray(S_at, (2, ld)), carray(factor_at, ld)
-    label_r, s, term = carray(label_r_at, ld), carray(s_at, ld), carray(term_at, ld)
-    residual.derivatives(Z, V, y, rows, c, shift, S, factor, label_r, s, term)
+    label_r, losses = carray(label_r_at, ld), carray(losses_at, ld)
+    s, term = carray(s_at, ld), carray(term_at, ld)
+    residual.derivatives(Z, V, y, rows, c, shift, S, factor, label_r, losses, s, term)
 
 
 def _signatures(real):
@@ -101,7 +103,7 @@ def _signatures(real):
             doubles, size,
         ),
         _derivatives: (
-            floats, floats, size, size, labels, size, double, *[doubles] * 5, floats,
+            floats, floats, size, size, labels, size, double, *[doubles] * 6, floats,
         ),
     }  # fmt: skip
 

@@ -90,8 +90,8 @@ def _part(part, n_parts, how, W, H, y, dW, dH, alpha, sums, shifts, HH):
             kernels[DERIVATIVES],
             (
                 address(Z, 0), address(V, 0), K, ld, address(y, first), rows, c, address(top, 0),
-                address(S, 0), address(factor, 0), address(label_r, 0), address(s, 0),
-                address(term, 0),
+                address(S, 0), address(factor, 0), address(label_r, 0), address(losses, 0),
+                address(s, 0), address(term, 0),
             ),
         )  # fmt: skip
         products.class_sums(kernels, V, A, start, rows, sums[part])

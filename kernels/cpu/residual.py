@@ -143,19 +143,14 @@ def total_of(values, n):
 
 
 @njit(fastmath=NO_REASSOCIATION, **INNER)
-def _moved(Z, low, rows, z_y, uniform, moved, term):
-    """`moved[i] = sum_j B_j D_j` of some classes, in float64."""
-    zero = Z.dtype.type(0.0)
+def _moved(Z, low, rows, z_y, uniform, moved):
+    """`moved[i] = sum_j B_j D_j` of some classes, in float64: much of it may cancel in the loss."""
     for i in range(rows):
         moved[i] = 0.0
-    for block in range(0, Z.shape[0], CLASSES):
+    for j in range(Z.shape[0]):
+        mass = np.float64(uniform[low + j])
         for i in range(rows):
-            term[i] = zero
-        for j in range(block, min(block + CLASSES, Z.shape[0])):
-            for i in range(rows):
-                term[i] += uniform[low + j] * (Z[j, i] - z_y[i])
-        for i in range(rows):
-            moved[i] += np.float64(term[i])
+            moved[i] += mass * (np.float64(Z[j, i]) - np.float64(z_y[i]))
 
 
 @njit(fastmath=NO_REASSOCIATION, **INNER)
@@ -169,7 +164,7 @@ def exponentials(Z, low, y, rows, in_log_domain, uniform, z_y, shift, S, moved, 
     real = Z.dtype.type
     many = WIDTH * VECTOR_BYTES // Z.itemsize
     if len(uniform):
-        _moved(Z, low, rows, z_y, uniform, moved, origin)
+        _moved(Z, low, rows, z_y, uniform, moved)
     for i in range(rows):
         label = y[i] - low
         if 0 <= label < n_classes:
@@ -245,6 +240,29 @@ def _shifted(rows, c, z_y, shifts, S, factor, label_r, losses):
 
 
 @njit(fastmath=NO_REASSOCIATION, **INNER)
+def _label_residuals(y, rows, weight, uniform, all_uniform, keep, shifts, factor, label_r):
+    """`label_r`, so far `-A sum_{j != y} p_j`, with smoothing: of two forms the one that cancels less.
+
+    `A p_y - B_y - keep v_y` where p_y is below 1/2, and minus the sum of the others elsewhere.
+    """
+    for i in range(rows):
+        others = all_uniform - np.float64(uniform[y[i]])
+        A = all_uniform + keep * (np.float64(weight[y[i]]) if len(weight) else 1.0)
+        largest = 0
+        for b in range(1, len(shifts)):
+            if shifts[b, i] > shifts[largest, i]:
+                largest = b
+        # Where all shifts are low p_y is next to 1.
+        m, own = shifts[largest, i], A
+        if m >= 0.0:
+            own = factor[largest, i] * math.exp(-m)
+        if own < 0.5 * A:
+            label_r[i] = own - (A - others)
+        else:
+            label_r[i] += others
+
+
+@njit(fastmath=NO_REASSOCIATION, **INNER)
 def combine(
     y, rows, running, weight, uniform, all_uniform, keep, z_y, shifts, S, moved, factor, label_r,
     losses,
@@ -276,8 +294,7 @@ def combine(
         for b in range(len(moved)):
             for i in range(rows):
                 losses[i] -= moved[b, i]
-        for i in range(rows):
-            label_r[i] += all_uniform - np.float64(uniform[y[i]])
+        _label_residuals(y, rows, weight, uniform, all_uniform, keep, shifts, factor, label_r)
     return c
 
 
@@ -315,35 +332,42 @@ def add_row_sums(Z, rows, sums):
 
 
 @njit(fastmath=NO_REASSOCIATION, **INNER)
-def derivatives(Z, V, y, rows, c, shift, S, factor, label_r, s, term):
+def derivatives(Z, V, y, rows, c, shift, S, factor, label_r, losses, s, term):
     """Z, the exponentials, becomes r, and V, the logits' derivatives, becomes r', both over e^c.
 
-    `shift`, `S`, `factor` and `label_r` are those of `combine` for all classes in one
-    block, without options; `s` and `term` are room, in float64 and in the dtype.
+    `shift`, `S`, `factor` and `label_r` are those of `combine` for all classes in one block,
+    without options; `losses` (float64), `s` (float64) and `term` (the dtype) are room.
     """
     real = Z.dtype.type
     n_classes = Z.shape[0]
     for i in range(rows):
         term[i] = V[y[i], i]
         s[i] = 0.0
+        losses[i] = 0.0
     # The label's exponential is 0.
-    for block in range(0, n_classes, CLASSES):
-        for j in range(block, min(block + CLASSES, n_classes)):
-            for i in range(rows):
-                V[j, i] -= term[i]
-                s[i] += np.float64(Z[j, i]) * np.float64(V[j, i])
+    for j in range(n_classes):
+        for i in range(rows):
+            e, v = np.float64(Z[j, i]), np.float64(V[j, i])
+            s[i] += e * (v - np.float64(term[i]))
+            losses[i] += e * v
     for i in range(rows):
         # What is divided by e^c at first is the mean of the derivatives over p.
         s[i] *= factor[i]
-        term[i] = real(s[i] * math.exp(c))
         m, x = shift[i], S[0, i] + S[1, i]
         p_y = math.exp(-m) / (math.exp(-m) + x) if m > 0.0 else 1.0 / (1.0 + x * math.exp(m))
+        # Either V_j - V_y less their mean, or V_j less its own: where p_y is small, V_y may be large
+        # and of no consequence.
+        if p_y < 0.5:
+            losses[i] = losses[i] * factor[i] * math.exp(c) + p_y * np.float64(term[i])
+            term[i] = real(0.0)
+        else:
+            losses[i] = s[i] * math.exp(c)
         s[i] *= -p_y
     for j in range(n_classes):
         for i in range(rows):
             p = Z[j, i] * real(factor[i])
             Z[j, i] = p
-            V[j, i] = p * (V[j, i] - term[i])
+            V[j, i] = p * ((V[j, i] - term[i]) - real(losses[i]))
     for i in range(rows):
         label = y[i]
         Z[label, i] = real(label_r[i])

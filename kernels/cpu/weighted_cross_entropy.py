@@ -36,6 +36,14 @@ def examine(y, n_classes, ignore_index):
 
 
 @njit(**INNER)
+def add_exactly(total, lost, term):
+    """`total + term`, and `lost` with what its rounding loses: Knuth's sum of two numbers."""
+    new = total + term
+    part = new - total
+    return new, lost + ((total - (new - part)) + (term - part))
+
+
+@njit(**INNER)
 def options_of(K, bias, weight, smoothing, scale):
     """`options` of `chunk_pass`.
 
@@ -50,10 +58,13 @@ def options_of(K, bias, weight, smoothing, scale):
     apart = np.empty(len(bias), bias.dtype)
     for j in range(len(bias)):
         apart[j] = bias[j] - common
-    uniform, all_uniform = np.empty(K if smoothing > 0.0 else 0, scale.dtype), 0.0
+    uniform, total = np.empty(K if smoothing > 0.0 else 0, scale.dtype), 0.0
+    lost = 0.0
     for j in range(len(uniform)):
-        uniform[j] = real(smoothing / K) * (weight[j] if len(weight) else real(1.0))
-        all_uniform += np.float64(uniform[j])
+        mass = smoothing / K * (np.float64(weight[j]) if len(weight) else 1.0)
+        uniform[j] = real(mass)
+        total, lost = add_exactly(total, lost, mass)
+    all_uniform = total + lost
     return apart, weight, uniform, all_uniform, 1.0 - smoothing, scale
 
 

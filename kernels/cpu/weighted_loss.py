@@ -15,7 +15,7 @@ from numba import carray, types
 from fastnc.kernels.cpu.chunk_pass import GRADS, add_rows, part_of_samples
 from fastnc.kernels.cpu.options import INNER, cfunc, njit
 from fastnc.kernels.cpu.processor import VECTOR_BYTES
-from fastnc.kernels.cpu.weighted_cross_entropy import examine, options_of
+from fastnc.kernels.cpu.weighted_cross_entropy import add_exactly, examine, options_of
 
 # What is there beside W, H and y, and what is wanted; the first three are `wanted`'s.
 GRAD_H, GRAD_W, GRAD_BIAS, BIAS, WEIGHT, SCALE, LOSSES, MEAN = (1 << i for i in range(8))
@@ -53,9 +53,10 @@ def _loss(
     if flags & MEAN:
         divisor = float(N)
         if len(weight):
-            divisor = 0.0
+            divisor, lost = 0.0, 0.0
             for i in range(N):
-                divisor += weight[y[i]]
+                divisor, lost = add_exactly(divisor, lost, np.float64(weight[y[i]]))
+            divisor += lost
         inverse = 1.0 / divisor
     one_scale = np.full(1, inverse, W.dtype)
     scale = one_scale

@@ -8,13 +8,13 @@ from kernel_problems import SHAPES, direction, hessian, problem
 from fastnc import reference
 
 
-def compare(W, H, y, roundings=400):
+def compare(W, H, y):
     """As test_cross_entropy_cpu; the products add the rounding of gaps' rates of size 20."""
     dW, dH = direction(W, H)
     wide = [x.astype(np.float64) for x in (W, H, dW, dH)]
     wanted = reference.hessian_vector_product(*wide[:2], y, *wide[2:])
     for got, want in zip(hessian(W, H, y, dW, dH), wanted, strict=True):
-        bound = roundings * np.finfo(W.dtype).eps * max(1.0, np.abs(want).max())
+        bound = 400 * np.finfo(W.dtype).eps * max(1.0, np.abs(want).max())
         np.testing.assert_allclose(got, want, rtol=0, atol=bound)
 
 
@@ -31,12 +31,16 @@ def test_remainders(by_samples, n_samples):
 
 
 def test_badly_classified_samples(by_samples):
-    """Gaps far above those where an exponential overflows; an absent class."""
+    """Gaps far above those where an exponential overflows; an absent class.
+
+    Entries are multiples of 1/16 and gaps thus exact: what a gap of 3000 is rounded by, 2e-13, would
+    be exponentiated, differently in two orders of its terms.
+    """
     W, H, y = problem(5, 8, 40, "float64", size=30.0)
+    W, H = np.round(16 * W) / 16, np.round(16 * H) / 16
     y[y == 2] = 1
-    # What a gap of 3000 is rounded by is exponentiated.
     assert 700.0 < reference.logit_gaps(W, H, y).max() < 5000.0
-    compare(W, H, y, roundings=4000)
+    compare(W, H, y)
 
 
 def test_symmetric(by_samples):
