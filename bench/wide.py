@@ -1,7 +1,7 @@
-"""The objective and the torch loss with every option in wider numbers: what `accuracy.py` holds to.
+"""The objective and the torch loss with every option in wider numbers, for `accuracy.py`.
 
-float32 is compared with float64, and float64 with `np.longdouble`, whose products go by slices: each
-matrix is a sum of matrices of few bits, whose products a float64 BLAS has exactly.
+float32 is compared with float64, and float64 with `np.longdouble`, whose products go by slices:
+a matrix is a sum of matrices of few bits, whose products a float64 BLAS has exactly.
 """
 
 from __future__ import annotations

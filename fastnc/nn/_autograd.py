@@ -17,7 +17,7 @@ from fastnc.nn._surroundings import plain, recorded, transformed
 def apply(problem: Problem) -> Tensor:
     """The loss, differentiable any number of times by whatever is differentiated."""
     loss: Tensor
-    if transformed() or _by_target(problem):
+    if transformed() or by_target(problem):
         if not (transformed() or recorded()) and plain(problem):
             look(problem.target, len(problem.linear_weight), problem.ignore_index)
         loss = _formula.loss(problem)
@@ -47,7 +47,7 @@ def _recordable(problem: Problem) -> Problem:
     return problem._replace(wanted=3 if problem.linear_bias is None else 7)
 
 
-def _by_target(problem: Problem) -> bool:
+def by_target(problem: Problem) -> bool:
     """Whether the target's probabilities or the classes' weights are differentiated too."""
     if problem.weight is None and problem.target.dtype == torch.int64:
         return False

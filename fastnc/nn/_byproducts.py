@@ -1,7 +1,8 @@
 """What the loss yields beside itself: log-sum-exp, predictions, entropies, and what they add.
 
-From a sample's plain loss and its label's logit, `lse_i = loss_i + z_y`, so that the log-sum-exp
-and its derivatives cost one product of rows, and keep the loss's digits.
+All of it comes of the loss's own pass over the logits (`_together`). Where a kernel's addresses are
+of no use, under transforms, tracers and compilers, a sample's log-sum-exp is made of its plain loss
+and its label's logit, `lse_i = loss_i + z_y`, and the rest of the logits once more.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fastnc.nn import _formula
-from fastnc.nn._autograd import apply, wanted_of
+from fastnc.nn._autograd import apply, by_target, wanted_of
 from fastnc.nn._problem import Problem, loss_dtype, working_dtype
-from fastnc.nn._surroundings import recorded, transformed
+from fastnc.nn._surroundings import plain, recorded, transformed
+from fastnc.nn._together import Together
+from fastnc.nn._torch_rows import Asked
 
 # As many logits at once as stay within a last-level cache.
 _ENTRIES_A_BLOCK = 1 << 20
@@ -68,8 +71,41 @@ def with_extras(problem: Problem, extras: Extras) -> Any:
         kind = loss_dtype(problem.input, problem.linear_weight, problem.target)
         scaled = scaled_and_capped(problem, extras)
         return apply(_asking(scaled)).to(kind)
-    made = rows(problem, extras)
-    return assembled(made, problem, extras)
+    if not _at_once(problem):
+        return assembled(rows(problem, extras), problem, extras)
+    kind = loss_dtype(problem.input, problem.linear_weight, problem.target)
+    with torch.autocast(problem.input.device.type, enabled=False):
+        scaled = _asking(_widened(scaled_and_capped(problem, extras)))
+        asked = Asked(extras.lse, extras.predictions, extras.entropies, extras.z_loss_weight)
+        made = Together.apply(*scaled[:3], scaled, asked, _by_operations)
+    return _returned(made[0].to(kind), Rows(*made), extras)
+
+
+def _at_once(problem: Problem) -> bool:
+    """Whether one pass makes everything: plain tensors, and nobody who looks at operations."""
+    return (
+        plain(problem)
+        and not (transformed() or recorded() or by_target(problem))
+        and 0 not in problem.linear_weight.shape
+    )
+
+
+def _by_operations(problem: Problem, asked: Asked) -> tuple[Any, ...]:
+    """Loss, log-sum-exp and entropies of a problem whose logits are scaled already."""
+    extras = Extras(True, False, asked.entropies, asked.z_loss_weight, None, problem.softcap)
+    loss, lse, _, *entropies = assembled(rows(problem, extras), problem, extras)
+    return loss, lse, entropies[0] if entropies else None
+
+
+def _widened(problem: Problem) -> Problem:
+    """Half precision is rounded once, at the end."""
+    dtype = working_dtype(problem.input, problem.linear_weight, problem.target)
+    bias = problem.linear_bias
+    return problem._replace(
+        input=problem.input.to(dtype),
+        linear_weight=problem.linear_weight.to(dtype),
+        linear_bias=None if bias is None else bias.to(dtype),
+    )
 
 
 def scaled_and_capped(problem: Problem, extras: Extras) -> Problem:
@@ -91,18 +127,13 @@ def _asking(problem: Problem) -> Problem:
 
 def rows(problem: Problem, extras: Extras) -> Rows:
     """What each sample has."""
-    dtype = working_dtype(problem.input, problem.linear_weight, problem.target)
     with torch.autocast(problem.input.device.type, enabled=False):
-        problem = scaled_and_capped(problem, extras)
-        # Half precision is rounded once, at the end.
-        problem = _asking(
-            problem._replace(
-                input=problem.input.to(dtype),
-                linear_weight=problem.linear_weight.to(dtype),
-                linear_bias=None if problem.linear_bias is None else problem.linear_bias.to(dtype),
-                reduction="none",
-            )
-        )
+        problem = _widened(scaled_and_capped(problem, extras))
+        problem = _asking(problem._replace(reduction="none"))
+        if _at_once(problem):
+            lse_too = extras.lse or bool(extras.z_loss_weight)
+            asked = Asked(lse_too, extras.predictions, extras.entropies)
+            return Rows(*Together.apply(*problem[:3], problem, asked, _by_operations))
         losses = apply(problem)
         lse = predictions = entropies = None
         if extras.lse or extras.z_loss_weight:
@@ -135,7 +166,10 @@ def assembled(made: Rows, problem: Problem, extras: Extras) -> Any:
             if reduction == "mean":
                 total = _formula.mean(total, _divisor(made.losses, target, None, counted))
             loss = loss + total
-    loss = loss.to(kind)
+    return _returned(loss.to(kind), made, extras)
+
+
+def _returned(loss: Tensor, made: Rows, extras: Extras) -> Any:
     if not extras.returned:
         return loss
     lse = made.lse if extras.lse else None
@@ -153,8 +187,15 @@ def _divisor(
 
 
 def _log_sum_exp(problem: Problem, losses: Tensor) -> Tensor:
-    """`loss_i + z_y`; of ignored samples 0."""
+    """`loss_i + z_y`, or the plain formula where logits are formed anyway; of ignored samples 0."""
     input, linear_weight, linear_bias, target, *_ = problem
+    if transformed():
+        lse = torch.logsumexp(_formula.logits(problem), 1)
+        return (
+            lse
+            if target.is_floating_point()
+            else torch.where(target != problem.ignore_index, lse, 0.0)
+        )
     K = linear_weight.shape[0]
     plain = problem._replace(weight=None, label_smoothing=0.0)
     if target.is_floating_point():

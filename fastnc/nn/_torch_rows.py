@@ -3,15 +3,18 @@
 The formula of `fastnc.reference.softmax`, row by row scaled by A_i, and, where the target is
 spread over the classes (label smoothing, probabilities), moved by B:
 
-    loss_i = A_i log(1 + S_i) - sum_j B_ij D_ij,    dloss_i / dz_ij = A_i r_ij - B_ij
+    loss_i = A_i log(1 + S_i) - sum_j B_ij D_ij,    dloss_i / dz_ij = A_i p_ij - B_ij
 
-with B zero at the label except for the sum that makes each row of the gradient sum to zero. Logits
-may be capped, `z = c tanh(z' / c)`, whose derivative is `4 e / (1 + e)^2`, `e = exp(-2 |z'| / c)`.
+with B, all of it, at the label where nothing is spread. What the loss yields beside itself comes of
+the same block: the log-sum-exp, whose derivative is p_ij, the class of the largest logit, and the
+softmax's entropy E_i, with the derivative `-p_ij (log p_ij + E_i)`. Logits may be capped,
+`z = c tanh(z' / c)`, whose derivative is `4 e / (1 + e)^2`, `e = exp(-2 |z'| / c)`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +26,49 @@ from fastnc.nn._problem import Problem, Result
 _ENTRIES_A_BLOCK = 1 << 20
 
 
+class Asked(NamedTuple):
+    """What is wanted of each sample beside its loss, and what is added to that."""
+
+    lse: bool = False
+    predictions: bool = False
+    entropies: bool = False
+    z_loss_weight: float = 0.0
+
+
+class Upstream(NamedTuple):
+    """Gradients (N,) by what a sample has; None where nothing depends on it."""
+
+    losses: Tensor | None = None
+    lse: Tensor | None = None
+    entropies: Tensor | None = None
+
+
+class Pass(NamedTuple):
+    """Of one pass: the loss, float64 where it is reduced, what was asked for, and gradients."""
+
+    loss: Tensor
+    lse: Tensor | None
+    predictions: Tensor | None
+    entropies: Tensor | None
+    grads: list[Tensor | None]
+
+
+_NOTHING = Asked()
+
+
 def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = None) -> Result:
-    """The loss, in float64 where it is reduced, and the gradients that are wanted.
+    """The loss, in float64 where it is reduced, and the gradients that are wanted."""
+    made = one_pass(dtype, problem, _NOTHING, None if upstream is None else Upstream(upstream))
+    return made.loss, made.grads[0], made.grads[1], made.grads[2]
+
+
+def one_pass(
+    dtype: torch.dtype, problem: Problem, asked: Asked, upstream: Upstream | None = None
+) -> Pass:
+    """Everything that is made of the logits, from logits made once.
+
+    Gradients are those of the reduced loss, z-loss included, or of the sum over samples of
+    `upstream` times what it belongs to.
 
     Cost: `2 K N d` FLOP, and as many again for each of the two large gradients; memory for
     one block of logits. A device is not waited for.
@@ -39,44 +83,74 @@ def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = Non
     target = target.detach()
     weight = H.new_ones(K) if weight is None else weight.detach().to(dtype)
     counted = bad = None
-    if target.is_floating_point():
-        divisor = H.new_full((), N, dtype=torch.float64)
-    else:
+    divisor = count = H.new_full((), N, dtype=torch.float64)
+    if not target.is_floating_point():
         look(target, K, ignore_index)
         target = target.to(torch.int64)
         counted = target != ignore_index
         bad = misfits(target, K, ignore_index)
         target = target.masked_fill(~counted | bad, 0)
         divisor = (weight[target] * counted).sum(dtype=torch.float64)
+        count = counted.sum(dtype=torch.float64)
     spread = _Spread(target, weight, label_smoothing, counted, bad)
-    scale = H.new_ones(()) if upstream is None else upstream.detach().to(dtype)
-    if reduction == "mean":
-        scale = divisor.reciprocal().to(dtype)
+    mean = reduction == "mean"
+    each = divisor.reciprocal() if mean else H.new_ones((), dtype=torch.float64)
+    by_z = asked.z_loss_weight * (count.reciprocal() if mean else torch.ones_like(each))
     losses = H.new_empty(N)
+    lse = H.new_zeros(N) if asked.lse or asked.z_loss_weight else None
+    predictions = target.new_empty(N, dtype=torch.int64) if asked.predictions else None
+    entropies = H.new_zeros(N) if asked.entropies else None
     grad_H = torch.empty(H.shape, dtype=dtype, device=H.device) if wanted & 1 else None
     grad_W = torch.zeros(W.shape, dtype=dtype, device=H.device) if wanted & 2 else None
     grad_bias = W.new_zeros(K) if wanted & 4 else None
     rows = max(1, min(N, _ENTRIES_A_BLOCK // K))
     for start in range(0, N, rows):
         part = slice(start, start + rows)
-        z = H[part] @ W.T if bias is None else torch.addmm(bias, H[part], W.T)
+        h = H[part]
+        z = h @ W.T if bias is None else torch.addmm(bias, h, W.T)
         slope = None
         if softcap:
             z, slope = _capped(z, softcap)
-        losses[part], r = _softmax(z, *spread.of(part))
+        if predictions is not None:
+            predictions[part] = z.argmax(1)
+        block = _Block(z, *spread.of(part))
+        losses[part] = block.losses
+        if lse is not None:
+            lse[part] = block.lse
+        if entropies is not None:
+            entropies[part] = block.entropies
+        if not wanted:
+            continue
+        if upstream is None:
+            r = block.residuals(each)
+            if lse is not None and asked.z_loss_weight:
+                r += block.p * (2.0 * by_z * block.lse).to(dtype).unsqueeze(1)
+        else:
+            r = block.along(*(None if u is None else u.detach()[part] for u in upstream))
+        if counted is not None:
+            # What is ignored may hold NaN, which `0 * NaN` would hand on.
+            r, h = (torch.where(counted[part].unsqueeze(1), x, 0.0) for x in (r, h))
         if slope is not None:
             r *= slope
-        r *= scale if scale.dim() == 0 else scale[part].unsqueeze(1)
         if grad_H is not None:
             grad_H[part] = r @ W
         if grad_W is not None:
-            grad_W.addmm_(r.T, H[part])
+            grad_W.addmm_(r.T, h)
         if grad_bias is not None:
             grad_bias += r.sum(0)
-    if reduction == "none":
-        return losses, grad_H, grad_W, grad_bias
-    total = losses.sum(dtype=torch.float64)
-    return (total / divisor if reduction == "mean" else total), grad_H, grad_W, grad_bias
+    if counted is not None:
+        losses = torch.where(counted, losses, 0.0)
+        lse = None if lse is None else torch.where(counted, lse, 0.0)
+        entropies = None if entropies is None else torch.where(counted, entropies, 0.0)
+    loss = losses if reduction == "none" else losses.sum(dtype=torch.float64) * each
+    if mean:
+        loss = torch.where(divisor == 0.0, torch.nan, loss)
+    if lse is not None and asked.z_loss_weight:
+        squares = lse.to(torch.float64).square()
+        z_losses = asked.z_loss_weight * squares.to(dtype)
+        loss = loss + (z_losses if reduction == "none" else squares.sum() * by_z)
+    grads = [grad_H, grad_W, grad_bias]
+    return Pass(loss, lse, predictions, entropies, grads)
 
 
 @dataclass(frozen=True)
@@ -100,16 +174,17 @@ class _Spread:
             # Near its optimum the class with most of the target wins: few digits cancel.
             return B.argmax(1, keepdim=True), B.sum(1, keepdim=True, dtype=torch.float64), B
         label = target.unsqueeze(1)
-        A = self.weight[label]
+        A = own = self.weight[label]
+        uniform = self.weight * (self.smoothing / K)
         if self.smoothing > 0.0:
-            uniform = self.weight * (self.smoothing / K)
-            A = A * (1.0 - self.smoothing) + uniform.sum(dtype=torch.float64)
+            own = own * (1.0 - self.smoothing)
+            A = own + uniform.sum(dtype=torch.float64)
         if self.counted is not None and self.bad is not None:
             A = A * self.counted[part].unsqueeze(1)
             A = A.masked_fill(self.bad[part].unsqueeze(1), torch.nan)
         if self.smoothing == 0.0:
             return label, A, None
-        B = uniform.expand(len(label), K)
+        B = uniform.repeat(len(label), 1).scatter_add_(1, label, own)
         if self.counted is not None:
             B = B * self.counted[part].unsqueeze(1)
         return label, A, B
@@ -122,33 +197,76 @@ def _capped(z: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
     return softcap * torch.tanh(z), 4.0 * e / (1.0 + e).square()
 
 
-def _softmax(gaps: Tensor, label: Tensor, A: Tensor, B: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Losses, and their derivatives by the logits, which are overwritten.
+class _Block:
+    """Softmax of some rows of logits, and what is made of it; sums are taken in float64."""
 
-    Sums are taken in float64, and the loss is one of terms of one sign:
-    `A (log sum_j e^{D_j} - m) + sum_j B_j (m - D_j)` with m the largest D_j.
-    """
-    dtype, wide = gaps.dtype, torch.float64
-    gaps -= gaps.gather(1, label)
-    poison = 0.0 * gaps.gather(1, label)
-    gaps.scatter_(1, label, -torch.inf)
-    m = gaps.amax(1, keepdim=True).clamp_(min=0.0)
-    e = torch.exp(gaps - m)
-    S = e.sum(1, keepdim=True, dtype=wide)
-    least = torch.exp(-m.to(wide))
-    den = least + S
-    losses = torch.where(m == 0.0, torch.log1p(S), torch.log(den))
-    label_r = -A * (S / den)
-    r = e * (A / den).to(dtype)
-    if B is None:
-        losses = A * (m + losses)
-    else:
-        gaps.scatter_(1, label, 0.0)
-        losses = A * losses + (B * (m - gaps)).sum(1, keepdim=True, dtype=wide)
-        r -= B
-        p_y, own = least / den, B.gather(1, label)
-        others = B.scatter(1, label, 0.0).sum(1, keepdim=True, dtype=wide)
-        # Of two forms the one that cancels less.
-        label_r = torch.where(p_y < 0.5, A * p_y - own, others + label_r)
-    r.scatter_(1, label, label_r.to(dtype))
-    return (losses + poison).squeeze(1).to(dtype), r
+    def __init__(self, z: Tensor, label: Tensor, A: Tensor, B: Tensor | None) -> None:
+        wide = torch.float64
+        self.dtype, self.label, self.A, self.B = z.dtype, label, A, B
+        z_y = z.gather(1, label)
+        others = z.scatter(1, label, -torch.inf)
+        top = others.amax(1, keepdim=True)
+        m = (top - z_y).clamp_(min=0.0)
+        largest = torch.where(m > 0.0, top, z_y)
+        gaps = others.sub_(largest)
+        self.e = torch.exp(gaps)
+        self.S = self.e.sum(1, keepdim=True, dtype=wide)
+        self.least = torch.exp(-m.to(wide))
+        self.den = self.least + self.S
+        # log(sum_j e^{z_j}) from the largest logit on.
+        self.rest = torch.where(m == 0.0, torch.log1p(self.S), torch.log(self.den))
+        self.gaps = gaps.scatter_(1, label, -m)
+        self._lse = largest + self.rest
+        if B is None:
+            losses = A * (m + self.rest)
+        else:
+            # Of terms of one sign.
+            losses = A * self.rest - (B * self.gaps).sum(1, keepdim=True, dtype=wide)
+        # A label's logit that is not finite shows.
+        self.losses = (losses + 0.0 * z_y).squeeze(1).to(z.dtype)
+
+    @property
+    def lse(self) -> Tensor:
+        return self._lse.squeeze(1).to(self.dtype)
+
+    @property
+    def p(self) -> Tensor:
+        p = self.e / self.den.to(self.dtype)
+        return p.scatter_(1, self.label, (self.least / self.den).to(self.dtype))
+
+    @property
+    def entropies(self) -> Tensor:
+        return self._entropies().squeeze(1).to(self.dtype)
+
+    def _log_p(self) -> Tensor:
+        return self.gaps - self.rest.to(self.dtype)
+
+    def _entropies(self) -> Tensor:
+        log_p = self._log_p()
+        terms = self.p * torch.where(torch.isinf(log_p), 0.0, log_p)
+        return -terms.sum(1, keepdim=True, dtype=torch.float64)
+
+    def residuals(self, each: Tensor) -> Tensor:
+        """Derivatives of the losses by the logits, times `each`, a number or one for each row."""
+        label_r = -self.A * (self.S / self.den)
+        r = self.e * (each * self.A / self.den).to(self.dtype)
+        if self.B is not None:
+            r -= self.B * each.to(self.dtype)
+            p_y, own = self.least / self.den, self.B.gather(1, self.label)
+            others = self.B.scatter(1, self.label, 0.0).sum(1, keepdim=True, dtype=torch.float64)
+            # Of two forms the one that cancels less.
+            label_r = torch.where(p_y < 0.5, self.A * p_y - own, others + label_r)
+        return r.scatter_(1, self.label, (each * label_r).to(self.dtype))
+
+    def along(self, losses: Tensor | None, lse: Tensor | None, entropies: Tensor | None) -> Tensor:
+        """Derivatives by the logits of the sum of what a row has, times its upstream gradient."""
+        r = torch.zeros_like(self.e)
+        if losses is not None:
+            r = self.residuals(losses.unsqueeze(1))
+        if lse is not None:
+            r += self.p * lse.to(self.dtype).unsqueeze(1)
+        if entropies is not None:
+            p, log_p = self.p, self._log_p()
+            moved = p * (log_p + self._entropies().to(self.dtype))
+            r -= torch.where(torch.isinf(log_p), 0.0, moved) * entropies.to(self.dtype).unsqueeze(1)
+        return r

@@ -241,9 +241,10 @@ def _shifted(rows, c, z_y, shifts, S, factor, label_r, losses):
 
 @njit(fastmath=NO_REASSOCIATION, **INNER)
 def _label_residuals(y, rows, weight, uniform, all_uniform, keep, shifts, factor, label_r):
-    """`label_r`, so far `-A sum_{j != y} p_j`, with smoothing: of two forms the one that cancels less.
+    """`label_r`, so far `-A sum_{j != y} p_j`, with smoothing.
 
-    `A p_y - B_y - keep v_y` where p_y is below 1/2, and minus the sum of the others elsewhere.
+    `A p_y - B_y - keep v_y` where p_y is below 1/2, and minus the sum of the others elsewhere: of
+    two forms the one that cancels less.
     """
     for i in range(rows):
         others = all_uniform - np.float64(uniform[y[i]])
@@ -355,8 +356,8 @@ def derivatives(Z, V, y, rows, c, shift, S, factor, label_r, losses, s, term):
         s[i] *= factor[i]
         m, x = shift[i], S[0, i] + S[1, i]
         p_y = math.exp(-m) / (math.exp(-m) + x) if m > 0.0 else 1.0 / (1.0 + x * math.exp(m))
-        # Either V_j - V_y less their mean, or V_j less its own: where p_y is small, V_y may be large
-        # and of no consequence.
+        # Either V_j - V_y less their mean, or V_j less its own: where p_y is small, V_y may be
+        # large and of no consequence.
         if p_y < 0.5:
             losses[i] = losses[i] * factor[i] * math.exp(c) + p_y * np.float64(term[i])
             term[i] = real(0.0)

@@ -33,8 +33,8 @@ def test_remainders(by_samples, n_samples):
 def test_badly_classified_samples(by_samples):
     """Gaps far above those where an exponential overflows; an absent class.
 
-    Entries are multiples of 1/16 and gaps thus exact: what a gap of 3000 is rounded by, 2e-13, would
-    be exponentiated, differently in two orders of its terms.
+    Entries are multiples of 1/16 and gaps thus exact: what a gap of 3000 is rounded by, 2e-13,
+    would be exponentiated, differently in two orders of its terms.
     """
     W, H, y = problem(5, 8, 40, "float64", size=30.0)
     W, H = np.round(16 * W) / 16, np.round(16 * H) / 16
