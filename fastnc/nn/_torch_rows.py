@@ -205,16 +205,20 @@ class _Block:
         self.dtype, self.label, self.A, self.B = z.dtype, label, A, B
         z_y = z.gather(1, label)
         others = z.scatter(1, label, -torch.inf)
-        top = others.amax(1, keepdim=True)
+        top, at = others.max(1, keepdim=True)
         m = (top - z_y).clamp_(min=0.0)
         largest = torch.where(m > 0.0, top, z_y)
         gaps = others.sub_(largest)
         self.e = torch.exp(gaps)
-        self.S = self.e.sum(1, keepdim=True, dtype=wide)
+        # The largest of the others apart: beside it, where it is 1, the rest would lose digits.
+        e_top = self.e.gather(1, at)
+        S = self.e.scatter_(1, at, 0.0).sum(1, keepdim=True, dtype=wide)
+        self.e.scatter_(1, at, e_top)
+        self.S = S + e_top
         self.least = torch.exp(-m.to(wide))
         self.den = self.least + self.S
         # log(sum_j e^{z_j}) from the largest logit on.
-        self.rest = torch.where(m == 0.0, torch.log1p(self.S), torch.log(self.den))
+        self.rest = torch.log1p(torch.where(m == 0.0, self.S, S + self.least))
         self.gaps = gaps.scatter_(1, label, -m)
         self._lse = largest + self.rest
         if B is None:

@@ -50,8 +50,8 @@ def _exponentials(
 
 
 def _combine(
-    y_at, rows, ld, n_blocks, running, weight_at, n_weight, uniform_at, n_uniform, all_uniform,
-    keep, z_y_at, shifts_at, S_at, moved_at, factor_at, label_r_at, losses_at, c_at,
+    y_at, rows, ld, n_blocks, block, running, weight_at, n_weight, uniform_at, n_uniform,
+    all_uniform, keep, z_y_at, shifts_at, S_at, moved_at, factor_at, label_r_at, losses_at, c_at,
 ):  # fmt: skip
     y, z_y, shifts = carray(y_at, rows), carray(z_y_at, ld), carray(shifts_at, (n_blocks, ld))
     weight, uniform = carray(weight_at, n_weight), carray(uniform_at, n_uniform)
@@ -59,8 +59,8 @@ def _combine(
     factor, label_r = carray(factor_at, (n_blocks, ld)), carray(label_r_at, ld)
     losses, c = carray(losses_at, ld), carray(c_at, 1)
     c[0] = residual.combine(
-        y, rows, running, weight, uniform, all_uniform, keep, z_y, shifts, S, moved, factor,
-        label_r, losses,
+        y, rows, block, running, weight, uniform, all_uniform, keep, z_y, shifts, S, moved,
+        factor, label_r, losses,
     )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def _signatures(real):
             floats, *[size] * 3, labels, size, size, floats, size, floats, *[doubles] * 3, floats,
         ),
         _combine: (
-            labels, *[size] * 3, double, floats, size, floats, size, double, double, floats,
+            labels, *[size] * 4, double, floats, size, floats, size, double, double, floats,
             *[doubles] * 7,
         ),
         _residuals: (

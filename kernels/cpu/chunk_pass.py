@@ -177,8 +177,8 @@ def part_of_samples(
         call(
             kernels[COMBINE],
             (
-                address(y, first), rows, ld, n_blocks, running, address(weight, 0), len(weight),
-                address(uniform, 0), len(uniform), all_uniform, keep, address(z_y, 0),
+                address(y, first), rows, ld, n_blocks, block, running, address(weight, 0),
+                len(weight), address(uniform, 0), len(uniform), all_uniform, keep, address(z_y, 0),
                 address(tops, 0), address(S, 0), address(moved, 0), address(factor, 0),
                 address(label_r, 0), address(losses, 0), address(scales, 0),
             ),
@@ -289,8 +289,8 @@ def classes_divided(
         call(
             kernels[COMBINE],
             (
-                address(y, first), rows, ld, n_blocks, running, address(weight, 0), len(weight),
-                address(uniform, 0), len(uniform), all_uniform, keep, address(z_y, 0),
+                address(y, first), rows, ld, n_blocks, block, running, address(weight, 0),
+                len(weight), address(uniform, 0), len(uniform), all_uniform, keep, address(z_y, 0),
                 address(tops, 0), address(S, 0), address(moved, 0), address(factor, 0),
                 address(label_r, 0), address(losses, 0), address(scales, 0),
             ),

@@ -75,8 +75,8 @@ def _part(part, n_parts, how, W, H, y, dW, dH, alpha, sums, shifts, HH):
         call(
             kernels[COMBINE],
             (
-                address(y, first), rows, ld, np.int64(1), running, address(none, 0), len(none),
-                address(none, 0), len(none), 0.0, 1.0, address(z_y, 0), address(top, 0),
+                address(y, first), rows, ld, np.int64(1), K, running, address(none, 0),
+                len(none), address(none, 0), len(none), 0.0, 1.0, address(z_y, 0), address(top, 0),
                 address(S, 0), address(s, 0), address(factor, 0), address(label_r, 0),
                 address(losses, 0), address(found, 0),
             ),

@@ -143,14 +143,33 @@ def total_of(values, n):
 
 
 @njit(fastmath=NO_REASSOCIATION, **INNER)
-def _moved(Z, low, rows, z_y, uniform, moved):
-    """`moved[i] = sum_j B_j D_j` of some classes, in float64: much of it may cancel in the loss."""
+def _moved(Z, low, y, rows, z_y, uniform, shift, origin, moved, base, part):
+    """`moved[i] = sum_j B_j D_j` of some classes but the label, in float64.
+
+    Gaps are those to the block's largest logit where the label's is smaller, so that all are of one
+    sign; `base` is room.
+    """
+    real = Z.dtype.type
     for i in range(rows):
         moved[i] = 0.0
-    for j in range(Z.shape[0]):
-        mass = np.float64(uniform[low + j])
+        base[i] = origin[i] if shift[i] > 0.0 else z_y[i]
+        label = y[i] - low
+        if 0 <= label < Z.shape[0]:
+            Z[label, i] = real(base[i])
+    # Equal terms are all rounded the same way: few of them in a row.
+    for block in range(0, Z.shape[0], CLASSES):
         for i in range(rows):
-            moved[i] += mass * (np.float64(Z[j, i]) - np.float64(z_y[i]))
+            part[i] = 0.0
+        for j in range(block, min(block + CLASSES, Z.shape[0])):
+            mass = np.float64(uniform[low + j])
+            for i in range(rows):
+                part[i] += mass * (np.float64(Z[j, i]) - base[i])
+        for i in range(rows):
+            moved[i] += part[i]
+    for i in range(rows):
+        label = y[i] - low
+        if 0 <= label < Z.shape[0]:
+            Z[label, i] = -np.inf
 
 
 @njit(fastmath=NO_REASSOCIATION, **INNER)
@@ -163,8 +182,6 @@ def exponentials(Z, low, y, rows, in_log_domain, uniform, z_y, shift, S, moved, 
     n_classes, ld = Z.shape
     real = Z.dtype.type
     many = WIDTH * VECTOR_BYTES // Z.itemsize
-    if len(uniform):
-        _moved(Z, low, rows, z_y, uniform, moved)
     for i in range(rows):
         label = y[i] - low
         if 0 <= label < n_classes:
@@ -181,6 +198,8 @@ def exponentials(Z, low, y, rows, in_log_domain, uniform, z_y, shift, S, moved, 
         away = top < lowest or top > 0.0
         shift[i] = top if away else 0.0
         origin[i] = origin[i] if away and top > NOTHING else z_y[i]
+    if len(uniform):
+        _moved(Z, low, y, rows, z_y, uniform, shift, origin, moved, S[0], S[1])
     for i in range(rows, whole):
         origin[i] = real(0.0)
     for i in range(whole):
@@ -196,14 +215,14 @@ def exponentials(Z, low, y, rows, in_log_domain, uniform, z_y, shift, S, moved, 
 
 
 @njit(fastmath=NO_REASSOCIATION, **INNER)
-def _ordinary(rows, z_y, shifts, S, factor, label_r, losses):
+def _ordinary(rows, all_of_m, z_y, shifts, S, factor, label_r, losses):
     """`combine` where there is one block, and no m is low; `losses` holds A."""
     real = z_y.dtype.type
     for i in range(rows):
         m, own, others = shifts[0, i], losses[i], S[0, 0, i] + S[0, 1, i]
         # den - 1: S where m is 0.
         x = others + (exp(-m) - 1.0)
-        losses[i] = own * (m + log1p(x)) + 0.0 * np.float64(z_y[i])
+        losses[i] = own * (all_of_m * m + log1p(x)) + 0.0 * np.float64(z_y[i])
         # Rounded as the others' residuals are: where there is one other, their sum is 0.
         g = np.float64(real(own / (1.0 + x)))
         factor[0, i] = g
@@ -211,7 +230,7 @@ def _ordinary(rows, z_y, shifts, S, factor, label_r, losses):
 
 
 @njit(fastmath=NO_REASSOCIATION, **INNER)
-def _shifted(rows, c, z_y, shifts, S, factor, label_r, losses):
+def _shifted(rows, c, all_of_m, z_y, shifts, S, factor, label_r, losses):
     """`combine` for any blocks and shifts; results are over e^c, and `losses` holds A."""
     n_blocks = len(shifts)
     for i in range(rows):
@@ -224,7 +243,7 @@ def _shifted(rows, c, z_y, shifts, S, factor, label_r, losses):
             x += (S[b, 0, i] + S[b, 1, i]) * (1.0 if apart == 0.0 else math.exp(apart))
         if m > 0.0:
             den, scaled = math.exp(-m) + x, x
-            loss, origin = m + math.log(den), m
+            loss, origin = all_of_m * m + math.log(den), m
         else:
             scaled, origin = x * math.exp(m - c), c
             x *= math.exp(m)
@@ -237,6 +256,32 @@ def _shifted(rows, c, z_y, shifts, S, factor, label_r, losses):
         label_r[i] = -scaled * g
         for b in range(n_blocks):
             factor[b, i] = g * math.exp(shifts[b, i] - origin)
+
+
+@njit(fastmath=NO_REASSOCIATION, **INNER)
+def _smoothed(y, rows, block, weight, uniform, keep, shifts, moved, losses):
+    """Adds `sum_j mass_j (m - D_j)` to the losses, of which `moved` has parts.
+
+    Blocks of `block` classes took their gaps from their own largest logit or the label's.
+    """
+    for b in range(len(shifts)):
+        low, high = b * block, min((b + 1) * block, len(uniform))
+        mass = 0.0
+        for first in range(low, high, CLASSES):
+            part = 0.0
+            for j in range(first, min(first + CLASSES, high)):
+                part += np.float64(uniform[j])
+            mass += part
+        for i in range(rows):
+            m = 0.0
+            for other in range(len(shifts)):
+                m = max(m, shifts[other, i])
+            label, here = y[i], mass
+            if low <= label < high:
+                here -= np.float64(uniform[label])
+                own = keep * (np.float64(weight[label]) if len(weight) else 1.0)
+                losses[i] += (own + np.float64(uniform[label])) * m
+            losses[i] += here * (m - max(shifts[b, i], 0.0)) - moved[b, i]
 
 
 @njit(fastmath=NO_REASSOCIATION, **INNER)
@@ -265,8 +310,8 @@ def _label_residuals(y, rows, weight, uniform, all_uniform, keep, shifts, factor
 
 @njit(fastmath=NO_REASSOCIATION, **INNER)
 def combine(
-    y, rows, running, weight, uniform, all_uniform, keep, z_y, shifts, S, moved, factor, label_r,
-    losses,
+    y, rows, block, running, weight, uniform, all_uniform, keep, z_y, shifts, S, moved, factor,
+    label_r, losses,
 ):  # fmt: skip
     """All blocks' `shifts`, `S` and `moved` (block, sample) to losses; returns c >= `running`.
 
@@ -282,19 +327,19 @@ def combine(
     # What smoothing moves is never small; of a class alone there is nothing.
     if NOTHING < top < 0.0 and not len(uniform):
         c = max(running, STEP * np.floor(top / STEP))
+    # With smoothing m goes into sums of one sign.
+    all_of_m = 0.0 if len(uniform) else 1.0
     for i in range(rows):
         losses[i] = all_uniform + keep
     if len(weight):
         for i in range(rows):
             losses[i] = all_uniform + keep * np.float64(weight[y[i]])
     if len(shifts) == 1 and least >= 0.0:
-        _ordinary(rows, z_y, shifts, S, factor, label_r, losses)
+        _ordinary(rows, all_of_m, z_y, shifts, S, factor, label_r, losses)
     else:
-        _shifted(rows, c, z_y, shifts, S, factor, label_r, losses)
+        _shifted(rows, c, all_of_m, z_y, shifts, S, factor, label_r, losses)
     if len(uniform):
-        for b in range(len(moved)):
-            for i in range(rows):
-                losses[i] -= moved[b, i]
+        _smoothed(y, rows, block, weight, uniform, keep, shifts, moved, losses)
         _label_residuals(y, rows, weight, uniform, all_uniform, keep, shifts, factor, label_r)
     return c
 
@@ -345,12 +390,18 @@ def derivatives(Z, V, y, rows, c, shift, S, factor, label_r, losses, s, term):
         term[i] = V[y[i], i]
         s[i] = 0.0
         losses[i] = 0.0
+    sums = np.empty((2, rows))
     # The label's exponential is 0.
-    for j in range(n_classes):
+    for block in range(0, n_classes, CLASSES):
+        sums[:] = 0.0
+        for j in range(block, min(block + CLASSES, n_classes)):
+            for i in range(rows):
+                e, v = np.float64(Z[j, i]), np.float64(V[j, i])
+                sums[0, i] += e * (v - np.float64(term[i]))
+                sums[1, i] += e * v
         for i in range(rows):
-            e, v = np.float64(Z[j, i]), np.float64(V[j, i])
-            s[i] += e * (v - np.float64(term[i]))
-            losses[i] += e * v
+            s[i] += sums[0, i]
+            losses[i] += sums[1, i]
     for i in range(rows):
         # What is divided by e^c at first is the mean of the derivatives over p.
         s[i] *= factor[i]
