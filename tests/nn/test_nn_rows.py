@@ -181,3 +181,23 @@ def test_the_logits_are_never_formed(smoothing, shape):
         capture_output=True, text=True, check=True, env=os.environ, cwd=ROOT,
     )  # fmt: skip
     assert float(done.stdout) < 0.25
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"reduction": "sum"}])
+@pytest.mark.parametrize("K, d", [(7, 20), (100, 128), (600, 300)])
+def test_a_row_does_not_depend_on_its_company(K, d, options, dtype):
+    """From 64 samples on, whatever their number is and wherever the row stands."""
+    H, W, b, y, v = problem(330, K, d, dtype=dtype)
+
+    def rows(keep):
+        h = H.detach()[keep].requires_grad_()
+        given = {"reduction": "none", **options}
+        loss = linear_cross_entropy(h, W, y[keep], linear_bias=b, weight=v, **given)
+        (grad,) = torch.autograd.grad(loss.sum(), h)
+        return grad if loss.dim() == 0 else torch.cat([loss.detach()[:, None], grad], dim=1)
+
+    everything = rows(torch.arange(330))
+    for keep in (range(64), range(100, 165), range(33, 300), range(329, -1, -1)):
+        keep = torch.tensor(list(keep))
+        assert torch.equal(rows(keep), everything[keep]), len(keep)
