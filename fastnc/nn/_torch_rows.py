@@ -89,9 +89,14 @@ def one_pass(
         target = target.to(torch.int64)
         counted = target != ignore_index
         bad = misfits(target, K, ignore_index)
-        target = target.masked_fill(~counted | bad, 0)
-        divisor = (weight[target] * counted).sum(dtype=torch.float64)
-        count = counted.sum(dtype=torch.float64)
+        if target.is_cpu and bool(counted.all()):
+            # Nothing to be left out: a look is free where nobody is waited for.
+            counted = bad = None
+            divisor = weight[target].sum(dtype=torch.float64)
+        else:
+            target = target.masked_fill(~counted | bad, 0)
+            divisor = (weight[target] * counted).sum(dtype=torch.float64)
+            count = counted.sum(dtype=torch.float64)
     spread = _Spread(target, weight, label_smoothing, counted, bad)
     mean = reduction == "mean"
     each = divisor.reciprocal() if mean else H.new_ones((), dtype=torch.float64)
@@ -122,9 +127,8 @@ def one_pass(
         if not wanted:
             continue
         if upstream is None:
-            r = block.residuals(each)
-            if lse is not None and asked.z_loss_weight:
-                r += block.p * (2.0 * by_z * block.lse).to(dtype).unsqueeze(1)
+            by_lse = 2.0 * by_z * block.wide_lse if asked.z_loss_weight else None
+            r = block.residuals(each, by_lse)
         else:
             r = block.along(*(None if u is None else u.detach()[part] for u in upstream))
         if counted is not None:
@@ -210,17 +214,21 @@ class _Block:
         largest = torch.where(m > 0.0, top, z_y)
         gaps = others.sub_(largest)
         self.e = torch.exp(gaps)
-        # The largest of the others apart: beside it, where it is 1, the rest would lose digits.
-        e_top = self.e.gather(1, at)
-        S = self.e.scatter_(1, at, 0.0).sum(1, keepdim=True, dtype=wide)
-        self.e.scatter_(1, at, e_top)
-        self.S = S + e_top
+        if self.dtype == wide:
+            # The largest of the others apart: where it is 1, the rest would lose digits beside it.
+            e_top = self.e.gather(1, at)
+            S = self.e.scatter_(1, at, 0.0).sum(1, keepdim=True)
+            self.e.scatter_(1, at, e_top)
+            self.S = S + e_top
+        else:
+            self.S = self.e.sum(1, keepdim=True, dtype=wide)
+            S = self.S - 1.0
         self.least = torch.exp(-m.to(wide))
         self.den = self.least + self.S
         # log(sum_j e^{z_j}) from the largest logit on.
         self.rest = torch.log1p(torch.where(m == 0.0, self.S, S + self.least))
         self.gaps = gaps.scatter_(1, label, -m)
-        self._lse = largest + self.rest
+        self.wide_lse = largest + self.rest
         if B is None:
             losses = A * (m + self.rest)
         else:
@@ -231,7 +239,7 @@ class _Block:
 
     @property
     def lse(self) -> Tensor:
-        return self._lse.squeeze(1).to(self.dtype)
+        return self.wide_lse.squeeze(1).to(self.dtype)
 
     @property
     def p(self) -> Tensor:
@@ -250,25 +258,34 @@ class _Block:
         terms = self.p * torch.where(torch.isinf(log_p), 0.0, log_p)
         return -terms.sum(1, keepdim=True, dtype=torch.float64)
 
-    def residuals(self, each: Tensor) -> Tensor:
-        """Derivatives of the losses by the logits, times `each`, a number or one for each row."""
+    def residuals(self, each: Tensor, by_lse: Tensor | None = None) -> Tensor:
+        """Derivatives of the losses by the logits, times `each`, a number or one for each row.
+
+        And of the log-sum-exp, times `by_lse`.
+        """
         label_r = -self.A * (self.S / self.den)
-        r = self.e * (each * self.A / self.den).to(self.dtype)
+        factor = each * self.A
+        r = self.e * ((factor if by_lse is None else factor + by_lse) / self.den).to(self.dtype)
         if self.B is not None:
             r -= self.B * each.to(self.dtype)
             p_y, own = self.least / self.den, self.B.gather(1, self.label)
             others = self.B.scatter(1, self.label, 0.0).sum(1, keepdim=True, dtype=torch.float64)
             # Of two forms the one that cancels less.
             label_r = torch.where(p_y < 0.5, self.A * p_y - own, others + label_r)
-        return r.scatter_(1, self.label, (each * label_r).to(self.dtype))
+        label_r = each * label_r
+        if by_lse is not None:
+            label_r = label_r + by_lse * (self.least / self.den)
+        return r.scatter_(1, self.label, label_r.to(self.dtype))
 
     def along(self, losses: Tensor | None, lse: Tensor | None, entropies: Tensor | None) -> Tensor:
         """Derivatives by the logits of the sum of what a row has, times its upstream gradient."""
-        r = torch.zeros_like(self.e)
+        by_lse = None if lse is None else lse.to(torch.float64).unsqueeze(1)
         if losses is not None:
-            r = self.residuals(losses.unsqueeze(1))
-        if lse is not None:
-            r += self.p * lse.to(self.dtype).unsqueeze(1)
+            r = self.residuals(losses.unsqueeze(1), by_lse)
+        elif by_lse is not None:
+            r = self.p * by_lse.to(self.dtype)
+        else:
+            r = torch.zeros_like(self.e)
         if entropies is not None:
             p, log_p = self.p, self._log_p()
             moved = p * (log_p + self._entropies().to(self.dtype))
