@@ -18,7 +18,7 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastnc.kernels.cpu import residual, tile
+from fastnc.kernels.cpu import derivatives, residual, tile
 from fastnc.kernels.cpu.blas import gemm_address
 from fastnc.kernels.cpu.options import cfunc
 
@@ -84,7 +84,7 @@ def _derivatives(
     shift, S, factor = carray(shift_at, ld), carray(S_at, (2, ld)), carray(factor_at, ld)
     label_r, losses = carray(label_r_at, ld), carray(losses_at, ld)
     s, term = carray(s_at, ld), carray(term_at, ld)
-    residual.derivatives(Z, V, y, rows, c, shift, S, factor, label_r, losses, s, term)
+    derivatives.derivatives(Z, V, y, rows, c, shift, S, factor, label_r, losses, s, term)
 
 
 def _signatures(real):

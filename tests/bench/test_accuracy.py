@@ -22,9 +22,14 @@ def accuracy(monkeypatch):
 SHAPES = [(2, 16, 64), (10, 64, 1000), (100, 16, 64), (1000, 16, 64)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("kind", ["1", "5", "margins", "equal gaps"])
-@pytest.mark.parametrize("shape", SHAPES)
+KINDS = ("1", "5", "margins", "equal gaps")
+# Wider numbers than float64 take their time: of the largest, collapse alone.
+CASES = [(shape, kind, "float32") for shape in SHAPES for kind in KINDS]
+CASES += [(shape, kind, "float64") for shape in SHAPES[:-1] for kind in KINDS]
+CASES += [(SHAPES[-1], "equal gaps", "float64")]
+
+
+@pytest.mark.parametrize(("shape", "kind", "dtype"), CASES)
 def test_no_less_exact_than_torch(accuracy, shape, kind, dtype):
     """Within 2 ulp of torch's error, and with exact logits within 1e-6 and 1e-14."""
     if dtype == "float64" and np.finfo(np.longdouble).eps > 1e-18:
