@@ -49,8 +49,6 @@ def one_vs_rest_distance(W: Any) -> float:
     >>> round(fastnc.one_vs_rest_distance(np.eye(3) - 1 / 3), 12)
     1.5
     """
-    from scipy.optimize import nnls
-
     check_array("W", W)
     W = as_numpy(W.detach().double() if is_torch(W) and W.is_floating_point() else W)
     check_matrix("W", W, (None, None))
@@ -63,15 +61,22 @@ def one_vs_rest_distance(W: Any) -> float:
     if U.shape[1] > len(U):
         # Distances need no more dimensions than there are rows.
         U = np.linalg.qr(U.T)[1].T
+    return float(np.linalg.norm(from_hulls(U), axis=1).min())
+
+
+def from_hulls(U: Floats) -> Floats:
+    """Of each row of U (K, d) the vector to it from the nearest point of the others' hull."""
+    from scipy.optimize import nnls
+
     target = np.zeros(U.shape[1] + 1)
     target[-1] = 1.0
-    nearest = math.inf
+    out = np.empty_like(U)
     for k in range(len(U)):
         A = np.vstack([(np.delete(U, k, axis=0) - U[k]).T, np.ones(len(U) - 1)])
         x, _ = nnls(A, target)
         # The residual of a code far apart is near 1: the distance itself keeps its digits.
-        nearest = min(nearest, float(np.linalg.norm(A[:-1] @ (x / x.sum()))))
-    return nearest
+        out[k] = -(A[:-1] @ (x / x.sum()))
+    return out
 
 
 def told_in_time(W: Floats) -> bool:

@@ -11,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core import arrays
-from fastnc.dynamics.rules import AdamW, GradientDescent, Momentum, Rule, Schedule
+from fastnc.dynamics.rules import AdamW, GradientDescent, Momentum, Polyak, Rule, Schedule
 from fastnc.dynamics.rules.adam import Adam
 from fastnc.dynamics.rules.rule import BuiltIn, check_rate
 from fastnc.dynamics.steppers import Stepper
 from fastnc.models import ULPM
+from fastnc.models.deep_linear import DeepLinear
 from fastnc.models.layer_peeled import LayerPeeled
 from fastnc.models.minimum_norm import MinimumNorm
+from fastnc.models.softmax_code import SoftmaxCode
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def choose_stepper(
 
         return CudaComposed(W, H, model.y, parts.rule, parts.freeze)
     if isinstance(model, ULPM):
-        if lr is not None:
+        if lr is not None and model.logit_loss is None:
             from fastnc.dynamics.steppers.plain import PlainDescent
 
             return PlainDescent(W, H, model.y, lr)
@@ -151,9 +153,10 @@ def _of_the_ulpm(
     from fastnc.dynamics.steppers.composed import ComposedDescent
     from fastnc.kernels.cpu.threads import few_threads
 
-    source: Any = g.FullBatch(model.y)
+    other = model.logit_loss
+    source: Any = g.FullBatch(model.y, other)
     if parts.batch_size is not None:
-        source = g.MiniBatch(model.y, parts.batch_size, parts.replacement, seed)
+        source = g.MiniBatch(model.y, parts.batch_size, parts.replacement, seed, other)
     if parts.label_noise > 0.0:
         source = g.LabelNoise(source, model.n_classes, parts.label_noise, seed)
     if parts.noise > 0.0:
@@ -164,6 +167,7 @@ def _of_the_ulpm(
     return ComposedDescent(
         source, parts.rule, W, H, model.y, freeze=parts.freeze or (),
         guard=partial(few_threads, small, blas=True),
+        objective=None if other is None else model.objective,
     )  # fmt: skip
 
 
@@ -173,9 +177,15 @@ def _of_a_row(
     from fastnc.dynamics import gradients as g
     from fastnc.dynamics.steppers.penalised import PenalisedDescent
 
-    source: Any = g.Penalised(model)
+    deep = isinstance(model, DeepLinear)
+    source: Any = g.Layered(model) if deep else g.Penalised(model)
     if parts.noise > 0.0:
         source = g.GaussianNoise(source, parts.noise, seed)
+    if isinstance(model, DeepLinear):
+        from fastnc.dynamics.steppers.deep import DeepDescent
+
+        between = model.start(seed, W.dtype.name)[1:-1]
+        return DeepDescent(model, source, parts.rule, W, H, between, parts.freeze or ())
     return PenalisedDescent(model, source, parts.rule, W, H, parts.freeze or ())
 
 
@@ -188,13 +198,31 @@ def check_together(model: Any, parts: Composition) -> None:
             "the separation problem has no gradient to descend along: it is all constraints. "
             "Use `fastnc.solve`, or descend on `fastnc.ULPM`, whose direction tends to it."
         )
+    if isinstance(model, SoftmaxCode):
+        raise ValueError(
+            "a softmax code has no gradient to descend along: it maximises the least of many "
+            "distances. Use `fastnc.solve`, or descend on `fastnc.models.normalized` with a large "
+            "`temperature`, whose minimisers tend to it."
+        )
     if not (ulpm or isinstance(model, LayerPeeled)):
         raise TypeError(
             "`model` must be a `fastnc.ULPM` or one of `fastnc.models`; "
             f"got {type(model).__name__}."
         )
     of_log_loss = isinstance(lr, Schedule) and lr.of_log_loss
+    other = ulpm and model.logit_loss is not None
     for asked, what, why in (
+        (
+            other and of_log_loss and not (model.logit_loss.has_log and isinstance(lr, Polyak)),
+            f"the schedule {lr!r} and loss={getattr(model, 'loss', '')!r}",
+            "it is made for the curvature of cross-entropy, or for a loss that vanishes. Take a "
+            "schedule of the epoch, or `Polyak(least=model.optimum().value)`.",
+        ),
+        (
+            other and parts.device == "cuda",
+            f"device='cuda' and loss={getattr(model, 'loss', '')!r}",
+            "it has no kernel there. Use device='cpu'.",
+        ),
         (
             not ulpm and of_log_loss,
             f"the schedule {lr!r} and {name}",

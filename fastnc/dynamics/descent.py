@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fastnc._core import arrays
 from fastnc._core.serial import quiet
 from fastnc.dynamics.checkpoint import place
-from fastnc.dynamics.columns import Columns, column_names
+from fastnc.dynamics.columns import NAMED, Columns, column_names
 from fastnc.dynamics.composition import Composition, choose_stepper, composed
 from fastnc.dynamics.loop import snapshot_epochs
 from fastnc.dynamics.run import Callback, Run
@@ -173,6 +173,11 @@ def prepare(
     }
     if further := column_names(measure):
         about["measure"] = further
+        if getattr(model, "logit_loss", None) is not None and set(further) & set(NAMED):
+            raise ValueError(
+                f"`measure` must hold functions of W, H and y where loss={model.loss!r}: "
+                f"{' and '.join(NAMED)} are told of cross-entropy alone."
+            )
     stepper = choose_stepper(model, W, H, parts, seed)
     due = snapshot_epochs(epochs, snapshots)
     return Run(stepper, model.y, about, due, callback, Columns(measure))

@@ -133,15 +133,30 @@ def flow(
     >>> float(run["log10_time"][-1])
     100.0
     """
+    arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
+    path = place(checkpoint, resume)
+    run = prepare_flow(model, log10_time, seed, W, H, snapshots, rtol, solver)
+    return run.go(path, checkpoint_every, resume, progress)
+
+
+def prepare_flow(
+    model: Any,
+    log10_time: float | None,
+    seed: int,
+    W: Any,
+    H: Any,
+    snapshots: int,
+    rtol: float,
+    solver: Solver,
+) -> Run:
+    """A flow at t = 0, its arguments checked as `flow` describes them."""
     decays = _decays(model)
     log10_time = _horizon(log10_time, decays)
     arrays.check_positive("log10_time", log10_time)
     arrays.check_count("snapshots", snapshots, 1, arrays.MOST_SNAPSHOTS)
-    arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
     arrays.check_positive("rtol", rtol)
     if not 1e-11 <= rtol <= 1e-2:
         raise ValueError(f"`rtol` must lie in 1e-11..1e-2; got {rtol!r}.")
-    path = place(checkpoint, resume)
     W, H = start(model, seed, W, H, "float64")
     if not W.any() and not H.any():
         raise ValueError(
@@ -167,7 +182,7 @@ def flow(
     except (ArithmeticError, np.linalg.LinAlgError) as error:
         raise ValueError(f"no flow starts at these `W` and `H`: {error}.") from None
     due = [-math.inf, *snapshot_times(float(log10_time), int(snapshots)).tolist()]
-    return _FlowRun(stepper, model.y, about, due).go(path, checkpoint_every, resume, progress)
+    return _FlowRun(stepper, model.y, about, due)
 
 
 class _FlowRun(Run):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastnc._core.arrays import row_major
 from fastnc.dynamics.randomness import BATCHES, LABELS, NOISE, Stream
+from fastnc.models.logit_losses import LogitLoss
 from fastnc.theory.residuals import Residuals
 
 Array = NDArray[Any]
@@ -44,20 +45,26 @@ class Source(Protocol):
 
 
 class FullBatch:
-    """The mean loss (4) of all samples."""
+    """The mean loss (4) of all samples, or another loss of their logits."""
 
-    has_log = True
-
-    def __init__(self, y: NDArray[np.int64]) -> None:
-        self.y = row_major(y)
+    def __init__(self, y: NDArray[np.int64], loss: LogitLoss | None = None) -> None:
+        self.y, self.loss = row_major(y), loss
+        self.has_log = loss is None or loss.has_log
 
     def epoch(self) -> Iterator[Rows]:
         """One step."""
         yield None
 
     def at(self, factors: Arrays, rows: Rows, of_log_loss: bool, residual: bool) -> Found:
-        """By the compiled kernels, or where residuals are asked for by NumPy."""
-        return of_samples(factors[0], factors[1], self.y, of_log_loss, residual)
+        """By the compiled kernels; other losses, and where residuals are asked for, by NumPy."""
+        return self.of(factors[0], factors[1], self.y, of_log_loss, residual)
+
+    def of(self, W: Array, H: Array, y: Array, of_log_loss: bool, residual: bool) -> Found:
+        """The mean loss of some samples and its gradients."""
+        if self.loss is None:
+            return of_samples(W, H, y, of_log_loss, residual)
+        told, grads = self.loss.value_and_grads(W, H, y, of_log_loss)
+        return Found(told.log_value, told.value, (grads.W, grads.H))
 
 
 def of_samples(W: Array, H: Array, y: Array, of_log_loss: bool, residual: bool) -> Found:
@@ -93,8 +100,11 @@ class MiniBatch(FullBatch):
     each of as many steps draws `size` samples.
     """
 
-    def __init__(self, y: NDArray[np.int64], size: int, replacement: bool, seed: int) -> None:
-        super().__init__(y)
+    def __init__(
+        self, y: NDArray[np.int64], size: int, replacement: bool, seed: int,
+        loss: LogitLoss | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(y, loss)
         self.size, self.replacement = size, replacement
         self.stream = Stream(seed, BATCHES)
 
@@ -115,7 +125,7 @@ class MiniBatch(FullBatch):
         if rows is None:
             return super().at(factors, rows, of_log_loss, residual)
         W, H = factors
-        found = of_samples(W, H[rows], self.y[rows], of_log_loss, residual)
+        found = self.of(W, H[rows], self.y[rows], of_log_loss, residual)
         grad_H = np.zeros_like(H)
         # A sample that was drawn twice counts twice.
         if self.replacement:
@@ -194,6 +204,25 @@ class Penalised:
         value = float(g.value)
         log_value = math.log(value) if value > 0.0 else -math.inf
         return Found(log_value, value, (*gradients, g.bias) if rest else gradients)
+
+
+class Layered:
+    """The objective of the deep linear model; factors are W, H and the layers between."""
+
+    has_log = False
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def epoch(self) -> Iterator[Rows]:
+        """One step."""
+        yield None
+
+    def at(self, factors: Arrays, rows: Rows, of_log_loss: bool, residual: bool) -> Found:
+        """The gradients with respect to W_M, H_1, W_1, ..., W_(M-1)."""
+        value, grads = self.model.value_and_gradients((factors[1], *factors[2:], factors[0]))
+        log_value = math.log(value) if value > 0.0 else -math.inf
+        return Found(log_value, value, (grads[-1], *grads[:-1]))
 
 
 class OverRanks:

@@ -172,9 +172,10 @@ class Run:
     def trajectory(self, stopped: str) -> Trajectory:
         """The rows so far, and where the run stands."""
         about = {**self.about, **self.stepper.report(), "stopped": stopped}
-        # Most models have none, and their steppers do not speak of it.
-        bias = getattr(self.stepper, "bias", None)
-        return Trajectory(self._columns(), self.stepper.W, self.stepper.H, self.y, about, bias)
+        # Most models have neither, and their steppers do not speak of them.
+        bias, layers = getattr(self.stepper, "bias", None), getattr(self.stepper, "layers", ())
+        W, H = self.stepper.W, self.stepper.H
+        return Trajectory(self._columns(), W, H, self.y, about, bias, layers)
 
     def _columns(self) -> dict[str, NDArray[Any]]:
         names = self.rows[0] if self.rows else (self.stepper.clock,)

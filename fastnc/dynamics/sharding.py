@@ -113,6 +113,11 @@ def prepare_sharded(
         raise TypeError(
             f"`model` must be a `fastnc.ULPM` to be sharded; got {type(model).__name__}."
         )
+    if model.logit_loss is not None:
+        raise ValueError(
+            f"`sharded` and loss={model.loss!r} do not go together: ranks have kernels of "
+            "cross-entropy alone. Leave out `sharded`."
+        )
     check_over_ranks(parts)
     arrays.check_count("epochs", epochs, 1)
     arrays.check_count("snapshots", snapshots, 1, arrays.MOST_SNAPSHOTS)

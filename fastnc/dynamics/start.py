@@ -21,9 +21,11 @@ def start(
             f"got {type(model).__name__}."
         )
     given = {name: x for name, x in (("W", W), ("H", H)) if x is not None}
-    rows = {"W": model.n_classes, "H": model.n_samples}
+    # In a model of several layers the features are of another width than the last layer.
+    width = getattr(model, "feature_dim", model.dim)
+    shapes = {"W": (model.n_classes, model.dim), "H": (model.n_samples, width)}
     for name, x in given.items():
-        arrays.check_matrix(name, x, (rows[name], model.dim))
+        arrays.check_matrix(name, x, shapes[name])
     dtypes = {arrays.dtype_name(x) for x in given.values()}
     if len(dtypes) > 1:
         raise TypeError(f"`W` and `H` must have one dtype; got {' and '.join(sorted(dtypes))}.")

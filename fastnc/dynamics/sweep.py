@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from fastnc._core import arrays
-from fastnc._core.files import FOREIGN, read_npz, write_npz
 from fastnc._core.interrupts import Diverged, Interrupted, deferred_interrupt
 from fastnc._core.progress import Bar, progress_bar
 from fastnc._core.serial import quiet
-from fastnc.dynamics.checkpoint import check_same_problem, place
+from fastnc.dynamics.checkpoint import place
 from fastnc.dynamics.columns import column_names
 from fastnc.dynamics.composition import Composition, composed
 from fastnc.dynamics.descent import prepare
+from fastnc.dynamics.flow import Solver, prepare_flow
 from fastnc.dynamics.run import Run
 from fastnc.dynamics.start import fingerprint
+from fastnc.dynamics.sweep_store import Store
 from fastnc.dynamics.together import Together
 from fastnc.dynamics.trajectories import Trajectories
 from fastnc.dynamics.trajectory import Trajectory
 
-Problem = tuple[Any, Composition, int]
+# Of a flow there is nothing to compose.
+Problem = tuple[Any, "Composition | None", int]
 
 # How often the calling thread looks for Ctrl-C, for runs that are done and at the clock.
 _SECONDS_A_LOOK = 0.1
@@ -52,6 +50,10 @@ def sweep(
     noise: float = 0.0,
     freeze: Literal["W", "H"] | None = None,
     measure: Any = (),
+    method: Literal["descend", "flow"] = "descend",
+    log10_time: float | None = None,
+    rtol: float = 1e-8,
+    solver: Solver = "auto",
     dtype: Literal["float32", "float64"] | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     threads: int | None = None,
@@ -63,7 +65,8 @@ def sweep(
     """Descent from many seeds, by many rules or step sizes, with many batches, on many models.
 
     Equivalent to `[descend(m, r, epochs, s, batch_size=b) for m in models for r in lrs for b in
-    batch_sizes for s in seeds]`, bit for bit, on any number of threads; with `rules`, `rule=r`.
+    batch_sizes for s in seeds]`, bit for bit, on any number of threads; with `rules`, `rule=r`;
+    with `method="flow"` to `[flow(m, log10_time, s) for m in models for s in seeds]`.
 
     Parameters
     ----------
@@ -81,6 +84,9 @@ def sweep(
     batch_size : int >= 1 or None, or several
     replacement, label_noise, noise, freeze, measure
         Of every run, as `descend` has them.
+    method : "descend" or "flow"
+    log10_time, rtol, solver
+        Of every flow, as `flow` has them; nothing of a descent goes with them.
     dtype : "float32" or "float64", optional
     device : "cpu" or "cuda"
         On a GPU all small problems of one shape run at once, others one after another; each has
@@ -128,6 +134,18 @@ def sweep(
     for name, values in named.items():
         if values is not None and not values:
             raise ValueError(f"`{name}` must hold at least one value; got none.")
+    arrays.check_choice("method", method, ("descend", "flow"))
+    of_descent: dict[str, tuple[Any, Any]] = {
+        "lr": (lr, 5.0), "epochs": (epochs, 100_000), "rules": (rules, None),
+        "batch_size": (batch_size, None), "replacement": (replacement, False),
+        "label_noise": (label_noise, 0.0), "noise": (noise, 0.0), "freeze": (freeze, None),
+        "measure": (measure, ()), "dtype": (dtype, None), "device": (device, "cpu"),
+    }  # fmt: skip
+    of_flow: dict[str, tuple[Any, Any]]
+    of_flow = {"log10_time": (log10_time, None), "rtol": (rtol, 1e-8), "solver": (solver, "auto")}
+    for name, (value, default) in (of_descent if method == "flow" else of_flow).items():
+        if not (value is default or (isinstance(value, (int, float, str)) and value == default)):
+            raise ValueError(f"`{name}` and method={method!r} do not go together; leave it out.")
 
     def setting(rate: Any, rule: Any, size: int | None) -> Composition:
         return composed(
@@ -149,26 +167,37 @@ def sweep(
 
     def begin(problem: Problem) -> Run:
         one, parts, seed = problem
+        if method == "flow":
+            return prepare_flow(one, log10_time, seed, None, None, snapshots, rtol, solver)
         return prepare(one, parts, epochs, seed, None, None, snapshots, dtype, measure=measure)
 
     problems = list(itertools.product(models, settings, seeds))
     # A mistake in any argument is told before the first epoch is made.
     for seed in seeds:
         arrays.check_count("seed", seed, 0)
+    totals, horizons, unit = [], [], "epochs"
     for one, parts in itertools.product(models, settings):
-        begin((one, parts, seeds[0]))
+        run = begin((one, parts, seeds[0]))
+        totals += [run.total] * len(seeds)
+        horizons.append(run.due[-1])
+        unit = run.stepper.unit
     about = {
         "kind": "sweep",
         "models": [f"{m!r}, N={len(m.y)}, labels {fingerprint(m.y)}" for m in models],
-        "settings": [parts.about() for parts in settings],
         "seeds": [int(s) for s in seeds],
-        "epochs": int(epochs),
         "snapshots": int(snapshots),
-        "dtype": dtype or "float64",
-        "device": device,
-        "measure": column_names(measure),
     }
-    store = _Store(path, about)
+    if method == "flow":
+        about |= {"method": method, "log10_time": horizons, "rtol": rtol, "solver": solver}
+    else:
+        about |= {
+            "settings": [parts.about() for parts in settings],
+            "epochs": int(epochs),
+            "dtype": dtype or "float64",
+            "device": device,
+            "measure": column_names(measure),
+        }
+    store = Store(path, about)
     if resume:
         store.take_up()
     else:
@@ -177,8 +206,9 @@ def sweep(
 
     # Snapshots too have the same bits on any number of a BLAS's threads.
     with serial_blas:
+        sweeping = _Sweep(problems, begin, store, totals, unit, checkpoint_every)
         try:
-            return _Sweep(problems, begin, store, epochs, checkpoint_every).go(threads, progress)
+            return sweeping.go(threads, progress)
         except OSError as error:
             error.run = store.runs()  # type: ignore[attr-defined]
             raise
@@ -196,74 +226,14 @@ def _is_several(value: Any) -> bool:
 
 
 @dataclass
-class _Store:
-    """The runs that are done, and the files of all that is not."""
-
-    path: Path | None
-    about: dict[str, Any]
-    done: dict[int, Trajectory] = field(default_factory=dict)
-    written: int = 0
-
-    def part(self, i: int) -> Path | None:
-        """The file of run i while it is under way."""
-        # A name that nobody else gives: "run-0.npz" beside "run.npz" may be a user's own.
-        return self.path and self.path.with_name(f"{self.path.stem}-underway{i}{self.path.suffix}")
-
-    def runs(self) -> Trajectories:
-        """The runs that are done, in the order of their numbers."""
-        return Trajectories(self.done[i] for i in sorted(self.done))
-
-    def clear(self) -> None:
-        """Forget what another sweep has left under way in this place."""
-        if self.path is not None:
-            stem = re.escape(f"{self.path.stem}-underway")
-            ours = re.compile(rf"{stem}\d+{re.escape(self.path.suffix)}")
-            for part in list(self.path.parent.iterdir()):
-                if ours.fullmatch(part.name):
-                    part.unlink()
-
-    def save(self) -> None:
-        """Write the runs that are done; their own files are then not needed any more."""
-        if self.path is None or (self.written == len(self.done) and self.path.exists()):
-            return
-        numbers = sorted(self.done)
-        arrays = self.runs().arrays()
-        sweep = np.array(json.dumps(self.about))
-        write_npz(self.path, {**arrays, "numbers": np.array(numbers), "sweep": sweep})
-        self.written = len(numbers)
-        for i in numbers:
-            part = self.part(i)
-            if part is not None:
-                part.unlink(missing_ok=True)
-
-    def take_up(self) -> None:
-        """The runs of the checkpoint, if there is one, which must be of this sweep."""
-        if self.path is None or not self.path.exists():
-            return
-        arrays = read_npz(self.path, "the checkpoint")
-        try:
-            found, numbers = json.loads(str(arrays["sweep"])), arrays["numbers"].tolist()
-            runs = Trajectories.from_arrays(arrays)
-            if not isinstance(found, dict) or len(numbers) != len(runs):
-                raise ValueError
-        except FOREIGN:
-            raise ValueError(
-                f"the checkpoint {str(self.path)!r} is not one that `sweep` wrote. "
-                "Nothing was changed."
-            ) from None
-        check_same_problem(self.path, found, self.about)
-        self.done = dict(zip(numbers, runs, strict=True))
-        self.written = len(numbers)
-
-
-@dataclass
 class _Sweep:
     """The problems of a sweep, handed to threads one by one."""
 
     problems: list[Problem]
     begin: Callable[[Problem], Run]
-    store: _Store
-    epochs: int
+    store: Store
+    totals: list[float]
+    unit: str
     every: float
 
     def go(self, workers: int, progress: bool) -> Trajectories:
@@ -271,15 +241,10 @@ class _Sweep:
 
         # One after another where the kernels themselves share the work among threads.
         left = [i for i in range(len(self.problems)) if i not in self.store.done]
-        if self.store.about["device"] == "cuda":
+        if self.store.about.get("device") == "cuda":
             return self._on_gpu(left, progress)
         alone = {i: stays_on_one_thread(self.problems[i][0]) for i in left}
-        total = self.epochs * len(self.problems)
-        made = self.epochs * len(self.store.done)
-        with (
-            deferred_interrupt() as interrupted,
-            progress_bar(total, "epochs", "sweep", made, progress) as bar,
-        ):
+        with deferred_interrupt() as interrupted, self._bar(progress) as bar:
             self.store.save()
             for crew, numbers in (
                 (workers, [i for i in left if alone[i]]),
@@ -290,16 +255,16 @@ class _Sweep:
                     raise self._interrupted(by)
         return Trajectories(self.store.done[i] for i in range(len(self.problems)))
 
+    def _bar(self, progress: bool) -> AbstractContextManager[Bar]:
+        made = sum(self.totals[i] for i in self.store.done)
+        return progress_bar(sum(self.totals), self.unit, "sweep", made, progress)
+
     def _on_gpu(self, left: list[int], progress: bool) -> Trajectories:
         """Small problems of one kind together, all others one after another."""
         from fastnc.dynamics.steppers.cuda_together import CudaTogether, fits
 
         groups: dict[Any, list[tuple[int, Run]]] = {}
-        total, made = self.epochs * len(self.problems), self.epochs * len(self.store.done)
-        with (
-            deferred_interrupt() as interrupted,
-            progress_bar(total, "epochs", "sweep", made, progress) as bar,
-        ):
+        with deferred_interrupt() as interrupted, self._bar(progress) as bar:
             self.store.save()
             for i in left:
                 run, part = self.begin(self.problems[i]), self.store.part(i)
@@ -376,7 +341,7 @@ class _Sweep:
         try:
             return run.loop(part, self.every, stop, bar)
         except Diverged as diverged:
-            bar.update(self.epochs - run.done)
+            bar.update(run.total - run.done)
             kept: Trajectory = diverged.run
             return kept
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastnc._core.files import FOREIGN, atomic_write, read_npz, scalar, write_npz
-from fastnc.dynamics.trajectory import Trajectory
+from fastnc.dynamics.trajectory import Trajectory, layers_of
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -141,7 +141,8 @@ class Trajectories(Sequence[Trajectory]):
         groups: dict[Any, list[int]] = {}
         for i, run in enumerate(self._runs):
             widest = run.columns if len(run) else ()
-            kind = (run.W.shape, run.W.dtype.name, run.bias is None)
+            layers = tuple(x.shape for x in run.layers)
+            kind = (run.W.shape, run.W.dtype.name, run.bias is None, layers)
             key = (kind, run.y.tobytes(), widest)
             groups.setdefault(key, []).append(i)
         out: dict[str, NDArray[Any]] = {"n_groups": np.array(len(groups))}
@@ -158,6 +159,8 @@ class Trajectories(Sequence[Trajectory]):
             }
             if biases := [run.bias for run in runs if run.bias is not None]:
                 group["bias"] = np.stack(biases)
+            for i in range(len(runs[0].layers)):
+                group[f"layer/{i}"] = np.stack([run.layers[i] for run in runs])
             for name in runs[0].columns:
                 stacked = np.zeros((len(runs), rows), runs[0][name].dtype)
                 for row, run in zip(stacked, runs, strict=True):
@@ -185,7 +188,8 @@ class Trajectories(Sequence[Trajectory]):
                 }
                 W, H = group["W"][j], group["H"][j]
                 bias = group["bias"][j] if "bias" in group else None
-                runs[i] = Trajectory.of_file(columns, W, H, group["y"], abouts[j], bias)
+                layers = [x[j] for x in layers_of(group)]
+                runs[i] = Trajectory.of_file(columns, W, H, group["y"], abouts[j], bias, layers)
         return cls(runs[i] for i in sorted(runs))
 
 

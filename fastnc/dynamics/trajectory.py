@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastnc._core.environment import provenance
 from fastnc._core.files import FOREIGN, atomic_write, read_npz, write_npz
 
-_COLUMN = "column/"
+_COLUMN, _LAYER = "column/", "layer/"
 
 
 class Trajectory:
@@ -36,6 +36,9 @@ class Trajectory:
         Python, libraries and date, as text) is added where it is not given.
     bias : (K,) array, optional
         Where the run ended, of a model or a network that has one.
+    layers : sequence of arrays
+        H_1, W_1, ..., W_M where a run of `models.deep_linear` ended; W is then W_M, and H what
+        enters it.
 
     Examples
     --------
@@ -55,12 +58,14 @@ class Trajectory:
         y: NDArray[Any],
         about: Mapping[str, Any],
         bias: NDArray[Any] | None = None,
+        layers: Sequence[NDArray[Any]] = (),
     ) -> None:
         self._columns = {name: np.asarray(values) for name, values in columns.items()}
         lengths = {name: np.shape(values) for name, values in self._columns.items()}
         if len(set(lengths.values())) != 1 or len(next(iter(lengths.values()))) != 1:
             raise ValueError(f"`columns` must be some, of one length; got {lengths}.")
         self.W, self.H, self.y, self.bias = W, H, y, bias
+        self.layers = tuple(layers)
         self.about = {"provenance": provenance(), **about}
 
     def keys(self) -> tuple[str, ...]:
@@ -132,6 +137,7 @@ class Trajectory:
         arrays = {_COLUMN + name: values for name, values in self._columns.items()}
         about = np.array(json.dumps(self.about))
         arrays |= {"W": self.W, "H": self.H, "y": self.y, "about": about}
+        arrays |= {f"{_LAYER}{i}": x for i, x in enumerate(self.layers)}
         try:
             return write_npz(path, arrays if self.bias is None else {**arrays, "bias": self.bias})
         except OSError as error:
@@ -159,7 +165,8 @@ class Trajectory:
             }
             about = json.loads(str(arrays["about"]))
             bias = arrays.get("bias")
-            return cls.of_file(columns, arrays["W"], arrays["H"], arrays["y"], about, bias)
+            layers = layers_of(arrays)
+            return cls.of_file(columns, arrays["W"], arrays["H"], arrays["y"], about, bias, layers)
         except FOREIGN:
             raise ValueError(
                 f"{str(path)!r} is not a trajectory that `Trajectory.save` wrote."
@@ -174,6 +181,7 @@ class Trajectory:
         y: NDArray[Any],
         about: Any,
         bias: NDArray[Any] | None,
+        layers: Sequence[NDArray[Any]] = (),
     ) -> Trajectory:
         """A trajectory of what a file held; ValueError where that does not fit together."""
         fits = (
@@ -186,7 +194,7 @@ class Trajectory:
         if not columns or not fits:
             raise ValueError("not a trajectory")
         # Of a file that does not say where it was made, nobody knows.
-        return cls(columns, W, H, y, {"provenance": {}, **about}, bias)
+        return cls(columns, W, H, y, {"provenance": {}, **about}, bias, layers)
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write the columns as CSV with every digit, atomically."""
@@ -195,3 +203,8 @@ class Trajectory:
         writer.writerow(self.columns)
         writer.writerows(zip(*(c.tolist() for c in self._columns.values()), strict=True))
         return atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def layers_of(arrays: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    """The layers that a file holds, in their order."""
+    return [arrays[f"{_LAYER}{i}"] for i in range(sum(name.startswith(_LAYER) for name in arrays))]

@@ -13,17 +13,21 @@
 | `imbalanced_squared_error` | Dang et al. (2023)                        | orthogonal         |
 | `imbalanced`               | Fang et al. [9], Hong & Ling              | convex program     |
 | `relu_features`            | Dang et al. (2024)                        | orthogonal         |
+| `deep_linear`              | Dang et al. (2023), Sukenik et al.        | orthogonal, or 0   |
+| `softmax_code`             | Jiang et al. (2023)                       | a code             |
 """
 
 from fastnc.models.constrained import Normalized as normalized
 from fastnc.models.constrained import NormConstrained as norm_constrained
 from fastnc.models.constrained import Sphere as sphere
 from fastnc.models.decayed import WeightDecay as weight_decay
+from fastnc.models.deep_linear import DeepLinear as deep_linear
 from fastnc.models.layer_peeled import Optimum, UnknownOptimum
 from fastnc.models.least_squares import ImbalancedSquaredError as imbalanced_squared_error
 from fastnc.models.least_squares import SquaredError as squared_error
 from fastnc.models.minimum_norm import SELI as seli
 from fastnc.models.minimum_norm import Separation as separation
+from fastnc.models.softmax_code import SoftmaxCode as softmax_code
 from fastnc.models.ulpm import ULPM
 from fastnc.models.unequal import Imbalanced as imbalanced
 from fastnc.models.unequal import ReLUFeatures as relu_features
@@ -32,6 +36,7 @@ __all__ = [
     "ULPM",
     "Optimum",
     "UnknownOptimum",
+    "deep_linear",
     "imbalanced",
     "imbalanced_squared_error",
     "norm_constrained",
@@ -39,6 +44,7 @@ __all__ = [
     "relu_features",
     "seli",
     "separation",
+    "softmax_code",
     "sphere",
     "squared_error",
     "weight_decay",

@@ -14,9 +14,11 @@ from fastnc._core.serial import quiet
 from fastnc.kernels.cpu.threads import few_threads
 from fastnc.models.column_generation import escape
 from fastnc.models.constrained import Constrained
+from fastnc.models.deep_linear import DeepLinear
 from fastnc.models.layer_peeled import LayerPeeled, Optimum, UnknownOptimum
 from fastnc.models.lbfgs import Floats, Minimum, minimise
 from fastnc.models.minimum_norm import MinimumNorm
+from fastnc.models.softmax_code import Code, SoftmaxCode
 from fastnc.models.ulpm import ULPM
 from fastnc.models.unequal import ReLUFeatures
 
@@ -41,6 +43,8 @@ class Solution:
     optimum : Optimum, or None where none is known
     y : (N,) labels
     evaluations : int, of the objective and its gradients, over all starts
+    layers : tuple of arrays
+        H_1, W_1, ..., W_M of a deep model; W is then W_M, and H what enters it.
     """
 
     W: Floats = field(repr=False)
@@ -52,6 +56,7 @@ class Solution:
     optimum: Optimum | None = field(repr=False)
     y: NDArray[np.int64] = field(repr=False)
     evaluations: int
+    layers: tuple[Floats, ...] = field(default=(), repr=False)
 
 
 @quiet
@@ -107,6 +112,11 @@ def solve(
     >>> abs(found.gap) < 1e-8
     True
     """
+    if isinstance(model, ULPM) and model.loss in ("squared", "smoothed"):
+        raise ValueError(
+            f"the unconstrained model with loss={model.loss!r} is solved by its `optimum()`. Use "
+            "that, or follow it with `fastnc.descend`."
+        )
     if isinstance(model, ULPM):
         raise ValueError(
             "the unconstrained model has no minimiser to find: its infimum 0 is not attained. "
@@ -121,6 +131,8 @@ def solve(
         raise TypeError(f"`beside` must be a list of points; got {type(beside).__name__}.")
     for point in beside:
         _check_point(model, point)
+    if isinstance(model, (DeepLinear, SoftmaxCode)):
+        return _by_itself(model, seed, at_most)
     try:
         optimum, unknown = model.optimum(), ""
     except UnknownOptimum as reason:
@@ -166,6 +178,39 @@ def _check_point(model: LayerPeeled, point: Any) -> None:
             "without a bias None for it."
         )
     model.objective(point[0], point[1], point[2] if model.has_bias else None)
+
+
+def _by_itself(model: DeepLinear | SoftmaxCode, seed: int, at_most: int) -> Solution:
+    """The best of several starts of a model that has other unknowns than W, H and a bias."""
+    optimum: Optimum = model.optimum()
+    proven = not isinstance(optimum, Code) or optimum.proven
+    best, best_gap, evaluations, made = None, np.inf, 0, 0
+    for made in range(1, at_most + 1):
+        with few_threads(model.is_small, blas=False):
+            found = model.fit(seed + made - 1)
+        evaluations += found.evaluations
+        # A code's distance is to be large, an objective small.
+        gap = (found.value - optimum.value) / (optimum.value or 1.0)
+        gap = -gap if isinstance(model, SoftmaxCode) else gap
+        if best is None or gap < best_gap:
+            best, best_gap, first = found, gap, made
+        if proven and best_gap <= TOLERANCE:
+            break
+    assert best is not None
+    unknown = "" if proven else f"; optimum unknown: {optimum.source}"
+    return Solution(
+        W=best.W,
+        H=best.H,
+        bias=None,
+        value=best.value,
+        gap=best_gap if proven else None,
+        reason=f"start {first}: {best.reason}; {made} of at most {at_most} starts made "
+        f"({model.landscape}){unknown}",
+        optimum=optimum if proven else None,
+        y=model.y,
+        evaluations=evaluations,
+        layers=getattr(best, "layers", ()),
+    )
 
 
 def _relative_gap(value: float, log_value: float, optimum: Optimum) -> float:

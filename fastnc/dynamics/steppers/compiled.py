@@ -24,7 +24,7 @@ def serves(model: Any, rule: Any) -> bool:
     """Whether the compiled loop knows the rule, its schedule and the size of the model."""
     from fastnc.kernels.cpu.ruled_trajectory import serves
 
-    if type(rule) not in (GradientDescent, Momentum, Adam, AdamW):
+    if type(rule) not in (GradientDescent, Momentum, Adam, AdamW) or model.logit_loss is not None:
         return False
     rates = rule.lr if isinstance(rule.lr, tuple) else (rule.lr,)
     if any(isinstance(r, Schedule) and type(r).__call__ is Schedule.__call__ for r in rates):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,12 @@ class ComposedDescent(HostEpochs):
     ----------
     source : where gradients come from
     rule : what it makes of them
-    W, H : the factors, overwritten; `bias` a third one
+    W, H : the factors, overwritten; `bias` a third one, `further` ones by name
     y : the labels of `H`
     freeze : names of factors that do not move
     retract : what puts W and H on the model's constraint after a step
     guard : a context in which epochs are made
+    objective : what snapshots tell of W and H beside the ULPM's columns
     """
 
     def __init__(
@@ -45,14 +47,18 @@ class ComposedDescent(HostEpochs):
         y: NDArray[np.int64],
         *,
         bias: Array | None = None,
+        further: Mapping[str, Array] = MappingProxyType({}),
         freeze: Sequence[str] = (),
         retract: Callable[[Array, Array], tuple[Array, Array]] | None = None,
         guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        objective: Callable[[Array, Array], float] | None = None,
     ) -> None:
         super().__init__(W, H, y)
+        self.objective = objective
         self.source, self.rule, self.retract, self.guard = source, rule, retract, guard
         self.bias, self.freeze = bias, tuple(freeze)
-        self.factors: Arrays = (W, H) if bias is None else (W, H, bias)
+        named = {"W": W, "H": H, **({} if bias is None else {"bias": bias}), **further}
+        self.names, self.factors = tuple(named), tuple(named.values())
         compensated = W.dtype == np.float32 and retract is None
         empty = np.zeros((0, 0), W.dtype)
         self.low = tuple(np.zeros_like(x) if compensated else empty for x in self.factors)
@@ -88,9 +94,7 @@ class ComposedDescent(HostEpochs):
         changes = self.rule.update(
             self.factors, found.gradients, self._memory(), rates, int(step) + 1
         )
-        for x, low, change, name in zip(
-            self.factors, self.low, changes, ("W", "H", "bias"), strict=False
-        ):
+        for x, low, change, name in zip(self.factors, self.low, changes, self.names, strict=True):
             if name not in self.freeze:
                 add_change(x, low, np.asarray(change))
         if self.retract is not None:
@@ -104,27 +108,32 @@ class ComposedDescent(HostEpochs):
         """A factor that does not move has no gradient: no norm that is taken counts it."""
         if not self.freeze:
             return found
-        names = ("W", "H", "bias")
         return found._replace(
             gradients=tuple(
                 np.zeros_like(g) if name in self.freeze else g
-                for name, g in zip(names, found.gradients, strict=False)
+                for name, g in zip(self.names, found.gradients, strict=True)
             )
         )
 
     def _rates(self, epoch: int, found: Found) -> tuple[Any, ...]:
-        """The step size of each factor, in its dtype; the bias takes W's."""
+        """The step size of each factor, in its dtype; what is neither W nor H takes W's."""
         kind = self.W.dtype.type
         pair = self.lr if isinstance(self.lr, tuple) else (self.lr, self.lr)
         standing = Standing(epoch, *found[:2], self.factors, found.gradients, found.residual)
         rates = [kind(rate_at(lr, standing)) for lr in pair]
-        return tuple([*rates, rates[0]][: len(self.factors)])
+        return (*rates, *rates[:1] * (len(self.factors) - 2))
+
+    def measure(self) -> dict[str, float]:
+        """The columns of a run, and the objective where it is another."""
+        row = super().measure()
+        if self.objective is not None:
+            row["objective"] = self.objective(*self.wide())
+        return row
 
     def arrays(self) -> dict[str, Array]:
         """Factors, what rounding took from them, the rule's memory, the generators."""
-        names = ("W", "H", "bias")
-        found = dict(zip(names, self.factors, strict=False))
-        found |= {f"{n}_low": x for n, x in zip(names, self.low, strict=False)}
+        found = dict(zip(self.names, self.factors, strict=True))
+        found |= {f"{n}_low": x for n, x in zip(self.names, self.low, strict=True)}
         found |= {f"random/{name}": stream.words() for name, stream in self.streams.items()}
         return {**found, **self.memory, "counts": self.counts}
 

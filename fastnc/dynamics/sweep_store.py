@@ -1,0 +1,77 @@
+"""The file of a sweep: the runs that are done, and beside it those that are under way."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastnc._core.files import FOREIGN, read_npz, write_npz
+from fastnc.dynamics.checkpoint import check_same_problem
+from fastnc.dynamics.trajectories import Trajectories
+from fastnc.dynamics.trajectory import Trajectory
+
+
+@dataclass
+class Store:
+    """The runs that are done, and the files of all that is not."""
+
+    path: Path | None
+    about: dict[str, Any]
+    done: dict[int, Trajectory] = field(default_factory=dict)
+    written: int = 0
+
+    def part(self, i: int) -> Path | None:
+        """The file of run i while it is under way."""
+        # A name that nobody else gives: "run-0.npz" beside "run.npz" may be a user's own.
+        return self.path and self.path.with_name(f"{self.path.stem}-underway{i}{self.path.suffix}")
+
+    def runs(self) -> Trajectories:
+        """The runs that are done, in the order of their numbers."""
+        return Trajectories(self.done[i] for i in sorted(self.done))
+
+    def clear(self) -> None:
+        """Forget what another sweep has left under way in this place."""
+        if self.path is not None:
+            stem = re.escape(f"{self.path.stem}-underway")
+            ours = re.compile(rf"{stem}\d+{re.escape(self.path.suffix)}")
+            for part in list(self.path.parent.iterdir()):
+                if ours.fullmatch(part.name):
+                    part.unlink()
+
+    def save(self) -> None:
+        """Write the runs that are done; their own files are then not needed any more."""
+        if self.path is None or (self.written == len(self.done) and self.path.exists()):
+            return
+        numbers = sorted(self.done)
+        arrays = self.runs().arrays()
+        sweep = np.array(json.dumps(self.about))
+        write_npz(self.path, {**arrays, "numbers": np.array(numbers), "sweep": sweep})
+        self.written = len(numbers)
+        for i in numbers:
+            part = self.part(i)
+            if part is not None:
+                part.unlink(missing_ok=True)
+
+    def take_up(self) -> None:
+        """The runs of the checkpoint, if there is one, which must be of this sweep."""
+        if self.path is None or not self.path.exists():
+            return
+        arrays = read_npz(self.path, "the checkpoint")
+        try:
+            found, numbers = json.loads(str(arrays["sweep"])), arrays["numbers"].tolist()
+            runs = Trajectories.from_arrays(arrays)
+            if not isinstance(found, dict) or len(numbers) != len(runs):
+                raise ValueError
+        except FOREIGN:
+            raise ValueError(
+                f"the checkpoint {str(self.path)!r} is not one that `sweep` wrote. "
+                "Nothing was changed."
+            ) from None
+        check_same_problem(self.path, found, self.about)
+        self.done = dict(zip(numbers, runs, strict=True))
+        self.written = len(numbers)
