@@ -29,11 +29,19 @@ from fastnc._core import arrays
 from fastnc._core.serial import quiet
 from fastnc.dynamics.checkpoint import place
 from fastnc.dynamics.integrator.equation import Decays
+from fastnc.dynamics.integrator.objective import MOST_UNKNOWNS, ObjectiveFlow, Unknowns
 from fastnc.dynamics.integrator.stepper import FlowStepper, stretched
 from fastnc.dynamics.run import Run
 from fastnc.dynamics.start import fingerprint, start
 from fastnc.dynamics.trajectory import Trajectory
-from fastnc.models import ULPM, imbalanced, weight_decay
+from fastnc.models import (
+    ULPM,
+    deep_linear,
+    imbalanced,
+    imbalanced_squared_error,
+    squared_error,
+    weight_decay,
+)
 
 Solver = Literal["auto", "direct", "krylov"]
 
@@ -67,12 +75,13 @@ def flow(
 
     Parameters
     ----------
-    model : ULPM, models.weight_decay without bias and smoothing, or models.imbalanced
-        Any K, n, d, any class sizes.
+    model : ULPM, models.deep_linear, or a model with weight decay and without a constraint
+        Any K, n, d, any class sizes. Beside cross-entropy of W H^T, alone or with weight decay, a
+        matrix of the square of all numbers that move is formed, of 2000 of them at most.
     log10_time : float > 0, optional
         Decimal logarithm of the last time: 1000 (the default of a ULPM), 100_000, 1e7, ... A model
         with weight decays comes to rest: by default at 1000 over the smaller of them, and at most
-        at 1e6 over it.
+        at 1e6 over it. Other losses of a ULPM, and layers without decay: 4, and 8 at most.
     seed : int >= 0
         Of `model.init`.
     W, H : (K, d), (N, d) arrays, optional
@@ -105,7 +114,8 @@ def flow(
         Its first column is `log10_time`, -inf at t = 0. Beside the columns of every run that of a
         ULPM has `conserved_drift` (the largest change of an entry of `W^T W - H^T H`, over |W|^2)
         and the terms of `margin_decomposition`, with unequal classes also the distances to the
-        geometry they tend to (`theory.seli_distances`), that of another model `objective`. `about`
+        geometry they tend to (`theory.seli_distances`), that of another model `objective`, and of
+        a deep one `balancedness`. `about`
         has the final drifts, the work done, and the `start_singular_values` (see
         `fastnc.theory.rates.aligned_singular_values`), the smallest of which tells how long the
         start lingers.
@@ -151,7 +161,7 @@ def prepare_flow(
 ) -> Run:
     """A flow at t = 0, its arguments checked as `flow` describes them."""
     decays = _decays(model)
-    log10_time = _horizon(log10_time, decays)
+    log10_time = _horizon(log10_time, model, decays)
     arrays.check_positive("log10_time", log10_time)
     arrays.check_count("snapshots", snapshots, 1, arrays.MOST_SNAPSHOTS)
     arrays.check_positive("rtol", rtol)
@@ -178,7 +188,16 @@ def prepare_flow(
         "start": fingerprint(W, H, model.y),
     }
     try:
-        stepper = FlowStepper(W, H, model, about["solver"], float(rtol), decays)
+        if about["solver"] == "dense":
+            unknowns, theta = Unknowns.of(model, seed, W, H)
+            if len(theta) > MOST_UNKNOWNS:
+                raise ValueError(
+                    f"`model` must have at most {MOST_UNKNOWNS} numbers to move, as the flow of "
+                    f"this one forms a matrix of their square; got {len(theta)}. Use `descend`."
+                )
+            stepper: FlowStepper = ObjectiveFlow(unknowns, theta, float(rtol))
+        else:
+            stepper = FlowStepper(W, H, model, about["solver"], float(rtol), decays)
     except (ArithmeticError, np.linalg.LinAlgError) as error:
         raise ValueError(f"no flow starts at these `W` and `H`: {error}.") from None
     due = [-math.inf, *snapshot_times(float(log10_time), int(snapshots)).tolist()]
@@ -204,31 +223,48 @@ def snapshot_times(log10_time: float, a_decade: int) -> NDArray[np.float64]:
 
 
 def _decays(model: Any) -> Decays:
-    """The weight decays of a model whose flow is known."""
+    """The weight decays of a model, the largest rate of one that has none and comes to rest."""
     match model:
         case ULPM():
             return Decays()
-        case weight_decay(bias=False, label_smoothing=0.0) | imbalanced():
+        case weight_decay() | imbalanced() | squared_error() | imbalanced_squared_error():
             return Decays(model.weight_decay_W, model.weight_decay_H)
+        case deep_linear():
+            return Decays(min(model.weight_decays), max(model.weight_decays))
         case _:
             raise TypeError(
-                "`model` must be a ULPM, `models.weight_decay` without bias and label smoothing, "
-                f"or `models.imbalanced`; got {model!r:.200}. Use `descend` or `solve`."
+                "`model` must be a ULPM, `models.deep_linear` or a model with weight decay and "
+                f"without a constraint; got {model!r:.200}. Use `descend` or `solve`."
             )
 
 
-def _horizon(log10_time: float | None, decays: Decays) -> float:
+def _structured(model: Any) -> bool:
+    """Whether the Newton systems of its flow are those of cross-entropy of W H^T."""
+    match model:
+        case ULPM():
+            return model.logit_loss is None
+        case weight_decay(bias=False, label_smoothing=0.0) | imbalanced():
+            return True
+    return False
+
+
+def _horizon(log10_time: float | None, model: Any, decays: Decays) -> float:
     """The last time, or the default of the model."""
     if decays == (0.0, 0.0):
-        return 1000.0 if log10_time is None else log10_time
-    smaller = math.log10(min(decays))
+        if _structured(model):
+            return 1000.0 if log10_time is None else log10_time
+        least, most, why = 4.0, 8.0, f"of {model!r:.200}"
+    else:
+        smaller = math.log10(min(decays))
+        least, most = math.log10(_AT_REST) - smaller, math.log10(_STILL_AT_REST) - smaller
+        why = "with these weight decays"
     if log10_time is None:
-        return math.log10(_AT_REST) - smaller
+        return least
     arrays.check_positive("log10_time", log10_time)
-    if log10_time > math.log10(_STILL_AT_REST) - smaller:
+    if log10_time > most:
         raise ValueError(
-            f"`log10_time` must be at most {math.log10(_STILL_AT_REST) - smaller:.4g} with these "
-            f"weight decays; got {log10_time:g}. The flow comes to rest long before."
+            f"`log10_time` must be at most {most:.4g} {why}; got {log10_time:g}. The flow comes to "
+            "rest long before, or what it has left to do is rounding."
         )
     return log10_time
 
@@ -236,6 +272,10 @@ def _horizon(log10_time: float | None, decays: Decays) -> float:
 def _chosen(solver: str, model: Any, decays: Decays, log10_time: float) -> str:
     """The solver that was asked for, or the one that was found to be the faster."""
     arrays.check_choice("solver", solver, ("auto", "direct", "krylov"))
+    if not _structured(model):
+        if solver != "auto":
+            raise ValueError(f"`solver` must be 'auto' for {model!r:.200}; got {solver!r}.")
+        return "dense"
     if solver == "direct" and decays != (0.0, 0.0):
         raise ValueError("`solver` must be 'krylov' for a model with weight decay; got 'direct'.")
     if solver != "auto":

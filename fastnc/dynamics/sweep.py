@@ -28,8 +28,7 @@ from fastnc.dynamics.together import Together
 from fastnc.dynamics.trajectories import Trajectories
 from fastnc.dynamics.trajectory import Trajectory
 
-# Of a flow there is nothing to compose.
-Problem = tuple[Any, "Composition | None", int]
+Problem = tuple[Any, Composition, int]
 
 # How often the calling thread looks for Ctrl-C, for runs that are done and at the clock.
 _SECONDS_A_LOOK = 0.1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,7 +91,7 @@ class DeepLinear(Balanced):
         widths = tuple(check_count(f"widths[{i}]", d, 1) for i, d in enumerate(self.widths))
         given = self.weight_decays
         many = isinstance(given, Sequence) and not isinstance(given, (str, bytes))
-        decays = tuple(given) if many else (given,) * (len(widths) + 1)
+        decays: tuple[Any, ...] = tuple(given) if many else (given,) * (len(widths) + 1)
         if len(decays) != len(widths) + 1:
             raise ValueError(
                 f"`weight_decays` must list {len(widths) + 1} numbers, of the features and of each "
@@ -131,7 +132,8 @@ class DeepLinear(Balanced):
         drawn: dict[int, Array] = {}
         for i in (len(self.widths), *range(len(self.widths))):
             rows, columns = self.shapes[i]
-            drawn[i] = (rng.standard_normal((rows, columns)) / np.sqrt(columns)).astype(precision)
+            scale = 1.0 / np.sqrt(columns)
+            drawn[i] = (rng.standard_normal((rows, columns)) * scale).astype(precision)
         return tuple(drawn[i] for i in range(len(drawn)))
 
     def init(self, seed: int = 0, dtype: str = "float64") -> tuple[Array, Array]:
@@ -174,7 +176,7 @@ class DeepLinear(Balanced):
         wide = [layers[0].T, *layers[1:]]
         return max(
             float(np.abs(after.T @ after - before @ before.T).max())
-            for before, after in zip(wide[:-1], wide[1:], strict=True)
+            for before, after in pairwise(wide)
         )
 
     def fit(self, seed: int) -> Fitted:

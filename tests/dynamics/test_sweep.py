@@ -11,7 +11,7 @@ import pytest
 import fastnc
 from fastnc.dynamics.steppers.composed import ComposedDescent
 from fastnc.dynamics.steppers.plain import PlainDescent
-from fastnc.dynamics.sweep import _Store
+from fastnc.dynamics.sweep_store import Store
 
 MODEL = fastnc.ULPM(n_classes=5, n_per_class=10, dim=20)
 
@@ -119,7 +119,7 @@ def test_an_error_in_a_run_ends_the_sweep(monkeypatch):
     def refuse(self, i):
         raise MemoryError
 
-    monkeypatch.setattr(_Store, "part", refuse)
+    monkeypatch.setattr(Store, "part", refuse)
     with pytest.raises(MemoryError):
         fastnc.sweep(MODEL, epochs=10, seeds=range(3), threads=2)
 
@@ -181,3 +181,35 @@ def test_a_stopped_sweep_of_rules_goes_on_with_the_same_bits(tmp_path):
     for run, other in zip(fastnc.sweep(MODEL, **options, checkpoint=path, resume=True), whole,
                           strict=True):  # fmt: skip
         assert_same_bits(run, other)
+
+
+def test_flows_of_several_models_and_seeds_have_their_own_bits(tmp_path):
+    models = [fastnc.ULPM(3, 2, 4), fastnc.models.weight_decay(3, 2, 4, 1e-2, 1e-2)]
+    options = {"method": "flow", "log10_time": 3.0, "seeds": [0, 5], "snapshots": 4}
+    path = tmp_path / "flows.npz"
+    runs = fastnc.sweep(models, **options, threads=2, checkpoint=path)
+    for run, (model, seed) in zip(runs, [(m, s) for m in models for s in (0, 5)], strict=True):
+        alone = fastnc.flow(model, 3.0, seed, snapshots=4)
+        assert run.W.tobytes() == alone.W.tobytes() and run.columns == alone.columns
+        assert all(run[name].tobytes() == alone[name].tobytes() for name in run.columns)
+    # All four are done: they are read, not made again.
+    again = fastnc.sweep(models, **options, checkpoint=path, resume=True)
+    assert [r.H.tobytes() for r in again] == [r.H.tobytes() for r in runs]
+    with pytest.raises(ValueError, match="of another problem: its `log10_time` is"):
+        fastnc.sweep(models, **{**options, "log10_time": 2.0}, checkpoint=path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"method": "jump"}, "`method` must be 'descend' or 'flow'; got 'jump'"),
+        ({"method": "flow", "lr": 2.0}, "`lr` and method='flow' do not go together; leave it out"),
+        ({"method": "flow", "rules": [fastnc.rules.Adam()]}, "`rules` and method='flow' do not"),
+        ({"method": "flow", "batch_size": 3}, "`batch_size` and method='flow' do not go together"),
+        ({"method": "flow", "log10_time": -1.0}, "`log10_time` must be a positive number"),
+        ({"log10_time": 3.0}, "`log10_time` and method='descend' do not go together; leave it"),
+    ],
+)
+def test_what_belongs_to_the_other_method(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        fastnc.sweep(fastnc.ULPM(3, 2, 4), seeds=[0], **options)

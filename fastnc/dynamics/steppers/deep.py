@@ -54,7 +54,7 @@ class DeepDescent(ComposedDescent):
         return (wide[1], *wide[2:], wide[0])
 
     @property
-    def H(self) -> Array:  # type: ignore[override]
+    def H(self) -> Array:
         """What enters the last layer."""
         return self.model.features((self.factors[1], *self.factors[2:], self.factors[0]))
 
