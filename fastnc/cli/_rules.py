@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from typing import Any
 
 _SHORT = {
@@ -19,6 +20,56 @@ HELP = (
     "gd, momentum, adam, adamw, sign, normalized, spectral or sam, with a step size as adam:1e-2; "
     'or a rule of fastnc.rules as "Momentum(Cosine(5, 1000), nesterov=True)".'
 )
+
+
+SCHEDULE = (
+    "Of the step size, in the place of --lr or of the rule's: loss-scaled, or a schedule of "
+    'fastnc.rules as "Cosine(5, 1000)".'
+)
+
+
+def moved_by(rule: str | None, schedule: str | None, lr: Any) -> dict[str, Any]:
+    """`lr` and `rule` of `descend`, as they were typed.
+
+    Raises
+    ------
+    ValueError
+        No rule, no schedule, or both of `lr` and a schedule.
+    """
+    if schedule is None:
+        return {"lr": lr} if rule is None else {"lr": lr, "rule": rule_of(rule)}
+    if lr != 5.0:
+        raise ValueError("`--lr` and `--schedule` do not go together; leave out one of them.")
+    rate = schedule_of(schedule)
+    if rule is None:
+        return {"lr": rate}
+    return {"rule": dataclasses.replace(rule_of(rule), lr=rate)}
+
+
+def schedule_of(text: str) -> Any:
+    """The schedule that was typed.
+
+    Raises
+    ------
+    ValueError
+        It is none, or its numbers make no sense.
+    """
+    from fastnc.dynamics.rules import LossScaled, Schedule
+
+    if text == "loss-scaled":
+        return LossScaled()
+    try:
+        made = _made(ast.parse(text, mode="eval").body)
+    except (SyntaxError, _NoRule):
+        made = None
+    except TypeError as error:
+        raise ValueError(f"{text!r} is no schedule: {error}.") from None
+    if not isinstance(made, Schedule):
+        raise ValueError(
+            "`--schedule` must be loss-scaled or a schedule of fastnc.rules as "
+            f'"Cosine(5, 1000)"; got {text!r}.'
+        )
+    return made
 
 
 def rule_of(text: str) -> Any:

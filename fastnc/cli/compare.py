@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fastnc.cli._models import CLASS_SIZES, LOSS, NOISE, Loss
 from fastnc.cli._rules import HELP
 
 if TYPE_CHECKING:
@@ -18,10 +19,13 @@ def compare(
     n_classes: Annotated[int, typer.Option(help="Classes K, at least 2.")] = 5,
     n_per_class: Annotated[int, typer.Option(help="Samples a class, n.")] = 10,
     dim: Annotated[int, typer.Option(help="Features d.")] = 20,
+    class_sizes: Annotated[str | None, typer.Option(help=CLASS_SIZES, show_default=False)] = None,
+    loss: Annotated[Loss, typer.Option(help=LOSS)] = "cross-entropy",
     epochs: Annotated[int, typer.Option(help="Epochs of each run.")] = 10_000,
     batch_size: Annotated[
         int | None, typer.Option(help="Samples a step; by default all.", show_default=False)
     ] = None,
+    noise: Annotated[float, typer.Option(help=NOISE)] = 0.0,
     seeds: Annotated[int, typer.Option(help="Starts a rule.")] = 16,
     seed: Annotated[int, typer.Option(help="The first of the seeds, which are consecutive.")] = 0,
     dtype: Annotated[
@@ -48,14 +52,14 @@ def compare(
     from fastnc._core import arrays
     from fastnc._core.files import out_dir
     from fastnc._core.interrupts import Interrupted
+    from fastnc.cli._models import model_of
     from fastnc.cli._rules import rule_of
     from fastnc.dynamics.sweep import sweep
-    from fastnc.models import ULPM
 
     arrays.check_count("seeds", seeds, 1)
     arrays.check_count("seed", seed, 0)
     found = [rule_of(text) for text in rules]
-    model = ULPM(n_classes, n_per_class, dim)
+    model = model_of(n_classes, n_per_class, dim, class_sizes, loss)
     folder = out_dir(out)
     checkpoint = folder / "checkpoint.npz"
     if resume and not checkpoint.exists():
@@ -63,7 +67,7 @@ def compare(
     try:
         runs = sweep(
             model, epochs=epochs, seeds=range(seed, seed + seeds), snapshots=snapshots,
-            rules=found, batch_size=batch_size, dtype=dtype, threads=threads,
+            rules=found, batch_size=batch_size, noise=noise, dtype=dtype, threads=threads,
             checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume, progress=True,
         )  # fmt: skip
     except Interrupted as stop:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fastnc.cli._models import CLASS_SIZES, LOSS, Loss
+
 if TYPE_CHECKING:
     from fastnc.dynamics.trajectory import Trajectory
 
@@ -15,7 +17,15 @@ def flow(
     n_classes: Annotated[int, typer.Option(help="Classes K, at least 2.")] = 5,
     n_per_class: Annotated[int, typer.Option(help="Samples a class, n.")] = 10,
     dim: Annotated[int, typer.Option(help="Features d.")] = 20,
-    log10_time: Annotated[float, typer.Option(help="log10 of the last time t.")] = 1000.0,
+    class_sizes: Annotated[str | None, typer.Option(help=CLASS_SIZES, show_default=False)] = None,
+    loss: Annotated[Loss, typer.Option(help=LOSS)] = "cross-entropy",
+    log10_time: Annotated[
+        float | None,
+        typer.Option(
+            help="log10 of the last time t; by default 1000, or 4 where --loss is another.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the Gaussian start.")] = 0,
     snapshots: Annotated[
         int, typer.Option(help="Snapshots a decade of t up to 10, and of log t after.")
@@ -40,10 +50,10 @@ def flow(
     """
     from fastnc._core.files import out_dir
     from fastnc._core.interrupts import Diverged, Interrupted
+    from fastnc.cli._models import model_of
     from fastnc.dynamics.flow import flow as integrate
-    from fastnc.models import ULPM
 
-    model = ULPM(n_classes, n_per_class, dim)
+    model = model_of(n_classes, n_per_class, dim, class_sizes, loss)
     folder = out_dir(out)
     checkpoint = folder / "checkpoint.npz"
     if resume and not checkpoint.exists():
@@ -72,6 +82,10 @@ def _tell(run: Trajectory, folder: Path) -> list[Path]:
     written = [run.to_csv(folder / "run.csv")]
     if not len(run):
         return written
-    print(summary(run), flow_summary(run), sep="\n\n")
+    print(summary(run))
+    if run.about["solver"] == "dense":
+        print("\nNo figure: it is one of a loss that vanishes like cross-entropy.")
+        return written
+    print("", flow_summary(run), sep="\n")
     written += drawn(lambda: long_horizon(run), folder / "flow")
     return written + drawn(lambda: missing_margin(run), folder / "margin")

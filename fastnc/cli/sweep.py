@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fastnc.cli._rules import HELP
+from fastnc.cli._models import CLASS_SIZES, LOSS, NOISE, Loss
+from fastnc.cli._rules import HELP, SCHEDULE
 
 if TYPE_CHECKING:
     from fastnc.dynamics.trajectories import Trajectories
@@ -21,6 +22,17 @@ def sweep(
         list[int], typer.Option(help="Samples a class, n; again for several.")
     ] = [10],  # noqa: B006
     dim: Annotated[list[int], typer.Option(help="Features d; again for several.")] = [20],  # noqa: B006
+    class_sizes: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{CLASS_SIZES[:-1]}; again for several.", show_default=False),
+    ] = None,
+    loss: Annotated[Loss, typer.Option(help=LOSS)] = "cross-entropy",
+    method: Annotated[
+        Literal["descend", "flow"], typer.Option(help="Descent, or gradient flow.")
+    ] = "descend",
+    log10_time: Annotated[
+        float | None, typer.Option(help="log10 of the last time of a flow.", show_default=False)
+    ] = None,
     lr: Annotated[
         list[float], typer.Option(help="Step size on the mean loss; again for several.")
     ] = [5.0],  # noqa: B006
@@ -28,10 +40,15 @@ def sweep(
         list[str] | None,
         typer.Option(help=f"In the place of --lr, again for several: {HELP}", show_default=False),
     ] = None,
+    schedule: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{SCHEDULE[:-1]}; again for several.", show_default=False),
+    ] = None,
     batch_size: Annotated[
         list[int] | None,
         typer.Option(help="Samples a step, by default all; again for several.", show_default=False),
     ] = None,
+    noise: Annotated[float, typer.Option(help=NOISE)] = 0.0,
     epochs: Annotated[int, typer.Option(help="Epochs of gradient descent a run.")] = 100_000,
     seeds: Annotated[int, typer.Option(help="Starts a setting.")] = 256,
     seed: Annotated[int, typer.Option(help="The first of the seeds, which are consecutive.")] = 0,
@@ -50,31 +67,53 @@ def sweep(
 ) -> None:
     """Many runs of `fastnc ulpm` at once: medians, and where half and nine in ten of the runs lie.
 
-    Every combination of the given --n-classes, --n-per-class, --dim, --lr or --rule and
-    --batch-size is a setting of its
-    own, run from --seeds starts. Writes sweep.png, sweep.pdf, runs.npz, runs.csv and
-    checkpoint.npz to --out.
+    Every combination of the given --n-classes, --n-per-class, --class-sizes, --dim, --lr or --rule,
+    --schedule and --batch-size is a setting of its own, run from --seeds starts. Writes sweep.png,
+    sweep.pdf, runs.npz, runs.csv and checkpoint.npz to --out.
     """
     from itertools import product
 
     from fastnc._core import arrays
     from fastnc._core.files import out_dir
     from fastnc._core.interrupts import Interrupted
-    from fastnc.cli._rules import rule_of
+    from fastnc.cli._models import model_of
+    from fastnc.cli._rules import moved_by
     from fastnc.dynamics.sweep import sweep as run_sweep
-    from fastnc.models import ULPM
 
     arrays.check_count("seeds", seeds, 1)
     arrays.check_count("seed", seed, 0)
-    models = [ULPM(*sizes) for sizes in product(n_classes, n_per_class, dim)]
+    everyone: list[None] = [None]
+    models = [
+        model_of(*sizes, loss)
+        for sizes in product(n_classes, n_per_class, dim, class_sizes or everyone)
+    ]
+    if method == "flow":
+        if rule or schedule or batch_size or noise or lr != [5.0] or epochs != 100_000:
+            raise ValueError(
+                "a flow has no step: leave out --lr, --rule, --schedule, --batch-size, --noise and "
+                "--epochs, or take --method descend."
+            )
+        if dtype != "float64":
+            raise ValueError(f"a flow must be of float64; got --dtype {dtype}.")
+        how: dict[str, Any] = {"method": "flow", "log10_time": log10_time}
+    else:
+        if log10_time is not None:
+            raise ValueError("`--log10-time` must come with --method flow; leave it out.")
+        steps = [moved_by(*step) for step in product(rule or everyone, schedule or everyone, lr)]
+        how = {"epochs": epochs, "batch_size": batch_size or None, "noise": noise, "dtype": dtype}
+        if rule:
+            if lr != [5.0]:
+                raise ValueError("`--lr` and `--rule` do not go together; write --rule adam:1e-2.")
+            how["rules"] = [step["rule"] for step in steps]
+        else:
+            how["lr"] = [step["lr"] for step in steps]
     folder = out_dir(out)
     checkpoint = folder / "checkpoint.npz"
     if resume and not checkpoint.exists():
         print(f"No checkpoint in {folder}: starting afresh.")
     try:
         runs = run_sweep(
-            models, lr, epochs, range(seed, seed + seeds), snapshots, dtype=dtype, threads=threads,
-            rules=[rule_of(text) for text in rule] if rule else None, batch_size=batch_size or None,
+            models, seeds=range(seed, seed + seeds), snapshots=snapshots, threads=threads, **how,
             checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume, progress=True,
         )  # fmt: skip
     except Interrupted as stop:

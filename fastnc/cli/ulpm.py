@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fastnc.cli._rules import HELP
+from fastnc.cli._models import CLASS_SIZES, LOSS, NOISE, Loss
+from fastnc.cli._rules import HELP, SCHEDULE
 
 if TYPE_CHECKING:
     from fastnc.dynamics.trajectory import Trajectory
@@ -17,13 +18,17 @@ def ulpm(
     n_classes: Annotated[int, typer.Option(help="Classes K, at least 2.")] = 5,
     n_per_class: Annotated[int, typer.Option(help="Samples a class, n.")] = 10,
     dim: Annotated[int, typer.Option(help="Features d.")] = 20,
+    class_sizes: Annotated[str | None, typer.Option(help=CLASS_SIZES, show_default=False)] = None,
+    loss: Annotated[Loss, typer.Option(help=LOSS)] = "cross-entropy",
     lr: Annotated[float, typer.Option(help="Step size on the mean loss.")] = 5.0,
     rule: Annotated[
         str | None, typer.Option(help=f"In the place of --lr: {HELP}", show_default=False)
     ] = None,
+    schedule: Annotated[str | None, typer.Option(help=SCHEDULE, show_default=False)] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Samples a step; by default all.", show_default=False)
     ] = None,
+    noise: Annotated[float, typer.Option(help=NOISE)] = 0.0,
     epochs: Annotated[int, typer.Option(help="Epochs of gradient descent.")] = 100_000,
     seed: Annotated[int, typer.Option(help="Seed of the Gaussian start.")] = 0,
     dtype: Annotated[
@@ -44,12 +49,13 @@ def ulpm(
     """
     from fastnc._core.files import out_dir
     from fastnc._core.interrupts import Diverged, Interrupted
-    from fastnc.cli._rules import rule_of
+    from fastnc.cli._models import model_of
+    from fastnc.cli._rules import moved_by
     from fastnc.cli._torchrun import joined_ranks
     from fastnc.dynamics.descent import descend
-    from fastnc.models import ULPM
 
-    model = ULPM(n_classes, n_per_class, dim)
+    model = model_of(n_classes, n_per_class, dim, class_sizes, loss)
+    moved = moved_by(rule, schedule, lr)
     folder = out_dir(out)
     checkpoint = folder / "checkpoint.npz"
     with joined_ranks(device) as (rank, ranks):
@@ -58,8 +64,8 @@ def ulpm(
             print(f"No checkpoint in {folder}: starting afresh.")
         try:
             run = descend(
-                model, lr, epochs, seed, snapshots=snapshots, dtype=dtype, device=device,
-                rule=None if rule is None else rule_of(rule), batch_size=batch_size,
+                model, epochs=epochs, seed=seed, snapshots=snapshots, dtype=dtype, device=device,
+                **moved, batch_size=batch_size, noise=noise,
                 checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume,
                 sharded=ranks > 1, progress=True,
             )  # fmt: skip

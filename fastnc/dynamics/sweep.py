@@ -154,6 +154,8 @@ def sweep(
 
     steps: list[tuple[Any, Any]] = [(rate, None) for rate in lrs]
     if rules is not None:
+        if not (isinstance(lr, (int, float)) and lr == 5.0):
+            raise ValueError("`lr` and `rules` do not go together: a step size is the rule's own.")
         steps = [(5.0, rule) for rule in rules]
     settings = [setting(rate, rule, size) for rate, rule in steps for size in sizes]
     arrays.check_at_least_zero("checkpoint_every", checkpoint_every)

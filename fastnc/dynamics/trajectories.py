@@ -73,10 +73,12 @@ class Trajectories(Sequence[Trajectory]):
         return {key: Trajectories(runs) for key, runs in found.items()}
 
     def stack(self, name: str) -> NDArray[np.float64]:
-        """A column of every run (runs, snapshots), NaN where a run had ended."""
+        """A column of every run (runs, snapshots), NaN where a run had ended or has none."""
         out = np.full((len(self), len(self.longest)), np.nan)
+        if not any(name in run for run in self._runs):
+            self.longest[name]
         for row, run in zip(out, self._runs, strict=True):
-            if len(run):
+            if len(run) and name in run:
                 row[: len(run)] = run[name]
         return out
 
@@ -126,14 +128,16 @@ class Trajectories(Sequence[Trajectory]):
         """Write one line a snapshot, with the run's number, setting, sizes and seed, atomically."""
         text = io.StringIO(newline="")
         writer = csv.writer(text)
-        names = self.longest.columns
+        # Runs of other models may have columns that the longest one has not.
+        names = dict.fromkeys((*self.longest.columns, *(n for r in self._runs for n in r.columns)))
         told = ("model", "rule", "lr", "batch_size", "seed")
         writer.writerow(("run", *told, "n_samples", "class_sizes", *names))
         for i, run in enumerate(self._runs):
             sizes = " ".join(map(str, np.bincount(run.y, minlength=len(run.W)).tolist()))
             about = (i, *(run.about.get(name) for name in told), len(run.y), sizes)
-            columns = (run[name].tolist() for name in names) if len(run) else ()
-            writer.writerows((*about, *row) for row in zip(*columns, strict=True))
+            none = [""] * len(run)
+            columns = (run[name].tolist() if name in run else none for name in names)
+            writer.writerows((*about, *row) for row in zip(*columns, strict=True) if len(run))
         return atomic_write(path, lambda file: file.write(text.getvalue().encode()))
 
     def arrays(self) -> dict[str, NDArray[Any]]:

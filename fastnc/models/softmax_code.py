@@ -97,14 +97,14 @@ class SoftmaxCode(LayerPeeled):
         """The code above. Cost, where none is known: half a minute at K = 100, d = 10."""
         K, d = self.n_classes, self.dim
         W = np.zeros((K, d))
-        if K <= d + 1:
+        if d >= K - 1:
             W = frame(K, d) * np.sqrt(K / (K - 1))
             return self._code(W, K / (K - 1), "closed form: simplex")
         if d == 2:
             angles = 2.0 * np.pi * np.arange(K) / K
             W = np.column_stack([np.cos(angles), np.sin(angles)])
             return self._code(W, 1.0 - float(np.cos(2.0 * np.pi / K)), "closed form: polygon")
-        if K <= 2 * d:
+        if 2 * d >= K:
             for k in range(K):
                 W[k, k % d] = 1.0 if k < d else -1.0
             return self._code(W, 1.0, "closed form: orthoplex")

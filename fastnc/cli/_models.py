@@ -1,0 +1,42 @@
+"""The unconstrained model as it is typed: sizes, or the samples of each class, and a loss."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+CLASS_SIZES = "Samples of each class, as 100,100,1, in the place of --n-classes and --n-per-class."
+LOSS = "Of a sample's logits; focal has gamma 2, smoothed a tenth."
+NOISE = "Standard deviation of Gaussian noise in every entry of each gradient."
+Loss = Literal["cross-entropy", "squared", "focal", "smoothed"]
+
+
+def model_of(n_classes: int, n_per_class: int, dim: int, class_sizes: str | None, loss: str) -> Any:
+    """The model that was typed.
+
+    Raises
+    ------
+    ValueError
+        Class sizes that are none, or that go against the other two.
+    """
+    import numpy as np
+
+    from fastnc.models import ULPM
+
+    if class_sizes is None:
+        return ULPM(n_classes, n_per_class, dim, loss=loss)
+    try:
+        sizes = [int(size) for size in class_sizes.split(",")]
+    except ValueError:
+        sizes = []
+    if len(sizes) < 2 or min(sizes) < 0 or not any(sizes):
+        raise ValueError(
+            "`--class-sizes` must be the samples of at least 2 classes, as 100,100,1; got "
+            f"{class_sizes!r}."
+        )
+    if n_classes not in (5, len(sizes)) or n_per_class != 10:
+        raise ValueError(
+            f"`--class-sizes` {class_sizes} says how many classes and samples there are; leave "
+            "out --n-classes and --n-per-class."
+        )
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    return ULPM(len(sizes), dim=dim, labels=labels, loss=loss)
