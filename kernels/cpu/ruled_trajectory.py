@@ -18,9 +18,18 @@ from fastnc.kernels.cpu import trajectory as t
 from fastnc.kernels.cpu.aligned import aligned
 from fastnc.kernels.cpu.options import OPTIONS, njit
 from fastnc.kernels.cpu.processor import native_lanes
-from fastnc.kernels.cpu.ruled_epoch import ADAM, N_NUMBERS, SCALED, move, numbers_of, ruled_epoch
+from fastnc.kernels.cpu.ruled_epoch import (
+    ADAM,
+    N_NUMBERS,
+    SCALED,
+    TOGETHER,
+    move,
+    move_together,
+    numbers_of,
+    ruled_epoch,
+)
 from fastnc.kernels.cpu.simd import EXP_LIMIT, zeros
-from fastnc.kernels.cpu.simd_blocks import address, sum_rows
+from fastnc.kernels.cpu.simd_blocks import address, store, sum_rows
 
 _to_blocks, _from_blocks = t._to_blocks, t._from_blocks
 
@@ -38,8 +47,8 @@ def _epochs(K, wide, native, limit, rule, coupled, decoupled, compensated):
 
     @njit(**OPTIONS)
     def epochs_of(
-        W, H, W_low, H_low, W_m, H_m, W_v, H_v, rows, rest, first, second, dW, R, D, labels, steps,
-        block, size, numbers,
+        W, H, W_low, H_low, W_m, H_m, W_v, H_v, rows, rest, first, second, dW, R, G, D, labels,
+        steps, block, size, numbers,
     ):  # fmt: skip
         d = W.shape[1]
         W_rows, H_rows = rows
@@ -63,16 +72,25 @@ def _epochs(K, wide, native, limit, rule, coupled, decoupled, compensated):
             of_H = numbers_of(address(numbers, at), N_NUMBERS)
             ruled_epoch(
                 address(W_rows, 0), address(H_rows, 0), address(H_rest, 0), address(m_H, 0),
-                address(v_H, 0), address(dW, 0), address(R, 0), address(D, 0), address(labels, 0),
-                address(steps, 0), d, block, size, zeros(H, K, wide), zeros(H, others, wide),
-                zeros(H, K, native), zeros(H, others, native), limit, of_H, rule, coupled,
-                decoupled, compensated,
+                address(v_H, 0), address(dW, 0), address(R, 0), address(G, 0), address(D, 0),
+                address(labels, 0), address(steps, 0), d, block, size, zeros(H, K, wide),
+                zeros(H, others, wide), zeros(H, K, native), zeros(H, others, native),
+                limit, of_H, rule, coupled, decoupled, compensated,
             )  # fmt: skip
             for j in range(0, W_rows.size, native):
-                change = sum_rows(address(dW, 0), j)
-                move(
-                    address(W_rows, 0), address(W_rest, 0), address(m_W, 0), address(v_W, 0), j,
-                    change, of_W, rule, coupled, decoupled, compensated,
+                change = (sum_rows(address(dW, 0), j),)
+                if rule == ADAM:
+                    store(address(G, 0), j, change[0])
+                else:
+                    move(
+                        address(W_rows, 0), address(W_rest, 0), address(m_W, 0), address(v_W, 0),
+                        j, native, change, of_W, rule, coupled, decoupled, compensated,
+                    )  # fmt: skip
+            if rule == ADAM:
+                move_together(
+                    address(W_rows, 0), address(W_rest, 0), address(m_W, 0), address(v_W, 0),
+                    address(G, 0), native, native, W_rows.size // native, zeros(H, K, native), of_W,
+                    rule, coupled, decoupled, compensated,
                 )  # fmt: skip
         _from_blocks(W, W_rows, K, K * d)
         _from_blocks(H, H_rows, wide, block)
@@ -116,10 +134,11 @@ def prepared(W, H, low, first, second, y, rule, coupled, decoupled):
     dW[K * d * native :] = 0.0
     R = aligned(t._round_up(padded, wide) * K, dtype)
     D = aligned((K - 1) * d + native, dtype)
+    G = aligned(max(TOGETHER * padded, W_size), dtype)
     run = _epochs(K, wide, native, EXP_LIMIT[dtype.name], rule, coupled, decoupled, compensated)
     arguments = (
         W, H, *low, *first, *second, rows, pair(compensated), pair(rule != SCALED),
-        pair(rule == ADAM), dW, R, D, labels, steps, block, padded,
+        pair(rule == ADAM), dW, R, G, D, labels, steps, block, padded,
     )  # fmt: skip
 
     def advance(numbers):
