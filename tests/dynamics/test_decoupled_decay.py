@@ -66,7 +66,7 @@ def test_of_the_euclidean_norm():
 
 
 def test_of_the_operator_norm():
-    loss, theta, grads = end(R.SpectralDescent(STEPS, weight_decay=1.0))
+    _, theta, grads = end(R.SpectralDescent(STEPS, weight_decay=1.0))
     assert max(np.linalg.norm(x, 2) for x in theta) == pytest.approx(1.0, abs=1e-7)
     dual = sum(np.linalg.norm(g, "nuc") for g in grads)
     inner = sum(np.vdot(x, g) for x, g in zip(theta, grads, strict=True))
