@@ -149,7 +149,7 @@ def _of_the_ulpm(
     model: ULPM, W: NDArray[Any], H: NDArray[Any], parts: Composition, seed: int
 ) -> Stepper:
     from fastnc.dynamics import gradients as g
-    from fastnc.dynamics.steppers import compiled
+    from fastnc.dynamics.steppers import batches, compiled
     from fastnc.dynamics.steppers.composed import ComposedDescent
     from fastnc.kernels.cpu.threads import few_threads
 
@@ -163,6 +163,8 @@ def _of_the_ulpm(
         source = g.GaussianNoise(source, parts.noise, seed)
     if parts.full_batch and compiled.serves(model, parts.rule):
         return compiled.CompiledDescent(W, H, model.y, parts.rule, parts.freeze or ())
+    if batches.serves(model, parts.rule, source):
+        return batches.CompiledBatches(W, H, source, parts.rule, parts.freeze or ())
     small = model.n_classes * model.dim * model.n_samples < 1_000_000
     return ComposedDescent(
         source, parts.rule, W, H, model.y, freeze=parts.freeze or (),
