@@ -21,21 +21,32 @@ from fastnc.kernels.cpu.simd_blocks import address, sum_rows
 _to_blocks, _from_blocks = t._to_blocks, t._from_blocks
 
 
-@njit(**OPTIONS)
-def _gather(matrix, rows, blocks, wide, block, padded):
+@njit(forceinline=True, **OPTIONS)
+def _gather(matrix, rows, count, blocks, wide, block, padded, d):
     """The given rows of a matrix, a lane each; lanes to spare are zero."""
-    for k in range(padded):
-        place = k // wide * block + k % wide
-        for f in range(matrix.shape[1]):
-            blocks[place + f * wide] = matrix[rows[k], f] if k < len(rows) else 0.0
+    at = 0
+    for i in range(0, padded, wide):
+        for lane in range(min(wide, padded - i)):
+            k = i + lane
+            if k < count:
+                row = address(matrix, rows[k] * d)
+                for f in range(d):
+                    blocks[at + f * wide + lane] = row[f]
+            else:
+                for f in range(d):
+                    blocks[at + f * wide + lane] = 0.0
+        at += block
 
 
-@njit(**OPTIONS)
-def _scatter(matrix, rows, blocks, wide, block):
-    for k in range(len(rows)):
-        place = k // wide * block + k % wide
-        for f in range(matrix.shape[1]):
-            matrix[rows[k], f] = blocks[place + f * wide]
+@njit(forceinline=True, **OPTIONS)
+def _scatter(matrix, rows, count, blocks, wide, block, d):
+    at = 0
+    for i in range(0, count, wide):
+        for lane in range(min(wide, count - i)):
+            row = address(matrix, rows[i + lane] * d)
+            for f in range(d):
+                row[f] = blocks[at + f * wide + lane]
+        at += block
 
 
 @t._once
@@ -59,14 +70,17 @@ def _epochs(K, wide, native, limit, compensated):
             of_W = numbers_of(address(numbers, 0), epoch * 12)
             of_H = numbers_of(address(numbers, 0), epoch * 12 + 6)
             for step in range(n_steps):
-                batch = orders[epoch, N * step // n_steps : N * (step + 1) // n_steps]
-                padded = -(-len(batch) // native) * native
-                for k in range(padded):
-                    labels[k] = y[batch[k]] if k < len(batch) else 0.0
-                    steps[k] = -1.0 / len(batch) if k < len(batch) else 0.0
-                _gather(H, batch, H_rows, wide, block, padded)
+                first = N * step // n_steps
+                count = N * (step + 1) // n_steps - first
+                batch = address(orders, epoch * N + first)
+                padded = -(-count // native) * native
+                for k in range(count):
+                    labels[k], steps[k] = y[batch[k]], -1.0 / count
+                for k in range(count, padded):
+                    labels[k], steps[k] = 0.0, 0.0
+                _gather(H, batch, count, address(H_rows, 0), wide, block, padded, d)
                 if compensated:
-                    _gather(H_low, batch, H_rest, wide, block, padded)
+                    _gather(H_low, batch, count, address(H_rest, 0), wide, block, padded, d)
                 ruled_epoch(
                     address(W_rows, 0), address(H_rows, 0), address(H_rest, 0),
                     address(moments, 0), address(moments, 0), address(dW, 0), address(R, 0),
@@ -74,9 +88,9 @@ def _epochs(K, wide, native, limit, compensated):
                     padded, zeros(H, K, wide), zeros(H, others, wide), zeros(H, K, native),
                     zeros(H, others, native), limit, of_H, SCALED, False, False, compensated,
                 )  # fmt: skip
-                _scatter(H, batch, H_rows, wide, block)
+                _scatter(H, batch, count, address(H_rows, 0), wide, block, d)
                 if compensated:
-                    _scatter(H_low, batch, H_rest, wide, block)
+                    _scatter(H_low, batch, count, address(H_rest, 0), wide, block, d)
                 for j in range(0, W_rows.size, native):
                     move(
                         address(W_rows, 0), address(W_rest, 0), address(moments, 0),
