@@ -12,6 +12,7 @@ exponentials and `4 N d` numbers moved an epoch, and B times the `K d` sums of W
 import numpy as np
 
 from fastnc.kernels.cpu import trajectory as t
+from fastnc.kernels.cpu.aligned import aligned
 from fastnc.kernels.cpu.options import OPTIONS, njit
 from fastnc.kernels.cpu.processor import native_lanes
 from fastnc.kernels.cpu.ruled_epoch import SCALED, TOGETHER, move, numbers_of, ruled_epoch
@@ -118,17 +119,17 @@ def prepared(W, H, W_low, H_low, y, size):
     padded = t._round_up(size, native)
     block = (-(-d * wide // line) | 1) * line
     W_size, H_size = t._round_up(K * d, native), -(-padded // wide) * block
-    W_rows = t._aligned(W_size + native, dtype)[:W_size]
+    W_rows = aligned(W_size + native, dtype)[:W_size]
     sizes = (W_size, H_size) if compensated else (1, 1)
-    dW = t._aligned(t._round_up(W_size * native, line), dtype)
+    dW = aligned(t._round_up(W_size * native, line), dtype)
     dW[K * d * native :] = 0.0
     run = _epochs(K, wide, native, EXP_LIMIT[dtype.name], compensated)
     arguments = (
-        W, H, W_low, H_low, y, (W_rows, t._aligned(H_size, dtype)),
-        (t._aligned(sizes[0], dtype), t._aligned(sizes[1], dtype)), t._aligned(1, dtype), dW,
-        t._aligned(t._round_up(padded, wide) * K, dtype), t._aligned(TOGETHER * padded, dtype),
-        t._aligned((K - 1) * d + native, dtype), t._aligned(padded, dtype),
-        t._aligned(padded, dtype), block, size,
+        W, H, W_low, H_low, y, (W_rows, aligned(H_size, dtype)),
+        (aligned(sizes[0], dtype), aligned(sizes[1], dtype)), aligned(1, dtype), dW,
+        aligned(t._round_up(padded, wide) * K, dtype), aligned(TOGETHER * padded, dtype),
+        aligned((K - 1) * d + native, dtype), aligned(padded, dtype),
+        aligned(padded, dtype), block, size,
     )  # fmt: skip
 
     def advance(orders, numbers):
