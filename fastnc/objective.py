@@ -181,7 +181,7 @@ def loss(
         case "reference":
             out[0] = call.scale * reference.loss(*call.wide())
         case _:
-            call.kernels("cross_entropy").loss(*call.arrays, call.scale, out, *call.tier)
+            call.run("cross_entropy", "loss", call.scale, out)
     return call.value(out)
 
 
@@ -225,8 +225,7 @@ def loss_and_grads(
             out *= call.scale
             grad_W[:], grad_H[:] = call.scale * dW, call.scale * dH
         case _:
-            kernels = call.kernels("cross_entropy")
-            kernels.loss_and_grads(*call.arrays, call.scale, out, grad_W, grad_H, *call.tier)
+            call.run("cross_entropy", "loss_and_grads", call.scale, out, grad_W, grad_H)
     return call.value(out), call.result(grad_W), call.result(grad_H)
 
 
@@ -271,8 +270,7 @@ def log_loss_and_grads(
             out[0], dW, dH = reference.log_loss_and_grads(*call.wide())
             grad_W[:], grad_H[:] = dW, dH
         case _:
-            kernels = call.kernels("cross_entropy")
-            kernels.log_loss_and_grads(*call.arrays, out, grad_W, grad_H, *call.tier)
+            call.run("cross_entropy", "log_loss_and_grads", out, grad_W, grad_H)
     if reduction == "mean":
         out -= float(np.log(len(call.arrays[1])))
     return call.value(out), call.result(grad_W), call.result(grad_H)
@@ -327,8 +325,7 @@ def hessian_vector_product(
             wide_HW, wide_HH = reference.hessian_vector_product(*call.wide())
             HW[:], HH[:] = call.scale * wide_HW, call.scale * wide_HH
         case _:
-            kernels = call.kernels("hessian")
-            kernels.hessian_vector_product(*call.arrays, call.scale, HW, HH, *call.tier)
+            call.run("hessian", "hessian_vector_product", call.scale, HW, HH)
     # A NaN or an infinity anywhere in H or dH reaches HW, since 0 times it is NaN.
     if isinstance(HW, np.ndarray) and not np.isfinite(HW).all():
         call.raise_culprit()
@@ -393,8 +390,7 @@ def gradient_step(
             if np.isfinite(out[0]):
                 call.arrays[0][:], call.arrays[1][:] = new_W, new_H
         case _:
-            kernels = call.kernels("cross_entropy")
-            kernels.gradient_step(*call.arrays, call.scale, lr, out, *call.tier)
+            call.run("cross_entropy", "gradient_step", call.scale, lr, out)
     value = call.value(out)
     call.write_back()
     return value

@@ -1,8 +1,11 @@
-"""What a CUDA call needs beyond fitting shapes: a GPU that can, the current device, memory."""
+"""What a CUDA call needs beyond fitting shapes: a GPU that can, its device, memory."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+
+import numpy as np
 
 CAPABILITY = (8, 0)
 
@@ -16,6 +19,23 @@ def serves(x: Any) -> bool:
     except ImportError:
         return False
     return bool(x.is_cuda) and torch.cuda.get_device_capability(x.device) >= CAPABILITY
+
+
+def need_torch_and_triton() -> None:
+    """What runs on a device needs both.
+
+    Raises
+    ------
+    ImportError
+        One of them cannot be imported.
+    """
+    try:
+        import torch  # noqa: F401
+        import triton  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "torch and triton are needed for `device='cuda'`: pip install 'fastnc[gpu]'."
+        ) from error
 
 
 def need_gpu(argument: str) -> None:
@@ -32,13 +52,22 @@ def need_gpu(argument: str) -> None:
         raise ValueError(f"`{argument}` must find a CUDA device; torch sees none. Use 'cpu'.")
 
 
+def on_device_of(x: Any) -> AbstractContextManager[Any]:
+    """A context in which the device of `x` is the current one, on which kernels are started."""
+    if isinstance(x, np.ndarray):
+        return nullcontext()
+    import torch
+
+    return torch.cuda.device_of(x)  # type: ignore[no-untyped-call]
+
+
 def check_gpu(x: Any) -> None:
-    """The GPU of the tensor `x` must run the kernels and be the current device.
+    """The GPU of the tensor `x` must run the kernels; it need not be the current device.
 
     Raises
     ------
     ValueError
-        It is below compute capability 8.0, or is not the current one.
+        It is below compute capability 8.0.
     """
     import torch
 
@@ -47,12 +76,6 @@ def check_gpu(x: Any) -> None:
         raise ValueError(
             f"the GPU must have compute capability {CAPABILITY[0]}.{CAPABILITY[1]} or more; "
             f"{x.device} has {major}.{minor}. Move the tensors to the CPU."
-        )
-    current = torch.cuda.current_device()
-    if x.device.index != current:
-        raise ValueError(
-            f"tensors must live on the current CUDA device, cuda:{current}; got {x.device}. "
-            f"Call inside `with torch.cuda.device({x.device.index})`."
         )
 
 

@@ -19,7 +19,7 @@ from fastnc._core.arrays import (
     is_torch,
     row_major,
 )
-from fastnc._core.cuda import check_gpu, check_memory, need_gpu
+from fastnc._core.cuda import check_gpu, check_memory, need_gpu, on_device_of
 
 
 class Call:
@@ -64,11 +64,16 @@ class Call:
             check_memory(W_, len(H_))
         self.arrays = (W_, H_, labels, *along)
 
-    def kernels(self, op: str) -> Any:
-        """The module of `op` for the chosen implementation."""
+    def run(self, op: str, name: str, *arguments: Any) -> None:
+        """The launcher `name` of `op`, on the arrays, by the chosen implementation.
+
+        Triton launches on the current device, which need not be that of the arrays.
+        """
         if self.impl == "gpu":
             _need("triton", "gpu")
-        return import_module(f"fastnc.kernels.{self.impl}.{op}")
+        launcher = getattr(import_module(f"fastnc.kernels.{self.impl}.{op}"), name)
+        with on_device_of(self.arrays[0]):
+            launcher(*self.arrays, *arguments, *self.tier)
 
     def wide(self) -> tuple[Any, ...]:
         """The arrays in float64, labels as they are."""
@@ -192,7 +197,7 @@ def _on_gpu(x: Any) -> Any:
     torch = _need("torch", "torch")
     need_gpu("impl='gpu'")
     tensor = x.detach() if is_torch(x) else torch.from_numpy(np.ascontiguousarray(x))
-    # A tensor on another GPU stays there, and `check_gpu` says so.
+    # A tensor on another GPU stays there.
     return (tensor if tensor.is_cuda else tensor.cuda()).contiguous()
 
 

@@ -55,6 +55,13 @@ class Workers:
         return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
 
 
+class Alone(Workers):
+    """A process by itself, whatever others there are."""
+
+    def __init__(self) -> None:
+        self.several, self.rank, self.count = False, 0, 1
+
+
 @contextmanager
 def workers_of_torchrun(device: str | None) -> Iterator[Workers]:
     """Join the other ranks where `torchrun` started this one: NCCL on CUDA, else gloo."""

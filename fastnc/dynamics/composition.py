@@ -11,11 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core import arrays
-from fastnc.dynamics.rules import AdamW, GradientDescent, Momentum, Polyak, Rule, Schedule
+from fastnc._core.cuda import need_torch_and_triton
+from fastnc.dynamics.rules import (
+    AdamW,
+    GradientDescent,
+    LossScaled,
+    Momentum,
+    Polyak,
+    Rule,
+    Schedule,
+)
 from fastnc.dynamics.rules.adam import Adam
 from fastnc.dynamics.rules.rule import BuiltIn, check_rate
 from fastnc.dynamics.steppers import Stepper
-from fastnc.models import ULPM
+from fastnc.models import (
+    ULPM,
+    imbalanced,
+    imbalanced_squared_error,
+    squared_error,
+    weight_decay,
+)
 from fastnc.models.deep_linear import DeepLinear
 from fastnc.models.layer_peeled import LayerPeeled
 from fastnc.models.minimum_norm import MinimumNorm
@@ -77,8 +92,6 @@ def composed(
     device: str = "cpu",
 ) -> Composition:
     """The parts, each checked by itself."""
-    from fastnc.dynamics.rules import LossScaled
-
     check_rate(lr)
     arrays.check_at_least_zero("noise", noise)
     arrays.check_at_least_zero("label_noise", label_noise)
@@ -133,9 +146,7 @@ def choose_stepper(
 
         if lr is not None:
             return CudaDescent(W, H, model.y, lr)
-        from fastnc.dynamics.steppers.cuda_composed import CudaComposed
-
-        return CudaComposed(W, H, model.y, parts.rule, parts.freeze)
+        return _on_a_device(model, W, H, parts, seed)
     if isinstance(model, ULPM):
         if lr is not None and model.logit_loss is None:
             from fastnc.dynamics.steppers.plain import PlainDescent
@@ -189,6 +200,33 @@ def _of_a_row(
         between = model.start(seed, W.dtype.name)[1:-1]
         return DeepDescent(model, source, parts.rule, W, H, between, parts.freeze or ())
     return PenalisedDescent(model, source, parts.rule, W, H, parts.freeze or ())
+
+
+def _on_a_device(
+    model: Any, W: NDArray[Any], H: NDArray[Any], parts: Composition, seed: int
+) -> Stepper:
+    need_torch_and_triton()
+    from fastnc.dynamics import device_gradients as g
+    from fastnc.dynamics.steppers.cuda_composed import CudaComposed
+    from fastnc.dynamics.steppers.cuda_penalised import CudaPenalised
+
+    def source_of(labels: Any, W: Any) -> Any:
+        source: Any = g.FullBatch(labels)
+        if parts.batch_size is not None:
+            source = g.MiniBatch(labels, parts.batch_size, parts.replacement, seed)
+        if parts.label_noise > 0.0:
+            source = g.LabelNoise(source, model.n_classes, parts.label_noise, seed)
+        if not isinstance(model, ULPM):
+            from fastnc.dynamics.device_models import Penalised
+
+            source = Penalised(labels, model)
+        if parts.noise > 0.0:
+            source = g.GaussianNoise(source, parts.noise, seed, W.device)
+        return source
+
+    if isinstance(model, ULPM):
+        return CudaComposed(W, H, model.y, parts.rule, source_of, parts.freeze)
+    return CudaPenalised(model, W, H, parts.rule, source_of, parts.freeze)
 
 
 def check_together(model: Any, parts: Composition) -> None:
@@ -261,20 +299,16 @@ def check_together(model: Any, parts: Composition) -> None:
             "a schedule of the epoch, or leave out `weight_decay`.",
         ),
         (
-            parts.device == "cuda" and not ulpm,
+            parts.device == "cuda" and not (ulpm or isinstance(model, DECAYED)),
             f"device='cuda' and {name}",
-            "its objective has no kernel there. Use device='cpu'.",
+            "on a device there are `fastnc.ULPM` and models with weight decay and no constraint. "
+            "Use device='cpu'.",
         ),
         (
-            parts.device == "cuda" and not parts.full_batch,
-            "device='cuda' and batches, label noise or noise",
-            "their generators are NumPy's. Use device='cpu'.",
-        ),
-        (
-            parts.device == "cuda" and (type(rule) not in ON_A_DEVICE or of_log_loss),
+            parts.device == "cuda" and not _on_devices(rule, lr),
             f"device='cuda' and {type(rule).__name__}",
             "on a device there are GradientDescent, Momentum, Adam and AdamW with schedules of "
-            "the epoch. Use device='cpu'.",
+            "`fastnc.rules` or functions of the epoch. Use device='cpu'.",
         ),
     ):  # fmt: skip
         if asked:
@@ -287,6 +321,7 @@ def check_together(model: Any, parts: Composition) -> None:
 
 
 ON_A_DEVICE: tuple[type, ...] = (GradientDescent, Momentum, Adam, AdamW)
+DECAYED = (weight_decay, imbalanced, squared_error, imbalanced_squared_error)
 # What needs no number that is told by the whole of a gradient, of which each rank has a part.
 OF_RANKS = ON_A_DEVICE
 
@@ -304,6 +339,12 @@ def check_over_ranks(parts: Composition) -> None:
         f"of its norm; got {spoken(rule)} on {parts.device!r}"
         f"{'' if parts.full_batch else ', with noise or batches'}. Leave out `sharded`."
     )
+
+
+def _on_devices(rule: Any, lr: Any) -> bool:
+    """Whether a rule has a form for tensors, and its step size one that need not be fetched."""
+    looks = isinstance(lr, Schedule) and type(lr).at is not Schedule.at
+    return type(rule) in ON_A_DEVICE and (not looks or type(lr) in (LossScaled, Polyak))
 
 
 def _constrained(model: LayerPeeled) -> bool:

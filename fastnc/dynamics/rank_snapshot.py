@@ -1,16 +1,18 @@
-"""One row of a trajectory, of samples that are spread over the ranks."""
+"""One row of a trajectory, of tensors on any device, whose samples may be spread over ranks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastnc._core.ranks import Workers
-from fastnc.dynamics.snapshot import NORMS
-from fastnc.theory.norm_margins import ratio_max, ratio_spectral
+from fastnc.dynamics.snapshot import COLUMNS, LARGEST_NORM, NORMS
+from fastnc.theory.norm_margins import ratio_max, ratio_spectral, spectral_square
 
 # A float64 copy of a chunk of this many bytes is made at a time.
 _CHUNK_BYTES = 1 << 26
@@ -18,14 +20,60 @@ _CHUNK_BYTES = 1 << 26
 _GRAM_FEATURES = 1024
 
 
+def measure(
+    W: Tensor, H: Tensor, y: NDArray[np.int64], workers: Workers, H_low: Tensor | None = None
+) -> dict[str, float]:
+    """The columns of a run at W (K, d) and this rank's rows of H (n, d), or of `H + H_low`.
+
+    As `fastnc.dynamics.snapshot.measure`, to rounding; everything is summed in float64, where the
+    tensors are. H is read chunk by chunk and never leaves its device.
+    """
+    from fastnc import ClassDeviations, ClassStatistics
+
+    W = W.double()
+    if not _norm(W, H, H_low, workers) < LARGEST_NORM:
+        return dict.fromkeys(COLUMNS, math.nan)
+    statistics = ClassStatistics(*W.shape)
+    for rows, h in _wide(H, H_low):
+        statistics.update_from(rows.start, h, y[rows])
+    if workers.several:
+        statistics.all_reduce()
+    deviations = ClassDeviations(statistics, W.cpu().numpy())
+    for rows, h in _wide(H, H_low):
+        deviations.update_from(rows.start, h, y[rows])
+    if workers.several:
+        deviations.all_reduce()
+    metrics = deviations.metrics().as_dict()
+    labels = torch.from_numpy(np.array(y)).to(H.device)
+    row = objective(W, None, H, labels, metrics["margin"], workers, H_low)
+    row |= {name: math.nan if v is None else v for name, v in metrics.items()}
+    return {name: row[name] for name in COLUMNS}
+
+
+def _norm(W: Tensor, H: Tensor, H_low: Tensor | None, workers: Workers) -> float:
+    """The largest norm of W and of any rank's rows, infinite where one is not finite."""
+    square = (W * W).sum()
+    for _, h in _wide(H, H_low):
+        square = square + (h * h).sum()
+    norm = square.sqrt().nan_to_num(math.inf, math.inf)
+    return float(workers.largest(norm))
+
+
 def objective(
-    W: Tensor, bias: Tensor | None, H: Tensor, y: Tensor, margin: float | None, workers: Workers
+    W: Tensor,
+    bias: Tensor | None,
+    H: Tensor,
+    y: Tensor,
+    margin: float | None,
+    workers: Workers,
+    H_low: Tensor | None = None,
 ) -> dict[str, float]:
     """The columns of `fastnc.snapshot` that tell of the objective, over all ranks' samples.
 
     The layer-peeled variables are W (K, d) and H (N, d), of which each rank holds some rows; the
     bias, where there is one, enters the logits and is held fixed: it joins W as a column beside
-    a constant feature, and leaves the gradients. `margin` is q_min of all samples.
+    a constant feature, and leaves the gradients. `margin` is q_min of all samples. With `H_low`
+    the features are `H + H_low`.
 
     Cost: two passes over H in float64, by chunks, since `1 - beta` is a norm that must be known
     first; K d + 6 numbers are exchanged.
@@ -35,7 +83,7 @@ def objective(
     peak = torch.full((), -math.inf, dtype=torch.float64, device=W.device)
     sums = W.new_zeros(4)
     grad_W = torch.zeros_like(W)
-    for h, log_loss, dW, dH in _chunks(W, bias, H, y):
+    for h, log_loss, dW, dH in _chunks(W, bias, H, y, H_low):
         before, peak = peak, torch.maximum(peak, log_loss)
         shrink, share = torch.exp(before - peak), torch.exp(log_loss - peak)
         grad_W = grad_W * shrink + dW * share
@@ -60,7 +108,7 @@ def objective(
         # theta and the gradient become opposite: their normalised sum is 1 - beta without the
         # cancellation that a scalar product close to 1 would carry.
         square = torch.zeros((), dtype=torch.float64, device=W.device)
-        for h, log_loss, _, dH in _chunks(W, bias, H, y):
+        for h, log_loss, _, dH in _chunks(W, bias, H, y, H_low):
             square += (h / norm + dH * (torch.exp(log_loss - highest) / slope)).square().sum()
         gap = 0.5 * float(workers.sum(square) + (W / norm + grad_W / slope).square().sum())
     epsilon = math.nan
@@ -75,44 +123,66 @@ def objective(
         "beta": 1.0 - gap,
         "epsilon": epsilon,
     }
-    return row | _norms(W, H, y, margin, workers)
+    return row | _norms(W, H, y, margin, workers, H_low)
 
 
 def _norms(
-    W: Tensor, H: Tensor, y: Tensor, margin: float | None, workers: Workers
+    W: Tensor, H: Tensor, y: Tensor, margin: float | None, workers: Workers, H_low: Tensor | None
 ) -> dict[str, float]:
-    """The margin in the norms of other rules; the operator norm's only up to 1024 features."""
+    """The margin in the norms of other rules than gradient descent."""
     if margin is None or not margin < math.inf:
         return dict.fromkeys(NORMS, math.nan)
     K, d = W.shape
     counts = workers.sum(torch.bincount(y, minlength=K).double()).cpu().numpy()
-    peak = max(float(W.abs().max()), float(H.abs().max()) if len(H) else 0.0)
-    largest = float(workers.largest(torch.tensor(peak, dtype=torch.float64, device=W.device)))
-    square = math.nan
-    if d <= _GRAM_FEATURES:
-        gram = W.new_zeros(d, d)
-        rows = max(1, _CHUNK_BYTES // (8 * (d + 1)))
-        for low in range(0, len(H), rows):
-            h = H[low : low + rows].double()
-            gram += h.T @ h
-        gram = workers.sum(gram)
-        of_W = W @ W.T if d >= K else W.T @ W
-        square = max(float(torch.linalg.eigvalsh(x)[-1]) for x in (gram, of_W))
+    peak = W.abs().max()
+    for _, h in _wide(H, H_low):
+        peak = torch.maximum(peak, h.abs().max())
+    largest = float(workers.largest(peak))
+    square = max(spectral_square(W.cpu().numpy()), _largest_square(H, H_low, d, workers))
     found = ratio_max(margin, counts, d, largest), ratio_spectral(margin, counts, square)
     return dict(zip(NORMS, found, strict=True))
 
 
+def _largest_square(H: Tensor, H_low: Tensor | None, d: int, workers: Workers) -> float:
+    """The square of the largest singular value of all ranks' rows of H together."""
+    if d <= _GRAM_FEATURES:
+        gram = torch.zeros((d, d), dtype=torch.float64, device=H.device)
+        for _, h in _wide(H, H_low):
+            gram += h.T @ h
+        return float(torch.linalg.eigvalsh(workers.sum(gram))[-1])
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    def product(v: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`H^T H v`; d numbers are exchanged."""
+        there = torch.from_numpy(np.ravel(v)).to(H.device)
+        out = torch.zeros_like(there)
+        for _, h in _wide(H, H_low):
+            out += h.T @ (h @ there)
+        return np.asarray(workers.sum(out).cpu().numpy())
+
+    gram = LinearOperator((d, d), matvec=product, dtype=np.float64)
+    start = np.random.default_rng(0).standard_normal(d)
+    return float(eigsh(gram, 1, which="LA", v0=start, tol=1e-10, return_eigenvectors=False)[0])
+
+
+def _wide(H: Tensor, H_low: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+    """Which rows, and those of H in float64 with what rounding took from them."""
+    rows = max(1, _CHUNK_BYTES // (8 * (H.shape[1] + 1)))
+    for low in range(0, len(H), rows):
+        part = slice(low, min(low + rows, len(H)))
+        h = H[part].double()
+        yield part, h if H_low is None else h + H_low[part]
+
+
 def _chunks(
-    W: Tensor, bias: Tensor | None, H: Tensor, y: Tensor
+    W: Tensor, bias: Tensor | None, H: Tensor, y: Tensor, H_low: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Some rows of H in float64, log of their summed loss, its gradients over it, a chunk each."""
     from fastnc import log_loss_and_grads
 
     d = W.shape[1]
     logits_W = W if bias is None else torch.cat([W, bias.double().unsqueeze(1)], 1)
-    rows = max(1, _CHUNK_BYTES // (8 * (d + 1)))
-    for low in range(0, len(H), rows):
-        h = H[low : low + rows].double()
+    for rows, h in _wide(H, H_low):
         h1 = h if bias is None else torch.cat([h, h.new_ones(len(h), 1)], 1)
-        log_loss, dW, dH = log_loss_and_grads(logits_W, h1, y[low : low + rows], reduction="sum")
+        log_loss, dW, dH = log_loss_and_grads(logits_W, h1, y[rows], reduction="sum")
         yield h, log_loss, dW[:, :d], dH[:, :d]

@@ -17,6 +17,7 @@ from fastnc._core.files import FOREIGN
 from fastnc._core.interrupts import Diverged, Interrupted, deferred_interrupt
 from fastnc._core.progress import Bar, progress_bar
 from fastnc._core.serial import quiet
+from fastnc.dynamics.behind import Behind
 from fastnc.dynamics.checkpoint import Checkpoint, foreign
 from fastnc.dynamics.columns import Columns
 from fastnc.dynamics.loop import drive
@@ -48,6 +49,7 @@ class Run:
         self.rows: list[dict[str, float]] = []
         self.stopped = ""
         self._next = 0
+        self._behind = Behind()
 
     def go(self, path: Path | None, every: float, resume: bool, progress: bool) -> Trajectory:
         """Run to the end; raises `Diverged` or `Interrupted` with what there is by then."""
@@ -60,6 +62,8 @@ class Run:
         ):
             run = self.loop(path, every, interrupted, bar)
             self.save()
+            with self.carried():
+                self._behind.wait()
         return run
 
     @quiet
@@ -72,7 +76,11 @@ class Run:
         self.path = path
         # A BLAS adds in another order on two threads: a run must not depend on their number.
         with serial_blas, self.carried():
-            drive(self, every, lambda: self.stop_asked(interrupted), bar, self.seconds)
+            try:
+                drive(self, every, lambda: self.stop_asked(interrupted), bar, self.seconds)
+            finally:
+                # What is said of a file holds once it is there.
+                self._behind.wait()
         return self.trajectory(self.stopped)
 
     def seconds(self) -> float:
@@ -202,9 +210,20 @@ class Run:
             raise
 
     def write(self, path: Path) -> None:
-        """Write the state and the rows to a file."""
-        state = {**self.stepper.state(), **self.further.state()}
-        Checkpoint(self.about, state, self._columns()).save(path)
+        """Write the state and the rows to a file; a large one of a device meanwhile."""
+        self._behind.wait()
+        further, columns = self.further.state(), self._columns()
+
+        def save(own: dict[str, NDArray[Any]]) -> None:
+            Checkpoint(self.about, {**own, **further}, columns).save(path)
+
+        # Steppers that live on a device have it; the copy is then under way.
+        begin = getattr(self.stepper, "state_later", None)
+        later = None if begin is None else begin()
+        if later is None:
+            save(self.stepper.state())
+        else:
+            self._behind.start(lambda: save(later()))
 
     def take_up(self, path: Path) -> None:
         """Go on from the checkpoint at `path`, which must be of the same problem."""

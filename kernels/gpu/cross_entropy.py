@@ -25,13 +25,13 @@ _BLOCK = 512
 def loss(W, H, y, scale, loss_out, tier):
     """`loss_out[0] = scale * sum of the losses`."""
     parts, _ = _losses(tier, W, H, y, False)
-    sum_losses[(1,)](parts, loss_out, len(parts), scale, BLOCK=_BLOCK, **options(4, 1))
+    _add_losses(parts, loss_out, scale)
 
 
 def loss_and_grads(W, H, y, scale, loss_out, grad_W_out, grad_H_out, tier):
-    """The loss and both gradients, all times `scale`."""
+    """The loss and both gradients, all times `scale`; no loss where `loss_out` is None."""
     loss_parts, W_parts = _sweep(tier, W, H, None, y, scale, 1.0, grad_H_out, None, False)
-    sum_losses[(1,)](loss_parts, loss_out, len(loss_parts), scale, BLOCK=_BLOCK, **options(4, 1))
+    _add_losses(loss_parts, loss_out, scale)
     reduce_W(W_parts, W, None, grad_W_out, scale, 1.0, False)
 
 
@@ -56,9 +56,12 @@ def gradient_step(W, H, y, scale, lr, loss_out, tier):
 
 
 def step(W, H, W_low, H_low, y, scale, lr, loss_out, tier):
-    """A step; with W_low and H_low, what it rounds away is carried there (see `trajectory`)."""
+    """A step; with W_low and H_low, what it rounds away is carried there (see `trajectory`).
+
+    Without `loss_out`, None, the losses of blocks are not added up, which saves a launch.
+    """
     loss_parts, W_parts = _sweep(tier, W, H, H_low, y, scale, lr, H, None, True)
-    sum_losses[(1,)](loss_parts, loss_out, len(loss_parts), scale, BLOCK=_BLOCK, **options(4, 1))
+    _add_losses(loss_parts, loss_out, scale)
     reduce_W(W_parts, W, W_low, W, scale, lr, True)
 
 
@@ -69,6 +72,12 @@ def reduce_W(W_parts, W, W_low, out, scale, lr, step):
         W_parts, W, W if W_low is None else W_low, out, len(W_parts), W.numel(), scale, lr,
         STEP=step, COMPENSATED=W_low is not None, BLOCK=256, **options(4, 1),
     )  # fmt: skip
+
+
+def _add_losses(parts, out, scale):
+    """`out[0] = scale sum(parts)`, where that is asked for."""
+    if out is not None:
+        sum_losses[(1,)](parts, out, len(parts), scale, BLOCK=_BLOCK, **options(4, 1))
 
 
 def problem(W, H, tier):

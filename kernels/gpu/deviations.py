@@ -26,7 +26,7 @@ from fastnc.kernels.gpu.softmax import dot
 _BD = 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_samples"])
 def deviation_rows(
     H, order, owner, means, g, Q, A, weights, tilt, projections, parts,
     n_samples: "i64", dim, n_directions,
@@ -84,7 +84,7 @@ def deviation_rows(
     tl.store(at + 4, tl.sum(within, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_samples"])
 def decision_rows(
     H, order, owner, present, g, W, offset, nearest, parts, n_samples: "i64", n_classes, dim,
     BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, PRODUCTS: tl.constexpr,

@@ -208,7 +208,9 @@ def sweep(shape, W, H, H_low, y, scale, lr, H_out, extent, step):
     (K, d), N = W.shape, len(H)
     W_planes = planes(W, 0, shape.W_parts)
     chunks = range(0, N, shape.chunk)
-    loss_parts = W.new_zeros((len(chunks), cdiv(shape.chunk, shape.BN)), dtype=torch.float64)
+    blocks = cdiv(shape.chunk, shape.BN)
+    left = N - chunks[-1]
+    loss_parts = W.new_empty(blocks * (len(chunks) - 1) + cdiv(left, shape.BN), dtype=torch.float64)
     R = W_planes.brain.new_empty((shape.R_parts, shape.chunk, shape.BK))
     W_parts = W.new_empty((shape.splits, K, d))
     low = H if H_low is None else H_low
@@ -216,7 +218,7 @@ def sweep(shape, W, H, H_low, y, scale, lr, H_out, extent, step):
         hi = min(lo + shape.chunk, N)
         n = hi - lo
         block_residuals[(cdiv(n, shape.BN),)](
-            W_planes.brain, H[lo:hi], y[lo:hi], R, loss_parts[i],
+            W_planes.brain, H[lo:hi], y[lo:hi], R, loss_parts[i * blocks :],
             loss_parts if extent is None else extent, n, K, d, W_planes.width,
             PRODUCTS=shape.PRODUCTS, LOG=extent is not None, **shape.tiles, **shape.options,
         )  # fmt: skip
@@ -227,4 +229,4 @@ def sweep(shape, W, H, H_low, y, scale, lr, H_out, extent, step):
             BN=tile.BM, BK=shape.BK, BD=tile.BN, PRODUCTS=shape.PRODUCTS, STEP=step,
             COMPENSATED=H_low is not None, ADD=i > 0, **tile.options,
         )  # fmt: skip
-    return loss_parts.view(-1), W_parts
+    return loss_parts, W_parts

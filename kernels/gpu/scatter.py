@@ -95,7 +95,7 @@ def merge_chunks(
     tl.store(squares + p.to(tl.int64) * n_tiles + tile, tl.sum(total, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_samples", "blocks"])
 def scatter_tiles(
     H, y, means, parts, n_samples: "i64", dim, blocks,
     BN: tl.constexpr, BD: tl.constexpr, PRODUCTS: tl.constexpr,
@@ -125,7 +125,7 @@ def scatter_tiles(
     tl.store(parts + at, acc, mask=(a_at < dim)[:, None] & (b_at < dim)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_samples", "n_means"])
 def nearest_tiles(
     H, means, centre, nearest, n_samples: "i64", n_means, dim,
     BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, LOGITS: tl.constexpr,

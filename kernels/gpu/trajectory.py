@@ -157,9 +157,8 @@ def descend(W, H, W_low, H_low, y, scale, lr, epochs):
         descend_many(W[None], H[None], W_low[None], H_low[None], y, scale, rate, epochs)
         return
     low = (W_low, H_low) if compensated else (None, None)
-    loss = torch.empty(1, dtype=torch.float64, device=W.device)
     for _ in range(epochs):
-        step(W, H, *low, y, scale, lr, loss, EXACT)
+        step(W, H, *low, y, scale, lr, None, EXACT)
 
 
 def descend_many(W, H, W_low, H_low, y, scale, lr, epochs):

@@ -26,7 +26,7 @@ from fastnc.kernels.gpu.softmax import DOWN, UP, lifted_exp, losses_and_weights
 from fastnc.kernels.gpu.wide import COLUMNS, ROWS, Chunks
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def weighted_rows(
     Z, R, y, bias, weight, uniform, scales, losses, loss_parts, n_rows: "i64", n_classes, z_width,
     smoothing: "fp64", BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr, WEIGHT: tl.constexpr,
@@ -118,7 +118,7 @@ def _gaps(Z, bias, base, z_y, labels, counted, cols, n_classes, BIAS: tl.constex
     return z - z_y[:, None], col_real, inside & (cols[None, :] != labels[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "rows_per_split"])
 def column_sums(
     R, parts, n_rows: "i64", n_classes, z_width, rows_per_split, BM: tl.constexpr,
     BN: tl.constexpr, ADD: tl.constexpr,

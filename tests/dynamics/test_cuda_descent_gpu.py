@@ -1,34 +1,28 @@
 """`descend(device="cuda")` from end to end, on the device or with the interpreter in its place."""
 
+import inspect
 import os
 import signal
 
 import numpy as np
 import pytest
 import torch
-from interpreted import DEVICE
+from interpreted import DEVICE, play_a_gpu
 
 import fastnc
 from fastnc import reference
+from fastnc.dynamics import rank_snapshot
+from fastnc.dynamics.composition import composed
+from fastnc.dynamics.descent import prepare
+from fastnc.dynamics.snapshot import measure
 from fastnc.dynamics.steppers import cuda
 
 
 @pytest.fixture(autouse=True)
 def device(monkeypatch):
     """Without a GPU the CPU passes for one: the kernels are interpreted."""
-    if DEVICE == "cuda":
-        return
-    answers = {
-        "is_available": lambda: True,
-        "get_device_capability": lambda device=None: (9, 0),
-        "current_device": lambda: None,
-        "mem_get_info": lambda device=None: (2**33, 2**33),
-        "memory_reserved": lambda device=None: 0,
-        "memory_allocated": lambda device=None: 0,
-    }
-    for name, answer in answers.items():
-        monkeypatch.setattr(torch.cuda, name, answer)
-    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self.clone())
+    if DEVICE != "cuda":
+        play_a_gpu(monkeypatch.setattr)
 
 
 SMALL, LARGER = fastnc.ULPM(2, 3, 4), fastnc.ULPM(17, 1, 3)
@@ -187,3 +181,99 @@ def test_a_frozen_factor_stays_on_the_device_too():
     run = fastnc.descend(SMALL, 1.0, 4, freeze="W", device="cuda")
     np.testing.assert_array_equal(run.W, start)
     assert run["log_loss"][-1] < run["log_loss"][0]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dim", [3, 5])
+def test_a_snapshot_on_the_device_is_that_of_the_cpu(dim, dtype, monkeypatch):
+    monkeypatch.setattr(cuda, "ON_THE_HOST", 0)
+    # Chunks of four rows; more features than a Gram matrix of them is made for, or fewer.
+    monkeypatch.setattr(rank_snapshot, "_CHUNK_BYTES", 8 * (dim + 1) * 4)
+    monkeypatch.setattr(rank_snapshot, "_GRAM_FEATURES", 4)
+    model = fastnc.ULPM(3, dim=dim, labels=np.arange(10) % 3)
+    stepper = cuda.CudaDescent(*model.init(0, dtype), model.y, 1.0)
+    stepper.make(3)
+    if dtype == "float32":
+        assert stepper.tensors["H_low"].abs().max() > 0.0
+    here, there = measure(*stepper.wide(), model.y), stepper.measure()
+    assert list(here) == list(there)
+    for name, value in here.items():
+        # Sums in another order; `margin_ratio_spectral` by an iteration that stops at 1e-10.
+        assert there[name] == pytest.approx(value, rel=1e-9, abs=1e-12, nan_ok=True), name
+
+
+def test_a_snapshot_of_one_class_or_of_what_is_not_finite(monkeypatch):
+    monkeypatch.setattr(cuda, "ON_THE_HOST", 0)
+    one = fastnc.ULPM(3, dim=4, labels=[1, 1, 1])
+    stepper = cuda.CudaDescent(*one.init(0), one.y, 1.0)
+    assert np.isfinite(stepper.measure()["margin"])
+    stepper = cuda.CudaDescent(*SMALL.init(0), SMALL.y, 1.0)
+    stepper.tensors["H"][2, 1] = np.inf
+    assert np.isnan(stepper.measure()["log_loss"])
+
+
+def test_a_checkpoint_is_written_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(cuda, "CHEAP_TO_COPY", 0)
+    options = {"lr": 1.0, "device": "cuda", "dtype": "float32", "snapshots": 2}
+    straight = fastnc.descend(SMALL, epochs=9, **options)
+    path = tmp_path / "run.npz"
+    for epochs in (4, 9):
+        run = fastnc.descend(
+            SMALL, epochs=epochs, checkpoint=path, checkpoint_every=0, resume=True, **options
+        )
+    for name in "WH":
+        np.testing.assert_array_equal(getattr(run, name), getattr(straight, name))
+    # What is handed over does not change while later epochs are made.
+    stepper = cuda.CudaDescent(*SMALL.init(0), SMALL.y, 1.0)
+    before = stepper.H
+    later = stepper.state_later()
+    stepper.make(3)
+    assert np.array_equal(later()["H"], before) and not np.array_equal(stepper.H, before)
+
+
+def test_a_file_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(cuda, "CHEAP_TO_COPY", 0)
+    path = tmp_path / "folder" / "run.npz"
+    path.parent.mkdir()
+
+    def gone(row):
+        path.parent.rmdir()
+        return True
+
+    with pytest.raises(OSError, match="folder"):
+        fastnc.descend(SMALL, 1.0, 4, device="cuda", checkpoint=path, callback=gone)
+
+
+RUNS = {
+    "plain": {"lr": 1.0},
+    "adam": {"rule": fastnc.rules.Adam(1e-2, eps=0.0)},
+    "loss-scaled": {"schedule": "loss-scaled"},
+    "noise": {"lr": 1.0, "noise": 0.1},
+    "batches": {"lr": 1.0, "batch_size": 2},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_nothing_goes_to_the_host_between_snapshots(name, monkeypatch):
+    run = prepare(
+        LARGER, composed(**{"lr": 5.0, "rule": None, "schedule": "constant"} | RUNS[name],
+                         device="cuda"),
+        40, 0, None, None, 1, None,
+    )  # fmt: skip
+    assert not run.arrive()
+    fetched = []
+
+    def counting(name, function):
+        def count(self, *arguments, **options):
+            # The interpreter's own handling of a launch is no copy of a GPU's.
+            if not any("triton" in frame.filename for frame in inspect.stack()[1:6]):
+                fetched.append(name)
+            return function(self, *arguments, **options)
+
+        return count
+
+    with monkeypatch.context() as patch:
+        for method in ("cpu", "numpy", "item", "tolist", "__bool__", "__float__", "__int__"):
+            patch.setattr(torch.Tensor, method, counting(method, getattr(torch.Tensor, method)))
+        run.stepper.make(3)
+    assert fetched == []

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._core.cuda import check_gpu, check_memory, need_gpu
+from fastnc._core.cuda import check_gpu, check_memory, need_gpu, need_torch_and_triton, on_device_of
 from fastnc.dynamics.checkpoint import fitting
 from fastnc.dynamics.snapshot import measure
 from fastnc.dynamics.steppers.epochs import CHEAP_TO_COPY, Epochs
@@ -15,6 +16,8 @@ from fastnc.dynamics.steppers.epochs import CHEAP_TO_COPY, Epochs
 EPOCHS_A_GRAPH = 64
 # From this many K N d on an epoch takes so long that its launches are hidden behind it.
 LARGE = 10**10
+# Up to this many K N d a snapshot is measured sooner on the CPU than by many small launches.
+ON_THE_HOST = 10**7
 
 
 class CudaDescent(Epochs):
@@ -23,16 +26,14 @@ class CudaDescent(Epochs):
     A small problem makes its epochs inside one kernel; one whose epochs are short replays a
     captured CUDA graph of 64 of them, and takes the rest one by one. In float32 both W and H
     carry what rounding took from their updates: the state is the sum of `W` and `W_low`.
+    Snapshots of a large problem are measured on the device, of `H + H_low` in float64: H comes
+    to the host for checkpoints and at the end.
     """
 
-    def __init__(self, W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64], lr: float) -> None:
-        try:
-            import torch
-            import triton  # noqa: F401
-        except ImportError as error:
-            raise ImportError(
-                "torch and triton are needed for `device='cuda'`: pip install 'fastnc[gpu]'."
-            ) from error
+    def __init__(self, W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64], lr: Any) -> None:
+        need_torch_and_triton()
+        import torch
+
         need_gpu("device='cuda'")
         self.y, self.lr, self.dim = y, lr, W.shape[1]
         compensated = W.dtype == np.float32
@@ -45,8 +46,11 @@ class CudaDescent(Epochs):
         self.tensors: dict[str, Any] = dict(
             zip(("W", "H", "W_low", "H_low"), (on_device, H_, *low), strict=True)
         )
+        # Of the mean over all samples, of which a rank of several has some.
+        self.scale = 1.0 / len(y)
         self._graph: Any = None
         self._kept: tuple[int, dict[str, Any]] | None = None
+        self._pinned: dict[str, Any] = {}
 
     @property
     def W(self) -> NDArray[Any]:
@@ -65,19 +69,24 @@ class CudaDescent(Epochs):
 
         return bool(is_small(*(self.tensors[name] for name in ("W", "H", "W_low"))))
 
+    @property
+    def work(self) -> int:
+        """K N d."""
+        return int(self.tensors["W"].numel() * len(self.tensors["H"]))
+
     def make(self, epochs: int) -> None:
         """That many epochs; the device is not waited for."""
-        work = self.tensors["W"].numel() * len(self.tensors["H"])
-        if work < LARGE and epochs >= EPOCHS_A_GRAPH and not self.is_small:
-            if self._graph is None:
-                # A first epoch compiles the kernels, which a capture must not do.
-                self.descend(1)
-                epochs -= 1
-                self._graph = self.capture()
-            for _ in range(epochs // EPOCHS_A_GRAPH):
-                self._graph.replay()
-            epochs %= EPOCHS_A_GRAPH
-        self.descend(epochs)
+        with on_device_of(self.tensors["W"]):
+            if self.work < LARGE and epochs >= EPOCHS_A_GRAPH and not self.is_small:
+                if self._graph is None:
+                    # A first epoch compiles the kernels, which a capture must not do.
+                    self.descend(1)
+                    epochs -= 1
+                    self._graph = self.capture()
+                for _ in range(epochs // EPOCHS_A_GRAPH):
+                    self._graph.replay()
+                epochs %= EPOCHS_A_GRAPH
+            self.descend(epochs)
 
     def finite(self) -> bool:
         """Whether W is finite: one number is fetched, and so the device has been waited for."""
@@ -108,25 +117,69 @@ class CudaDescent(Epochs):
                 x.copy_(kept[name])
 
     def measure(self) -> dict[str, float]:
-        """The columns of a run at the current W and H, measured on the CPU."""
-        if not self.tensors["W_low"].numel():
-            return measure(self.W, self.H, self.y)
+        """The columns of a run at the current W and H; on the device where that is sooner."""
+        # Samples of one class have no geometry of means, and a margin all the same.
+        if self.work > ON_THE_HOST and self.y.min() < self.y.max():
+            from fastnc._core.ranks import Alone
+            from fastnc.dynamics import rank_snapshot
+
+            W, _, W_low, H_low = (self.tensors[name] for name in ("W", "H", "W_low", "H_low"))
+            both = W.double() + W_low if W_low.numel() else W
+            low = H_low if H_low.numel() else None
+            with on_device_of(W):
+                return rank_snapshot.measure(both, self.tensors["H"], self.y, Alone(), low)
+        return measure(*self.wide(), self.y)
+
+    def wide(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """W and H with what rounding took from them, fetched from the device."""
         W, H = (
-            np.add(_fetch(self.tensors[name]), _fetch(self.tensors[f"{name}_low"]), dtype=float)
+            _fetch(self.tensors[name])
+            if not self.tensors[f"{name}_low"].numel()
+            else np.add(
+                _fetch(self.tensors[name]), _fetch(self.tensors[f"{name}_low"]), dtype=float
+            )
             for name in "WH"
         )
-        return measure(W, H, self.y)
+        return W, H
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Copies of the tensors on the host, and the epoch."""
         copies = {name: _fetch(x) for name, x in self.tensors.items()}
         return {**copies, "epoch": np.array(self.epoch)}
 
+    def state_later(self) -> Callable[[], dict[str, NDArray[Any]]] | None:
+        """What waits for a copy of the state that is under way, and returns it; None of small ones.
+
+        Neither the host nor later epochs wait for it: they come after it in the device's queue. It
+        lands in memory that the driver does not page, and is valid until the next call.
+        """
+        import torch
+
+        if self.tensors["H"].numel() <= CHEAP_TO_COPY:
+            return None
+        on_gpu = self.tensors["H"].is_cuda
+        for name, x in self.tensors.items():
+            if name not in self._pinned:
+                self._pinned[name] = torch.empty(x.shape, dtype=x.dtype, pin_memory=on_gpu)
+            self._pinned[name].copy_(x, non_blocking=True)
+        done: Any = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+        if done is not None:
+            done.record(torch.cuda.current_stream(self.tensors["H"].device))
+        epoch = np.array(self.epoch)
+
+        def finish() -> dict[str, NDArray[Any]]:
+            if done is not None:
+                done.synchronize()
+            return {**{name: x.numpy() for name, x in self._pinned.items()}, "epoch": epoch}
+
+        return finish
+
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
         """Take up a state of `state`; ValueError where it does not fit."""
         import torch
 
-        fitting(state, self.state())
+        own = {name: _like(x) for name, x in self.tensors.items()}
+        fitting(state, {**own, "epoch": np.array(0)})
         self.epoch = int(state["epoch"])
         for name, x in self.tensors.items():
             # In place: a captured graph holds these addresses.
@@ -136,7 +189,8 @@ class CudaDescent(Epochs):
         """That many epochs by launches of their own."""
         from fastnc.kernels.gpu.trajectory import descend
 
-        descend(*self.tensors.values(), self.labels, 1.0 / len(self.y), self.lr, epochs)
+        state = (self.tensors[name] for name in ("W", "H", "W_low", "H_low"))
+        descend(*state, self.labels, self.scale, self.lr, epochs)
 
     def capture(self) -> Any:
         """A graph of `EPOCHS_A_GRAPH` epochs."""
@@ -150,3 +204,9 @@ class CudaDescent(Epochs):
 
 def _fetch(x: Any) -> NDArray[Any]:
     return np.asarray(x.cpu().numpy()).copy()
+
+
+def _like(x: Any) -> NDArray[Any]:
+    """An array of the shape and dtype of a tensor, of no memory; nothing is fetched."""
+    dtype = str(x.dtype).removeprefix("torch.")
+    return np.broadcast_to(np.zeros((), dtype), tuple(x.shape))

@@ -1,24 +1,39 @@
-"""Momentum, Adam and gradient descent with a schedule on a CUDA device."""
+"""Any source of gradients, update rule and schedule that a CUDA device knows."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc.dynamics.rules import Momentum, Standing
+from fastnc._core.cuda import on_device_of
+from fastnc.dynamics.checkpoint import fitting
+from fastnc.dynamics.device_gradients import Wanted, generators
+from fastnc.dynamics.rules import LossScaled, Momentum, Polyak, Schedule, Standing
 from fastnc.dynamics.rules.adam import Adam
+from fastnc.dynamics.steppers import cuda
 from fastnc.dynamics.steppers.composed import rate_at
 from fastnc.dynamics.steppers.cuda import CudaDescent
+
+# Of a step, told by its epoch: the step sizes of W and of H, and Adam's two corrections.
+_COEFFICIENTS = 4
+_RANDOM = "random/"
 
 
 class CudaComposed(CudaDescent):
     """The rule's formula on tensors, the gradient by the kernels; nothing is fetched between.
 
-    As `ComposedDescent` in NumPy, to rounding; in float32 updates are compensated as well.
+    As `ComposedDescent` in NumPy, to rounding; in float32 updates are compensated as well. What
+    depends on the epoch alone goes to the device as a table for some epochs at once, so that a
+    graph can hold them; what looks at the point where it stands is computed there.
+
+    Parameters
+    ----------
+    source_of : makes the source of gradients, for the labels and W on the device
+    bias : whether there is a third factor, which starts at 0
     """
 
     def __init__(
@@ -27,40 +42,126 @@ class CudaComposed(CudaDescent):
         H: NDArray[Any],
         y: NDArray[np.int64],
         rule: Any,
-        freeze: Sequence[str] | None = None,
+        source_of: Callable[[Any, Any], Any],
+        freeze: str | None = None,
+        bias: bool = False,
     ) -> None:
         super().__init__(W, H, y, lr=rule.lr)
+        import torch
+
         self.rule, self.freeze = rule, freeze or ""
-        loss = self.labels.new_zeros(1).double()
-        self._room = (loss, *(self.tensors[n].new_zeros(self.tensors[n].shape) for n in "WH"))
-        for name in "WH":
+        self.source = source_of(self.labels, self.tensors["W"])
+        self.names = ("W", "H", "bias") if bias else ("W", "H")
+        if bias:
+            self.tensors["bias"] = self.tensors["W"].new_zeros(len(W))
+            self.tensors["bias_low"] = self.tensors["W_low"].new_zeros(len(self.tensors["W_low"]))
+        for name in self.names:
             for moment in {Momentum: "m", Adam: "mv"}.get(_kind(rule), ""):
-                self.tensors[f"{moment}{name}"] = self.tensors[name].new_zeros(
-                    self.tensors[name].shape
-                )
+                self.tensors[f"{moment}{name}"] = torch.zeros_like(self.tensors[name])
+        looks = isinstance(self.lr, Schedule) and self.lr.of_log_loss
+        self.wanted = Wanted(
+            of_log_loss=self.source.has_log and (looks or bool(rule.scale_free)),
+            residual=isinstance(self.lr, LossScaled),
+            value=isinstance(self.lr, Polyak) and not looks,
+        )
+        # The log of the unit in which a rule without a scale holds its memory.
+        self.tensors["unit"] = self.labels.new_full((1,), math.nan, dtype=torch.float64)
+        self._table = self.labels.new_zeros(
+            (cuda.EPOCHS_A_GRAPH * self.source.steps, _COEFFICIENTS), dtype=torch.float64
+        )
 
     @property
     def is_small(self) -> bool:
         """Never: the kernel of small problems knows plain descent only."""
         return False
 
+    @property
+    def bias(self) -> NDArray[Any] | None:
+        """The bias (K,) of a model that has one, fetched from the device."""
+        if "bias" not in self.names:
+            return None
+        return np.array(self.tensors["bias"].cpu().numpy())
+
     def make(self, epochs: int) -> None:
         """That many epochs; the device is not waited for."""
-        from fastnc.kernels.gpu.cross_entropy import loss_and_grads
-        from fastnc.kernels.gpu.plan import EXACT
+        # An eigenvalue is found by a library that no graph holds.
+        captures = self.source.captures and not self.wanted.residual and self.work < cuda.LARGE
+        with on_device_of(self.tensors["W"]):
+            for first in range(self.epoch, self.epoch + epochs, cuda.EPOCHS_A_GRAPH):
+                n = min(cuda.EPOCHS_A_GRAPH, self.epoch + epochs - first)
+                self._fill(first, n)
+                if n < cuda.EPOCHS_A_GRAPH or not captures:
+                    self.descend(n)
+                elif self._graph is None:
+                    # The first ones compile what a capture must find compiled.
+                    self.descend(n)
+                    self._graph = self.capture()
+                else:
+                    self._graph.replay()
 
-        W, H = self.tensors["W"], self.tensors["H"]
-        loss, *gradients = self._room
-        for epoch in range(self.epoch, self.epoch + epochs):
-            loss_and_grads(W, H, self.labels, 1.0 / len(self.y), loss, *gradients, EXACT)
-            pair = self.lr if isinstance(self.lr, tuple) else (self.lr, self.lr)
+    def _fill(self, first: int, epochs: int) -> None:
+        """The table of the steps of some epochs."""
+        import torch
+
+        pair = self.lr if isinstance(self.lr, tuple) else (self.lr, self.lr)
+        steps, rows = self.source.steps, []
+        for epoch in range(first, first + epochs):
             standing = Standing(epoch, math.nan, math.nan, (), (), math.nan)
-            for name, gradient, lr in zip("WH", gradients, pair, strict=True):
-                if name not in self.freeze:
-                    self._move(name, gradient, rate_at(lr, standing), epoch + 1)
+            looks = isinstance(self.lr, (LossScaled, Polyak))
+            rates = [math.nan, math.nan] if looks else [rate_at(lr, standing) for lr in pair]
+            for step in range(epoch * steps + 1, (epoch + 1) * steps + 1):
+                rows.append((*rates, *_corrections(self.rule, step)))
+        self._table[: len(rows)].copy_(torch.tensor(rows, dtype=torch.float64))
 
-    def _move(self, name: str, g: Any, lr: float, step: int) -> None:
+    def descend(self, epochs: int) -> None:
+        """That many epochs by launches of their own, by the table."""
+        step = 0
+        for _ in range(epochs):
+            for rows in self.source.epoch():
+                self._step(rows, self._table[step])
+                step += 1
+
+    def _step(self, rows: Any, coefficients: Any) -> None:
+        factors = tuple(self.tensors[name] for name in self.names)
+        found = self.source.at(factors, rows, self.wanted)
+        moving = {
+            name: g
+            for name, g in zip(self.names, found.gradients, strict=True)
+            if name not in self.freeze
+        }
+        rates = self._rates(found, moving, coefficients)
+        if self.wanted.of_log_loss:
+            self._rescale(found.log_loss)
+        for name, g in moving.items():
+            self._move(name, g, rates[name == "H"], coefficients)
+
+    def _rates(self, found: Any, moving: dict[str, Any], coefficients: Any) -> Any:
+        """The step sizes of W, and so of a bias, and of H."""
+        if isinstance(self.lr, LossScaled):
+            largest = max_spectral_square(self.tensors["W"], self.tensors["H"]).clamp(min=1.0)
+            rate = self.lr.factor / (found.residual * largest)
+            return rate, rate
+        if isinstance(self.lr, Polyak):
+            square: Any = sum(g.double().square().sum() for g in moving.values())
+            value: Any = 1.0 + square * 0.0 if self.lr.of_log_loss else found.value - self.lr.least
+            rate = (self.lr.factor * value.clamp(min=0.0) / square).nan_to_num(0.0, 0.0)
+            return rate, rate
+        return coefficients[0], coefficients[1]
+
+    def _rescale(self, log_loss: Any) -> None:
+        """The unit of the gradients shrank: what Adam remembers grows."""
+        unit = self.tensors["unit"]
+        if _kind(self.rule) is Adam:
+            ratio = (unit[0] - log_loss).clamp(max=700.0).exp().nan_to_num(1.0)
+            for name in self.names:
+                self.tensors[f"m{name}"].mul_(ratio)
+                self.tensors[f"v{name}"].mul_(ratio * ratio)
+        unit.copy_(log_loss.reshape(1))
+
+    def _move(self, name: str, g: Any, lr: Any, coefficients: Any) -> None:
         """One factor's step by the rule, compensated where it has a low part."""
+        import torch
+
         rule, x = self.rule, self.tensors[name]
         decay = getattr(rule, "coupled", rule.weight_decay)
         if decay:
@@ -68,17 +169,18 @@ class CudaComposed(CudaDescent):
         match _kind(rule):
             case kind if kind is Momentum:
                 m = self.tensors[f"m{name}"].mul_(rule.momentum).add_(g)
-                change = (g.add(m, alpha=rule.momentum) if rule.nesterov else m).mul(-lr)
+                change = (g.add(m, alpha=rule.momentum) if rule.nesterov else m) * -lr
             case kind if kind is Adam:
                 b1, b2 = rule.betas
                 m = self.tensors[f"m{name}"].mul_(b1).add_(g, alpha=1.0 - b1)
                 v = self.tensors[f"v{name}"].mul_(b2).addcmul_(g, g, value=1.0 - b2)
-                root = v.sqrt().mul_(1.0 / math.sqrt(1.0 - b2**step)).add_(rule.eps)
-                change = m.div(root).mul_(-lr / (1.0 - b1**step))
+                root = v.sqrt().mul_(coefficients[2]).add_(rule.eps)
+                # What has never had a gradient does not move.
+                change = torch.where(root > 0.0, m / root, root) * (-lr * coefficients[3])
                 if rule.weight_decay and not rule.coupled:
-                    change = change.add(x, alpha=-lr * rule.weight_decay)
+                    change = change - x * (lr * rule.weight_decay)
             case _:
-                change = g.mul(-lr)
+                change = g * -lr
         low = self.tensors[f"{name}_low"]
         if not low.numel():
             x.add_(change)
@@ -87,6 +189,73 @@ class CudaComposed(CudaDescent):
         before = x.clone()
         x.add_(low)
         low.sub_(x - before)
+
+    def keep(self, steps: int) -> bool:
+        """A copy of the state on the device, and of the generators'."""
+        kept = super().keep(steps)
+        if kept:
+            self._drawn = {n: g.get_state() for n, g in generators(self.source).items()}
+        return kept
+
+    def roll_back(self) -> None:
+        """Return to what `keep` kept."""
+        super().roll_back()
+        for name, generator in generators(self.source).items():
+            generator.set_state(self._drawn[name])
+
+    def _random(self) -> dict[str, NDArray[Any]]:
+        found = generators(self.source)
+        return {f"{_RANDOM}{n}": g.get_state().cpu().numpy().copy() for n, g in found.items()}
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Copies of the tensors on the host, the generators and the epoch."""
+        return {**super().state(), **self._random()}
+
+    def state_later(self) -> Callable[[], dict[str, NDArray[Any]]] | None:
+        """As of plain descent; the generators are on the host."""
+        later, random = super().state_later(), self._random()
+        return None if later is None else lambda: {**later(), **random}
+
+    def restore(self, state: dict[str, NDArray[Any]]) -> None:
+        """Take up a state of `state`; ValueError where it does not fit."""
+        import torch
+
+        random = {name: x for name, x in state.items() if name.startswith(_RANDOM)}
+        fitting(random, self._random())
+        super().restore({name: x for name, x in state.items() if name not in random})
+        for name, generator in generators(self.source).items():
+            generator.set_state(torch.from_numpy(random[f"{_RANDOM}{name}"].copy()))
+
+    def blame(self) -> str:
+        """The step size, as the rule has it."""
+        if isinstance(self.lr, (int, float)):
+            return super().blame()
+        return f"the steps of `lr`={self.lr!r} are too large for this problem. Take smaller ones."
+
+
+def max_spectral_square(*matrices: Any) -> Any:
+    """The largest singular value of several, squared, by smaller Gram matrices in float64."""
+    import torch
+
+    found = []
+    for A in matrices:
+        if A.shape[0] <= A.shape[1]:
+            A = A.T
+        gram = torch.zeros((A.shape[1],) * 2, dtype=torch.float64, device=A.device)
+        rows = max(1, (1 << 23) // A.shape[1])
+        for low in range(0, len(A), rows):
+            part = A[low : low + rows].double()
+            gram.addmm_(part.T, part)
+        found.append(torch.linalg.eigvalsh(gram)[-1])
+    return torch.stack(found).max()
+
+
+def _corrections(rule: Any, step: int) -> tuple[float, float]:
+    """What Adam's means of the first `step` gradients are multiplied by: of g^2 as a root, of g."""
+    if _kind(rule) is not Adam:
+        return 1.0, 1.0
+    b1, b2 = rule.betas
+    return 1.0 / math.sqrt(1.0 - b2**step), 1.0 / (1.0 - b1**step)
 
 
 def _kind(rule: Any) -> type:

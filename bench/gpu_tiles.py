@@ -1,0 +1,73 @@
+"""Other tiles than the shipped ones, timed on a GPU: what a plan might say instead.
+
+A tile changes neither a formula nor an order that an error bound rests on, so that only times are
+looked at here. What the compiler refuses is a row too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from gpu import seconds_of
+from gpu_rows import SINGLE, data
+
+from fastnc.kernels.gpu import cross_entropy as cross_entropy_gpu
+from fastnc.kernels.gpu.plan import EXACT, Tile, plan
+
+# Of the first pass of a narrow problem: (BN, BD, warps, stages). Of its second: tiles.
+FIRST = [(64, 64, 4, 3), (64, 32, 4, 4), (128, 64, 8, 2), (128, 32, 8, 3), (64, 64, 4, 2)]
+SECOND = [
+    Tile(64, 64, 0, 4, 3), Tile(64, 64, 0, 4, 4), Tile(128, 64, 0, 8, 2), Tile(128, 64, 0, 8, 3),
+    Tile(64, 128, 0, 8, 3), Tile(32, 64, 0, 4, 4),
+]  # fmt: skip
+# Of the three products of a wide problem.
+WIDE = [
+    Tile(64, 128, 32, 4, 4), Tile(64, 128, 64, 4, 3), Tile(128, 128, 32, 8, 4),
+    Tile(128, 128, 64, 8, 3), Tile(128, 256, 32, 8, 3), Tile(128, 64, 64, 4, 3),
+]  # fmt: skip
+SPLITS = (66, 132, 264, 528)
+CHUNKS = (4096, 8192, 16384, 32768)
+CASES = [(1000, 512, 100_000), (10, 512, 2_000_000), (100, 512, 500_000), (50_000, 1024, 8192)]
+DRY = [(3, 5, 7)]
+
+
+def forms(shape: Any, K: int) -> Iterator[tuple[str, Any]]:
+    """The shipped plan and its neighbours, one thing changed at a time."""
+    yield "as shipped", shape
+    if K <= 128:
+        for BN, BD, warps, stages in FIRST:
+            changed = {"BN": BN, "BD": BD, "num_warps": warps, "num_stages": stages}
+            yield f"first {BN} {BD} {warps} {stages}", shape._replace(**changed)
+        for tile in SECOND:
+            yield f"second {tuple(tile)}", shape._replace(slices=tile)
+        for splits in SPLITS:
+            yield f"splits {splits}", shape._replace(splits=splits)
+        return
+    for name in ("logits", "classes", "samples"):
+        for tile in WIDE:
+            yield f"{name} {tuple(tile)}", shape._replace(**{name: tile})
+    for chunk in CHUNKS:
+        yield f"chunk {chunk}", shape._replace(chunk=chunk)
+
+
+def variants(device: str, dry: bool) -> Iterator[tuple[str, str, str]]:
+    """(case, what is changed, milliseconds or why not)."""
+    for K, d, N in DRY if dry else CASES:
+        W, H, y = data(K, d, N, SINGLE, device)
+        grad_W, grad_H = torch.empty_like(W), torch.empty_like(H)
+        loss = torch.empty(1, dtype=torch.float64, device=device)
+        shipped = plan(*cross_entropy_gpu.problem(W, H, EXACT))
+        for what, shape in list(forms(shipped, K))[: 2 if dry else None]:
+            cross_entropy_gpu.plan = lambda *_, shape=shape: shape
+
+            def call(W=W, H=H, y=y, loss=loss, out=(grad_W, grad_H), N=N) -> None:
+                cross_entropy_gpu.loss_and_grads(W, H, y, 1.0 / N, loss, *out, EXACT)
+
+            try:
+                call()
+                found = f"{seconds_of(call, dry, False) * 1e3:.4g}"
+            except Exception as failure:
+                found = (str(failure).splitlines() or [type(failure).__name__])[0][:80]
+            yield f"gradients, K={K}, d={d}, N={N}", what, found

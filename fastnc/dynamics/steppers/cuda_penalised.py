@@ -1,0 +1,46 @@
+"""Descent on the objective of a model with weight decay on a CUDA device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastnc.dynamics.device_models import Penalised
+from fastnc.dynamics.steppers.cuda import ON_THE_HOST
+from fastnc.dynamics.steppers.cuda_composed import CudaComposed
+
+
+class CudaPenalised(CudaComposed):
+    """A rule's steps on W, H and a free bias, which starts at 0.
+
+    Snapshots gain the column `objective`; the others are measured of W and H as the ULPM's are,
+    without the bias or the penalty.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        W: NDArray[Any],
+        H: NDArray[Any],
+        rule: Any,
+        source_of: Callable[[Any, Any], Any],
+        freeze: str | None = None,
+    ) -> None:
+        super().__init__(W, H, model.y, rule, source_of, freeze, bias=model.has_bias)
+        self.model = model
+
+    def measure(self) -> dict[str, float]:
+        """The columns of a run, and the objective, both of the factors with their low parts."""
+        row = super().measure()
+        if self.work <= ON_THE_HOST:
+            return {**row, "objective": self.model.objective(*self.wide(), self._bias())}
+        # In the dtype of the run: its digits are those of a sum in float64.
+        source = Penalised(self.labels, self.model)
+        there = (self.tensors["W"], self.tensors["H"], self.tensors.get("bias"))
+        return {**row, "objective": source.objective(*there)}
+
+    def _bias(self) -> NDArray[Any] | None:
+        return None if self.bias is None else np.asarray(self.bias, dtype=float)
