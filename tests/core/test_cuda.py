@@ -9,7 +9,7 @@ import fastnc
 
 torch = pytest.importorskip("torch")
 
-from fastnc._core import cuda  # noqa: E402
+from fastnc._core import cuda, kernel_call  # noqa: E402
 from fastnc.cli import build  # noqa: E402
 
 
@@ -60,9 +60,33 @@ def test_an_old_gpu(gpu):
     assert not cuda.serves(Gpu())
 
 
-def test_a_gpu_that_is_not_the_current_one(gpu):
-    with pytest.raises(ValueError, match=r"current CUDA device, cuda:0; got cuda:1\. Call inside"):
-        cuda.check_gpu(Gpu(1))
+def test_a_gpu_that_is_not_the_current_one_is_taken(gpu):
+    assert gpu.current == 0
+    cuda.check_gpu(Gpu(1))
+
+
+def test_kernels_are_started_where_the_arrays_are(monkeypatch):
+    """The current device is that of the arrays while a launcher runs, and only then."""
+    within, seen = [], []
+
+    class Device:
+        def __init__(self, x):
+            self.x = x
+
+        def __enter__(self):
+            within.append(self.x.device)
+
+        def __exit__(self, *why):
+            within.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_of", Device)
+    W, H = torch.eye(2, dtype=torch.float64), torch.ones(3, 2, dtype=torch.float64)
+    launch = types.SimpleNamespace(loss=lambda *arguments: seen.append(list(within)))
+    monkeypatch.setattr(kernel_call, "import_module", lambda name: launch)
+    call = kernel_call.Call(W, H, torch.zeros(3, dtype=torch.int64), "sum", None)
+    call.arrays = (W, H, call.arrays[2])
+    call.run("cross_entropy", "loss", 1.0, None)
+    assert seen == [[W.device]] and within == []
 
 
 def test_too_little_memory(gpu):

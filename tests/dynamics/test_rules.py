@@ -328,8 +328,8 @@ def test_a_rule_that_diverges_says_after_which_epoch():
             "`weight_decay` of Momentum and the schedule LossScaled.* do not go together: the dec",
         ),
         (
-            lambda: fastnc.descend(MODEL, device="cuda", batch_size=2),
-            "device='cuda' and batches, label noise or noise do not go together: their gener",
+            lambda: fastnc.descend(fastnc.models.sphere(3, 2, 4, 1.0), device="cuda"),
+            "device='cuda' and sphere do not go together: on a device there are `fastnc.ULPM` and",
         ),
         (
             lambda: fastnc.descend(MODEL, device="cuda", rule=R.SpectralDescent()),
