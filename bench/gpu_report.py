@@ -48,7 +48,7 @@ class Stage(NamedTuple):
 
 STAGES = (
     Stage("warm", 75.0), Stage("tests", 130.0), Stage("bits", 40.0), Stage("errors", 90.0),
-    Stage("table", 180.0), Stage("descend", 70.0), Stage("tune", 130.0),
+    Stage("table", 200.0), Stage("descend", 70.0), Stage("tune", 110.0),
 )  # fmt: skip
 
 
@@ -114,12 +114,14 @@ def run(stage: Stage, command: list[str], limit: float, write) -> int | None:
 
     def read() -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            lines.put(line)
+        with process.stdout:
+            for line in process.stdout:
+                lines.put(line)
         lines.put(None)
 
     # A thread that waits for a process which no kill ends must not keep this one.
-    threading.Thread(target=read, daemon=True).start()
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
     while True:
         try:
             line = lines.get(timeout=max(0.0, end - time.monotonic()))
@@ -141,6 +143,7 @@ def run(stage: Stage, command: list[str], limit: float, write) -> int | None:
     # One that hangs in the driver may not even die: then the next stage begins beside it.
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=2.0)
+    reader.join(timeout=1.0)
     return code
 
 

@@ -60,14 +60,16 @@ def variants(device: str, dry: bool) -> Iterator[tuple[str, str, str]]:
         loss = torch.empty(1, dtype=torch.float64, device=device)
         shipped = plan(*cross_entropy_gpu.problem(W, H, EXACT))
         for what, shape in list(forms(shipped, K))[: 2 if dry else None]:
-            cross_entropy_gpu.plan = lambda *_, shape=shape: shape
 
             def call(W=W, H=H, y=y, loss=loss, out=(grad_W, grad_H), N=N) -> None:
                 cross_entropy_gpu.loss_and_grads(W, H, y, 1.0 / N, loss, *out, EXACT)
 
+            cross_entropy_gpu.plan = lambda *_, shape=shape: shape
             try:
                 call()
                 found = f"{seconds_of(call, dry, False) * 1e3:.4g}"
             except Exception as failure:
                 found = (str(failure).splitlines() or [type(failure).__name__])[0][:80]
+            finally:
+                cross_entropy_gpu.plan = plan
             yield f"gradients, K={K}, d={d}, N={N}", what, found
