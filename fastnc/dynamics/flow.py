@@ -64,6 +64,7 @@ def flow(
     *,
     rtol: float = 1e-8,
     solver: Solver = "auto",
+    device: Literal["cpu", "cuda"] = "cpu",
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 60.0,
     resume: bool = False,
@@ -98,6 +99,9 @@ def flow(
         is "direct" up to K d = 100 of a ULPM, where it costs little more and keeps what is
         conserved to rounding at any horizon, and up to K d = 1000 beyond 10^10000, where MINRES
         takes ever more products; else "krylov".
+    device : "cpu" or "cuda"
+        Where the flow is integrated, in float64; on a device by "krylov". W and H come to the host
+        for snapshots and checkpoints.
     checkpoint : path, optional
         File to which the state is written every `checkpoint_every` seconds (0: as often as the
         run looks at its clock) and at the end.
@@ -145,7 +149,7 @@ def flow(
     """
     arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
     path = place(checkpoint, resume)
-    run = prepare_flow(model, log10_time, seed, W, H, snapshots, rtol, solver)
+    run = prepare_flow(model, log10_time, seed, W, H, snapshots, rtol, solver, device)
     return run.go(path, checkpoint_every, resume, progress)
 
 
@@ -158,6 +162,7 @@ def prepare_flow(
     snapshots: int,
     rtol: float,
     solver: Solver,
+    device: str = "cpu",
 ) -> Run:
     """A flow at t = 0, its arguments checked as `flow` describes them."""
     decays = _decays(model)
@@ -184,9 +189,11 @@ def prepare_flow(
         "seed": int(seed),
         "snapshots": int(snapshots),
         "rtol": float(rtol),
-        "solver": _chosen(solver, model, decays, log10_time),
+        "solver": _chosen(solver, model, decays, log10_time, device),
         "start": fingerprint(W, H, model.y),
     }
+    if device != "cpu":
+        about["device"] = device
     try:
         if about["solver"] == "dense":
             unknowns, theta = Unknowns.of(model, seed, W, H)
@@ -197,7 +204,7 @@ def prepare_flow(
                 )
             stepper: FlowStepper = ObjectiveFlow(unknowns, theta, float(rtol))
         else:
-            stepper = FlowStepper(W, H, model, about["solver"], float(rtol), decays)
+            stepper = FlowStepper(W, H, model, about["solver"], float(rtol), decays, device)
     except (ArithmeticError, np.linalg.LinAlgError) as error:
         raise ValueError(f"no flow starts at these `W` and `H`: {error}.") from None
     due = [-math.inf, *snapshot_times(float(log10_time), int(snapshots)).tolist()]
@@ -269,13 +276,20 @@ def _horizon(log10_time: float | None, model: Any, decays: Decays) -> float:
     return log10_time
 
 
-def _chosen(solver: str, model: Any, decays: Decays, log10_time: float) -> str:
+def _chosen(solver: str, model: Any, decays: Decays, log10_time: float, device: str = "cpu") -> str:
     """The solver that was asked for, or the one that was found to be the faster."""
     arrays.check_choice("solver", solver, ("auto", "direct", "krylov"))
+    arrays.check_choice("device", device, ("cpu", "cuda"))
     if not _structured(model):
+        if device != "cpu":
+            raise ValueError(f"`device` must be 'cpu' for {model!r:.200}; got {device!r}.")
         if solver != "auto":
             raise ValueError(f"`solver` must be 'auto' for {model!r:.200}; got {solver!r}.")
         return "dense"
+    if device == "cuda":
+        if solver == "direct":
+            raise ValueError("`solver` must be 'krylov' with device='cuda'; got 'direct'.")
+        return "krylov"
     if solver == "direct" and decays != (0.0, 0.0):
         raise ValueError("`solver` must be 'krylov' for a model with weight decay; got 'direct'.")
     if solver != "auto":

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc.dynamics.integrator.newton import DirectSolver, FlowJacobian, KrylovSolver
+from fastnc.dynamics.integrator.radau import OnTheHost, Vectors
 from fastnc.theory.residuals import Residuals
 
 Array = NDArray[Any]
@@ -46,9 +47,10 @@ class FlowEquation:
         self.shape, self.y, self.solver, self.decays = shape, y, solver, decays
         self.N = len(y)
         self.is_small = self.N * shape[0] * shape[1] <= _SMALL
+        self.vectors: Vectors = OnTheHost()
         self.work = {"steps": 0, "evaluations": 0, "jacobians": 0, "factorisations": 0}
 
-    def split(self, theta: Array) -> tuple[Array, Array]:
+    def split(self, theta: Any) -> tuple[Any, Any]:
         """W (K, d) and H (N, d)."""
         K, d = self.shape
         return theta[: K * d].reshape(K, d), theta[K * d :].reshape(-1, d)

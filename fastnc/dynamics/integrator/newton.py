@@ -27,7 +27,7 @@ from fastnc.theory.residuals import Residuals
 Array = NDArray[Any]
 
 # The relative error of an iterative solve, and when it is given up.
-_ERROR, _MOST_PRODUCTS = 1e-3, 2000
+ERROR, MOST_PRODUCTS = 1e-3, 2000
 
 
 class FlowJacobian(NamedTuple):
@@ -99,9 +99,9 @@ class KrylovSolver:
         self.jacobian, self.sigma = jacobian, sigma
 
     def solve(self, right: Array) -> Array:
-        """The unknowns to a relative error of `_ERROR`: Newton's own iteration does the rest.
+        """The unknowns to a relative error of `ERROR`: Newton's own iteration does the rest.
 
-        NaN where `_MOST_PRODUCTS` products do not do: Newton then gives the step up for half of it.
+        NaN where `MOST_PRODUCTS` products do not do: Newton then gives the step up for half of it.
         """
         from fastnc.kernels.cpu.flow import minimal_residual
 
@@ -111,7 +111,7 @@ class KrylovSolver:
         found = minimal_residual(
             at.W, at.H, at.y, at.scaled, at.weights, at.residuals, b, pull_W, pull_H,
             complex(self.sigma), right.astype(np.complex128, copy=False), 2 if is_complex else 1,
-            _ERROR, _MOST_PRODUCTS, out,
+            ERROR, MOST_PRODUCTS, out,
         )  # fmt: skip
         if not found:
             out[:] = np.nan

@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+# What is integrated: an array, or a tensor of a device.
+Vector = Any
 
 # The nodes, and the weights that follow from them: A integrates 1, x and x^2 exactly.
 _C = np.array([(4.0 - 6.0**0.5) / 10.0, (4.0 + 6.0**0.5) / 10.0, 1.0])
@@ -55,8 +57,60 @@ class Factors(Protocol):
         """The unknowns, NaN where there are none."""
 
 
+class Vectors(Protocol):
+    """Where vectors of the unknowns live, and what is done with them there."""
+
+    def placed(self, array: Array) -> Vector:
+        """A vector of an array."""
+
+    def fetched(self, vector: Vector) -> Array:
+        """The array of a vector."""
+
+    def zeros(self, rows: int, like: Vector) -> Vector:
+        """So many vectors of 0."""
+
+    def combined(self, weights: Array, rows: Vector) -> Vector:
+        """`weights @ rows`: combinations of three vectors."""
+
+    def larger(self, a: Vector, b: Vector) -> Vector:
+        """The larger of each two entries."""
+
+    def rms(self, x: Vector) -> float:
+        """The root of the mean square."""
+
+
+class OnTheHost:
+    """Vectors that are NumPy arrays."""
+
+    def placed(self, array: Array) -> Array:
+        """Itself."""
+        return array
+
+    def fetched(self, vector: Array) -> Array:
+        """Itself."""
+        return vector
+
+    def zeros(self, rows: int, like: Array) -> Array:
+        """Rows of 0."""
+        return np.zeros((rows, len(like)))
+
+    def combined(self, weights: Array, rows: Array) -> Array:
+        """A product of small and large."""
+        return np.asarray(weights @ rows)
+
+    def larger(self, a: Array, b: Array) -> Array:
+        """The larger entries."""
+        return np.maximum(a, b)
+
+    def rms(self, x: Array) -> float:
+        """By a scalar product."""
+        return math.sqrt(float(np.vdot(x, x)) / x.size)
+
+
 class Equation(Protocol):
     """What is integrated."""
+
+    vectors: Vectors
 
     def derivative(self, x: float, theta: Array) -> Array:
         """f(x, theta)."""
@@ -73,25 +127,31 @@ class RadauState:
     """Where the integration stands: with these numbers it goes on with the same bits."""
 
     x: float
-    theta: Array  # (n,)
-    slope: Array  # (n,), f(x, theta)
+    theta: Vector  # (n,)
+    slope: Vector  # (n,), f(x, theta)
     step: float  # to try next
     last_step: float  # the last accepted one, 0 before
     last_error: float  # its error in units of the tolerance
-    stages: Array  # (3, n), its increments, by which the next Newton iteration starts
+    stages: Vector  # (3, n), its increments, by which the next Newton iteration starts
     jacobian_x: float  # where the Jacobian was formed
-    jacobian_theta: Array  # (n,)
+    jacobian_theta: Vector  # (n,)
     factored_step: float  # the step for which `sigma I - J` was factorised, 0 for none
 
-    def arrays(self) -> dict[str, Array]:
+    def arrays(self, vectors: Vectors) -> dict[str, Array]:
         """Copies of all fields, by their names."""
-        return {field.name: np.array(getattr(self, field.name)) for field in fields(self)}
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: np.array(x if isinstance(x, float) else vectors.fetched(x))
+            for name, x in found.items()
+        }
 
     @classmethod
-    def of(cls, arrays: dict[str, Array]) -> RadauState:
+    def of(cls, arrays: dict[str, Array], vectors: Vectors) -> RadauState:
         """The state of `arrays()`."""
         given = {field.name: arrays[field.name] for field in fields(cls)}
-        values: dict[str, Any] = {k: np.array(v) if v.ndim else float(v) for k, v in given.items()}
+        values: dict[str, Any] = {
+            k: vectors.placed(np.array(v)) if v.ndim else float(v) for k, v in given.items()
+        }
         return cls(**values)
 
 
@@ -109,6 +169,7 @@ class Radau:
         self, equation: Equation, x: float, theta: Array, rtol: float, atol: float
     ) -> None:
         self.equation, self.rtol, self.atol = equation, rtol, atol
+        self.vectors = equation.vectors
         # To iterate far below the error of a step is a waste, and below the rounding of an entry
         # of the size of theta, some hundred ulp in a Newton residual, it never ends.
         eps = float(np.finfo(np.float64).eps)
@@ -116,14 +177,14 @@ class Radau:
         slope = equation.derivative(x, theta)
         self.state = RadauState(
             x, theta, slope, self._first_step(x, theta, slope), 0.0, 0.0,
-            np.zeros((3, len(theta))), x, theta, 0.0,
+            self.vectors.zeros(3, theta), x, theta, 0.0,
         )  # fmt: skip
         self._jacobian: Any = equation.jacobian(x, theta)
         self._factors: tuple[Factors, Factors] | None = None
 
     def restore(self, arrays: dict[str, Array]) -> None:
         """Go on from `state.arrays()` of a method of the same equation."""
-        self.state = s = RadauState.of(arrays)
+        self.state = s = RadauState.of(arrays, self.vectors)
         self._jacobian = self.equation.jacobian(s.jacobian_x, s.jacobian_theta)
         self._factors = self._factorised(s.factored_step) if s.factored_step else None
 
@@ -189,20 +250,20 @@ class Radau:
 
     def _newton(self, h: float) -> tuple[Array, int, float] | None:
         """Simplified Newton iterations, or None where they do not converge."""
-        s = self.state
+        s, combined = self.state, self.vectors.combined
         assert self._factors is not None
         solve_real, solve_complex = (factors.solve for factors in self._factors)
-        scale = self.rtol * np.abs(s.theta) + self.atol
+        scale = self.rtol * abs(s.theta) + self.atol
         Z = self._extrapolated(h)
-        w, F, change, rate = _T_INVERSE @ Z, np.empty_like(Z), 0.0, 0.0
+        w, F, change, rate = combined(_T_INVERSE, Z), self.vectors.zeros(3, Z[0]), 0.0, 0.0
         for k in range(1, _MAX_ITERATIONS + 1):
             for i in range(3):
                 F[i] = self.equation.derivative(s.x + _C[i] * h, s.theta + Z[i])
-            right, dw = _T_INVERSE @ F, np.empty_like(w)
+            right, dw = combined(_T_INVERSE, F), self.vectors.zeros(3, Z[0])
             dw[0] = solve_real(right[0] - (_MU / h) * w[0])
             dz = solve_complex((right[1] + 1j * right[2]) - (_NU / h) * (w[1] + 1j * w[2]))
             dw[1], dw[2] = dz.real, dz.imag
-            before, change = change, _rms(dw / scale)
+            before, change = change, self.vectors.rms(dw / scale)
             if not math.isfinite(change):
                 return None
             if k > 1:
@@ -211,33 +272,33 @@ class Radau:
                 if rate >= 1.0 or rate**left / (1.0 - rate) * change > self.newton_tol:
                     return None
             w += dw
-            Z = _T @ w
+            Z = combined(_T, w)
             if change == 0.0 or (k > 1 and rate / (1.0 - rate) * change < self.newton_tol):
                 return Z, k, rate
         return None
 
-    def _extrapolated(self, h: float) -> Array:
+    def _extrapolated(self, h: float) -> Vector:
         """Where Newton starts: the polynomial of the step before, gone on."""
         s = self.state
         if s.last_step == 0.0:
-            return np.zeros_like(s.stages)
+            return self.vectors.zeros(3, s.theta)
         # Of degree 3, 0 at the start of that step and Z_i at its nodes.
         nodes = 1.0 + _C * (h / s.last_step)
         weights = (nodes[:, None] ** (1, 2, 3)) @ _THROUGH_STAGES
-        return np.asarray(weights @ s.stages - s.stages[2])
+        return self.vectors.combined(weights, s.stages) - s.stages[2]
 
     def _error(self, h: float, Z: Array, theta: Array, rejected: bool) -> float:
         """The error of a step in units of the tolerance."""
         s = self.state
         assert self._factors is not None
-        solve, part = self._factors[0].solve, (_ERROR @ Z) / h
-        scale = self.rtol * np.maximum(np.abs(s.theta), np.abs(theta)) + self.atol
+        solve, part = self._factors[0].solve, self.vectors.combined(_ERROR, Z) / h
+        scale = self.rtol * self.vectors.larger(abs(s.theta), abs(theta)) + self.atol
         error = solve(s.slope + part)
-        size = _rms(error / scale)
+        size = self.vectors.rms(error / scale)
         if size > 1.0 and (rejected or s.last_step == 0.0):
             # A second pass through J keeps the estimate of a stiff component from being too large.
             error = solve(self.equation.derivative(s.x, s.theta + error) + part)
-            size = _rms(error / scale)
+            size = self.vectors.rms(error / scale)
         return size if math.isfinite(size) else math.inf
 
     def _predicted(self, h: float, error: float) -> float:
@@ -253,15 +314,11 @@ class Radau:
 
     def _first_step(self, x: float, theta: Array, slope: Array) -> float:
         """A step whose explicit Euler step is 1 % of theta (II.4, for order 5)."""
-        scale = self.rtol * np.abs(theta) + self.atol
-        size, speed = _rms(theta / scale), _rms(slope / scale)
+        scale, rms = self.rtol * abs(theta) + self.atol, self.vectors.rms
+        size, speed = rms(theta / scale), rms(slope / scale)
         guess = 1e-6 if min(size, speed) < 1e-5 else 0.01 * size / speed
         ahead = self.equation.derivative(x + guess, theta + guess * slope)
-        bend = _rms((ahead - slope) / scale) / guess
+        bend = rms((ahead - slope) / scale) / guess
         largest = max(speed, bend)
         second = max(1e-6, 1e-3 * guess) if largest <= 1e-15 else (0.01 / largest) ** 0.25
         return min(100.0 * guess, second)
-
-
-def _rms(x: Array) -> float:
-    return math.sqrt(float(np.vdot(x, x)) / x.size)

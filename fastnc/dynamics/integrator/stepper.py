@@ -51,7 +51,14 @@ class FlowStepper:
     clock, unit, end = "log10_time", "of log log t", "log10_time"
 
     def __init__(
-        self, W: Array, H: Array, model: Any, solver: str, rtol: float, decays: Decays
+        self,
+        W: Array,
+        H: Array,
+        model: Any,
+        solver: str,
+        rtol: float,
+        decays: Decays,
+        device: str = "cpu",
     ) -> None:
         self.model, self.y, self.rtol = model, model.y, rtol
         # The flow never leaves the span of the rows it starts from, and nothing measured depends
@@ -61,7 +68,7 @@ class FlowStepper:
             basis, coordinates = np.linalg.qr(np.concatenate([W, H]).T)
             self._basis = basis.T
             W, H = np.split(np.ascontiguousarray(coordinates.T), [len(W)])
-        self.equation = FlowEquation(W.shape, self.y, solver, decays)
+        self.equation = _equation(W.shape, self.y, solver, decays, device)
         counts = np.bincount(self.y, minlength=len(W))
         self._is_unequal = 0 < counts.min() < counts.max() and W.shape[1] >= len(W) - 1
         self._gram, self._mean = W.T @ W - H.T @ H, W.mean(axis=0)
@@ -72,7 +79,8 @@ class FlowStepper:
         step_rtol = max(rtol / 6.0, 1e-11)
         atol = 1e-2 * step_rtol * float(np.sqrt(np.mean(theta**2)))
         with self._guard():
-            self.method = Radau(self.equation, 0.0, theta, step_rtol, atol)
+            placed = self.equation.vectors.placed(theta)
+            self.method = Radau(self.equation, 0.0, placed, step_rtol, atol)
         self._time = -math.inf
         self._tiny_steps, self._looked_at = 0, -math.inf
 
@@ -110,7 +118,8 @@ class FlowStepper:
         return np.array(H) if self._basis is None else H @ self._basis
 
     def _split(self) -> tuple[Array, Array]:
-        return self.equation.split(self.method.state.theta)
+        """W and H in the coordinates of the integration, on the host."""
+        return self.equation.split(self.equation.vectors.fetched(self.method.state.theta))
 
     def advance(self, due: float, steps: int) -> int:
         """At most so many steps of the integrator, not beyond log10 t = `due`."""
@@ -224,7 +233,7 @@ class FlowStepper:
     def state(self) -> dict[str, Array]:
         """The integrator's own, the work done, and the watch for stalls."""
         return {
-            **self.method.state.arrays(),
+            **self.method.state.arrays(self.equation.vectors),
             **{f"work/{name}": np.array(count) for name, count in self.equation.work.items()},
             "log10_time": np.array(self._time),
             "tiny_steps": np.array(self._tiny_steps),
@@ -254,3 +263,22 @@ class FlowStepper:
     def place(self, last: float) -> str:
         """log10 t, and where it shall end."""
         return f"log10 t = {self._time:.6g} of {last:g}"
+
+
+def _equation(
+    shape: tuple[int, int], y: NDArray[np.int64], solver: str, decays: Decays, device: str
+) -> FlowEquation:
+    """The flow where it is to be integrated."""
+    if device == "cpu":
+        return FlowEquation(shape, y, solver, decays)
+    from fastnc._core.cuda import check_gpu, need_gpu, need_torch_and_triton
+
+    need_torch_and_triton()
+    need_gpu("device='cuda'")
+    import torch
+
+    from fastnc.dynamics.integrator.on_device import DeviceEquation
+
+    there = torch.zeros(1, dtype=torch.float64).cuda()
+    check_gpu(there)
+    return DeviceEquation(shape, y, there.device, decays)
