@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc.dynamics.integrator.radau import Radau
+from fastnc.dynamics.integrator.radau import OnTheHost, Radau, Vectors
 from fastnc.dynamics.integrator.stepper import FlowStepper
 from fastnc.dynamics.snapshot import measure
 from fastnc.models.deep_linear import DeepLinear
@@ -89,6 +89,7 @@ class ObjectiveEquation:
 
     def __init__(self, unknowns: Unknowns) -> None:
         self.unknowns = unknowns
+        self.vectors: Vectors = OnTheHost()
         self.is_small = True
         self.work = {"steps": 0, "evaluations": 0, "jacobians": 0, "factorisations": 0}
 
