@@ -45,9 +45,8 @@ from fastnc.models import (
 
 Solver = Literal["auto", "direct", "krylov"]
 
-# Up to this K d a factorisation costs at most some Hessian products more than MINRES does; beyond
-# this log10 t, where MINRES takes ever more of them, up to the last.
-_DIRECT, _FAR, _DIRECT_FAR = 100, 1e4, 1000
+# Up to this K d a factorisation costs at most some Hessian products more than MINRES does.
+_DIRECT = 100
 # A penalised flow is at rest after some dozen times the reciprocal of its smaller decay. Far
 # beyond, t times the rounding of a gradient that vanishes would move W and H again.
 _AT_REST, _STILL_AT_REST = 1e3, 1e6
@@ -97,8 +96,7 @@ def flow(
         Of the Newton systems: "direct" eliminates the features and factorises K d unknowns,
         "krylov" needs only Hessian products (MINRES). Both make the same steps, to `rtol`. "auto"
         is "direct" up to K d = 100 of a ULPM, where it costs little more and keeps what is
-        conserved to rounding at any horizon, and up to K d = 1000 beyond 10^10000, where MINRES
-        takes ever more products; else "krylov".
+        conserved to rounding at any horizon, else "krylov".
     device : "cpu" or "cuda"
         Where the flow is integrated, in float64; on a device by "krylov". W and H come to the host
         for snapshots and checkpoints.
@@ -189,7 +187,7 @@ def prepare_flow(
         "seed": int(seed),
         "snapshots": int(snapshots),
         "rtol": float(rtol),
-        "solver": _chosen(solver, model, decays, log10_time, device),
+        "solver": _chosen(solver, model, decays, device),
         "start": fingerprint(W, H, model.y),
     }
     if device != "cpu":
@@ -276,7 +274,7 @@ def _horizon(log10_time: float | None, model: Any, decays: Decays) -> float:
     return log10_time
 
 
-def _chosen(solver: str, model: Any, decays: Decays, log10_time: float, device: str = "cpu") -> str:
+def _chosen(solver: str, model: Any, decays: Decays, device: str = "cpu") -> str:
     """The solver that was asked for, or the one that was found to be the faster."""
     arrays.check_choice("solver", solver, ("auto", "direct", "krylov"))
     arrays.check_choice("device", device, ("cpu", "cuda"))
@@ -295,5 +293,4 @@ def _chosen(solver: str, model: Any, decays: Decays, log10_time: float, device: 
     if solver != "auto":
         return solver
     unknowns = model.n_classes * min(model.dim, model.n_classes + model.n_samples)
-    most = _DIRECT if log10_time <= _FAR else _DIRECT_FAR
-    return "direct" if unknowns <= most and decays == (0.0, 0.0) else "krylov"
+    return "direct" if unknowns <= _DIRECT and decays == (0.0, 0.0) else "krylov"

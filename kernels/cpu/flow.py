@@ -205,4 +205,5 @@ def minimal_residual(
         for i in range(size):
             v_before[i] = v[i]
             v[i] = u[i] / beta_next
+        beta = beta_next
     return False

@@ -10,7 +10,7 @@ import pytest
 
 import fastnc
 from fastnc import reference
-from fastnc.dynamics.flow import _chosen, snapshot_times
+from fastnc.dynamics.flow import snapshot_times
 from fastnc.dynamics.integrator import newton
 from fastnc.dynamics.integrator.equation import FlowEquation
 from fastnc.dynamics.integrator.newton import DirectSolver, FlowJacobian, KrylovSolver
@@ -148,7 +148,7 @@ def test_krylov_and_direct_agree():
 
 @pytest.mark.parametrize("sigma", [1.0, 0.7 + 0.4j])
 def test_both_solvers_invert_the_dense_system(sigma, monkeypatch):
-    monkeypatch.setattr(newton, "_ERROR", 1e-9)
+    monkeypatch.setattr(newton, "ERROR", 1e-9)
     W, H = (3.0 * x for x in SMALL.init(2))
     at = Residuals(W, H, SMALL.y)
     size = W.size + H.size
@@ -405,17 +405,3 @@ def test_more_classes_than_a_simplex_holds_are_told_the_best_code():
     # Rankin: six vectors in three dimensions are at best orthogonal, 5/6 (1 - 0).
     assert "no simplex: d = 3 < K - 1 = 5" in fastnc.plots.flow_summary(run)
     assert "0.83333" in fastnc.plots.flow_summary(run)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "log10_time", "solver"),
-    [
-        ((5, 10, 20), 1000.0, "direct"),
-        ((10, 10, 20), 1000.0, "krylov"),
-        ((10, 10, 20), 100_000.0, "direct"),
-        ((50, 10, 60), 100_000.0, "krylov"),
-    ],
-)
-def test_the_solver_that_auto_chooses(sizes, log10_time, solver):
-    """By the measurements of `bench/LOG.md`: the faster of the two."""
-    assert _chosen("auto", fastnc.ULPM(*sizes), (0.0, 0.0), log10_time) == solver

@@ -219,5 +219,5 @@ def minimal_residual(
         left *= -s.conjugate()
         if abs(left) <= tolerance * abs(sigma) * float(out.norm()):
             return out
-        v_before, v = v, u / beta_next
+        v_before, v, beta = v, u / beta_next, beta_next
     return None
