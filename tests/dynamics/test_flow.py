@@ -173,6 +173,22 @@ def test_both_solvers_invert_the_dense_system(sigma, monkeypatch):
         assert np.linalg.norm(residual) < bound * np.linalg.norm(right)
 
 
+@pytest.mark.parametrize("sigma", [1e-3, 1e-3 + 1e-3j])
+def test_minres_needs_no_more_products_than_there_are_unknowns(sigma, monkeypatch):
+    """As its Lanczos vectors are orthogonal to all before, not to the last one only."""
+    W, H = (3.0 * x for x in SMALL.init(2))
+    size = W.size + H.size
+    monkeypatch.setattr(newton, "ERROR", 1e-6)
+    monkeypatch.setattr(newton, "MOST_PRODUCTS", size)
+    at = Residuals(W, H, SMALL.y)
+    right = np.random.default_rng(0).standard_normal(size) * (1.0 + 0.0 * sigma)
+    found = KrylovSolver(FlowJacobian(at, 1.0), sigma).solve(right)
+    dense = np.stack([at.hessian_product(row) for row in np.eye(size)])
+    exact = np.linalg.solve(sigma * np.eye(size) + dense, right)
+    # The residual over |sigma| bounds the error only where no eigenvalue is negative.
+    assert np.linalg.norm(found - exact) < 1e-4 * np.linalg.norm(exact)
+
+
 @pytest.mark.parametrize("solver", ["direct", "krylov"])
 def test_a_resumed_flow_has_the_same_bits(tmp_path, monkeypatch, solver):
     path = tmp_path / "checkpoint.npz"
