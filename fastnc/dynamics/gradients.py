@@ -84,8 +84,11 @@ def of_samples(W: Array, H: Array, y: Array, of_log_loss: bool, residual: bool) 
         log_loss_and_grads(W, H, y, loss, grad_W, grad_H)
         return _of_log(float(loss[0]), len(y), (grad_W, grad_H), math.nan)
     loss_and_grads(W, H, y, 1.0 / len(y), loss, grad_W, grad_H)
-    value = float(loss[0])
-    return Found(math.log(value) if value > 0.0 else -math.inf, value, (grad_W, grad_H))
+    return _of_value(float(loss[0]), (grad_W, grad_H))
+
+
+def _of_value(value: float, gradients: Arrays) -> Found:
+    return Found(math.log(value) if value > 0.0 else -math.inf, value, gradients)
 
 
 def _of_log(log_sum: float, n: int, gradients: Arrays, residual: float) -> Found:
@@ -201,28 +204,16 @@ class Penalised:
         W, H, *rest = factors
         g = self.model.value_and_grads(W, H, rest[0] if rest else None)
         gradients = self.model.pullback(W, H, g.W, g.H)
-        value = float(g.value)
-        log_value = math.log(value) if value > 0.0 else -math.inf
-        return Found(log_value, value, (*gradients, g.bias) if rest else gradients)
+        return _of_value(float(g.value), (*gradients, g.bias) if rest else gradients)
 
 
-class Layered:
+class Layered(Penalised):
     """The objective of the deep linear model; factors are W, H and the layers between."""
-
-    has_log = False
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def epoch(self) -> Iterator[Rows]:
-        """One step."""
-        yield None
 
     def at(self, factors: Arrays, rows: Rows, of_log_loss: bool, residual: bool) -> Found:
         """The gradients with respect to W_M, H_1, W_1, ..., W_(M-1)."""
         value, grads = self.model.value_and_gradients((factors[1], *factors[2:], factors[0]))
-        log_value = math.log(value) if value > 0.0 else -math.inf
-        return Found(log_value, value, (grads[-1], *grads[:-1]))
+        return _of_value(value, (grads[-1], *grads[:-1]))
 
 
 class OverRanks:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from interpreted import DEVICE, play_a_gpu
+from interpreted import DEVICE, play_a_gpu, play_graphs
 
 import fastnc
 from fastnc import reference
@@ -165,18 +165,7 @@ def test_it_resumes_bit_for_bit(options, tmp_path):
 
 def test_a_table_of_steps_changes_no_bit(monkeypatch):
     monkeypatch.setattr(cuda, "EPOCHS_A_GRAPH", 2)
-    replays = []
-    if DEVICE != "cuda":
-
-        class Graph:
-            def __init__(self, stepper):
-                self.stepper = stepper
-
-            def replay(self):
-                replays.append(self)
-                self.stepper.descend(2)
-
-        monkeypatch.setattr(CudaComposed, "capture", lambda self: Graph(self))
+    replays = play_graphs(monkeypatch, CudaComposed)
 
     def stepper():
         W, H = SMALL.init(0)

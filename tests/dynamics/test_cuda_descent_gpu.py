@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from interpreted import DEVICE, play_a_gpu
+from interpreted import DEVICE, play_a_gpu, play_graphs
 
 import fastnc
 from fastnc import reference
@@ -61,18 +61,7 @@ def test_slices_of_a_graph_change_no_bit(monkeypatch):
     monkeypatch.setattr(cuda, "EPOCHS_A_GRAPH", 2)
     W, H = LARGER.init(0, "float64")
     steppers = [cuda.CudaDescent(W, H, LARGER.y, 1.0) for _ in range(3)]
-    replays = []
-    if DEVICE != "cuda":
-
-        class Graph:
-            def __init__(self, stepper):
-                self.stepper = stepper
-
-            def replay(self):
-                replays.append(self)
-                self.stepper.descend(2)
-
-        monkeypatch.setattr(cuda.CudaDescent, "capture", lambda self: Graph(self))
+    replays = play_graphs(monkeypatch, cuda.CudaDescent)
     steppers[0].make(7)
     for epochs in (3, 4):
         steppers[1].make(epochs)

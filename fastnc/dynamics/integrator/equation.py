@@ -70,11 +70,7 @@ class FlowEquation:
             arrays = *self.split(theta), self.y, log_loss, *self.split(out)
             cross_entropy_cpu.log_loss_and_grads(*arrays)
             out *= -self._speed(x, float(log_loss[0]))
-        if self.decays != (0.0, 0.0):
-            cut = self.shape[0] * self.shape[1]
-            pull_W, pull_H = self._pulls(x)
-            out[:cut] -= pull_W * theta[:cut]
-            out[cut:] -= pull_H * theta[cut:]
+        self._pull(x, theta, out)
         return out
 
     def jacobian(self, x: float, theta: Array) -> FlowJacobian:
@@ -97,6 +93,14 @@ class FlowEquation:
         """b, of the logarithm of the summed loss: about log t / |theta|^2, never extreme."""
         # NumPy's exponential overflows to infinity where math's raises.
         return float(math.cosh(x) * np.exp(math.sinh(x) + log_loss - math.log(self.N)))
+
+    def _pull(self, x: float, theta: Any, out: Any) -> None:
+        """Add what the decays make of `theta` to its derivative."""
+        if self.decays != (0.0, 0.0):
+            cut = self.shape[0] * self.shape[1]
+            pull_W, pull_H = self._pulls(x)
+            out[:cut] -= pull_W * theta[:cut]
+            out[cut:] -= pull_H * theta[cut:]
 
     def _pulls(self, x: float) -> tuple[float, float]:
         """`t' l_W` and `t' l_H`."""

@@ -149,11 +149,7 @@ class DeviceEquation(FlowEquation):
         with on_device_of(theta):
             log_loss_and_grads(*self.split(theta), self.labels, log_loss, *self.split(out), EXACT)
         out *= -self._speed_of(x, log_loss[0])
-        if self.decays != (0.0, 0.0):
-            cut = self.shape[0] * self.shape[1]
-            pull_W, pull_H = self._pulls(x)
-            out[:cut] -= pull_W * theta[:cut]
-            out[cut:] -= pull_H * theta[cut:]
+        self._pull(x, theta, out)
         return out
 
     def jacobian(self, x: float, theta: Any) -> Any:
