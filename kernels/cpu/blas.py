@@ -23,7 +23,7 @@ def gemm_address(dtype):
 
 @intrinsic
 def _gemm(typingctx, address, ta, tb, m, n, k, alpha, A, a, lda, B, b, ldb, beta, C, c, ldc):
-    """Fortran's gemm on arrays from flat indices a, b, c on; ta, tb: whether to transpose."""
+    """Fortran's gemm on arrays or addresses, from flat indices a, b, c on; ta, tb: transposed."""
 
     def codegen(context, builder, signature, args):
         address, ta, tb, m, n, k, alpha, A_, a_, lda, B_, b_, ldb, beta, C_, c_, ldc = args
@@ -41,8 +41,9 @@ def _gemm(typingctx, address, ta, tb, m, n, k, alpha, A, a, lda, B, b, ldb, beta
             return place(builder.trunc(value, integer))
 
         def matrix(kind, array, first):
-            data = context.make_array(kind)(context, builder, array).data
-            return builder.gep(data, [first])
+            if not isinstance(kind, types.CPointer):
+                array = context.make_array(kind)(context, builder, array).data
+            return builder.gep(array, [first])
 
         arguments = [
             letter(ta),
@@ -68,9 +69,9 @@ def _gemm(typingctx, address, ta, tb, m, n, k, alpha, A, a, lda, B, b, ldb, beta
 
 
 @njit(**INNER)
-def class_sums(gemm, Z, H, first, rows, sums):
-    """`sums[j] += sum_i Z[j, i] h_{first + i}`."""
-    K, d = sums.shape
-    one = sums.dtype.type(1.0)
-    ldz = Z.shape[1]
-    _gemm(gemm, False, False, d, K, rows, one, H, first * d, d, Z, 0, ldz, one, sums, 0, d)
+def class_sums(gemm, Z, low, n, H_at, D, rows, sums, place):
+    """`sums_j += sum_i Z[j, i] h_i` of n classes from `low` on, whose sums start at `place`."""
+    one, ld = sums.dtype.type(1.0), Z.shape[1]
+    _gemm(
+        gemm, False, False, D, n, rows, one, H_at, 0, D, Z, low * ld, ld, one, sums, place, D
+    )  # fmt: skip

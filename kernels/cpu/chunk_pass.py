@@ -47,69 +47,80 @@ def room(chunk, itemsize):
     return (chunk + many - 1) // many * many + many
 
 
+@njit(**INNER)
+def samples_of(part, n_parts, N, chunk):
+    """A part's first sample and its end: whole chunks where there are enough, or whole vectors."""
+    unit = chunk if 2 * n_parts * chunk <= N else VECTOR_BYTES // 4
+    units = (N + unit - 1) // unit
+    return min(N, units * part // n_parts * unit), min(N, units * (part + 1) // n_parts * unit)
+
+
 @njit(fastmath=REASSOCIATION, **INNER)
-def _label_logits(W, H, y, bias, first, start, rows, d, z_y):
-    """The labels' logits of samples that stand in H from `start` on."""
+def _label_logits(W, H, y, bias, first, rows, z_y):
+    """The labels' logits of samples from the first on."""
     for i in range(rows):
         label = y[first + i]
         total = np.float64(bias[label]) if len(bias) else 0.0
-        for f in range(d):
-            total += np.float64(W[label, f]) * np.float64(H[start + i, f])
+        for f in range(H.shape[1]):
+            total += np.float64(W[label, f]) * np.float64(H[first + i, f])
         z_y[i] = total
 
 
 @njit(**INNER)
 def forward(
-    mode, kernels, low, alone, W, H, HT, start, y, first, rows, bias, uniform, Z, z_y, shift, S,
-    moved, term,
+    mode, kernels, low, n, alone, W, H_at, HT, y, first, rows, bias, uniform, Z, z_y, block, shift,
+    S, moved, term_at,
 ):  # fmt: skip
-    """Logits of the classes from `low` on (W and Z have no others) to exponentials.
+    """Logits of n classes from `low` on to exponentials; they are the block of that number.
 
     `alone`: they are all there are, and the labels' logits are read among them.
     """
-    products.logits(kernels, W, H, HT, start, rows, Z, False)
+    ld = Z.shape[1]
+    products.logits(kernels, W, low, n, H_at, HT, rows, Z, False, low == 0)
     if len(bias):
-        for j in range(Z.shape[0]):
+        for j in range(low, low + n):
             for i in range(rows):
-                Z[j, i] += bias[low + j]
+                Z[j, i] += bias[j]
     if alone:
         for i in range(rows):
             z_y[i] = Z[y[first + i], i]
     else:
         for i in range(rows):
-            label = y[first + i] - low
-            if 0 <= label < Z.shape[0]:
+            label = y[first + i]
+            if low <= label < low + n:
                 Z[label, i] = z_y[i]
     call(
         kernels[EXPONENTIALS],
         (
-            address(Z, 0), Z.shape[0], Z.shape[1], low, address(y, first), rows,
-            np.int64(mode == LOG_GRADS), address(uniform, 0), len(uniform), address(z_y, 0),
-            address(shift, 0), address(S, 0), address(moved, 0), address(term, 0),
+            address(Z, low * ld), n, ld, low, address(y, first), rows, np.int64(mode == LOG_GRADS),
+            address(uniform, 0), len(uniform), address(z_y, 0), address(shift, block * ld),
+            address(S, block * 2 * ld), address(moved, block * ld), term_at,
         ),
     )  # fmt: skip
 
 
 @njit(**INNER)
 def backward(
-    kernels, low, H, start, y, first, rows, scale, uniform, Z, factor, label_r, term, sums,
-    bias_sums,
+    kernels, low, n, H_at, D, y, first, rows, scale, uniform, Z, block, factor, label_r, term_at,
+    part, sums, bias_sums,
 ):  # fmt: skip
-    """Exponentials of the classes from `low` on to residuals, and their sums over samples.
+    """Exponentials of n classes from `low` on to residuals, and their sums over samples.
 
-    `sums` has rows of these classes, or none; `bias_sums` has all classes, or none.
+    `sums` and `bias_sums` have a part's sums of all classes, or none.
     """
+    ld = Z.shape[1]
     call(
         kernels[RESIDUALS],
         (
-            address(Z, 0), Z.shape[0], Z.shape[1], low, address(y, first), rows,
+            address(Z, low * ld), n, ld, low, address(y, first), rows,
             address(scale, first if len(scale) > 1 else 0), len(scale), address(uniform, 0),
-            len(uniform), address(factor, 0), address(label_r, 0), address(term, 0),
-            address(bias_sums, low), Z.shape[0] if len(bias_sums) else 0,
+            len(uniform), address(factor, block * ld), address(label_r, 0), term_at,
+            address(bias_sums, part * bias_sums.shape[1] + low), n if bias_sums.shape[1] else 0,
         ),
     )  # fmt: skip
-    if len(sums):
-        products.class_sums(kernels, Z, H, start, rows, sums)
+    if sums.shape[1]:
+        place = (part * sums.shape[1] + low) * D
+        products.class_sums(kernels, Z, low, n, H_at, D, rows, sums, place, low == 0)
 
 
 @njit(**INNER)
@@ -143,7 +154,7 @@ def part_of_samples(
     kernels = how[3:]
     bias, weight, uniform, all_uniform, keep, scale = options
     (N, d), (K, D) = H.shape, W.shape
-    low, high = N * part // n_parts, N * (part + 1) // n_parts
+    low, high = samples_of(part, n_parts, N, chunk)
     n_blocks, ld = (K + block - 1) // block, room(chunk, W.itemsize)
     Z = aligned_rows(K, ld, W)
     HT = aligned_rows(d if transposes else 0, ld, W)
@@ -155,24 +166,23 @@ def part_of_samples(
     tops = wide[-n_blocks:]
     padded = aligned_rows(chunk if d != D else 0, D, W)
     padded[:] = 0.0
-    none = padded[:0]
     wanted = mode != LOSS and len(out) + bias_sums.shape[1] + sums.shape[1] > 0
-    total, running = 0.0, -np.inf
+    total, running, zero = 0.0, -np.inf, np.int64(0)
     for first in range(low, high, chunk):
         rows = min(chunk, high - first)
-        source, target, start = H, out, first
+        H_at = address(H, first * d)
         if d != D:
             products.copy_rows(H, first, padded, 0, rows, d)
-            source, target, start = padded, padded if len(out) else none, 0
+            H_at = address(padded, 0)
         if transposes:
             products.transpose(kernels, H, first, rows, d, HT)
         if n_blocks > 1:
-            _label_logits(W, source, y, bias, first, start, rows, d, z_y)
+            _label_logits(W, H, y, bias, first, rows, z_y)
         for b in range(n_blocks):
-            j, end = b * block, min((b + 1) * block, K)
+            j, n = b * block, min(block, K - b * block)
             forward(
-                mode, kernels, j, n_blocks == 1, W[j:end], source, HT, start, y, first, rows, bias,
-                uniform, Z[j:end], z_y, tops[b], S[b], moved[b], term,
+                mode, kernels, j, n, n_blocks == 1, W, H_at, HT, y, first, rows, bias, uniform, Z,
+                z_y, b, tops, S, moved, address(term, 0),
             )  # fmt: skip
         call(
             kernels[COMBINE],
@@ -199,20 +209,24 @@ def part_of_samples(
             continue
         step = alpha * W.dtype.type(math.exp(c)) if mode == STEP else alpha
         for b in range(n_blocks):
-            j, end = b * block, min((b + 1) * block, K)
+            j, n = b * block, min(block, K - b * block)
             backward(
-                kernels, j, source, start, y, first, rows, scale, uniform, Z[j:end], factor[b],
-                label_r, term, sums[part][j:end], bias_sums[part],
+                kernels, j, n, H_at, D, y, first, rows, scale, uniform, Z, b, factor, label_r,
+                address(term, 0), part, sums, bias_sums,
             )  # fmt: skip
         # Not before all blocks have read the samples, which may be what moves.
         if len(out):
-            products.sample_sums(kernels, Z, W, step, mode == STEP, target, start, rows)
+            C_at = H_at if d != D else address(out, first * d)
+            products.sample_sums(kernels, Z, W, zero, K, step, mode == STEP, C_at, rows)
+            if mode == GRADS and c != 0.0:
+                if d != D:
+                    scale_exponentially(padded, 0, rows, c)
+                else:
+                    scale_exponentially(out, first, rows, c)
+            if d != D:
+                products.copy_rows(padded, 0, out, first, rows, d)
         if mode == LOG_GRADS:
             chunk_shifts[part, (first - low) // chunk] = c
-        elif mode == GRADS and c != 0.0:
-            scale_exponentially(target, start, rows if len(target) else 0, c)
-        if d != D and len(out):
-            products.copy_rows(padded, 0, out, first, rows, d)
     totals[part] = total
     shifts[part] = running
 
@@ -272,19 +286,19 @@ def classes_divided(
     total, running = 0.0, -np.inf
     for first in range(0, N, chunk):
         rows = min(chunk, N - first)
-        source, start = H, first
+        H_at = address(H, first * d)
         if d != D:
             products.copy_rows(H, first, padded, 0, rows, d)
-            source, start = padded, 0
+            H_at = address(padded, 0)
         if transposes:
             products.transpose(kernels, H, first, rows, d, HT)
-        _label_logits(W, source, y, bias, first, start, rows, d, z_y)
+        _label_logits(W, H, y, bias, first, rows, z_y)
         for index in prange(n_blocks):
             b = np.int64(index)
-            j, end = b * block, min((b + 1) * block, K)
+            j, n = b * block, min(block, K - b * block)
             forward(
-                mode, kernels, j, False, W[j:end], source, HT, start, y, first, rows, bias, uniform,
-                Z[j:end], z_y, tops[b], S[b], moved[b], origins[b],
+                mode, kernels, j, n, False, W, H_at, HT, y, first, rows, bias, uniform, Z, z_y, b,
+                tops, S, moved, address(origins, b * ld),
             )  # fmt: skip
         call(
             kernels[COMBINE],
@@ -312,16 +326,16 @@ def classes_divided(
             p = np.int64(index)
             begin, stop = n_blocks * p // n_ranges, n_blocks * (p + 1) // n_ranges
             for b in range(begin, stop):
-                j, end = b * block, min((b + 1) * block, K)
+                j, n = b * block, min(block, K - b * block)
                 backward(
-                    kernels, j, source, start, y, first, rows, scale, uniform, Z[j:end], factor[b],
-                    label_r, terms[p], sums[0][j:end], bias_sums[0],
+                    kernels, j, n, H_at, D, y, first, rows, scale, uniform, Z, b, factor, label_r,
+                    address(terms, p * ld), np.int64(0), sums, bias_sums,
                 )  # fmt: skip
-            if len(out):
-                j, end = begin * block, min(stop * block, K)
-                products.sample_sums(
-                    kernels, Z[j:end], W[j:end], one, False, range_sums[p], np.int64(0), rows
-                )
+                if len(out):
+                    products.sample_sums(
+                        kernels, Z, W, j, n, one, b > begin, address(range_sums, p * height * D),
+                        rows,
+                    )  # fmt: skip
         root = math.exp(0.5 * c) if mode != LOG_GRADS else 1.0
         for index in prange(rows if len(out) else 0):
             i = np.int64(index)
@@ -373,7 +387,7 @@ def rescale(chunk, n_parts, H, chunk_shifts, top, factor):
     """Rows of H times `factor e^(their chunk's shift - top)`."""
     N = len(H)
     for part in prange(n_parts):
-        low, high = N * part // n_parts, N * (part + 1) // n_parts
+        low, high = samples_of(np.int64(part), n_parts, N, chunk)
         for k in range((high - low + chunk - 1) // chunk):
             by = factor * math.exp(chunk_shifts[part, k] - top)
             first = low + k * chunk

@@ -60,9 +60,8 @@ class Run:
         self.sums = aligned_zeros((self.parts, rows_W, padded.shape[1]), W.dtype)
         self.bias_sums = np.zeros((self.parts, rows_bias))
         self.totals, self.shifts = np.empty(self.parts), np.empty(self.parts)
-        # No part has more samples than this.
-        most = -(-N // self.parts)
-        chunks = -(-most // how.chunk) if mode == LOG_GRADS else 0
+        # No part has more: all have as many, but for one.
+        chunks = N // (self.parts * how.chunk) + 2 if mode == LOG_GRADS else 0
         self.chunk_shifts = np.empty((self.parts, chunks))
         arguments = (
             numbers(how, W.dtype), padded, H, y, options, W.dtype.type(alpha), out, self.sums,

@@ -26,6 +26,7 @@ from fastnc.kernels.cpu.chunk_pass import (
     add_in_parallel,
     forward,
     room,
+    samples_of,
     scale_exponentially,
     scale_rows,
 )
@@ -42,7 +43,7 @@ def _part(part, n_parts, how, W, H, y, dW, dH, alpha, sums, shifts, HH):
     chunk, transposes = how[0], how[2]
     kernels = how[3:]
     (N, d), (K, D) = H.shape, W.shape
-    low, high = N * part // n_parts, N * (part + 1) // n_parts
+    low, high = samples_of(part, n_parts, N, chunk)
     ld = room(chunk, W.itemsize)
     Z, V = aligned_rows(K, ld, W), aligned_rows(K, ld, W)
     height = d if transposes else 0
@@ -50,7 +51,7 @@ def _part(part, n_parts, how, W, H, y, dW, dH, alpha, sums, shifts, HH):
     z_y, term, top = np.empty(ld, W.dtype), np.empty(ld, W.dtype), np.empty((1, ld))
     S, wide = np.empty((1, 2, ld)), np.empty((4, ld))
     factor, label_r, losses, s = wide[0], wide[1], wide[2], wide[3]
-    found = np.empty(1)
+    found, zero = np.empty(1), np.int64(0)
     none = W[0, :0]
     own_H = aligned_rows(chunk if d != D else 0, D, W)
     own_dH = aligned_rows(chunk if d != D else 0, D, W)
@@ -58,19 +59,21 @@ def _part(part, n_parts, how, W, H, y, dW, dH, alpha, sums, shifts, HH):
     running = -np.inf
     for first in range(low, high, chunk):
         rows = min(chunk, high - first)
-        A, B, out, start = H, dH, HH, first
+        H_at, dH_at = address(H, first * d), address(dH, first * d)
+        out_at = address(HH, first * d)
         if d != D:
             products.copy_rows(H, first, own_H, 0, rows, d)
             products.copy_rows(dH, first, own_dH, 0, rows, d)
-            A, B, out, start = own_H, own_dH, own_H, 0
+            H_at, dH_at = address(own_H, 0), address(own_dH, 0)
+            out_at = H_at
         if transposes:
             products.transpose(kernels, H, first, rows, d, HT)
             products.transpose(kernels, dH, first, rows, d, dHT)
-        products.logits(kernels, W, B, dHT, start, rows, V, False)
-        products.logits(kernels, dW, A, HT, start, rows, V, True)
+        products.logits(kernels, W, zero, K, dH_at, dHT, rows, V, False, True)
+        products.logits(kernels, dW, zero, K, H_at, HT, rows, V, True, True)
         forward(
-            GRADS, kernels, np.int64(0), True, W, A, HT, start, y, first, rows, none, none, Z, z_y,
-            top[0], S[0], s, term,
+            GRADS, kernels, zero, K, True, W, H_at, HT, y, first, rows, none, none, Z, z_y, zero,
+            top, S, s, address(term, 0),
         )  # fmt: skip
         call(
             kernels[COMBINE],
@@ -94,12 +97,16 @@ def _part(part, n_parts, how, W, H, y, dW, dH, alpha, sums, shifts, HH):
                 address(s, 0), address(term, 0),
             ),
         )  # fmt: skip
-        products.class_sums(kernels, V, A, start, rows, sums[part])
-        products.class_sums(kernels, Z, B, start, rows, sums[part])
-        products.sample_sums(kernels, V, W, alpha, False, out, start, rows)
-        products.sample_sums(kernels, Z, dW, alpha, True, out, start, rows)
+        place = part * K * D
+        products.class_sums(kernels, V, zero, K, H_at, D, rows, sums, place, True)
+        products.class_sums(kernels, Z, zero, K, dH_at, D, rows, sums, place, True)
+        products.sample_sums(kernels, V, W, zero, K, alpha, False, out_at, rows)
+        products.sample_sums(kernels, Z, dW, zero, K, alpha, True, out_at, rows)
         if c != 0.0:
-            scale_exponentially(out, start, rows, c)
+            if d != D:
+                scale_exponentially(own_H, 0, rows, c)
+            else:
+                scale_exponentially(HH, first, rows, c)
         if d != D:
             products.copy_rows(own_H, 0, HH, first, rows, d)
     shifts[part] = running

@@ -22,7 +22,7 @@ DIVIDED_BYTES, DIVIDED_CLASSES = 4 << 20, 1024
 SHARED_LOGITS, SUMS_BYTES = 1 << 24, 32 << 20
 RANGES = 16
 # Samples of a part, and multiply-adds: to wake a second thread for fewer takes longer than they.
-PART_SAMPLES, PART_WORK, MOST_PARTS = 64, 1 << 21, 64
+PART_SAMPLES, PART_WORK, MOST_PARTS = 128, 1 << 21, 64
 
 
 class Plan(NamedTuple):

@@ -4,12 +4,15 @@ Letters as in tile: K classes, D features in whole vectors, `Z (K, ld)`. `kernel
 a BLAS's product, which takes the sums over samples, or 0 where a tile does. The other two are by
 tiles always: with a BLAS the bits of a row would depend on how many there are. Logits want the
 samples transposed, `HT (d, ld)`, or an HT of no size, where classes are too few to pay for that.
+Samples are handed on as addresses, and classes as ranges: Numba counts references to every slice,
+with an operation that no other core may disturb.
 """
 
 import numpy as np
 
 from fastnc.kernels.cpu import blas as blas_cpu
 from fastnc.kernels.cpu.addresses import DOTS, GEMM, PRODUCT, TRANSPOSE, call
+from fastnc.kernels.cpu.aligned import LINE
 from fastnc.kernels.cpu.options import INNER, njit
 from fastnc.kernels.cpu.processor import VECTOR_BYTES
 from fastnc.kernels.cpu.simd_blocks import address
@@ -23,55 +26,67 @@ def transpose(kernels, H, first, rows, d, HT):
 
 
 @njit(**INNER)
-def logits(kernels, W, H, HT, first, rows, Z, keep):
-    """`Z[j, i] = <w_j, h_{first + i}>`, added to Z where `keep`."""
-    K, D = W.shape
-    ld, L = Z.shape[1], VECTOR_BYTES // Z.itemsize
+def _lines(rows, D, itemsize):
+    """Half of the cache lines of so many samples."""
+    return rows * D * itemsize // (2 * LINE)
+
+
+@njit(**INNER)
+def logits(kernels, W, low, n, H_at, HT, rows, Z, keep, ahead):
+    """`Z[j, i] = <w_j, h_i>` of n classes from `low` on, added to Z where `keep`.
+
+    With `ahead`, the first half of as many samples behind these is asked for meanwhile.
+    """
+    D, ld, L = W.shape[1], Z.shape[1], VECTOR_BYTES // Z.itemsize
     if HT.size:
         call(
             kernels[PRODUCT],
             (
-                address(Z, 0), ld, K, (rows + L - 1) // L, address(W, 0), D, 1, address(HT, 0),
-                HT.shape[1], HT.shape[0], Z.dtype.type(1.0), np.int64(keep),
+                address(Z, low * ld), ld, n, (rows + L - 1) // L, address(W, low * D), D, 1,
+                address(HT, 0), HT.shape[1], HT.shape[0], Z.dtype.type(1.0), np.int64(keep),
+                address(H_at, rows * D), _lines(rows, D, Z.itemsize) if ahead else 0,
             ),
         )  # fmt: skip
     else:
         call(
             kernels[DOTS],
             (
-                address(Z, 0), ld, K, rows, address(W, 0), address(H, first * D), D, D // L,
+                address(Z, low * ld), ld, n, rows, address(W, low * D), H_at, D, D // L,
                 np.int64(keep),
             ),
         )  # fmt: skip
 
 
 @njit(**INNER)
-def class_sums(kernels, Z, H, first, rows, sums):
-    """`sums[j] += sum_i Z[j, i] h_{first + i}`."""
-    K, D = sums.shape
-    L = VECTOR_BYTES // Z.itemsize
+def class_sums(kernels, Z, low, n, H_at, D, rows, sums, place, ahead):
+    """`sums_j += sum_i Z[j, i] h_i` of n classes from `low` on, whose sums start at `place`.
+
+    `ahead` is that of `logits`, for the second half.
+    """
+    ld, L = Z.shape[1], VECTOR_BYTES // Z.itemsize
+    lines = _lines(rows, D, Z.itemsize)
     if kernels[GEMM] != 0:
-        blas_cpu.class_sums(kernels[GEMM], Z, H, first, rows, sums)
+        blas_cpu.class_sums(kernels[GEMM], Z, low, n, H_at, D, rows, sums, place)
     else:
         call(
             kernels[PRODUCT],
             (
-                address(sums, 0), D, K, D // L, address(Z, 0), Z.shape[1], 1,
-                address(H, first * D), D, rows, Z.dtype.type(1.0), 1,
+                address(sums, place), D, n, D // L, address(Z, low * ld), ld, 1, H_at, D, rows,
+                Z.dtype.type(1.0), 1, address(H_at, rows * D + lines * (LINE // Z.itemsize)),
+                lines if ahead else 0,
             ),
         )  # fmt: skip
 
 
 @njit(**INNER)
-def sample_sums(kernels, Z, W, alpha, keep, C, first, rows):
-    """`C[first + i] = alpha sum_j Z[j, i] w_j`, added to C where `keep`."""
-    K, D = W.shape
-    L = VECTOR_BYTES // Z.itemsize
+def sample_sums(kernels, Z, W, low, n, alpha, keep, C_at, rows):
+    """`c_i = alpha sum_j Z[j, i] w_j` over n classes from `low` on, added to c_i where `keep`."""
+    D, ld, L = W.shape[1], Z.shape[1], VECTOR_BYTES // Z.itemsize
     call(
         kernels[PRODUCT],
         (
-            address(C, first * D), D, rows, D // L, address(Z, 0), 1, Z.shape[1],
-            address(W, 0), D, K, alpha, np.int64(keep),
+            C_at, D, rows, D // L, address(Z, low * ld), 1, ld, address(W, low * D), D, n, alpha,
+            np.int64(keep), address(W, 0), 0,
         ),
     )  # fmt: skip
 

@@ -35,7 +35,19 @@ SMALL_BYTES = 1 << 19
 # What LLVM calls the caches that a line is wanted in: all, or those from the second on.
 LEVEL_1, LEVEL_2 = 3, 2
 # Terms of a sum that are added one after another.
-BLOCK = 256
+BLOCK = 128
+# Tiles from which on a panel that falls on few lines of the cache is worth a copy.
+COPY_TILES = 8
+
+
+@intrinsic
+def _lanes(typingctx, like):
+    """Numbers in a vector."""
+
+    def codegen(context, builder, signature, args):
+        return ir.Constant(ir.IntType(64), Emitter(builder, like.dtype).lanes)
+
+    return types.int64(like), codegen
 
 
 def padded(W):
@@ -75,6 +87,14 @@ class Emitter:
     def skip(self, pointer, count):
         """pointer + a constant number of elements."""
         return self.builder.gep(pointer, [ir.Constant(ir.IntType(64), count)])
+
+    def apart(self, pointer):
+        """The pointer, of which the compiler does not know how it was made.
+
+        It would make each from the one before, by additions for which multiply-adds must wait.
+        """
+        kind = ir.FunctionType(pointer.type, [pointer.type])
+        return self.builder.asm(kind, "", "=r,0", [pointer], False)
 
     def load(self, pointer):
         pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
@@ -186,18 +206,19 @@ class Emitter:
 
 @intrinsic
 def _product_tile(
-    typingctx, v, m, C, c, ldc, A, a, step_i, step_k, B, b, ldb, f, count, alpha, keep
+    typingctx, v, m, C, c, ldc, A, a, step_i, step_k, B, b, ldb, f, count, alpha, keep, N, n, step
 ):  # fmt: skip
     """C[c + i ldc + f + l] (+)= alpha sum_k A[a + i step_i + k step_k] B[b + k ldb + f + l].
 
-    i < m <= ROWS, l in v vectors, k < count; f counts vectors; added to C where `keep`.
+    i < m <= ROWS, l in v vectors, k < count; f counts vectors; added to C where `keep`. With term
+    k, N[n + k step] is asked for.
     """
 
     def codegen(context, builder, signature, args):
-        v_, m_, C_, c_, ldc_, A_, a_, step_i_, step_k_, B_, b_, ldb_, f_, count_, alpha_, keep_ = (
-            args
-        )
+        v_, m_, C_, c_, ldc_, A_, a_, step_i_, step_k_, B_, b_, ldb_, f_, count_, *others = args
+        alpha_, keep_, N_, n_, step_ = others
         emit = Emitter(builder, B.dtype)
+        N_ = builder.gep(N_, [n_])
         column = builder.mul(f_, ir.Constant(f_.type, emit.lanes))
         A_ = builder.gep(A_, [a_])
         B_, C_ = (
@@ -205,39 +226,124 @@ def _product_tile(
             builder.gep(C_, [builder.add(c_, column)]),
         )
 
-        def tile(n_rows, n_vectors):
+        def tile(n_rows, n_vectors, across):
+            """`across`: rows of A lie side by side, and not their terms."""
+            one = ir.Constant(ir.IntType(64), 1)
+            rows = [emit.offset(A_, (i, one if across else step_i_)) for i in range(n_rows)]
+            if not across:
+                rows = [emit.apart(row) for row in rows]
+
             def body(k, sums):
                 row = emit.offset(B_, (k, ldb_))
                 others = [emit.load(emit.skip(row, f * emit.lanes)) for f in range(n_vectors)]
-                column, new = emit.offset(A_, (k, step_k_)), []
+                if not across:
+                    emit.prefetch(emit.offset(N_, (k, step_)), LEVEL_2)
+                new = []
                 for i in range(n_rows):
-                    factor = emit.splat(builder.load(emit.offset(column, (i, step_i_))))
+                    term = emit.offset(rows[i], (k, step_k_ if across else one))
+                    factor = emit.splat(builder.load(term))
                     for f, other in enumerate(others):
                         new.append(emit.multiply_add(factor, other, sums[i * n_vectors + f]))
                 return new
 
             sums = emit.accumulate(count_, [emit.zero] * (n_rows * n_vectors), body)
             scale = emit.splat(alpha_)
-            for i in range(n_rows):
-                for f in range(n_vectors):
-                    place = emit.skip(emit.offset(C_, (i, ldc_)), f * emit.lanes)
-                    old = builder.select(keep_, emit.load(place), emit.zero)
-                    total = emit.multiply_add(scale, sums[i * n_vectors + f], old)
-                    emit.store(total, place)
+            # One branch, where a choice for each vector would become as many.
+            with builder.if_else(keep_) as (added, stored):
+                for place, choice in enumerate((added, stored)):
+                    with choice:
+                        for i in range(n_rows):
+                            row = emit.offset(C_, (i, ldc_))
+                            for f in range(n_vectors):
+                                target = emit.skip(row, f * emit.lanes)
+                                total = sums[i * n_vectors + f]
+                                if place == 0:
+                                    total = emit.multiply_add(scale, total, emit.load(target))
+                                else:
+                                    total = builder.fmul(scale, total)
+                                emit.store(total, target)
+
+        across = builder.icmp_signed("==", step_i_, ir.Constant(step_i_.type, 1))
+
+        def either(n_rows, n_vectors):
+            with builder.if_else(across) as (columns, rows):
+                with columns:
+                    tile(n_rows, n_vectors, True)
+                with rows:
+                    tile(n_rows, n_vectors, False)
 
         def of_width(n_vectors):
-            emit.cases(m_, range(1, ROWS + 1), lambda n_rows: tile(n_rows, n_vectors))
+            emit.cases(m_, range(1, ROWS + 1), lambda n_rows: either(n_rows, n_vectors))
 
         emit.cases(v_, WIDTHS, of_width)
         return context.get_dummy_value()
 
-    kinds = (v, m, C, c, ldc, A, a, step_i, step_k, B, b, ldb, f, count, alpha, keep)
+    kinds = (
+        v, m, C, c, ldc, A, a, step_i, step_k, B, b, ldb, f, count, alpha, keep, N, n, step,
+    )  # fmt: skip
     return types.none(*kinds), codegen
 
 
-def product(C, ldc, n_rows, n_vectors, A, step_i, step_k, B, ldb, count, alpha, keep):
-    """`C[i] (+)= alpha sum_k A[i step_i + k step_k] B[k]`, rows of so many vectors."""
+@intrinsic
+def _room(typingctx, like):
+    """Where a panel can be copied to: `BLOCK` rows of `VECTORS` vectors, on the stack."""
+
+    def codegen(context, builder, signature, args):
+        emit = Emitter(builder, like.dtype)
+        size = ir.Constant(ir.IntType(64), BLOCK * VECTORS * emit.lanes)
+        with builder.goto_entry_block():
+            room = builder.alloca(emit.element, size)
+        room.align = LINE
+        return room
+
+    return like(like), codegen
+
+
+@intrinsic
+def _copy_panel(typingctx, v, B, b, ldb, f, count, P):
+    """P[k v + l] = B[b + k ldb + f + l], l in v vectors, k < count; f counts vectors."""
+
+    def codegen(context, builder, signature, args):
+        v_, B_, b_, ldb_, f_, count_, P_ = args
+        emit = Emitter(builder, B.dtype)
+        lanes = ir.Constant(f_.type, emit.lanes)
+        B_, width = (
+            builder.gep(B_, [builder.add(b_, builder.mul(f_, lanes))]),
+            builder.mul(v_, lanes),
+        )
+
+        def copy(n_vectors):
+            def body(k, _):
+                row, place = emit.offset(B_, (k, ldb_)), emit.offset(P_, (k, width))
+                for i in range(n_vectors):
+                    vector = emit.load(emit.skip(row, i * emit.lanes))
+                    emit.store(vector, emit.skip(place, i * emit.lanes))
+                return []
+
+            emit.accumulate(count_, [], body)
+
+        emit.cases(v_, WIDTHS, copy)
+        return context.get_dummy_value()
+
+    return types.none(v, B, b, ldb, f, count, P), codegen
+
+
+def product(
+    C, ldc, n_rows, n_vectors, A, step_i, step_k, B, ldb, count, alpha, keep, ahead, lines
+):  # fmt: skip
+    """`C[i] (+)= alpha sum_k A[i step_i + k step_k] B[k]`, rows of so many vectors.
+
+    A panel of B, one tile wide, is read by every tile below it. Where its rows are a multiple of
+    its width apart they fall on a part of the first cache's lines, and it is copied first.
+
+    Meanwhile so many lines of memory from `ahead` on are asked for, one with each term, since a
+    core waits for a dozen at a time and no more.
+    """
     tiles = (n_rows + ROWS - 1) // ROWS
+    L = _lanes(B)
+    line = L * LINE // VECTOR_BYTES
+    room = _room(B)
+    asked = 0
     for low in range(0, count, BLOCK):
         terms = min(BLOCK, count - low)
         more = keep != 0 or low > 0
@@ -245,12 +351,19 @@ def product(C, ldc, n_rows, n_vectors, A, step_i, step_k, B, ldb, count, alpha, 
         while f < n_vectors:
             left = n_vectors - f
             width = VECTORS if left >= VECTORS else 2 if left >= 2 else 1
+            copied = tiles >= COPY_TILES and ldb % (2 * width * L) == 0
+            if copied:
+                _copy_panel(width, B, low * ldb, ldb, f, terms, room)
             for t in range(tiles):
                 i, end = n_rows * t // tiles, n_rows * (t + 1) // tiles
+                wanted = asked < lines
                 _product_tile(
                     width, end - i, C, i * ldc, ldc, A, i * step_i + low * step_k, step_i, step_k,
-                    B, low * ldb, ldb, f, terms, alpha, more,
+                    room if copied else B, -f * L if copied else low * ldb,
+                    width * L if copied else ldb, f, terms, alpha, more,
+                    ahead if wanted else A, asked * line if wanted else 0, line if wanted else 0,
                 )  # fmt: skip
+                asked += terms
             f += width
 
 
@@ -318,22 +431,19 @@ def dots(Z, ldz, K, rows, W, H, D, n_vectors, keep):
 
 
 @intrinsic
-def _transpose_tile(typingctx, A, a, lda, B, b, ldb, ahead):
-    """B[b + j ldb + i] = A[a + i lda + j], i and j in one vector; A is wanted `ahead` rows on."""
+def _transpose_tile(typingctx, A, a, lda, B, b, ldb):
+    """B[b + j ldb + i] = A[a + i lda + j], i and j in one vector."""
 
     def codegen(context, builder, signature, args):
-        A_, a_, lda_, B_, b_, ldb_, ahead_ = args
+        A_, a_, lda_, B_, b_, ldb_ = args
         emit = Emitter(builder, A.dtype)
         A_, B_ = builder.gep(A_, [a_]), builder.gep(B_, [b_])
         rows = [emit.load(emit.offset(A_, (i, lda_))) for i in range(emit.lanes)]
-        later = emit.offset(A_, (ahead_, lda_))
-        for i in range(emit.lanes):
-            emit.prefetch(emit.offset(later, (i, lda_)), LEVEL_2)
         for j, row in enumerate(emit.transposed(rows)):
             emit.store(row, emit.offset(B_, (j, ldb_)))
         return context.get_dummy_value()
 
-    return types.none(A, a, lda, B, b, ldb, ahead), codegen
+    return types.none(A, a, lda, B, b, ldb), codegen
 
 
 def transpose(A, lda, rows, d, B, ldb, L):
@@ -341,7 +451,7 @@ def transpose(A, lda, rows, d, B, ldb, L):
     whole = rows // L * L
     for i in range(0, whole, L):
         for f in range(0, d // L * L, L):
-            _transpose_tile(A, i * lda + f, lda, B, f * ldb + i, ldb, rows)
+            _transpose_tile(A, i * lda + f, lda, B, f * ldb + i, ldb)
     for f in range(d):
         for i in range(whole if f < d // L * L else 0, rows):
             B[f * ldb + i] = A[i * lda + f]
@@ -353,7 +463,10 @@ def signatures(real):
     """The types of this file's three functions for Numba's type `real`."""
     floats, size = types.CPointer(real), types.int64
     return {
-        product: (floats, *[size] * 3, floats, *[size] * 2, floats, *[size] * 2, real, size),
+        product: (
+            *(floats, size, size, size, floats, size, size, floats, size, size),
+            *(real, size, floats, size),
+        ),
         dots: (floats, *[size] * 3, floats, floats, *[size] * 3),
         transpose: (floats, *[size] * 3, floats, *[size] * 2),
     }

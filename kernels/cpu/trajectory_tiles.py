@@ -16,7 +16,7 @@ import numpy as np
 from numba import prange
 
 from fastnc.kernels.cpu import tile as tile_cpu
-from fastnc.kernels.cpu.chunk_pass import GRADS, STEP, add_rows, part_of_samples
+from fastnc.kernels.cpu.chunk_pass import GRADS, STEP, add_rows, part_of_samples, samples_of
 from fastnc.kernels.cpu.cross_entropy import numbers, without_options
 from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
 from fastnc.kernels.cpu.plan import plan
@@ -65,7 +65,8 @@ def _move_part(
         totals, shifts, chunk_shifts,
     )  # fmt: skip
     if compensated and math.isfinite(totals[part]):
-        _add_low(H, H_low, dH, N * part // n_parts, N * (part + 1) // n_parts, d)
+        low, high = samples_of(part, n_parts, N, how[0])
+        _add_low(H, H_low, dH, low, high, d)
 
 
 @njit(**INNER)
