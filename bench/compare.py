@@ -42,6 +42,7 @@ from suite.cases import OBJECTIVES, TORCH_LOSSES, TRAJECTORIES
 from trajectory_peers import TRAJECTORY_PEERS
 
 import fastnc
+from fastnc.kernels.cpu.processor import VECTOR_BYTES
 
 COLUMNS = ("peer", "ms", "GFLOP/s", "of floor", "x fastnc", "extra MB", "error at margin 30")
 FACTS = ("date", "command", "processor", "vector_bits", "threads", "blas", "commit")
@@ -241,9 +242,10 @@ def plot(tables, path) -> None:
 def show(case, dtype, floor, rows, absent) -> None:
     """One regime's table."""
     unit = "ms an epoch" if case.operation == "trajectory" else "ms"
+    share = case.shares[VECTOR_BYTES < 64]
     print(
         f"\n{case.name}: K={case.n_classes}, d={case.dim}, N={case.n_samples}, {case.operation}, "
-        f"{dtype}; floor {1e3 * floor:.3g} {unit}; wanted {case.fraction} of the floor, "
+        f"{dtype}; floor {1e3 * floor:.3g} {unit}; wanted {share} of the floor, "
         f"{case.ratio} times the fastest peer"
     )
     print(f"{COLUMNS[0]:36s}" + "".join(f"{c:>20s}" for c in COLUMNS[1:]))
