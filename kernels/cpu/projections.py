@@ -17,6 +17,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from fastnc.kernels.cpu.aligned import aligned_doubles
+from fastnc.kernels.cpu.emitter import LEVEL_1, Emitter
 from fastnc.kernels.cpu.options import INNER, njit
 from fastnc.kernels.cpu.processor import N_REGISTERS, native_lanes
 from fastnc.kernels.cpu.simd import (
@@ -31,7 +32,6 @@ from fastnc.kernels.cpu.simd import (
     zeros,
 )
 from fastnc.kernels.cpu.simd_blocks import _pointer, _sum_transposed, load_like, store
-from fastnc.kernels.cpu.tile import LEVEL_1, Emitter
 
 LANES = native_lanes(np.float64)
 ROWS = 8 if N_REGISTERS == 32 else 4

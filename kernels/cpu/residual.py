@@ -33,9 +33,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastnc.kernels.cpu.elementary import Elementary, exp, log1p
+from fastnc.kernels.cpu.emitter import Emitter
 from fastnc.kernels.cpu.options import INNER, NO_REASSOCIATION, REASSOCIATION, njit
 from fastnc.kernels.cpu.processor import VECTOR_BYTES
-from fastnc.kernels.cpu.tile import Emitter
 
 # Gaps that are all below it are taken from the largest: at -40 (-600 in float64) an exponential
 # that is 0 is less than e^-47 (e^-108) of the largest.
