@@ -1,10 +1,11 @@
-"""The README's tables, in Markdown, made of what `compare.py --record` wrote.
+"""Tables in Markdown, made of what `compare.py --record` wrote.
 
-    python bench/tables.py [FILE ...]
+    python bench/tables.py [--beside DTYPE] [FILE ...]
 
 By default every file of `bench/results/`. For each file a line about the machine, and a row a
 regime: the time of fastnc, its share of the floor, the fastest peer, and how many times as long
-that one took. Where a regime was measured more than once, the last counts.
+that one took. Where a regime was measured more than once, the last counts. With `--beside` one
+table for all files, which is the README's.
 """
 
 from __future__ import annotations
@@ -40,34 +41,78 @@ def duration(milliseconds: float) -> str:
 
 def table(rows) -> str:
     """The lines of one file's table, under what it was measured on."""
+    lines = [machine_of(rows), "", _line(HEAD), "|" + "---|" * len(HEAD)]
+    for (_, dtype), peers in regimes_of(rows).items():
+        found = beside_peers(peers)
+        if found is not None:
+            ours, best, ratio = found
+            cells = (duration(float(ours["ms"])), f"{float(ours['of floor']):.2f}", best, ratio)
+            lines.append(_line((case_of(ours), dtype, *cells)))
+    return "\n".join(lines)
+
+
+def machine_of(rows) -> str:
+    """A sentence about a recorded file: where, when and by which command."""
     facts = rows[-1]
-    lines = [
+    return (
         f"{facts['processor']}, vectors of {facts['vector_bits']} bits, {facts['threads']} "
         f"threads, {facts['blas']}; {facts['date']}, commit {facts['commit']}, "
-        f"`{facts['command']}`.",
-        "",
-        "| " + " | ".join(HEAD) + " |",
-        "|" + "---|" * len(HEAD),
-    ]
-    for (_, dtype), peers in regimes_of(rows).items():
-        ours = peers.pop("fastnc", None)
-        if ours is None or not peers:
-            continue
-        best = min(peers.values(), key=lambda row: float(row["ms"]))
-        time, of_floor = float(ours["ms"]), float(ours["of floor"])
-        ratio = float(best["ms"]) / time
-        case = f"{ours['operation']} {ours['K']}, {ours['d']}, {ours['N']}"
-        cells = (case, dtype, duration(time), f"{of_floor:.2f}", best["peer"], f"{ratio:.2f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        f"`{facts['command']}`."
+    )
+
+
+def case_of(row) -> str:
+    """What was run, and its sizes."""
+    return f"{row['operation']} {row['K']}, {row['d']}, {row['N']}"
+
+
+def beside_peers(peers) -> tuple[dict[str, str], str, str] | None:
+    """The row of fastnc, the fastest peer, and how many times as long that took."""
+    others = [row for peer, row in peers.items() if peer != "fastnc"]
+    if "fastnc" not in peers or not others:
+        return None
+    ours, best = peers["fastnc"], min(others, key=lambda row: float(row["ms"]))
+    return ours, best["peer"], f"{float(best['ms']) / float(ours['ms']):.2f}"
+
+
+def beside(files, dtype) -> str:
+    """One table for several recorded files: a row a regime, three columns a file."""
+    head, lines = ["K, d, N"], {}
+    for place, rows in enumerate(files):
+        bits = rows[-1]["vector_bits"]
+        head += [f"{bits} bits", "fastest peer", "of the floor"]
+        for (regime, kind), peers in regimes_of(rows).items():
+            found = beside_peers(peers)
+            if kind == dtype and found is not None:
+                ours, best, ratio = found
+                line = lines.setdefault(regime, [case_of(ours)] + [""] * (3 * len(files)))
+                line[1 + 3 * place : 4 + 3 * place] = (
+                    f"**{duration(float(ours['ms']))}**",
+                    f"{ratio} x ({best})",
+                    f"{float(ours['of floor']):.2f}",
+                )
+    return "\n".join(
+        [*(machine_of(rows) for rows in files), "", _line(head), "|" + "---|" * len(head)]
+        + [_line(line) for line in lines.values()]
+    )
+
+
+def _line(cells) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
     """Print a table a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="*", type=Path, help="recorded files (default: all)")
-    for path in parser.parse_args().files or sorted(RESULTS.glob("*.csv")):
-        print(table(rows_of(path)), end="\n\n")
+    parser.add_argument("--beside", metavar="DTYPE", help="one table of this dtype for all files")
+    arguments = parser.parse_args()
+    files = [rows_of(path) for path in arguments.files or sorted(RESULTS.glob("*.csv"))]
+    if arguments.beside:
+        print(beside(files, arguments.beside))
+        return
+    for rows in files:
+        print(table(rows), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -100,6 +100,14 @@ def test_the_last_measurement_of_a_regime_counts(bench):
     ]
     line = bench["tables"].table(rows).splitlines()[-1]
     assert line == "| step 3, 4, 5 | float32 | 10 us | 0.50 | B | 2000.00 |"
+    # A second file, of a regime that the first has not, leaves its cells empty.
+    other = [row | {"regime": "other", "vector_bits": "y"} for row in rows]
+    lines = bench["tables"].beside([rows, other], "float32").splitlines()
+    assert lines[3].startswith("| K, d, N | x bits | fastest peer | of the floor | y bits |")
+    assert lines[-2:] == [
+        "| step 3, 4, 5 | **10 us** | 2000.00 x (B) | 0.50 |  |  |  |",
+        "| step 3, 4, 5 |  |  |  | **10 us** | 2000.00 x (B) | 0.50 |",
+    ]
 
 
 def test_a_blas_that_is_told_its_processor_is_warned_of(bench, monkeypatch):
