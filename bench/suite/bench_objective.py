@@ -67,7 +67,7 @@ class Sizes:
     param_names = ("n_samples", "operation")
 
     def setup(self, n_samples, operation):
-        W, H, y = Case("", 10, 64, n_samples, operation, 0, 0).arrays(DTYPE)
+        W, H, y = Case("", 10, 64, n_samples, operation, (0, 0), 0).arrays(DTYPE)
         check(W, H, y)
         more = (1e-3,) if operation == "gradient_step" else ()
         self.call = lambda: getattr(fastnc, operation)(W, H, y, *more)
@@ -103,7 +103,7 @@ class Memory:
     param_names = ("n_samples",)
 
     def setup(self, n_samples):
-        self.arrays = Case("", 10, 64, n_samples, "step", 0, 0).arrays(DTYPE)
+        self.arrays = Case("", 10, 64, n_samples, "step", (0, 0), 0).arrays(DTYPE)
 
     def peakmem_gradient_step(self, n_samples):
         fastnc.gradient_step(*self.arrays, 1e-3)

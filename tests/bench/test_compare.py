@@ -39,7 +39,7 @@ class _Floors:
 
 def toy(bench, operation):
     # The paper's problem, for which other tests have compiled most kernels already.
-    return bench["cases"].Case("toy", 5, 20, 50, operation, 0.5, 2.0)
+    return bench["cases"].Case("toy", 5, 20, 50, operation, (0.5, 0.6), 2.0)
 
 
 @pytest.mark.parametrize(
