@@ -21,6 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
+RESOURCES = ("registers", "stack", "shared", "wgmma", "mma", "hazards")
 COLUMNS = ("case", "who", "ms", "TFLOP/s", "GB/s", "bound", "fraction", "error", "peak MiB")
 
 
@@ -32,7 +33,7 @@ def main() -> int:
     parser.add_argument("--capability", type=int, default=90, help="of --compile-only: 80 or 90")
     given = parser.parse_args()
     if given.compile_only:
-        columns, lines = ("kernel", "registers", "stack", "shared", "wgmma", "mma"), []
+        columns, lines = ("kernel", *RESOURCES), []
         worst = compile_all(given.capability, lines)
     else:
         if given.dry_run:
@@ -54,7 +55,8 @@ def show(line: tuple) -> None:
 
 
 def compile_all(capability: int, lines: list) -> int:
-    """Every configuration ahead of time; 1 if one spills, is too large or has no tensor cores."""
+    """Every configuration ahead of time; 1 if one spills, is too large, has no tensor cores, or
+    overwrites what a product still reads."""
     tests = Path(__file__).parent.parent / "tests"
     sys.path.insert(0, str(tests))
     import ahead_gpu
@@ -70,6 +72,7 @@ def compile_all(capability: int, lines: list) -> int:
                 and found["shared"] <= ahead_gpu.SHARED[capability]
             )
             fits = fits and (found[core] > 0 or not configuration.tensor_cores)
+            fits = fits and not found["hazards"]
             bad += not fits
             lines.append((configuration.name, *found.values()))
             show((*found.values(), "" if fits else "BAD", configuration.name))

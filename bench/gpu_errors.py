@@ -8,7 +8,7 @@ every other one.
 from __future__ import annotations
 
 import torch
-from gpu_rows import DOUBLE, exact_grads
+from gpu_exact import DOUBLE, exact_grads, softmax
 
 from fastnc.kernels.gpu import cross_entropy as cross_entropy_gpu
 from fastnc.kernels.gpu import narrow as narrow_gpu
@@ -52,29 +52,17 @@ def smallest_margin(W, H, y, rows=512):
     return least
 
 
-def exact_residuals(W, H, y):
-    """`p - onehot` in float64; nothing cancels."""
-    label = y[:, None]
-    gaps = H.double() @ W.double().T
-    gaps = (gaps - gaps.gather(1, label)).scatter_(1, label, -torch.inf)
-    m = gaps.amax(1, keepdim=True).clamp_(min=0.0)
-    e = torch.exp(gaps - m)
-    S = e.sum(1, keepdim=True)
-    den = torch.exp(-m) + S
-    return (e / den).scatter_(1, label, -S / den)
-
-
 def kernel_residuals(W, H, y):
     """r as the kernels form it, before it is taken apart for the products; one chunk of rows."""
     (K, d), N = W.shape, len(H)
     shape = plan(*cross_entropy_gpu.problem(W, H, EXACT))
     if isinstance(shape, Narrow):
-        W_planes = planes(W, 0, shape.W_parts)
+        W_planes = planes(W, shape.W_halves, shape.W_parts)
         r = W.new_empty((N, shape.BK))
         loss_parts = W.new_empty(cdiv(N, shape.BN), dtype=DOUBLE)
         narrow_gpu.block_residuals[(cdiv(N, shape.BN),)](
-            W_planes.brain, H, y, r, loss_parts, loss_parts, N, K, d, W_planes.width,
-            PRODUCTS=0, LOG=False, **shape.tiles, **shape.options,
+            shape.of_logits(W_planes), W_planes.scales, H, y, r, loss_parts, loss_parts, N, K, d,
+            W_planes.width, PRODUCTS=0, LOG=False, **shape.tiles, **shape.options,
         )  # fmt: skip
     else:
         chunks = wide_gpu.Chunks(shape._replace(chunk=max(shape.chunk, N)), W, H, y)
@@ -107,7 +95,7 @@ def errors(device, dry):
             case = f"K={K}, d={d}, margin {margin:.0f}"
             wanted = WANTED[margin]
             r = kernel_residuals(W, H, y)
-            yield case, "r by row", by_row(r, exact_residuals(W, H, y)), wanted
+            yield case, "r by row", by_row(r, softmax(W.double(), H.double(), y)[1]), wanted
             grad_W, grad_H = torch.empty_like(W), torch.empty_like(H)
             loss = torch.empty(1, dtype=DOUBLE, device=device)
             # Times a power of two: gradients at a margin of 95 are no normal numbers of float32.

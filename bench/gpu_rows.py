@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from gpu_exact import DOUBLE, SINGLE, data, exact_grads, exact_hessian
 
 import fastnc
 from fastnc import reference
@@ -21,8 +22,6 @@ from fastnc.kernels.gpu import hessian as hessian_gpu
 from fastnc.kernels.gpu import scatter as scatter_gpu
 from fastnc.kernels.gpu import trajectory as trajectory_gpu
 from fastnc.kernels.gpu.plan import EXACT, FAST
-
-DOUBLE, SINGLE = torch.float64, torch.float32
 
 
 @dataclass(frozen=True)
@@ -61,48 +60,6 @@ OBJECTIVES = [
     ("hundred classes, float64", 100, 128, 100_000, DOUBLE),
 ]
 DRY = [("few classes", 3, 5, 7, SINGLE), ("many classes", 130, 4, 9, SINGLE)]
-
-
-def data(K, d, N, dtype, device, seed=0):
-    """W, H of entries of variance 1/d^(1/2), whose logits are of order one, and labels."""
-    make = torch.Generator(device).manual_seed(seed)
-    options = {"generator": make, "device": device, "dtype": dtype}
-    W = torch.randn((K, d), **options) * d**-0.25
-    H = torch.randn((N, d), **options) * d**-0.25
-    y = torch.randint(0, K, (N,), generator=make, device=device)
-    return W, H, y
-
-
-def exact_grads(W, H, y, rows=8192):
-    """Mean loss and both gradients in float64 on the device, chunk by chunk."""
-    W64, grad_W, grad_H, total = W.double(), 0.0, [], 0.0
-    for lo in range(0, len(H), rows):
-        h, label = H[lo : lo + rows].double(), y[lo : lo + rows, None]
-        gaps = h @ W64.T
-        gaps = (gaps - gaps.gather(1, label)).scatter_(1, label, -torch.inf)
-        m = gaps.amax(1, keepdim=True).clamp_(min=0.0)
-        e = torch.exp(gaps - m)
-        S = e.sum(1, keepdim=True)
-        den = torch.exp(-m) + S
-        total += torch.where(m == 0, torch.log1p(S), m + den.log()).sum()
-        r = (e / den).scatter_(1, label, -S / den) / len(H)
-        grad_W = grad_W + r.T @ h
-        grad_H.append((r @ W64).to(W.dtype))
-    return total / len(H), grad_W, torch.cat(grad_H)
-
-
-def exact_hessian(W, H, y, dW, dH, rows=8192):
-    """The Hessian of the mean loss times (dW, dH), in float64, chunk by chunk."""
-    W64, dW64, HW, HH = W.double(), dW.double(), 0.0, []
-    for lo in range(0, len(H), rows):
-        h, dh = H[lo : lo + rows].double(), dH[lo : lo + rows].double()
-        p = torch.softmax(h @ W64.T, 1)
-        dz = dh @ W64.T + h @ dW64.T
-        dr = p * (dz - (p * dz).sum(1, keepdim=True)) / len(H)
-        r = p.scatter_add_(1, y[lo : lo + rows, None], -torch.ones_like(p[:, :1])) / len(H)
-        HW = HW + dr.T @ h + r.T @ dh
-        HH.append((dr @ W64 + r @ dW64).to(W.dtype))
-    return HW, torch.cat(HH)
 
 
 def by_kernels(tier, W, H, y):

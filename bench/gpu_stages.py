@@ -116,7 +116,7 @@ def bits(dry: bool) -> Iterator[Row]:
     """NaN of any pattern shows, and a second run has the same bits, in every form."""
     device = prepared(dry)
     import torch
-    from gpu_rows import DOUBLE, SINGLE, data
+    from gpu_exact import DOUBLE, SINGLE, data
 
     from fastnc.kernels.gpu import cross_entropy as kernels
     from fastnc.kernels.gpu import hessian as hessian_gpu

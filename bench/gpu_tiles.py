@@ -11,13 +11,19 @@ from typing import Any
 
 import torch
 from gpu import seconds_of
-from gpu_rows import SINGLE, data
+from gpu_exact import DOUBLE, SINGLE, data
 
 from fastnc.kernels.gpu import cross_entropy as cross_entropy_gpu
-from fastnc.kernels.gpu.plan import EXACT, Tile, plan
+from fastnc.kernels.gpu import trajectory as trajectory_gpu
+from fastnc.kernels.gpu.plan import EXACT, Tile, in_halves, plan
 
 # Of the first pass of a narrow problem: (BN, BD, warps, stages). Of its second: tiles.
 FIRST = [(64, 64, 4, 3), (64, 32, 4, 4), (128, 64, 8, 2), (128, 32, 8, 3), (64, 64, 4, 2)]
+# The same of logits in scaled fp16.
+HALVES = {
+    64: [(64, 32, 4, 3), (64, 64, 4, 2), (128, 32, 8, 3)],
+    128: [(64, 32, 4, 3), (64, 64, 4, 2), (128, 32, 8, 3), (128, 64, 8, 2)],
+}
 SECOND = [
     Tile(64, 64, 0, 4, 3), Tile(64, 64, 0, 4, 4), Tile(128, 64, 0, 8, 2), Tile(128, 64, 0, 8, 3),
     Tile(64, 128, 0, 8, 3), Tile(32, 64, 0, 4, 4),
@@ -27,6 +33,7 @@ WIDE = [
     Tile(64, 128, 32, 4, 4), Tile(64, 128, 64, 4, 3), Tile(128, 128, 32, 8, 4),
     Tile(128, 128, 64, 8, 3), Tile(128, 256, 32, 8, 3), Tile(128, 64, 64, 4, 3),
 ]  # fmt: skip
+SHIPPED = trajectory_gpu.SHIPPED_PRODUCTS, trajectory_gpu.WARPS
 SPLITS = (66, 132, 264, 528)
 CHUNKS = (4096, 8192, 16384, 32768)
 CASES = [(1000, 512, 100_000), (10, 512, 2_000_000), (100, 512, 500_000), (50_000, 1024, 8192)]
@@ -40,6 +47,10 @@ def forms(shape: Any, K: int) -> Iterator[tuple[str, Any]]:
         for BN, BD, warps, stages in FIRST:
             changed = {"BN": BN, "BD": BD, "num_warps": warps, "num_stages": stages}
             yield f"first {BN} {BD} {warps} {stages}", shape._replace(**changed)
+        if shape.BK in HALVES:
+            for tiles in HALVES[shape.BK]:
+                changed = dict(zip(("BN", "BD", "num_warps", "num_stages"), tiles, strict=True))
+                yield f"logits in fp16 {tiles}", in_halves(shape)._replace(**changed)
         for tile in SECOND:
             yield f"second {tuple(tile)}", shape._replace(slices=tile)
         for splits in SPLITS:
@@ -52,8 +63,37 @@ def forms(shape: Any, K: int) -> Iterator[tuple[str, Any]]:
         yield f"chunk {chunk}", shape._replace(chunk=chunk)
 
 
+def small_problems(device: str, dry: bool) -> Iterator[tuple[str, str, str]]:
+    """Epochs of the paper's problem in float64, products made by lanes or by tensor cores."""
+    B, K, d, n, epochs = (2, 2, 3, 2, 2) if dry else (1024, 5, 20, 10, 1000)
+    y = torch.arange(K * n, device=device) // n
+    rates = torch.full((B,), 0.5, dtype=DOUBLE, device=device)
+    make = torch.Generator(device).manual_seed(0)
+    W, H = (
+        torch.randn((B, m, d), generator=make, device=device, dtype=DOUBLE) * d**-0.5
+        for m in (K, K * n)
+    )
+    none = W.new_empty((B, 0, 0))
+    for products, warps in ((False, 0), (True, 1), (True, 2), (True, 4))[: 2 if dry else None]:
+
+        def call() -> None:
+            trajectory_gpu.descend_many(W, H, none, none, y, 1.0 / (K * n), rates, epochs)
+
+        trajectory_gpu.SHIPPED_PRODUCTS, trajectory_gpu.WARPS = products, warps
+        try:
+            call()
+            found = f"{seconds_of(call, dry, False) * 1e3:.4g}"
+        except Exception as failure:
+            found = (str(failure).splitlines() or [type(failure).__name__])[0][:80]
+        finally:
+            trajectory_gpu.SHIPPED_PRODUCTS, trajectory_gpu.WARPS = SHIPPED
+        what = f"products, {warps} warps" if products else "as shipped"
+        yield f"{epochs} epochs of {B} problems, float64", what, found
+
+
 def variants(device: str, dry: bool) -> Iterator[tuple[str, str, str]]:
     """(case, what is changed, milliseconds or why not)."""
+    yield from small_problems(device, dry)
     for K, d, N in DRY if dry else CASES:
         W, H, y = data(K, d, N, SINGLE, device)
         grad_W, grad_H = torch.empty_like(W), torch.empty_like(H)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import triton
+from operand_hazards import hazards
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -22,6 +23,7 @@ from fastnc.kernels.gpu import plan as plan_gpu
 from fastnc.kernels.gpu import reduce as reduce_gpu
 from fastnc.kernels.gpu import scatter as scatter_gpu
 from fastnc.kernels.gpu import trajectory as trajectory_gpu
+from fastnc.kernels.gpu import trajectory_products as products_gpu
 from fastnc.kernels.gpu import weighted_cross_entropy as weighted_cross_entropy_gpu
 from fastnc.kernels.gpu import wide as wide_gpu
 
@@ -88,9 +90,10 @@ class Configuration(NamedTuple):
             name = parameter.name
             if name in self.constants:
                 continue
+            halves = name == "W" and self.constants.get("HALVES")
             if parameter.annotation_type:
                 types[name] = parameter.annotation_type
-            elif single and name in half:
+            elif single and (name in half or halves):
                 types[name] = "*fp16"
             elif single and name in brain:
                 types[name] = "*bf16"
@@ -122,7 +125,7 @@ def compile_ahead(configuration, capability=90, aligned=True):
 
 
 def resources(compiled, folder):
-    """Registers a thread, stack and shared memory in bytes, tensor core instructions."""
+    """Registers a thread, stack and shared memory in bytes, tensor core instructions, hazards."""
     cubin = Path(folder) / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     report = subprocess.run(
@@ -138,6 +141,7 @@ def resources(compiled, folder):
         "shared": int(compiled.metadata.shared),
         "wgmma": len(re.findall(r"wgmma\.mma_async", ptx)),
         "mma": len(re.findall(r"\bmma\.sync", ptx)),
+        "hazards": len(hazards(ptx)) if "wgmma" in ptx else 0,
     }
 
 
@@ -246,6 +250,12 @@ def _sums(dtype):
         if step or not low:
             constants = {"STEP": step, "COMPENSATED": low, "BLOCK": 256}
             yield Configuration(reduce_gpu.sum_parts, dtype, constants, four)
+    if dtype == "float32":
+        # What ranks share is float64: one's own sum, and the step by everyone's.
+        for step, double in ((False, "out"), (True, "parts")):
+            constants = {"STEP": step, "COMPENSATED": step, "BLOCK": 256}
+            kernel = reduce_gpu.sum_parts
+            yield Configuration(kernel, dtype, constants, four, doubles=(double,))
 
 
 def _classes(dtype):
@@ -295,6 +305,13 @@ SMALL += [(12, 8, 64), (4, 40, 40), (5, 20, 128), (10, 10, 128), (8, 16, 64)]
 
 def _small():
     for K, d, N in SMALL:
+        tile = products_gpu.product_tile(K, d, N)
+        if tile is not None:
+            constants = dict(zip(("BN", "BK", "BD"), tile, strict=True))
+            yield Configuration(
+                products_gpu.small_products, "float64", constants,
+                trajectory_gpu.small_options(products_gpu.WARPS), True,
+            )  # fmt: skip
         for dtype, low in (("float64", False), ("float32", True)):
             BN, slabs, num_warps = trajectory_gpu.small_tile(K, d, N, dtype == "float64")
             constants = {"K": K, "BN": BN, "SLABS": slabs, "COMPENSATED": low}

@@ -22,6 +22,10 @@ CASES = [
     ("wide", (33, 33, 70), "float32"),
     ("wide", (67, 5, 9), "float64"),
 ]
+# Logits in scaled fp16: more slices than one, and rows of 0 beyond W's.
+IN_HALVES = [("halves", (17, 33, 70), "float32"), ("halves", (67, 5, 9), "float32")]
+# Narrow with logits in bf16 or in scaled fp16, and wide.
+REGIMES = ["narrow", "halves", "wide"]
 
 
 def use_small_tiles(monkeypatch, module, regime, *names):
@@ -36,7 +40,8 @@ def use_small_tiles(monkeypatch, module, regime, *names):
             blocks = -(-n_samples // 16)
             each = -(-blocks // 3)
             return Hessian(16, padded, 32, 4, 1, *_TERMS[key], -(-blocks // each), each)
-        return Narrow(16, padded, 32, 4, 1, Tile(16, 32, 0, 4, 1), *_TERMS[key], 40, 2)
+        halves = regime == "halves" and dtype == "float32"
+        return Narrow(16, padded, 32, 4, 1, Tile(16, 32, 0, 4, 1), *_TERMS[key], 40, 2, halves)
 
     for name in names or ("plan",):
         monkeypatch.setattr(module, name, small)

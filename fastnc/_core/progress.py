@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,18 @@ class Bar(Protocol):
 
     def update(self, n: float = 1) -> object:
         """`n` more units are done."""
+
+
+class SharedBar:
+    """A bar that several threads may move."""
+
+    def __init__(self, bar: Bar, lock: threading.Lock) -> None:
+        self.bar, self.lock = bar, lock
+
+    def update(self, n: float = 1) -> None:
+        """`n` more units are done."""
+        with self.lock:
+            self.bar.update(n)
 
 
 class _Silent:

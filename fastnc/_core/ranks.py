@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -19,6 +19,11 @@ class Workers:
         self.rank = dist.get_rank() if self.several else 0
         self.count = dist.get_world_size() if self.several else 1
 
+    @property
+    def on_devices(self) -> bool:
+        """Whether they can exchange tensors of CUDA devices, within a captured graph too."""
+        return self.several and "cuda:nccl" in torch.distributed.get_backend_config()
+
     def mine(self, n: int) -> slice:
         """This rank's share of `n` samples."""
         return slice(n * self.rank // self.count, n * (self.rank + 1) // self.count)
@@ -28,6 +33,13 @@ class Workers:
         if self.several:
             torch.distributed.all_reduce(x)
         return x
+
+    def sum_later(self, x: Tensor) -> Callable[[], object]:
+        """`sum`, begun only: returns what waits for it. On CUDA the device waits, not the host."""
+        if not self.several:
+            return lambda: None
+        work = torch.distributed.all_reduce(x, async_op=True)
+        return lambda: work.wait()
 
     def largest(self, x: Tensor) -> Tensor:
         """The largest `x` of all ranks, entry by entry, on each of them; `x` is overwritten."""

@@ -331,12 +331,12 @@ def check_over_ranks(parts: Composition) -> None:
     rule, lr = parts.rule, getattr(parts.rule, "lr", None)
     looks = isinstance(lr, Schedule) and type(lr).__call__ is Schedule.__call__
     known = isinstance(rule, BuiltIn) and type(rule) in OF_RANKS and not rule.scale_free
-    if known and not looks and parts.full_batch and parts.device == "cpu":
+    if known and not looks and parts.full_batch:
         return
     raise ValueError(
-        "`sharded` goes with device='cpu', the exact gradient and GradientDescent, Momentum, Adam "
-        "or AdamW with a schedule of the epoch: each rank has a part of a gradient only, and none "
-        f"of its norm; got {spoken(rule)} on {parts.device!r}"
+        "`sharded` goes with the exact gradient and GradientDescent, Momentum, Adam or AdamW with "
+        "a schedule of the epoch: each rank has a part of a gradient only, and none of its norm; "
+        f"got {spoken(rule)}"
         f"{'' if parts.full_batch else ', with noise or batches'}. Leave out `sharded`."
     )
 

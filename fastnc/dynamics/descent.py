@@ -83,7 +83,7 @@ def descend(
         Of the run; by default that of `W` and `H`, else float64. float32 carries what rounding
         takes from an update: measured, the margin is float64's to 1e-7 up to 1e9 epochs.
     device : "cpu" or "cuda"
-        Where the epochs are made; snapshots are measured on the CPU.
+        Where the epochs are made, and the snapshots of large problems; nothing crosses between.
     schedule : "constant" or "loss-scaled"
         "loss-scaled" is short for `lr=fastnc.rules.LossScaled()`: the step of section 5.3's wish,
         which grows as the loss falls.
@@ -99,8 +99,9 @@ def descend(
         Go on from `checkpoint` if it exists; the end has the same bits as without a stop.
     sharded : bool
         Spread the rows of H over the ranks of `torch.distributed`, all of which call this: on
-        a CPU, by the exact gradient and GradientDescent, Momentum, Adam or AdamW. `H` and the
-        result's H and y are then the rank's own rows, and each rank keeps checkpoints of its own.
+        CPUs, or on GPUs by NCCL, by the exact gradient and GradientDescent, Momentum, Adam or
+        AdamW. `H` and the result's H and y are then the rank's own rows, and each rank keeps
+        checkpoints of its own.
     progress : bool
         Show a progress bar on a terminal.
 

@@ -195,16 +195,21 @@ class OverRanks(FullBatch):
 
     has_log = False
 
-    def __init__(self, labels: Tensor, n_samples: int, workers: Workers) -> None:
+    def __init__(self, labels: Tensor, W: Tensor, n_samples: int, workers: Workers) -> None:
         super().__init__(labels)
         self.n_samples, self.workers = n_samples, workers
+        self._shared = torch.empty_like(W, dtype=torch.float64)
+        self._grad_H = W.new_empty(len(labels), W.shape[1])
 
     def at(self, factors: Factors, rows: Rows, wanted: Wanted) -> Found:
         """Only dL/dW, K d numbers, is exchanged, in float64."""
+        from fastnc.kernels.gpu.cross_entropy import grads_over_ranks
+        from fastnc.kernels.gpu.plan import EXACT
+
         W, H = factors[:2]
-        found = self.of_samples(W, H, self.labels, self.n_samples, wanted)
-        shared = self.workers.sum(found.gradients[0].double())
-        return found._replace(gradients=(shared.to(W.dtype), found.gradients[1]))
+        scale, begin = 1.0 / self.n_samples, self.workers.sum_later
+        grads_over_ranks(W, H, self.labels, scale, self._shared, self._grad_H, begin, EXACT)
+        return Found((self._shared.to(W.dtype), self._grad_H))
 
 
 def generators(source: Any) -> dict[str, torch.Generator]:

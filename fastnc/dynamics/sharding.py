@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastnc._core import arrays
+from fastnc._core.cuda import need_gpu, need_torch_and_triton
 from fastnc._core.files import FOREIGN, scalar
 from fastnc._core.interrupts import ASKING
 from fastnc._core.ranks import Workers
@@ -71,7 +72,7 @@ class ShardedRun(RankedRun):
 
     def _take_up_common(self, path: Path) -> None:
         files = self._files(path)
-        epochs = torch.tensor([[self._epoch_of(f) for f in files]])
+        epochs = torch.tensor([[self._epoch_of(f) for f in files]], device=self.device)
         everyones = self.workers.gathered(epochs).tolist()
         common = set(everyones[0]).intersection(*everyones) - {-1}
         if not common:
@@ -150,12 +151,40 @@ def prepare_sharded(
         "rank": workers.rank,
         "workers": workers.count,
     }
-    stepper = ShardedDescent(
-        own["W"], own["H"], y, parts.rule, parts.freeze, model.n_samples, workers
-    )
+    stepper: Any
+    if parts.device == "cuda":
+        check_on_devices(workers)
+        from fastnc.dynamics.steppers.cuda_sharded import sharded_stepper
+
+        stepper = sharded_stepper(own["W"], own["H"], y, parts, model.n_samples, workers)
+    else:
+        stepper = ShardedDescent(
+            own["W"], own["H"], y, parts.rule, parts.freeze, model.n_samples, workers
+        )
     run = ShardedRun(stepper, y, about, snapshot_epochs(epochs, snapshots), callback)
     run.workers = workers
+    if parts.device == "cuda":
+        # What ranks tell each other is where NCCL takes it from.
+        run.device = stepper.labels.device
     return run
+
+
+def check_on_devices(workers: Workers) -> None:
+    """Ranks that run on GPUs must speak by NCCL: a captured graph can hold no other sums.
+
+    Raises
+    ------
+    ImportError, ValueError
+        torch or triton cannot be imported, there is no GPU, or the ranks speak otherwise.
+    """
+    need_torch_and_triton()
+    need_gpu("device='cuda'")
+    if workers.several and not workers.on_devices:
+        raise ValueError(
+            "`sharded` with device='cuda' must have a process group of NCCL; got "
+            f"{torch.distributed.get_backend()!r}. Call "
+            "`torch.distributed.init_process_group('nccl')`, a GPU to each rank."
+        )
 
 
 def start_rows(

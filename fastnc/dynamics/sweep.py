@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from fastnc._core import arrays
 from fastnc._core.interrupts import Diverged, Interrupted, deferred_interrupt
-from fastnc._core.progress import Bar, progress_bar
+from fastnc._core.progress import Bar, SharedBar, progress_bar
 from fastnc._core.serial import quiet
 from fastnc.dynamics.checkpoint import place
 from fastnc.dynamics.columns import column_names
@@ -24,7 +24,6 @@ from fastnc.dynamics.flow import Solver, prepare_flow
 from fastnc.dynamics.run import Run
 from fastnc.dynamics.start import fingerprint
 from fastnc.dynamics.sweep_store import Store
-from fastnc.dynamics.together import Together
 from fastnc.dynamics.trajectories import Trajectories
 from fastnc.dynamics.trajectory import Trajectory
 
@@ -88,8 +87,8 @@ def sweep(
         Of every flow, as `flow` has them; nothing of a descent goes with them.
     dtype : "float32" or "float64", optional
     device : "cpu" or "cuda"
-        On a GPU all small problems of one shape run at once, others one after another; each has
-        the bits of `descend(..., device="cuda")`.
+        On a GPU all small problems of one shape run at once, others one after another; several
+        GPUs share the problems. Each has the bits of `descend(..., device="cuda")`.
     threads : int >= 1, optional
         Runs at once; by default one a core that may be used. Problems that are themselves worth
         several threads run one after another instead.
@@ -243,7 +242,7 @@ class _Sweep:
         # One after another where the kernels themselves share the work among threads.
         left = [i for i in range(len(self.problems)) if i not in self.store.done]
         if self.store.about.get("device") == "cuda":
-            return self._on_gpu(left, progress)
+            return self._on_devices(left, progress)
         alone = {i: stays_on_one_thread(self.problems[i][0]) for i in left}
         with deferred_interrupt() as interrupted, self._bar(progress) as bar:
             self.store.save()
@@ -260,38 +259,18 @@ class _Sweep:
         made = sum(self.totals[i] for i in self.store.done)
         return progress_bar(sum(self.totals), self.unit, "sweep", made, progress)
 
-    def _on_gpu(self, left: list[int], progress: bool) -> Trajectories:
-        """Small problems of one kind together, all others one after another."""
-        from fastnc.dynamics.steppers.cuda_together import CudaTogether, fits
+    def _on_devices(self, left: list[int], progress: bool) -> Trajectories:
+        from fastnc.dynamics.device_sweep import on_devices
 
-        groups: dict[Any, list[tuple[int, Run]]] = {}
         with deferred_interrupt() as interrupted, self._bar(progress) as bar:
             self.store.save()
-            for i in left:
-                run, part = self.begin(self.problems[i]), self.store.part(i)
-                if part is not None and part.exists():
-                    run.take_up(part)
-                    bar.update(run.done)
-                one, _, _ = self.problems[i]
-                kind = (fingerprint(run.y), one.n_classes, one.dim, run.stepper.time)
-                groups.setdefault(kind if fits(run.stepper) else i, []).append((i, run))
-            for group in groups.values():
-                numbers, runs = [i for i, _ in group], [run for _, run in group]
-                parts = [self.store.part(i) for i in numbers]
-                try:
-                    if fits(runs[0].stepper):
-                        steppers: list[Any] = [run.stepper for run in runs]
-                        together = Together(runs, CudaTogether(steppers), parts)
-                        ends = together.go(self.every, interrupted, bar)
-                    else:
-                        ends = [runs[0].loop(parts[0], self.every, interrupted, bar)]
-                except Diverged as diverged:
-                    ends = [diverged.run]
-                except Interrupted:
-                    self.store.save()
-                    raise self._interrupted(interrupted()) from None
-                self.store.done.update(zip(numbers, ends, strict=True))
-                self.store.save()
+            try:
+                on_devices(
+                    left, lambda i: self.begin(self.problems[i]), self.store, self.every,
+                    interrupted, bar,
+                )  # fmt: skip
+            except Interrupted:
+                raise self._interrupted(interrupted()) from None
         return Trajectories(self.store.done[i] for i in range(len(self.problems)))
 
     def _spread(
@@ -299,7 +278,7 @@ class _Sweep:
     ) -> None:
         """Runs of these numbers on `crew` threads, the checkpoint written meanwhile."""
         lock, over = threading.Lock(), threading.Event()
-        counted = _Counted(bar, lock)
+        counted = SharedBar(bar, lock)
 
         def stop() -> str:
             return interrupted() or ("an error elsewhere" if over.is_set() else "")
@@ -352,15 +331,3 @@ class _Sweep:
         return Interrupted(
             f"stopped by {by}: {len(done)} of {len(self.problems)} runs are done{saved}.", done
         )
-
-
-@dataclass
-class _Counted:
-    """A bar that several threads may move."""
-
-    bar: Bar
-    lock: threading.Lock
-
-    def update(self, n: float = 1) -> None:
-        with self.lock:
-            self.bar.update(n)

@@ -30,7 +30,7 @@ def loss(W, H, y, scale, loss_out, tier):
 
 def loss_and_grads(W, H, y, scale, loss_out, grad_W_out, grad_H_out, tier):
     """The loss and both gradients, all times `scale`; no loss where `loss_out` is None."""
-    loss_parts, W_parts = _sweep(tier, W, H, None, y, scale, 1.0, grad_H_out, None, False)
+    loss_parts, W_parts = _sweep(tier, W, H, None, y, scale, 1.0, grad_H_out, None, False, None)
     _add_losses(loss_parts, loss_out, scale)
     reduce_W(W_parts, W, None, grad_W_out, scale, 1.0, False)
 
@@ -46,7 +46,7 @@ def log_loss_and_grads(W, H, y, log_loss_out, grad_W_out, grad_H_out, tier):
         loss_parts, shift_parts, extent, log_loss_out, len(loss_parts),
         BLOCK=_BLOCK, **options(4, 1),
     )  # fmt: skip
-    _, W_parts = _sweep(tier, W, H, None, y, 1.0, 1.0, grad_H_out, extent, False)
+    _, W_parts = _sweep(tier, W, H, None, y, 1.0, 1.0, grad_H_out, extent, False, None)
     reduce_W(W_parts, W, None, grad_W_out, 1.0, 1.0, False)
 
 
@@ -60,9 +60,40 @@ def step(W, H, W_low, H_low, y, scale, lr, loss_out, tier):
 
     Without `loss_out`, None, the losses of blocks are not added up, which saves a launch.
     """
-    loss_parts, W_parts = _sweep(tier, W, H, H_low, y, scale, lr, H, None, True)
+    loss_parts, W_parts = _sweep(tier, W, H, H_low, y, scale, lr, H, None, True, None)
     _add_losses(loss_parts, loss_out, scale)
     reduce_W(W_parts, W, W_low, W, scale, lr, True)
+
+
+def grads_over_ranks(W, H, y, scale, shared, grad_H_out, begin, tier):
+    """`scale` times the gradients: of all ranks in `shared` (K, d), of this one in `grad_H_out`.
+
+    Each rank has all of W and some of the samples. `shared` is float64. `begin(shared)` starts to
+    add up what all ranks have there, in place, and returns what waits for the sum.
+    """
+    _over_ranks(tier, W, H, None, y, scale, 1.0, grad_H_out, False, shared, begin)
+
+
+def step_over_ranks(W, H, W_low, H_low, y, scale, lr, shared, begin, tier):
+    """A step of W, the same on every rank, and of this rank's H; `shared`, `begin` as above."""
+    _over_ranks(tier, W, H, H_low, y, scale, lr, H, True, shared, begin)
+    low = W if W_low is None else W_low
+    sum_parts[(-(-W.numel() // 256),)](
+        shared, W, low, W, 1, W.numel(), 1.0, lr,
+        STEP=True, COMPENSATED=W_low is not None, BLOCK=256, **options(4, 1),
+    )  # fmt: skip
+
+
+def _over_ranks(tier, W, H, H_low, y, scale, lr, H_out, step, shared, begin):
+    """dW of all ranks in `shared`, which travels while the last rows of `H_out` are written."""
+    waits = []
+
+    def dW_done(W_parts):
+        reduce_W(W_parts, W, None, shared, scale, 1.0, False)
+        waits.append(begin(shared))
+
+    _sweep(tier, W, H, H_low, y, scale, lr, H_out, None, step, dW_done)
+    waits[0]()
 
 
 def reduce_W(W_parts, W, W_low, out, scale, lr, step):
@@ -98,7 +129,10 @@ def _losses(tier, W, H, y, log):
     return regime.losses(shape, W, H, y, log)
 
 
-def _sweep(tier, W, H, H_low, y, scale, lr, H_out, extent, step):
-    """Partials of the loss and of dW; `H_out` written. `extent` asks for the log-domain form."""
+def _sweep(tier, W, H, H_low, y, scale, lr, H_out, extent, step, dW_done):
+    """Partials of the loss and of dW; `H_out` written. `extent` asks for the log-domain form.
+
+    `dW_done`, unless None, is called with the partials of dW as soon as they are complete.
+    """
     regime, shape = _regime(tier, W, H)
-    return regime.sweep(shape, W, H, H_low, y, scale, lr, H_out, extent, step)
+    return regime.sweep(shape, W, H, H_low, y, scale, lr, H_out, extent, step, dW_done)

@@ -41,9 +41,15 @@ def narrow_hessian(
         real = rows < left
         base = first * dim
         zero = tl.zeros((BN, BK), dtype)
-        Z = block_logits(W, H + base, rows, cols, left, n_classes, dim, width, zero, BD, LOGITS)
-        dZ = block_logits(W, dH + base, rows, cols, left, n_classes, dim, width, zero, BD, PRODUCTS)
-        dZ = block_logits(dW, H + base, rows, cols, left, n_classes, dim, width, dZ, BD, PRODUCTS)
+        Z = block_logits(
+            W, W, H + base, rows, cols, left, n_classes, dim, width, zero, BD, LOGITS, False
+        )
+        dZ = block_logits(
+            W, W, dH + base, rows, cols, left, n_classes, dim, width, zero, BD, PRODUCTS, False
+        )
+        dZ = block_logits(
+            dW, dW, H + base, rows, cols, left, n_classes, dim, width, dZ, BD, PRODUCTS, False
+        )
         labels = tl.load(y + first + rows, mask=real, other=0).to(tl.int32)
         label = cols[None, :] == labels[:, None]
         D, m = gaps(Z, label, class_real[None, :])

@@ -19,6 +19,7 @@ from fastnc.kernels.gpu.parts import (
     dot_parts,
     load_parts,
     planes,
+    scaled_halves,
     store_parts,
     three_parts,
     two_parts,
@@ -29,13 +30,14 @@ from fastnc.kernels.gpu.softmax import DOWN, block_shift, gaps, residuals
 
 @triton.jit
 def block_logits(
-    W, H_block, rows, cols, left, n_classes, dim, width, zero, BD: tl.constexpr,
-    LOGITS: tl.constexpr,
+    W, W_scales, H_block, rows, cols, left, n_classes, dim, width, zero, BD: tl.constexpr,
+    LOGITS: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
     """`H W^T` of the block of rows that starts at `H_block`, summed over slices of d.
 
-    W comes in parts, H is taken apart here. `rows` count from the block's first, so that 32 bits
-    hold every offset; `left` rows are left.
+    W comes in parts, H is taken apart here: with HALVES both in two of fp16, W's rows scaled as a
+    whole, those of H slice by slice. `rows` count from the block's first, so that 32 bits hold
+    every offset; `left` rows are left.
     """
     lanes = tl.arange(0, BD)
     plane = n_classes * width
@@ -54,7 +56,12 @@ def block_logits(
         w1 = w0
         if LOGITS > 1:
             w1 = tl.trans(tl.load(W + plane + at, mask=real, other=0.0))
-        if LOGITS == 6:
+        if HALVES:
+            h0, h1, down = scaled_halves(h)
+            part = tl.dot(h1, w0)
+            part = tl.dot(h0, w1, part)
+            Z += tl.dot(h0, w0, part) * down[:, None]
+        elif LOGITS == 6:
             h0, h1, h2 = three_parts(h)
             w2 = tl.trans(tl.load(W + 2 * plane + at, mask=real, other=0.0))
             part = tl.dot(h2, w0)
@@ -66,17 +73,21 @@ def block_logits(
         else:
             h0, h1 = two_parts(h, LOGITS)
             Z = dot_parts(h0, h1, w0, w1, Z, LOGITS)
+    if HALVES:
+        Z = Z * tl.load(W_scales + cols, mask=cols < n_classes, other=1.0)[None, :]
     return Z
 
 
 @triton.jit(do_not_specialize=["n_rows"])
 def block_losses(
-    W, H, y, loss_parts, shift_parts, n_rows: "i64", n_classes, dim, width,
+    W, W_scales, H, y, loss_parts, shift_parts, n_rows: "i64", n_classes, dim, width,
     BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, LOGITS: tl.constexpr,
-    LOG: tl.constexpr,
+    HALVES: tl.constexpr, LOG: tl.constexpr,
 ):  # fmt: skip
     """The sum of BN losses; with LOG in units of `e^shift`, their own largest gap at most 0."""
-    D, m, label, real = _block_gaps(W, H, y, n_rows, n_classes, dim, width, BN, BK, BD, LOGITS)
+    D, m, label, real = _block_gaps(
+        W, W_scales, H, y, n_rows, n_classes, dim, width, BN, BK, BD, LOGITS, HALVES
+    )
     if LOG:
         M = tl.maximum(block_shift(m, real), -1e30)
         tl.store(shift_parts + tl.program_id(0), M.to(tl.float64))
@@ -89,15 +100,17 @@ def block_losses(
 
 @triton.jit(do_not_specialize=["n_rows"])
 def block_residuals(
-    W, H, y, R, loss_parts, extent, n_rows: "i64", n_classes, dim, width,
+    W, W_scales, H, y, R, loss_parts, extent, n_rows: "i64", n_classes, dim, width,
     BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, LOGITS: tl.constexpr,
-    PRODUCTS: tl.constexpr, LOG: tl.constexpr,
+    HALVES: tl.constexpr, PRODUCTS: tl.constexpr, LOG: tl.constexpr,
 ):  # fmt: skip
     """The parts of the lifted r of BN samples, `R (parts, n, BK)`, and the sum of their losses.
 
     With LOG, `extent` holds the common shift and the loss in its units: r is divided by both.
     """
-    D, m, label, real = _block_gaps(W, H, y, n_rows, n_classes, dim, width, BN, BK, BD, LOGITS)
+    D, m, label, real = _block_gaps(
+        W, W_scales, H, y, n_rows, n_classes, dim, width, BN, BK, BD, LOGITS, HALVES
+    )
     dtype = H.dtype.element_ty
     if LOG:
         loss, r = residuals(D, m, label, tl.load(extent).to(dtype))
@@ -115,8 +128,9 @@ def block_residuals(
 
 @triton.jit
 def _block_gaps(
-    W, H, y, n_rows, n_classes, dim, width,
+    W, W_scales, H, y, n_rows, n_classes, dim, width,
     BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, LOGITS: tl.constexpr,
+    HALVES: tl.constexpr,
 ):  # fmt: skip
     """A block's gaps, the largest of each row, where its labels are, and which rows there are."""
     rows = tl.arange(0, BN)
@@ -124,7 +138,10 @@ def _block_gaps(
     first = tl.program_id(0).to(tl.int64) * BN
     left = tl.minimum(n_rows - first, BN).to(tl.int32)
     zero = tl.zeros((BN, BK), H.dtype.element_ty)
-    Z = block_logits(W, H + first * dim, rows, cols, left, n_classes, dim, width, zero, BD, LOGITS)
+    Z = block_logits(
+        W, W_scales, H + first * dim, rows, cols, left, n_classes, dim, width, zero,
+        BD, LOGITS, HALVES,
+    )  # fmt: skip
     labels = tl.load(y + first + rows, mask=rows < left, other=0).to(tl.int32)
     label = cols[None, :] == labels[:, None]
     D, m = gaps(Z, label, (cols < n_classes)[None, :])
@@ -195,18 +212,21 @@ def slice_products(
 def losses(shape, W, H, y, log):
     """Sums of the losses of blocks; with `log` in units of `e^shift`, and the shifts."""
     parts = torch.empty((2, cdiv(len(H), shape.BN)), dtype=torch.float64, device=W.device)
-    W_planes = planes(W, 0, shape.W_parts)
+    W_planes = planes(W, shape.W_halves, shape.W_parts)
     block_losses[(parts.shape[1],)](
-        W_planes.brain, H, y, parts[0], parts[1], len(H), *W.shape, W_planes.width,
-        LOG=log, **shape.tiles, **shape.options,
+        shape.of_logits(W_planes), W_planes.scales, H, y, parts[0], parts[1], len(H), *W.shape,
+        W_planes.width, LOG=log, **shape.tiles, **shape.options,
     )  # fmt: skip
     return parts[0], parts[1]
 
 
-def sweep(shape, W, H, H_low, y, scale, lr, H_out, extent, step):
-    """Partials of the loss and of lifted dW; `H_out` gets dH, or H's next value."""
+def sweep(shape, W, H, H_low, y, scale, lr, H_out, extent, step, dW_done):
+    """Partials of the loss and of lifted dW; `H_out` gets dH, or H's next value.
+
+    `dW_done`, unless None, is called with the partials of dW: at the end, as one kernel makes both.
+    """
     (K, d), N = W.shape, len(H)
-    W_planes = planes(W, 0, shape.W_parts)
+    W_planes = planes(W, shape.W_halves, shape.W_parts)
     chunks = range(0, N, shape.chunk)
     blocks = cdiv(shape.chunk, shape.BN)
     left = N - chunks[-1]
@@ -218,9 +238,10 @@ def sweep(shape, W, H, H_low, y, scale, lr, H_out, extent, step):
         hi = min(lo + shape.chunk, N)
         n = hi - lo
         block_residuals[(cdiv(n, shape.BN),)](
-            W_planes.brain, H[lo:hi], y[lo:hi], R, loss_parts[i * blocks :],
-            loss_parts if extent is None else extent, n, K, d, W_planes.width,
-            PRODUCTS=shape.PRODUCTS, LOG=extent is not None, **shape.tiles, **shape.options,
+            shape.of_logits(W_planes), W_planes.scales, H[lo:hi], y[lo:hi], R,
+            loss_parts[i * blocks :], loss_parts if extent is None else extent, n, K, d,
+            W_planes.width, PRODUCTS=shape.PRODUCTS, LOG=extent is not None, **shape.tiles,
+            **shape.options,
         )  # fmt: skip
         tile = shape.slices
         slice_products[(cdiv(d, tile.BN), shape.splits)](
@@ -229,4 +250,6 @@ def sweep(shape, W, H, H_low, y, scale, lr, H_out, extent, step):
             BN=tile.BM, BK=shape.BK, BD=tile.BN, PRODUCTS=shape.PRODUCTS, STEP=step,
             COMPENSATED=H_low is not None, ADD=i > 0, **tile.options,
         )  # fmt: skip
+    if dW_done is not None:
+        dW_done(W_parts)
     return loss_parts, W_parts

@@ -77,6 +77,24 @@ def three_parts(x):
 
 
 @triton.jit
+def powers_of_two(largest):
+    """What makes a row's largest number one in [2^13, 2^14), and the reciprocal."""
+    # Exponents are those of float32, plus 127.
+    exponent = tl.maximum(largest.to(tl.int32, bitcast=True) >> 23, 20)
+    up = ((267 - exponent) << 23).to(tl.float32, bitcast=True)
+    return up, ((exponent - 13) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def scaled_halves(x):
+    """Two fp16 parts of the rows of float32 x, scaled, and what these are multiplied by."""
+    up, down = powers_of_two(tl.max(tl.abs(x), axis=1))
+    scaled = x * up[:, None]
+    first = rounded(scaled, 11)
+    return first.to(tl.float16), (scaled - first).to(tl.float16), down
+
+
+@triton.jit
 def load_parts(X, at, plane, real, TERMS: tl.constexpr):
     """The parts at `X + at` and, for 3 terms, a plane further; else the first stands twice."""
     first = tl.load(X + at, mask=real, other=0.0)
@@ -124,11 +142,9 @@ def split_rows(
             inside = real[:, None] & (start + lanes < n_columns)[None, :]
             x = tl.abs(tl.load(X + at, mask=inside, other=0.0))
             largest = tl.maximum(largest, tl.max(x, axis=1))
-    # The largest becomes a number in [2^13, 2^14); exponents are those of float32, plus 127.
-    exponent = tl.maximum(largest.to(tl.int32, bitcast=True) >> 23, 20)
-    up = ((267 - exponent) << 23).to(tl.float32, bitcast=True)
+    up, down = powers_of_two(largest)
     if SCALED:
-        tl.store(scales + rows, ((exponent - 13) << 23).to(tl.float32, bitcast=True), mask=real)
+        tl.store(scales + rows, down, mask=real)
     for start in range(0, width, BD):
         cols = start + lanes
         inside = real[:, None] & (cols < n_columns)[None, :]

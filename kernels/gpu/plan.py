@@ -44,7 +44,8 @@ class Tile(NamedTuple):
 
 class Narrow(NamedTuple):
     """How narrow_gpu goes: blocks (BN, BK) of logits over slices of BD; the second pass's tile, of
-    BM samples and BN features; rows a chunk; partials of dW."""
+    BM samples and BN features; rows a chunk; partials of dW; whether logits are made of two scaled
+    fp16 parts a factor, in three terms, in the place of bf16's six."""
 
     BN: int
     BK: int
@@ -56,20 +57,33 @@ class Narrow(NamedTuple):
     PRODUCTS: int
     chunk: int
     splits: int
+    HALVES: bool = False
 
     @property
     def tiles(self) -> dict:
         """The compile-time arguments of the first pass."""
-        return {"BN": self.BN, "BK": self.BK, "BD": self.BD, "LOGITS": self.LOGITS}
+        return {
+            "BN": self.BN, "BK": self.BK, "BD": self.BD, "LOGITS": self.LOGITS,
+            "HALVES": self.HALVES,
+        }  # fmt: skip
 
     @property
     def options(self) -> dict:
         return options(self.num_warps, self.num_stages)
 
     @property
+    def W_halves(self) -> int:
+        """Parts of W's scaled rows in fp16 that the logits ask for."""
+        return 2 if self.HALVES else 0
+
+    @property
     def W_parts(self) -> int:
-        """Parts of W that the logits ask for."""
-        return _PARTS[self.LOGITS]
+        """Parts of W in bf16 that the products ask for, and without HALVES the logits too."""
+        return self.R_parts if self.HALVES else max(_PARTS[self.LOGITS], self.R_parts)
+
+    def of_logits(self, W_planes):
+        """Those of W's planes that the logits take."""
+        return W_planes.half if self.HALVES else W_planes.brain
 
     @property
     def R_parts(self) -> int:
@@ -150,6 +164,10 @@ _SMALL_NARROW = {
     ("float64", EXACT): _NARROW["float64", EXACT],
 }  # fmt: skip
 _SMALL_NARROW["float32", FAST] = _SMALL_NARROW["float32", EXACT]
+# (BN, BD, warps, stages) of logits in scaled fp16, and for which padded numbers of classes they are
+# shipped: none before a GPU has timed them.
+_HALVES = {64: (64, 32, 4, 3), 128: (64, 32, 4, 3)}
+SHIPPED_HALVES: frozenset = frozenset()
 # (BN, BD, warps, stages).
 _HESSIAN = {
     ("float32", EXACT): {
@@ -207,10 +225,18 @@ def plan(
         return wide_plan(n_classes, dim, n_samples, dtype, tier, large)
     key, padded = _key(dtype, tier), _padded(n_classes)
     tiles = (_NARROW if large else _SMALL_NARROW)[key][padded]
-    chunk = min(n_samples, SCRATCH_BYTES // (padded * _word(dtype)))
+    word = _word(dtype)
+    chunk = min(n_samples, SCRATCH_BYTES // (padded * word))
     rows, width, *_ = tiles[-1]
     splits = max(1, min(PROGRAMS // cdiv(dim, width), cdiv(chunk, 4 * rows)))
-    return Narrow(tiles[0], padded, *tiles[1:], *_TERMS[key], chunk, splits)
+    shape = Narrow(tiles[0], padded, *tiles[1:], *_TERMS[key], chunk, splits)
+    return in_halves(shape) if large and padded in SHIPPED_HALVES and word == 4 else shape
+
+
+def in_halves(shape: Narrow) -> Narrow:
+    """The same plan with logits in scaled fp16, in the tiles that these have."""
+    BN, BD, warps, stages = _HALVES[shape.BK]
+    return shape._replace(BN=BN, BD=BD, num_warps=warps, num_stages=stages, HALVES=True)
 
 
 def wide_plan(n_classes: int, dim: int, n_samples: int, dtype: str, tier: str, large: bool) -> Wide:
@@ -254,7 +280,10 @@ def shipped(large: bool):
     """Every (dtype, tier, plan) of a kind of GPU: what the tests compile ahead of time."""
     for key, table in (_NARROW if large else _SMALL_NARROW).items():
         for padded, tiles in table.items():
-            yield *key, Narrow(tiles[0], padded, *tiles[1:], *_TERMS[key], 1, 1)
+            narrow = Narrow(tiles[0], padded, *tiles[1:], *_TERMS[key], 1, 1)
+            yield *key, narrow
+            if large and key == ("float32", EXACT) and padded in _HALVES:
+                yield *key, in_halves(narrow)
     for key, table in (_HESSIAN if large else _SMALL_HESSIAN).items():
         for padded, (BN, *rest) in table.items():
             yield *key, Hessian(BN, padded, *rest, *_TERMS[key], 1, 1)

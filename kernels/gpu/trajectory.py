@@ -17,9 +17,12 @@ import triton.language as tl
 from fastnc.kernels.gpu.cross_entropy import step
 from fastnc.kernels.gpu.plan import EXACT, cdiv, options
 from fastnc.kernels.gpu.softmax import exp
+from fastnc.kernels.gpu.trajectory_products import WARPS, product_tile, small_products
 
 # A launch of a small problem: long enough to hide its start, short enough to be interrupted.
 EPOCHS_A_LAUNCH = 10_000
+# Whether float64 goes by `small_products` where its tile fits.
+SHIPPED_PRODUCTS = False
 
 
 # One compilation, of seconds, serves any number of samples, features and epochs.
@@ -139,6 +142,14 @@ def small_tile(n_classes, dim, n_samples, double):
     return None
 
 
+def by_products(n_classes, dim, n_samples, double):
+    """The tile of `small_products`, if that is to make a problem's epochs: never, so far.
+
+    It has been interpreted and compiled; a GPU must tell whether it is the faster one.
+    """
+    return product_tile(n_classes, dim, n_samples) if double and SHIPPED_PRODUCTS else None
+
+
 def small_options(num_warps):
     """One program has a multiprocessor's registers to itself: the compiler must not save any."""
     return {**options(num_warps, 1), "maxnreg": 255}
@@ -168,6 +179,15 @@ def descend_many(W, H, W_low, H_low, y, scale, lr, epochs):
     """
     compensated = W_low.numel() > 0
     n_problems, K, dim = W.shape
+    tile = by_products(K, dim, H.shape[1], W.element_size() == 8)
+    if tile is not None:
+        BN, BK, BD = tile
+        for first in range(0, epochs, EPOCHS_A_LAUNCH):
+            small_products[(n_problems,)](
+                W, H, y, lr, scale, H.shape[1], K, dim, min(epochs - first, EPOCHS_A_LAUNCH),
+                BN=BN, BK=BK, BD=BD, **small_options(WARPS),
+            )  # fmt: skip
+        return
     BN, slabs, num_warps = small_tile(K, dim, H.shape[1], W.element_size() == 8)
     while epochs > 0:
         n = min(epochs, EPOCHS_A_LAUNCH)

@@ -321,8 +321,11 @@ def losses(shape, W, H, y, log):
     return parts[0], parts[1]
 
 
-def sweep(shape, W, H, H_low, y, scale, lr, H_out, extent, step):
-    """Partials of the loss and of lifted dW; `H_out` gets dH, or H's next value."""
+def sweep(shape, W, H, H_low, y, scale, lr, H_out, extent, step, dW_done):
+    """Partials of the loss and of lifted dW; `H_out` gets dH, or H's next value.
+
+    `dW_done`, unless None, is called with the partials of dW before the last chunk's dH is made.
+    """
     chunks = Chunks(shape, W, H, y)
     Z = chunks.room()
     R = chunks.room_for_parts(Z)
@@ -338,5 +341,7 @@ def sweep(shape, W, H, H_low, y, scale, lr, H_out, extent, step):
             BM=ROWS, BN=COLUMNS, LOG=extent is not None, PRODUCTS=shape.PRODUCTS, **options(4, 1),
         )  # fmt: skip
         chunks.add_class_products(lo, hi, R, H_planes, W_parts, i > 0)
+        if dW_done is not None and hi == len(H):
+            dW_done(W_parts)
         chunks.sample_products(lo, hi, R, W_planes, H_low, H_out, scale, lr, step, False)
     return chunks.parts[0], W_parts

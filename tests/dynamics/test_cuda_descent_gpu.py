@@ -3,6 +3,8 @@
 import inspect
 import os
 import signal
+import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from fastnc.dynamics.composition import composed
 from fastnc.dynamics.descent import prepare
 from fastnc.dynamics.snapshot import measure
 from fastnc.dynamics.steppers import cuda
+from fastnc.dynamics.steppers.cuda import CudaDescent
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +131,40 @@ def test_a_sweep_that_is_stopped_goes_on_with_the_same_bits(tmp_path):
         np.testing.assert_array_equal(ours.W, theirs.W)
         np.testing.assert_array_equal(ours["log_loss"], theirs["log_loss"])
     assert list(tmp_path.iterdir()) == [checkpoint]
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="plays two devices")
+def test_a_sweep_over_two_devices_has_the_bits_of_one(tmp_path, monkeypatch):
+    options = {"epochs": 4, "seeds": range(3), "device": "cuda"}
+    alone = fastnc.sweep([SMALL, LARGER], 0.5, **options)
+    entered = set()
+
+    @contextmanager
+    def device(number):
+        entered.add((number, threading.get_ident()))
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    path = tmp_path / "sweep.npz"
+    runs = fastnc.sweep([SMALL, LARGER], 0.5, checkpoint=path, checkpoint_every=0, **options)
+    assert {number for number, _ in entered} == {0, 1} and len({t for _, t in entered}) == 2
+    for ours, theirs in zip(runs, alone, strict=True):
+        np.testing.assert_array_equal(ours.H, theirs.H)
+        np.testing.assert_array_equal(ours["log_loss"], theirs["log_loss"])
+    assert list(tmp_path.iterdir()) == [path]
+    # What ends one device's share ends the other's, and is what is told.
+    began = CudaDescent.advance
+
+    def fail(self, due, steps):
+        if threading.get_ident() != main and len(self.y) == LARGER.n_samples:
+            raise RuntimeError("a device is lost")
+        return began(self, due, steps)
+
+    main = threading.get_ident()
+    monkeypatch.setattr(CudaDescent, "advance", fail)
+    with pytest.raises(RuntimeError, match="a device is lost"):
+        fastnc.sweep([SMALL, LARGER], 0.5, **options)
 
 
 R = fastnc.rules

@@ -162,7 +162,7 @@ def test_one_rank_alone_is_a_plain_descent():
 @pytest.mark.parametrize(
     ("options", "error", "sentence"),
     [
-        ({"noise": 0.1}, ValueError, r"`sharded` goes with device='cpu', the exact gradient and"),
+        ({"noise": 0.1}, ValueError, r"`sharded` goes with the exact gradient and Gradient"),
         ({"rule": fastnc.rules.NormalizedDescent(0.1)}, ValueError, r"none of its norm; got Norm"),
         ({"schedule": "loss-scaled"}, ValueError, r"with a schedule of the epoch: each rank has"),
         ({"H": np.ones((7, 6))}, ValueError, r"`H` must have 61 rows; got shape \(7, 6\)"),

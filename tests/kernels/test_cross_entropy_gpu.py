@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from gpu_problems import CASES, TOLERANCE, collapsed, problem, use_small_tiles, wide
+from gpu_problems import (
+    CASES,
+    IN_HALVES,
+    REGIMES,
+    TOLERANCE,
+    collapsed,
+    problem,
+    use_small_tiles,
+    wide,
+)
 from interpreted import poison, relative, scalar, tensors
 
 from fastnc import reference
@@ -11,7 +20,7 @@ from fastnc.kernels.gpu import cross_entropy as cross_entropy_gpu
 from fastnc.kernels.gpu.plan import EXACT, FAST, Narrow, Wide, plan
 
 
-@pytest.fixture(params=CASES, ids=lambda p: f"{p[0]}-{'x'.join(map(str, p[1]))}-{p[2]}")
+@pytest.fixture(params=CASES + IN_HALVES, ids=lambda p: f"{p[0]}-{'x'.join(map(str, p[1]))}-{p[2]}")
 def case(request, monkeypatch):
     """A shape in its regime; tiles are small, so that a small shape has every remainder."""
     regime, sizes, dtype = request.param
@@ -58,7 +67,7 @@ def run_all(W, H, y, tier=EXACT):
     return loss, log_loss, *grads
 
 
-@pytest.mark.parametrize("regime", ["narrow", "wide"])
+@pytest.mark.parametrize("regime", REGIMES)
 # float32 at 40: a logit of 40 is off by one unit, 2e-6, and so is e to its power.
 @pytest.mark.parametrize(
     ("dtype", "margin", "tolerance"), [("float64", 300.0, 2e-13), ("float32", 40.0, 1e-5)]
@@ -78,7 +87,7 @@ def test_the_terminal_phase_keeps_its_digits(monkeypatch, regime, dtype, margin,
     assert bias < 10 * tolerance * np.abs(dW).max()
 
 
-@pytest.mark.parametrize("regime", ["narrow", "wide"])
+@pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("margin", [2e3, 1e5])
 def test_the_log_domain_reaches_any_margin(monkeypatch, regime, margin):
     use_small_tiles(monkeypatch, cross_entropy_gpu, regime)
@@ -94,7 +103,7 @@ def test_the_log_domain_reaches_any_margin(monkeypatch, regime, margin):
     assert not grad_W.any() and not grad_H.any()
 
 
-@pytest.mark.parametrize("regime", ["narrow", "wide"])
+@pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_samples_that_are_wrong_by_a_thousand(monkeypatch, regime, dtype):
     use_small_tiles(monkeypatch, cross_entropy_gpu, regime)
@@ -109,7 +118,7 @@ def test_samples_that_are_wrong_by_a_thousand(monkeypatch, regime, dtype):
     assert relative(grad_H, dH) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("regime", ["narrow", "wide"])
+@pytest.mark.parametrize("regime", REGIMES)
 def test_the_fast_tier_keeps_two_digits_and_the_exact_one_more(monkeypatch, regime):
     use_small_tiles(monkeypatch, cross_entropy_gpu, regime)
     W, H, y = problem(7, 20, 16, "float32")
@@ -131,7 +140,7 @@ def test_the_fast_tier_keeps_two_digits_and_the_exact_one_more(monkeypatch, regi
     torch.testing.assert_close(tW, torch.from_numpy(W).to(tW.device) - 0.5 * fast_W)
 
 
-@pytest.mark.parametrize("regime", ["narrow", "wide"])
+@pytest.mark.parametrize("regime", REGIMES)
 def test_the_same_bits_every_time(monkeypatch, regime):
     use_small_tiles(monkeypatch, cross_entropy_gpu, regime)
     W, H, y = problem(17, 7, 17, "float32")
@@ -153,7 +162,7 @@ def test_the_shipped_tiles_too():
         assert relative(grad_H, dH) < TOLERANCE["float32"]
 
 
-@pytest.mark.parametrize("regime", ["narrow", "wide"])
+@pytest.mark.parametrize("regime", REGIMES)
 def test_a_nan_of_any_pattern_shows(monkeypatch, regime):
     use_small_tiles(monkeypatch, cross_entropy_gpu, regime)
     W, H, y = problem(7, 20, 16, "float32")
@@ -163,7 +172,7 @@ def test_a_nan_of_any_pattern_shows(monkeypatch, regime):
     assert not torch.isfinite(grad_W).any(1).any() and not torch.isfinite(grad_H[3]).any()
 
 
-@pytest.mark.parametrize("regime", ["narrow", "wide"])
+@pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("margin", [60.0, 80.0, 87.0, 95.0, 100.0])
 def test_residuals_beyond_the_range_of_the_exponential(monkeypatch, regime, margin):
     """One feature and logits exact in float32: e^-margin itself is no normal number from 87.4 on.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from gpu_problems import problem, use_small_tiles
+from gpu_problems import collapsed, problem, use_small_tiles
 from interpreted import tensors
 
 from fastnc import reference
@@ -34,9 +34,12 @@ def state(tW, tH, W_low, H_low):
 
 
 # The paper's shape; the least there is; slabs and rows with remainders; all aligned.
+@pytest.mark.parametrize("products", [False, True], ids=["lanes", "products"])
 @pytest.mark.parametrize("sizes", [(5, 20, 50), (2, 1, 1), (3, 9, 17), (4, 8, 16)], ids=str)
-def test_epochs_of_a_small_problem(sizes):
+def test_epochs_of_a_small_problem(sizes, products, monkeypatch):
+    monkeypatch.setattr(trajectory_gpu, "SHIPPED_PRODUCTS", products)
     K, d, N = sizes
+    assert (trajectory_gpu.by_products(K, d, N, True) is not None) == products
     W, H, y = problem(K, d, N, "float64")
     assert trajectory_gpu.small_tile(K, d, N, 8) is not None
     exact = plain(W, H, y, 0.7, 3)
@@ -48,7 +51,9 @@ def test_epochs_of_a_small_problem(sizes):
         np.testing.assert_allclose(ours.cpu(), theirs, rtol=1e-13, atol=1e-14)
 
 
-def test_many_problems_at_once_have_the_bits_of_each_alone(monkeypatch):
+@pytest.mark.parametrize("products", [False, True], ids=["lanes", "products"])
+def test_many_problems_at_once_have_the_bits_of_each_alone(monkeypatch, products):
+    monkeypatch.setattr(trajectory_gpu, "SHIPPED_PRODUCTS", products)
     monkeypatch.setattr(trajectory_gpu, "EPOCHS_A_LAUNCH", 2)
     B, K, d, N = 2, 3, 9, 17
     starts = [problem(K, d, N, "float64", seed=b) for b in range(B)]
@@ -69,6 +74,19 @@ def test_many_problems_at_once_have_the_bits_of_each_alone(monkeypatch):
         exact = plain(W_b, H_b, y, float(rates[b]), 3)
         # Roundings of the first epochs grow with the curvature times the step, up to 5.
         np.testing.assert_allclose(W[b].cpu(), exact[0], rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("margin", [300.0, 1000.0])
+def test_products_at_any_margin(monkeypatch, margin):
+    """Separated samples, and with labels turned wrong ones, whose exponent has a shift."""
+    monkeypatch.setattr(trajectory_gpu, "SHIPPED_PRODUCTS", True)
+    for turned in (0, 1):
+        W, H, y = collapsed(5, 4, margin, "float64")
+        y = (y + turned) % 5
+        tW, tH, ty = tensors(W, H, y)
+        trajectory_gpu.descend(tW, tH, *tensors(*lows(W, H, False)), ty, 1.0 / len(y), 0.5, 1)
+        for ours, theirs in zip((tW, tH), plain(W, H, y, 0.5, 1), strict=True):
+            np.testing.assert_allclose(ours.cpu(), theirs, rtol=1e-13, atol=1e-13 * margin**0.5)
 
 
 @pytest.mark.parametrize("regime", ["small", "narrow", "wide"])

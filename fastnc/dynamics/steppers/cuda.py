@@ -197,7 +197,8 @@ class CudaDescent(Epochs):
         import torch
 
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Other threads wait for events meanwhile: one that writes a checkpoint, NCCL's own.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.descend(EPOCHS_A_GRAPH)
         return graph
 

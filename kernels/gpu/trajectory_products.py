@@ -1,0 +1,66 @@
+"""Many epochs of small problems in float64, whose products the tensor cores make, in Triton.
+
+As `trajectory.small_problems`, one program a problem, any number at once: W and H stay in registers
+for all epochs of a launch. There a product is lanes that multiply and exchange sums; here it is
+`tl.dot` of tiles (BN, BD) of H, (BD, BK) of W and (BN, BK) of the residual, which pass through
+shared memory to become its operands. Flops `6 BN BD BK` an epoch for `6 K N d`: three times as many
+at K=5, N=50, d=20, at a rate of a tensor core's, and few exchanges between lanes.
+
+Behind `trajectory.by_products`: which of the two is faster only a GPU can tell.
+"""
+
+import triton
+import triton.language as tl
+
+from fastnc.kernels.gpu.softmax import exp, gaps
+
+WARPS = 2
+
+
+@triton.jit(do_not_specialize=["n_samples", "n_classes", "dim", "epochs"])
+def small_products(
+    W, H, y, rates, scale: "fp64", n_samples, n_classes, dim, epochs,
+    BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """`epochs` steps of one problem a program: W (B, K, d), H (B, N, d), rates (B,), one y."""
+    problem = tl.program_id(0).to(tl.int64)
+    rows = tl.arange(0, BN)
+    cols = tl.arange(0, BK)
+    lanes = tl.arange(0, BD)
+    real = rows < n_samples
+    W += problem * n_classes * dim
+    H += problem * n_samples * dim
+    h_at = rows[:, None] * dim + lanes[None, :]
+    h_real = real[:, None] & (lanes < dim)[None, :]
+    # W across: what its step needs comes out of a product in this shape.
+    w_at = cols[None, :] * dim + lanes[:, None]
+    w_real = (cols < n_classes)[None, :] & (lanes < dim)[:, None]
+    h = tl.load(H + h_at, mask=h_real, other=0.0)
+    w = tl.load(W + w_at, mask=w_real, other=0.0)
+    labels = tl.load(y + rows, mask=real, other=0).to(tl.int32)
+    label = cols[None, :] == labels[:, None]
+    step = tl.where(real, tl.load(rates + problem) * scale, 0.0)
+    for _epoch in range(epochs):
+        Z = tl.dot(h, w, input_precision="ieee", out_dtype=tl.float64)
+        D, m = gaps(Z, label, (cols < n_classes)[None, :])
+        s = tl.maximum(m, 0.0)
+        t = exp(D - s[:, None])
+        S = tl.sum(t, axis=1)
+        factor = step / (exp(-s) + S)
+        r = tl.where(label, -S[:, None], t) * factor[:, None]
+        dw = tl.dot(tl.trans(h), r, input_precision="ieee", out_dtype=tl.float64)
+        h -= tl.dot(r, tl.trans(w), input_precision="ieee", out_dtype=tl.float64)
+        w -= dw
+    tl.store(H + h_at, h, mask=h_real)
+    tl.store(W + w_at, w, mask=w_real)
+
+
+def product_tile(n_classes, dim, n_samples):
+    """(BN, BK, BD) of a problem that fits the registers of `WARPS` warps, or None."""
+    BN = max(16, 1 << (n_samples - 1).bit_length())
+    BK = max(8, 1 << (n_classes - 1).bit_length())
+    BD = max(8, 1 << (dim - 1).bit_length())
+    # H, its operands, and the residual's tile: two registers each number, of 255 a thread.
+    if 2 * (2 * BN * BD + 3 * BN * BK + 2 * BD * BK) > 200 * 32 * WARPS:
+        return None
+    return BN, BK, BD
