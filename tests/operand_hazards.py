@@ -19,7 +19,7 @@ BYTES = 256 * 1024
 # Sizes are so large that no loop ends by itself: each is left after so many turns, more than there
 # are stages of any pipeline.
 SIZE = 4096
-MOST_TURNS = 12
+MOST_TURNS = 8
 _STRIDES = {1: 128, 2: 64, 3: 32}
 
 
@@ -84,7 +84,7 @@ class _Block:
             try:
                 target = self._step(s)
             except _Unknown:
-                raise ValueError(f"line {s.line} depends on data: {s.text}") from None
+                target = self._passed_over(at)
             if target == "ret":
                 break
             to = self.labels[target] if target else at + 1
@@ -93,6 +93,16 @@ class _Block:
                 to = to if turns[at] else at + 1
             at = to
         return self.found
+
+    def _passed_over(self, at: int) -> str:
+        """The label behind what only some threads compute, which is unknown from then on."""
+        s = self.statements[at]
+        over = self.statements[at + 1 : self.labels[s.operands[0]]] if s.opcode == "bra" else []
+        if not over or not all(x.operands and x.operands[0][0] in "%{" for x in over):
+            raise ValueError(f"line {s.line} depends on data: {s.text}")
+        for x in over:
+            self.values.update(dict.fromkeys(re.findall(r"%\w+", x.operands[0])))
+        return s.operands[0]
 
     def _step(self, s: _Statement) -> str:
         """One statement; the label to go on at, if it is not the next."""
@@ -123,8 +133,8 @@ class _Block:
 
     def value(self, operand: str) -> np.ndarray:
         """What an operand is worth to each thread."""
-        if re.fullmatch(r"-?\d+|0x[0-9a-fA-F]+", operand):
-            number = int(operand, 0)
+        if re.fullmatch(r"-?\d+|0x[0-9a-fA-F]+U?", operand):
+            number = int(operand.rstrip("U"), 0)
             return self._of(number - (1 << 64) if number >> 63 > 0 else number)
         if operand.startswith("%") and operand.split(".")[0] in ("%ctaid", "%nctaid"):
             return self._of(int(operand.startswith("%n")))
@@ -248,18 +258,23 @@ def _parsed(ptx: str) -> tuple[list[_Statement], dict[str, int]]:
     return statements, labels
 
 
-def _unsigned(x: np.ndarray, opcode: str) -> np.ndarray:
-    return x & 0xFFFFFFFF if "32" in opcode else x
+def _width(opcode: str) -> int:
+    """Bits of the last type that an opcode names."""
+    return int(re.findall(r"\.[bsu](\d+)", opcode)[-1])
+
+
+def _unsigned(x: np.ndarray, bits: int) -> np.ndarray:
+    return x & ((1 << bits) - 1) if bits < 64 else x
 
 
 def _wrapped(x: np.ndarray, kind: str, opcode: str) -> np.ndarray:
     """To the width of the result, signed."""
-    wide = "64" in opcode.split(".")[1 if kind == "cvt" else -1] or ".wide" in opcode
-    if "pred" in opcode:
+    if kind == "setp" or "pred" in opcode:
         return (x != 0).astype(np.int64)
-    if kind == "setp" or wide:
+    bits = int(re.search(r"\.[bsu](\d+)", opcode).group(1)) * (2 if ".wide" in opcode else 1)
+    if bits >= 64:
         return x
-    return ((x + 0x80000000) & 0xFFFFFFFF) - 0x80000000
+    return (_unsigned(x, bits) ^ (1 << (bits - 1))) - (1 << (bits - 1))
 
 
 def _signed(opcode: str) -> bool:
@@ -267,20 +282,34 @@ def _signed(opcode: str) -> bool:
 
 
 def _converted(opcode: str, x: np.ndarray) -> np.ndarray:
-    return _unsigned(x, opcode.split(".")[-1]) if opcode.endswith("u32") else x
+    return x if _signed(opcode) else _unsigned(x, _width(opcode))
 
 
 def _shifted_right(opcode: str, x: np.ndarray, n: np.ndarray) -> np.ndarray:
-    if _signed(opcode) or "32" in opcode:
-        return (x if _signed(opcode) else _unsigned(x, opcode)) >> n
+    if _signed(opcode) or _width(opcode) < 64:
+        return (x if _signed(opcode) else _unsigned(x, _width(opcode))) >> n
     return (x.astype(np.uint64) >> n.astype(np.uint64)).astype(np.int64)
+
+
+def _permuted(opcode: str, a: np.ndarray, b: np.ndarray, how: np.ndarray) -> np.ndarray:
+    """Four bytes of eight, each by a nibble; one whose highest bit is set repeats a sign."""
+    if opcode != "prmt.b32":
+        raise _Unknown
+    pool = _unsigned(a, 32) | _unsigned(b, 32) << 32
+    out = a * 0
+    for byte in range(4):
+        nibble = how >> 4 * byte
+        taken = pool >> 8 * (nibble & 7) & 0xFF
+        taken = np.where(nibble & 8, (taken >> 7) * 0xFF, taken)
+        out = out | taken << 8 * byte
+    return out
 
 
 def _multiplied(opcode: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if opcode.startswith(("mul.hi", "mad.hi")):
         raise _Unknown
     if ".wide.u32" in opcode:
-        a, b = _unsigned(a, "32"), _unsigned(b, "32")
+        a, b = _unsigned(a, 32), _unsigned(b, 32)
     return a * b
 
 
@@ -288,8 +317,8 @@ def _compared(opcode: str, a: np.ndarray, b: np.ndarray, *more: np.ndarray) -> n
     _, how, *_ = opcode.split(".")
     if how not in _COMPARISONS or more:
         raise _Unknown
-    if opcode.endswith("u32"):
-        a, b = _unsigned(a, "32"), _unsigned(b, "32")
+    if not _signed(opcode):
+        a, b = _unsigned(a, _width(opcode)), _unsigned(b, _width(opcode))
     return _COMPARISONS[how](a, b)
 
 
@@ -312,7 +341,8 @@ _OPERATIONS: dict[str, Callable] = {
     "not": lambda op, a: np.where(a == 0, 1, 0) if "pred" in op else ~a,
     "shl": lambda op, x, n: x << n,
     "shr": _shifted_right,
-    "bfe": lambda op, x, low, n: (_unsigned(x, op) >> low) & ((1 << n) - 1),
+    "bfe": lambda op, x, low, n: (_unsigned(x, _width(op)) >> low) & ((1 << n) - 1),
+    "prmt": _permuted,
     "min": lambda op, a, b: np.minimum(a, b),
     "max": lambda op, a, b: np.maximum(a, b),
     "selp": lambda op, a, b, p: np.where(p != 0, a, b),

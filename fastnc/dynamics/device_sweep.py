@@ -52,7 +52,7 @@ def on_devices(
 
     with ThreadPoolExecutor(devices, "fastnc-device") as pool:
         pending = [pool.submit(work, device) for device in range(devices)]
-    errors = [future.exception() for future in pending if future.exception() is not None]
+    errors = [error for future in pending if (error := future.exception()) is not None]
     # What stopped the others, not that they were stopped.
     for error in sorted(errors, key=lambda error: isinstance(error, Interrupted)):
         raise error

@@ -47,10 +47,11 @@ def small_products(
         t = exp(D - s[:, None])
         S = tl.sum(t, axis=1)
         factor = step / (exp(-s) + S)
-        r = tl.where(label, -S[:, None], t) * factor[:, None]
+        # Minus the residual times the step: what is added to H and to W.
+        r = tl.where(label, S[:, None], -t) * factor[:, None]
         dw = tl.dot(tl.trans(h), r, input_precision="ieee", out_dtype=tl.float64)
-        h -= tl.dot(r, tl.trans(w), input_precision="ieee", out_dtype=tl.float64)
-        w -= dw
+        h = tl.dot(r, tl.trans(w), h, input_precision="ieee", out_dtype=tl.float64)
+        w += dw
     tl.store(H + h_at, h, mask=h_real)
     tl.store(W + w_at, w, mask=w_real)
 

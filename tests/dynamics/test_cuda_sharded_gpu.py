@@ -90,7 +90,7 @@ def test_graphs_of_each_rank_change_no_bit(ranks, name):
     for found in ranks:
         (W, replays), (other, none) = found[f"{name} at once"], found[f"{name} one by one"]
         assert torch.equal(W, other) and none == 0
-        assert DEVICE == "cuda" or replays > 1
+        assert DEVICE == "cuda" or replays > 0
     assert torch.equal(ranks[0][f"{name} at once"][0], ranks[1][f"{name} at once"][0])
 
 

@@ -83,10 +83,19 @@ def test_one_warpgroup_knows_of_its_own_wait():
     assert hazards(ring(other=0).replace(".reqntid 256", ".reqntid 128")) == []
 
 
+def test_what_only_some_threads_compute_is_passed_over():
+    # The logarithm of a float, of numbers that are not 0.
+    some = "setp.eq.f32 %p3, %f1, %f2;\n\t@%p3 bra $L__BB0_2;\n\tlg2.approx.f32 %f3, %f1;\n"
+    assert hazards(ring(read=some + "$L__BB0_2:\n\tadd.f32 %f4, %f3, %f1;")) == []
+    found = hazards(ring(other=0, read=some + "$L__BB0_2:\n\tadd.f32 %f4, %f3, %f1;"))
+    assert len(found) == 2
+
+
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
         ("mov.b32 %r6, 0;", "ld.global.b32 %r6, [ %rd1 + 0 ];", "depends on data"),
+        (BARRIER, "@%p3 bra $L__BB0_2;\n\tbar.sync 0;\n$L__BB0_2:", "depends on data"),
         ("mov.b32 %r9, 0;", "mov.u32 %r9, %tid.x;\n\tadd.s32 %r9, %r9, 4000;", "threads part"),
         ("cp.async.commit_group;", "mbarrier.init.shared.b64 [ %r4 ], 1;", "not known here"),
         ("4611686293305294848", "274877906944", "not swizzled"),
