@@ -310,7 +310,7 @@ def _small():
             constants = dict(zip(("BN", "BK", "BD"), tile, strict=True))
             yield Configuration(
                 products_gpu.small_products, "float64", constants,
-                trajectory_gpu.small_options(products_gpu.WARPS), True,
+                trajectory_gpu.small_options(products_gpu.WARPS),
             )  # fmt: skip
         for dtype, low in (("float64", False), ("float32", True)):
             BN, slabs, num_warps = trajectory_gpu.small_tile(K, d, N, dtype == "float64")

@@ -15,6 +15,8 @@ import triton.language as tl
 from fastnc.kernels.gpu.softmax import exp, gaps
 
 WARPS = 2
+# The least side of a product; an older Triton refuses a shorter one.
+LEAST = 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else 16
 
 
 @triton.jit(do_not_specialize=["n_samples", "n_classes", "dim", "epochs"])
@@ -59,8 +61,8 @@ def small_products(
 def product_tile(n_classes, dim, n_samples):
     """(BN, BK, BD) of a problem that fits the registers of `WARPS` warps, or None."""
     BN = max(16, 1 << (n_samples - 1).bit_length())
-    BK = max(8, 1 << (n_classes - 1).bit_length())
-    BD = max(8, 1 << (dim - 1).bit_length())
+    BK = max(LEAST, 1 << (n_classes - 1).bit_length())
+    BD = max(LEAST, 1 << (dim - 1).bit_length())
     # H, its operands, and the residual's tile: two registers each number, of 255 a thread.
     if 2 * (2 * BN * BD + 3 * BN * BK + 2 * BD * BK) > 200 * 32 * WARPS:
         return None

@@ -34,7 +34,7 @@ CHOSEN = [
     "merge_chunks float64 ROWS1024 BC32 BD64 warps4",
     "sum_extents float64 BLOCK512 warps4",
     "small_problems float32 K5 BN64 SLABS3 COMPENSATED warps1",
-    "small_products float64 BN64 BK8 BD32 warps2",
+    "small_products float64 BN64 BK16 BD16 warps2",
     "block_residuals float32 BN64 BK128 BD32 LOGITS6 PRODUCTS3 HALVES warps4",
 ]
 
