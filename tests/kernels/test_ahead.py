@@ -76,7 +76,8 @@ def test_the_scan_finds_a_barrier_that_is_not_there():
     ptx = ahead_gpu.compile_ahead(configuration).asm["ptx"]
     assert ahead_gpu.hazards(ptx) == []
     found = ahead_gpu.hazards(ptx.replace("bar.sync", "// bar.sync"))
-    assert {h.statement.split(".")[0] for h in found} == {"cp"}
+    # The ring is filled again, and the end's tile goes where it was.
+    assert {h.statement.split(".")[0] for h in found} == {"cp", "st"}
     assert all("no barrier follows the wait" in h.why for h in found)
 
 
