@@ -72,17 +72,21 @@ def without_rounding(values: ArrayLike) -> NDArray[np.float64]:
     return np.where(np.abs(x) < ROUNDING, 0.0, x)
 
 
-def log_values(axes: Axes) -> None:
-    """Make the y axis logarithmic, where anything lies above zero.
+def log_values(*together: Axes) -> None:
+    """Make the y axis, of one panel or of several that share it, logarithmic, if any value is > 0.
 
-    What is zero throughout, as the within-class variation of single samples is, stays a line
-    at zero, and the axis says so.
+    What is zero throughout, as the within-class variation of single samples is, says so: on an
+    axis of its own a line at zero, beside others no line at all.
     """
-    if np.isfinite(axes.dataLim.minposy):
-        axes.set_yscale("log")
-    elif axes.lines:
-        axes.set_ylim(-1.0, 1.0)
-        axes.set_yticks([0.0], ["0"])
+    zero = [axes for axes in together if axes.lines and not np.isfinite(axes.dataLim.minposy)]
+    if any(np.isfinite(axes.dataLim.minposy) for axes in together):
+        for axes in together:
+            axes.set_yscale("log")
+    else:
+        for axes in zero:
+            axes.set_ylim(-1.0, 1.0)
+            axes.set_yticks([0.0], ["0"])
+    for axes in zero:
         axes.annotate("0 to rounding", (0.5, 0.56), xycoords="axes fraction", ha="center", size=9)
 
 

@@ -41,7 +41,6 @@ def sweep_bands(runs: Trajectories, title: str | None = None) -> Figure:
         for axes, (heading, lines) in zip(rows[i], PANELS, strict=True):
             for column, colour, label in lines:
                 _bands(axes, group, column, colour, label)
-            log_values(axes)
             log_log_time(axes, 1.0, max(ends[name], 1.0 + 1e-3))
             grid(axes)
             if i == 0:
@@ -53,6 +52,8 @@ def sweep_bands(runs: Trajectories, title: str | None = None) -> Figure:
         shape, comma, step = name.rpartition(", lr")
         setting = f"{shape}\nlr{step}" if comma else name
         rows[i, 0].set_ylabel(f"{setting}\n{len(group)} runs", fontsize=9)
+    for column_of_panels in rows.T:
+        log_values(*column_of_panels)
     said = "line: median; band: half of the runs; thin lines: nine in ten"
     figure.suptitle(said if title is None else f"{title}\n{said}", fontsize=11)
     return figure

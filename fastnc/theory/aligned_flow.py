@@ -23,6 +23,8 @@ from fastnc._core import arrays
 from fastnc.reference import simplex_etf
 
 Floats = NDArray[np.float64]
+# Of u and v, and of the first logit gap u v.
+LARGEST, SMALLEST = 1e150, 1e-300
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class AlignedFlow:
         arrays.check_count("n_per_class", self.n_per_class, 1)
         arrays.check_positive("u", self.u)
         arrays.check_positive("v", self.v)
+        if max(self.u, self.v) > LARGEST or self.u * self.v < SMALLEST:
+            raise ValueError(
+                f"`u` and `v` must be at most {LARGEST:g} and have a product of at least "
+                f"{SMALLEST:g}, or their squares are no floats; got {self.u} and {self.v}."
+            )
 
     @property
     def conserved(self) -> float:
@@ -68,11 +75,12 @@ class AlignedFlow:
         if width <= 0.0:
             return -math.inf
         total = 0.0
-        # The integrand falls like e^-w; the pieces keep the adaptive rule from missing it.
+        # (e^s - 1) / R(s) is bounded however close to 0 the gap begins; as e^-w (1 - e^-s) it falls
+        # like e^-w, and the pieces keep the adaptive rule from missing that.
         for low, high in ((0.0, 1.0), (1.0, 8.0), (8.0, 45.0)):
             if low < width:
                 total += quad(
-                    lambda w: math.exp(-w) / self.radius(gap - w),
+                    lambda w: self._rest(w, max(gap - w, start)),
                     low, min(high, width), epsabs=0.0, epsrel=1e-13, limit=200,
                 )[0]  # fmt: skip
         if gap < 745.0:
@@ -83,19 +91,26 @@ class AlignedFlow:
                 if c0 <= 1e-14 * self.radius(start)
                 else math.asinh(root * gap / c0) - math.asinh(root * start / c0)
             ) / root
-            total += (K - 1) * math.exp(-gap) * spread
+            total += K * math.exp(-gap) * spread
         return gap + math.log(n * total)
+
+    def _rest(self, w: float, gap: float) -> float:
+        """`e^-w (1 - e^-s) / R(s)` at s = gap."""
+        return -math.exp(-w) * math.expm1(-gap) / self.radius(gap)
 
     def gap(self, log_time: float) -> float:
         """The logit gap a at a time, by inverting `log_time` to rounding."""
         start = self.u * self.v
         if log_time == -math.inf:
             return start
-        high = start + 1.0
-        while self.log_time(high) < log_time:
-            high = start + 2.0 * (high - start)
+        # From a start of 1e-60 on, by doubling: a bracket over 60 decades would never close.
+        low, width = start, min(start, 1.0)
+        while self.log_time(start + width) < log_time:
+            low, width = start + width, 2.0 * width
         return float(
-            brentq(lambda a: self.log_time(a) - log_time, start, high, xtol=1e-300, rtol=1e-15)
+            brentq(
+                lambda a: self.log_time(a) - log_time, low, start + width, xtol=1e-300, rtol=1e-15
+            )
         )
 
     def scales(self, log_time: float) -> tuple[float, float]:

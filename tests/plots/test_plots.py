@@ -33,6 +33,16 @@ def test_what_is_zero_throughout(sizes):
     assert expected is None or any(line.startswith("1 - beta") for line in table)
 
 
+def test_bands_of_two_classes_beside_more():
+    """A column of panels shares its axis: linear for two classes, it cannot be for the others."""
+    models = [fastnc.ULPM(2, 3, 2), fastnc.ULPM(3, 3, 3)]
+    figure = plots.sweep_bands(fastnc.sweep(models, epochs=30, seeds=range(2)))
+    figure.draw_without_rendering()
+    two, three = figure.axes[0], figure.axes[4]
+    assert two.get_yscale() == three.get_yscale() == "log"
+    assert two.texts[0].get_text() == "0 to rounding" and not three.texts
+
+
 def test_cells_of_a_table_do_not_run_together():
     runs = fastnc.sweep(fastnc.ULPM(2, 10, 1), epochs=20, seeds=range(3))
     rows = plots.bands_summary(runs).splitlines()[2:]

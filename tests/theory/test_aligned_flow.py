@@ -52,6 +52,37 @@ def test_log_time_is_an_exponential_integral_when_balanced():
         assert law.log_time(gap) == pytest.approx(exact, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    "scales", [(1e-30, 1e-30), (2e-60, 1e-60), (1e-100, 1e-40), (1e-140, 1e-160)]
+)
+@pytest.mark.parametrize("gap", [1e-20, 0.5, 30.0, 2e3])
+def test_starts_next_to_nothing(scales, gap):
+    """There 1 / R(s) is 1 / s over sixty decades and more; s = c0 sinh(x) / 2 sqrt n makes it 1."""
+    K, n = 3, 4
+    law = AlignedFlow(K, n, *scales)
+    with mp.workdps(400):
+        u, v = mp.mpf(scales[0]), mp.mpf(scales[1])
+        c0, root = abs(u * u - n * v * v), 2 * mp.sqrt(n)
+        first, last = (mp.mpf(gap), u * v) if c0 == 0 else (root * gap / c0, root * u * v / c0)
+        first, last = (mp.log(first), mp.log(last)) if c0 == 0 else map(mp.asinh, (first, last))
+        rest = exact_rest(c0, root, mp.mpf(gap))
+        exact = float(gap + mp.log(n * (rest + K * mp.exp(-mp.mpf(gap)) * (first - last) / root)))
+    assert law.log_time(gap) == pytest.approx(exact, rel=1e-12, abs=1e-12)
+    # Next to 0 it grows like e^ct, so that an error of t counts c t times, at most 645 here.
+    assert law.gap(exact) == pytest.approx(gap, rel=1e-10)
+
+
+def exact_rest(c0, root, gap):
+    """The integral of e^(s - gap) (1 - e^-s) / R(s) from 0; what begins above 0 is no larger."""
+    with mp.workdps(30):
+
+        def integrand(s):
+            return mp.exp(s - gap) * -mp.expm1(-s) / mp.sqrt(c0**2 + (root * s) ** 2)
+
+        points = [max(gap - w, mp.mpf(0)) for w in (80, 20, 5, 1, 0)]
+        return mp.quad(integrand, sorted({mp.mpf(0), *points}))
+
+
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("log_time", [-3.0, 0.0, 1.0, 7.0, 1e4])
 def test_the_gap_inverts_the_time(law, log_time):
@@ -143,6 +174,8 @@ def test_a_fitted_exponent_is_a_slope():
         (lambda: AlignedFlow(1, 1, 1.0, 1.0), "`n_classes` must be an integer of at least 2"),
         (lambda: AlignedFlow(3, 0, 1.0, 1.0), "`n_per_class` must be an integer of at least 1"),
         (lambda: AlignedFlow(3, 1, 0.0, 1.0), "`u` must be a positive number; got 0.0"),
+        (lambda: AlignedFlow(3, 1, 1e-160, 1e-150), "`u` and `v` must be at most 1e+150 and have"),
+        (lambda: AlignedFlow(3, 1, 1.0, 1e200), "`u` and `v` must be at most 1e+150 and have"),
         (lambda: AlignedFlow(3, 1, 1.0, 1.0).point(1), "`dim` must be at least n_classes - 1 = 2"),
         (
             lambda: AlignedFlow(2, 2, 1.0, 1.0).point(2, np.array([[1.0], [2.0], [3.0], [1.0]])),
