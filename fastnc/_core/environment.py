@@ -25,6 +25,13 @@ def provenance() -> dict[str, str]:
     return {**_of_this_process(), "date": datetime.now(timezone.utc).date().isoformat()}
 
 
+def provenance_line() -> str:
+    """The same in one line, for what has room for a comment: figures and LaTeX."""
+    made = provenance()
+    told = [f"fastnc {made.pop('version')}", *(f"{name} {at}" for name, at in made.items() if at)]
+    return "; ".join(told)
+
+
 @functools.cache
 def _of_this_process() -> dict[str, str]:
     found = {name: installed(name) for name in LIBRARIES}

@@ -13,7 +13,7 @@ from fastnc._core.files import locked, out_dir
 # What the commands that can be resumed write.
 RESULTS = re.compile(
     r"(checkpoint|previous-checkpoint|run|run-rank|runs|peeled"
-    r"|figure2|figure3|depth|flow|margin|sweep|compare)"
+    r"|figure2|figure3|depth|flow|margin|sweep|compare|provenance)"
     r"[-\w]*\.(npz|pt|csv|json|png|pdf)"
 )
 # A command that was refused, or that made nothing, leaves everything where it was.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+PROVENANCE = "provenance.json"
 
 
 def drawn(draw: Callable[[], Figure], stem: Path) -> list[Path]:
@@ -24,6 +28,26 @@ def drawn(draw: Callable[[], Figure], stem: Path) -> list[Path]:
         print(f"No {stem.name}.png: {' '.join(str(reason).split())[:300]}")
         return []
     return written
+
+
+def noted(folder: Path, written: Sequence[Path]) -> list[Path]:
+    """`written`, and the file that says of each of them what command, code and machine made it.
+
+    A table in CSV has no place for that. Other commands' files in the folder keep their entries.
+    """
+    from fastnc._core.environment import provenance
+    from fastnc._core.files import atomic_write
+
+    path = folder / PROVENANCE
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        held = {}
+    made = {"command": ["fastnc", *sys.argv[1:]], **provenance()}
+    entries = {**(held if isinstance(held, dict) else {}), **{f.name: made for f in written}}
+    there = {name: entry for name, entry in entries.items() if (folder / name).is_file()}
+    text = json.dumps(there, indent=1, sort_keys=True) + "\n"
+    return [*written, atomic_write(path, lambda file: file.write(text.encode()))]
 
 
 def rescued(error: BaseException) -> str:

@@ -82,9 +82,9 @@ def compare(
 
 def _tell(runs: Trajectories, folder: Path) -> list[Path]:
     """Print what became of the runs, and write their table and figure."""
-    from fastnc.cli._results import drawn
+    from fastnc.cli._results import drawn, noted
     from fastnc.plots import rules_compared, rules_summary
 
     written = [runs.to_csv(folder / "runs.csv")]
     print(rules_summary(runs))
-    return written + drawn(lambda: rules_compared(runs), folder / "compare")
+    return noted(folder, written + drawn(lambda: rules_compared(runs), folder / "compare"))

@@ -76,16 +76,16 @@ def flow(
 
 def _tell(run: Trajectory, folder: Path) -> list[Path]:
     """Print what became of a flow, and write its table and figures, as far as it came."""
-    from fastnc.cli._results import drawn
+    from fastnc.cli._results import drawn, noted
     from fastnc.plots import flow_summary, long_horizon, missing_margin, summary
 
     written = [run.to_csv(folder / "run.csv")]
-    if not len(run):
-        return written
-    print(summary(run))
-    if run.about["solver"] == "dense":
+    if len(run):
+        print(summary(run))
+    if len(run) and run.about["solver"] == "dense":
         print("\nNo figure: it is one of a loss that vanishes like cross-entropy.")
-        return written
-    print("", flow_summary(run), sep="\n")
-    written += drawn(lambda: long_horizon(run), folder / "flow")
-    return written + drawn(lambda: missing_margin(run), folder / "margin")
+    elif len(run):
+        print("", flow_summary(run), sep="\n")
+        written += drawn(lambda: long_horizon(run), folder / "flow")
+        written += drawn(lambda: missing_margin(run), folder / "margin")
+    return noted(folder, written)

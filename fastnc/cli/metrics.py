@@ -61,6 +61,7 @@ def metrics(
     """
     from dataclasses import replace
 
+    from fastnc._core.environment import provenance_line
     from fastnc._core.files import atomic_write, out_dir
     from fastnc._core.progress import progress_bar
     from fastnc.collapse.layer_table import LayerTable
@@ -95,6 +96,8 @@ def metrics(
             if ood is not None:
                 told = replace(told, nc5=_nc5(_parts(train, name), ood, keys, ignore_index))
             found[name], figures[name] = told, (statistics, names)
+    from fastnc.cli._results import drawn, noted
+
     folder = out_dir(out)
     if len(layers) > 1:
         lines = ",\n".join(f'"{name}": {m.json(convention)}' for name, m in found.items())
@@ -106,14 +109,13 @@ def metrics(
         text = told.json(convention) + "\n"
         written = [atomic_write(folder / "metrics.json", lambda f: f.write(text.encode()))]
         print(told.table(convention), flush=True)
-        tabular = told.to_latex(convention)
+        tabular = f"{told.to_latex(convention)}% {provenance_line()}\n"
         written += [atomic_write(folder / "metrics.tex", lambda f: f.write(tabular.encode()))]
-        from fastnc.cli._results import drawn
         from fastnc.plots import collapse_figure
 
         named = names[statistics.counts > 0]
         written += drawn(lambda: collapse_figure(told, statistics, named), folder / "metrics")
-    print("\nWritten:", *written, sep="\n  ")
+    print("\nWritten:", *noted(folder, written), sep="\n  ")
 
 
 def _matching(path: Path) -> list[Path]:

@@ -23,15 +23,17 @@ def plot(
     Each figure is written as .png and .pdf and named after its run's file.
     """
     from fastnc._core.files import out_dir
-    from fastnc.cli._results import drawn
+    from fastnc.cli._results import drawn, noted
 
     written: list[Path] = []
     for given in runs:
         path = _file(given)
         run, figures = _suited(path)
         folder = out_dir(path.parent if out is None else out)
+        made: list[Path] = []
         for name, draw in figures.items():
-            written += drawn(partial(draw, run), folder / f"{path.stem}-{name}")
+            made += drawn(partial(draw, run), folder / f"{path.stem}-{name}")
+        written += noted(folder, made)
     print("Written:", *written, sep="\n  ")
 
 

@@ -128,9 +128,9 @@ def sweep(
 
 def _tell(runs: Trajectories, folder: Path) -> list[Path]:
     """Print what became of the runs, and write their table and figure."""
-    from fastnc.cli._results import drawn
+    from fastnc.cli._results import drawn, noted
     from fastnc.plots import bands_summary, sweep_bands
 
     written = [runs.to_csv(folder / "runs.csv")]
     print(bands_summary(runs))
-    return written + drawn(lambda: sweep_bands(runs), folder / "sweep")
+    return noted(folder, written + drawn(lambda: sweep_bands(runs), folder / "sweep"))

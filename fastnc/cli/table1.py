@@ -54,7 +54,7 @@ def table1(
         ) from None
     print(to_text(table))
 
-    from fastnc.cli._results import drawn
+    from fastnc.cli._results import drawn, noted
     from fastnc.paper.minority_collapse import minority_angles
     from fastnc.plots import geometry, minority_collapse
 
@@ -68,4 +68,4 @@ def table1(
             curves.append(minority_angles(ratios, weight_decay=decay, seed=seed))
             bar.update(1)
     written += drawn(lambda: minority_collapse(curves), folder / "minority_collapse")
-    print("\nWritten:", *written, sep="\n  ")
+    print("\nWritten:", *noted(folder, written), sep="\n  ")

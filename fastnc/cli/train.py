@@ -128,7 +128,7 @@ def train(
         ) from None
     from fastnc._core.interrupts import Diverged, Interrupted
     from fastnc._core.ranks import workers_of_torchrun
-    from fastnc.cli._results import drawn
+    from fastnc.cli._results import drawn, noted
     from fastnc.plots import figure3
     from fastnc.training.data import load_data
     from fastnc.training.experiment import Experiment
@@ -171,8 +171,9 @@ def train(
             )  # fmt: skip
         except (Diverged, Interrupted) as stop:
             if leads and len(stop.run):
-                print(f"The measurements so far are in {stop.run.to_csv(folder / 'run.csv')}.")
-                drawn(partial(figure3, stop.run), folder / "figure3")
+                so_far = stop.run.to_csv(folder / "run.csv")
+                print(f"The measurements so far are in {so_far}.")
+                noted(folder, [so_far, *drawn(partial(figure3, stop.run), folder / "figure3")])
             if leads and isinstance(stop, Interrupted):
                 print("Go on with the same command and --resume.")
             raise
@@ -194,7 +195,7 @@ def train(
     )
     if peel:
         written += _peeled(run, peel, folder)
-    print("\nWritten:", *written, sep="\n  ")
+    print("\nWritten:", *noted(folder, written), sep="\n  ")
 
 
 def _peeled(run: Trajectory, epochs: int, folder: Path) -> list[Path]:

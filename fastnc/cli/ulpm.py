@@ -85,13 +85,14 @@ def ulpm(
 
 def _tell(run: Trajectory, folder: Path) -> list[Path]:
     """Print what became of a run, and write its table and its figure, as far as it came."""
-    from fastnc.cli._results import drawn
+    from fastnc.cli._results import drawn, noted
     from fastnc.plots import figure2, summary
 
     written = [run.to_csv(folder / "run.csv")]
     if len(run):
         print(summary(run))
     if len(run) and run.log10_time[-1] >= 1.0:
-        return written + drawn(lambda: figure2(run), folder / "figure2")
-    print("No figure: the log log t axis needs at least 10 epochs.")
-    return written
+        written += drawn(lambda: figure2(run), folder / "figure2")
+    else:
+        print("No figure: the log log t axis needs at least 10 epochs.")
+    return noted(folder, written)

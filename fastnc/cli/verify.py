@@ -20,7 +20,7 @@ def verify(
     """
     from fastnc._core.arrays import check_count
     from fastnc._core.files import out_dir
-    from fastnc.cli._results import drawn
+    from fastnc.cli._results import drawn, noted
     from fastnc.paper.verify import all_hold, check, table, write_csv, write_json
 
     check_count("seed", seed, 0)
@@ -34,7 +34,7 @@ def verify(
     from fastnc.plots import findings_chart
 
     written += drawn(lambda: findings_chart(findings), folder / "verify")
-    print("\nWritten:", *written, sep="\n  ")
+    print("\nWritten:", *noted(folder, written), sep="\n  ")
     failed = [finding.claim for finding in findings if not finding.holds]
     if all_hold(findings):
         print(f"\nAll {len(findings)} hold.")

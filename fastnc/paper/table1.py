@@ -15,6 +15,7 @@ import numpy as np
 
 from fastnc import models as M
 from fastnc._core.arrays import check_count
+from fastnc._core.environment import provenance_line
 from fastnc._core.files import atomic_write
 from fastnc._core.latex import tabular
 from fastnc.models.solve import Solution, solve
@@ -168,7 +169,7 @@ def to_latex(table: list[Row], path: str | os.PathLike[str]) -> Path:
         (row.name, row.paper, _known(row), f"{row.solution.value:.10g}", *_smalls(row))
         for row in table
     ]
-    text = tabular(heads, cells)
+    text = f"{tabular(heads, cells)}% {provenance_line()}\n"
     return atomic_write(path, lambda file: file.write(text.encode()))
 
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
+from fastnc._core.environment import own_version, provenance_line
 from fastnc._core.files import atomic_write
 
 FEATURES = "#1f77b4"
@@ -44,8 +45,13 @@ FORMULAS = {
 
 
 def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
-    """Write `stem`.png and `stem`.pdf, each atomically."""
+    """Write `stem`.png and `stem`.pdf, each atomically; both say in themselves what made them."""
     path = Path(stem)
+    made = provenance_line()
+    told: dict[str, dict[str, Any]] = {
+        "png": {"Software": f"fastnc {own_version()}", "Source": made},
+        "pdf": {"Creator": f"fastnc {own_version()}", "Subject": made},
+    }
     # A layout takes as long as a drawing and would be made for each of the two.
     engine = figure.get_layout_engine()
     if engine is not None:
@@ -57,7 +63,9 @@ def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
             return [
                 atomic_write(
                     path.with_name(f"{path.name}.{kind}"),
-                    lambda file, kind=kind: figure.savefig(file, format=kind, dpi=160),  # type: ignore[misc]
+                    lambda file, kind=kind: figure.savefig(  # type: ignore[misc]
+                        file, format=kind, dpi=160, metadata=told[kind]
+                    ),
                 )
                 for kind in ("png", "pdf")
             ]

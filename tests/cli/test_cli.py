@@ -1,6 +1,7 @@
 """What all commands share: doors, numbers, folders, terminals that lack something."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import fastnc
 from fastnc._core import progress
 from fastnc.cli import LONGEST, _one_line, build, whole_number
+from fastnc.cli._results import noted
 
 SHORT = ["ulpm", "--n-classes", "3", "--n-per-class", "2", "--dim", "4", "--epochs", "20"]
 
@@ -226,6 +229,32 @@ def test_plot(tmp_path):
     assert refused.exit_code == 2
     assert "`RUN` must be a file or the folder of one;" in refused.output
     assert "holds no run.npz and no runs.npz" in refused.output
+
+
+def test_every_file_says_what_made_it(tmp_path):
+    """A run in its own file, figures in theirs, tables in one beside them."""
+    assert invoke(*SHORT, "--out", tmp_path).exit_code == 0
+    (tmp_path / "mine.json").write_text("[]")
+    features = tmp_path / "features.npz"
+    np.savez(features, features=np.eye(8)[:, :3], labels=np.arange(8) % 2)
+    assert invoke("metrics", features, "--out", tmp_path).exit_code == 0
+    held = json.loads((tmp_path / "provenance.json").read_text())
+    assert sorted(held) == [
+        "figure2.pdf", "figure2.png", "metrics.json", "metrics.pdf", "metrics.png", "metrics.tex",
+        "run.csv",
+    ]  # fmt: skip
+    made = fastnc.Trajectory.load(tmp_path / "run.npz").about["provenance"]
+    for entry in held.values():
+        assert entry["command"][0] == "fastnc" and made.items() <= entry.items()
+    line = f"fastnc {fastnc.__version__}; commit {made['commit']}; processor {made['processor']}; "
+    with Image.open(tmp_path / "figure2.png") as image:
+        assert line in image.text["Source"]
+    assert f"% {line}" in (tmp_path / "metrics.tex").read_text()
+    # A file that is no such list is replaced; entries of files that are gone go with them.
+    (tmp_path / "provenance.json").write_text("[1]")
+    (tmp_path / "run.csv").unlink()
+    assert noted(tmp_path, [features])[-1] == tmp_path / "provenance.json"
+    assert list(json.loads((tmp_path / "provenance.json").read_text())) == ["features.npz"]
 
 
 class Clock:
