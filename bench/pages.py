@@ -54,14 +54,14 @@ def commands() -> str:
     return "\n\n".join(parts)
 
 
-def on_page_content(page: str, **_) -> str:
+def on_page_content(content: str, **_) -> str:
     """The page with its formulas as MathML."""
 
     def drawn(found: re.Match[str]) -> str:
         display = "block" if found[2] == "[" else "inline"
         return convert(html.unescape(found[3]).strip(), display=display)
 
-    return FORMULA.sub(drawn, page)
+    return FORMULA.sub(drawn, content)
 
 
 def on_post_build(config, **_) -> None:

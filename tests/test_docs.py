@@ -11,16 +11,14 @@ ROOT = Path(__file__).parents[1]
 
 def public_names():
     """Every name that a user types: those of `fastnc`, and of its public modules."""
-    modules = ["fastnc.models", "fastnc.rules", "fastnc.theory", "fastnc.training"]
-    modules += ["fastnc.nn", "fastnc.nn.callbacks", "fastnc.plots"]
     for name in fastnc.__all__:
         if name not in fastnc._MODULES and name != "__version__":
             yield f"fastnc.{name}"
-    for module in modules:
-        head, _, tail = module.rpartition(".")
-        for name in getattr(importlib.import_module(head), tail).__all__:
+    for module in ("models", "rules", "theory", "training", "nn", "nn.callbacks", "plots"):
+        file = fastnc._MODULES.get(module, module)
+        for name in importlib.import_module(f"fastnc.{file}").__all__:
             # Some of `theory` and `models` are at the top too, under that shorter name.
-            yield f"fastnc.{name}" if name in fastnc._HOME else f"{module}.{name}"
+            yield f"fastnc.{name}" if name in fastnc._HOME else f"fastnc.{module}.{name}"
 
 
 def defines(module, name):

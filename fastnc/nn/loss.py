@@ -30,9 +30,10 @@ class LinearCrossEntropyLoss(nn.Module):
         Whether the linear layer has a bias.
     device, dtype
         Of the linear layer.
-    weight, reduction, ignore_index, label_smoothing, options, **by_products
-        As in `linear_cross_entropy`: return_lse, return_predictions, return_entropies,
-        z_loss_weight, logit_scale, softcap.
+    weight, reduction, ignore_index, label_smoothing, options
+        As in `linear_cross_entropy`.
+    return_lse, return_predictions, return_entropies, z_loss_weight, logit_scale, softcap
+        As there.
 
     Raises
     ------

@@ -26,7 +26,7 @@ class TrackedLayer:
         self.name, self.module, self.at, self.features = name, module, at, features
 
     def tensor(self, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Tensor:
-        """What entered the layer (the first argument of its `forward`, by name) or left it."""
+        """What entered the layer (`input` by name, or its `forward`'s first argument) or left it."""
         if self.at == "input":
             return _first_tensor(_first_argument(self.module, inputs, named), self.name)
         return _first_tensor(output, self.name)
@@ -130,7 +130,8 @@ def _first_argument(module: nn.Module, inputs: tuple[Any, ...], named: dict[str,
         parameters = inspect.signature(module.forward).parameters
     except (TypeError, ValueError):
         parameters = {}  # type: ignore[assignment]
-    for name in parameters:
+    # torch's own word for it comes first, wherever it stands: `forward(target, input)`.
+    for name in ("input", *parameters):
         if name in named:
             return named[name]
     return next(iter(named.values()), None)

@@ -75,6 +75,19 @@ def test_it_does_not_lock_into_a_cycle_of_two():
     assert slope == pytest.approx(-1.0, abs=0.1)
 
 
+def test_what_a_larger_factor_gains():
+    """1 - beta falls as 1 / (factor epochs); at .8 both are what is right after 3000 epochs."""
+    rule = fastnc.rules.GradientDescent(fastnc.rules.LossScaled(0.8))
+    run = fastnc.descend(fastnc.ULPM(3, 10, 10), epochs=3000, rule=rule, snapshots=10)
+    quarter = fastnc.descend(fastnc.ULPM(3, 10, 10), epochs=3000, schedule="loss-scaled")
+    # Two digits of a mathematician's note.
+    assert run["beta"][-1] == pytest.approx(0.99987, abs=5e-6)
+    assert run["epsilon"][-1] == pytest.approx(0.058, abs=5e-4)
+    gained = (1.0 - quarter["beta"][-1]) / (1.0 - run["beta"][-1])
+    # The first steps, from where nothing is separated, do not count in full.
+    assert gained == pytest.approx(0.8 / 0.25, rel=0.02)
+
+
 def test_it_goes_with_noise_no_more_than_with_a_model_that_has_a_minimum():
     with pytest.raises(ValueError, match=r"`noise` and the schedule LossScaled.* do not go toget"):
         fastnc.descend(MODEL, epochs=5, schedule="loss-scaled", noise=0.1)

@@ -127,6 +127,27 @@ def test_a_loss_with_its_own_linear_layer():
     )
 
 
+def test_features_by_name_wherever_they_stand():
+    class Head(nn.Linear):
+        def forward(self, target=None, input=None):
+            return super().forward(input)
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = Head(4, 3)
+
+        def forward(self, x, y):
+            return self.head(target=y, input=x)
+
+    model, (x, y) = Network().eval(), data()
+    with CollapseTracker(model, "head") as tracker:
+        tracker.labels(y)
+        model(x, y)
+    weight, bias = model.head.weight.detach().numpy(), model.head.bias.detach().numpy()
+    same(tracker.metrics(), fastnc.collapse_metrics(x.numpy(), y.numpy(), weight, bias))
+
+
 def test_no_hook_stays_behind():
     model, (x, y) = network(), data()
     tracker = CollapseTracker(model, "classifier.1")

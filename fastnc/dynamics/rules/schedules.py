@@ -158,9 +158,11 @@ class LossScaled(Schedule):
 
     G is dlog L/dZ. Its factors alone, W or H, bend log L by at most `max|G|` times the square of
     the other one's spectral norm; moving together, and with K logits a sample, by up to four
-    times that: with a factor of 1 a run locks into a cycle of two (K = 3, n = d = 10: beta stays
-    at .990, and .99987 is right), with 1/4 none was seen. 400 steps reach a margin ratio of .99,
-    for which plain descent needs more than 3e5 epochs.
+    times that, so that the loss falls with a factor of 1/4; on 226 random problems it always did.
+    400 steps reach a margin ratio of .99, for which plain descent needs more than 3e5 epochs.
+    1 - beta falls as 1 / (factor epochs): K = 3, n = d = 10 is at beta = .99958 after 3000 epochs,
+    and at .99987 with a factor of .8, the largest without a cycle of two on those problems. There
+    the loss rose in a step or two of 2 problems; with 1, 64 of them locked (here beta stays .990).
     """
 
     factor: float = 0.25
