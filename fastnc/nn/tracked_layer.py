@@ -26,7 +26,7 @@ class TrackedLayer:
         self.name, self.module, self.at, self.features = name, module, at, features
 
     def tensor(self, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Tensor:
-        """What entered the layer (`input` by name, or its `forward`'s first argument) or left it."""
+        """What entered the layer (`input`, or its `forward`'s first argument) or left it."""
         if self.at == "input":
             return _first_tensor(_first_argument(self.module, inputs, named), self.name)
         return _first_tensor(output, self.name)
