@@ -23,22 +23,28 @@ from typer.testing import CliRunner
 from fastnc.cli import COMMANDS, build
 
 CONFIG = Path(__file__).parent / "asv.conf.json"
+NONE = "No measurement is recorded yet."
+GRAPHS = (
+    'Graphs over commits are on <a href="../asv/index.html">asv\'s own pages</a>, which load their '
+    "scripts from the network."
+)
 # What arithmatex makes of $...$ and $$...$$.
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 
 def on_page_markdown(markdown: str, **_) -> str:
     """The page with its tables."""
-    if "<!-- compare -->" in markdown:
-        files = sorted(RESULTS.glob("*.csv"), reverse=True)
-        markdown = markdown.replace(
-            "<!-- compare -->", "\n\n".join(table(rows_of(path)) for path in files)
-        )
-    if "<!-- suite -->" in markdown:
-        tables = [suite_table(path) for path in recorded()]
-        markdown = markdown.replace("<!-- suite -->", "\n\n".join(tables))
-    if "<!-- commands -->" in markdown:
-        markdown = markdown.replace("<!-- commands -->", commands())
+    files = sorted(RESULTS.glob("*.csv"), reverse=True)
+    for mark, text in (
+        ("<!-- compare -->", lambda: [table(rows_of(path)) for path in files] or [NONE]),
+        (
+            "<!-- suite -->",
+            lambda: [GRAPHS, *map(suite_table, recorded())] if recorded() else [NONE],
+        ),
+        ("<!-- commands -->", lambda: [commands()]),
+    ):
+        if mark in markdown:
+            markdown = markdown.replace(mark, "\n\n".join(text()))
     return markdown
 
 
