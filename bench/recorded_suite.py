@@ -82,6 +82,8 @@ def rename(path: Path) -> Path:
 
 def main() -> None:
     """Run the suite with the options given, and record it."""
+    from asv.machine import Machine, MachineCollection
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--machine", required=True, help="a name for this machine")
     known, others = parser.parse_known_args()
@@ -90,7 +92,8 @@ def main() -> None:
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=FOLDER, capture_output=True, text=True, check=True
     ).stdout.strip()
-    subprocess.run([*asv, "machine", "--machine", known.machine, "--yes"], check=True)
+    # `asv machine --machine NAME` would keep nothing but the name.
+    MachineCollection.save(known.machine, {**Machine.get_defaults(), "machine": known.machine})
     run = [*asv, "run", *where, "--python=same", "--set-commit-hash", head]
     done = subprocess.run([*run, "--machine", known.machine, *others])
     for path in (RESULTS / known.machine).glob(f"{head[:8]}-existing*.json"):
