@@ -20,21 +20,36 @@ def plot(
 ) -> None:
     """Draw the figures of saved runs again: of descents, flows, sweeps and trainings.
 
-    Each figure is written as .png and .pdf and named after its run's file.
+    Each figure is written as .png and .pdf and named after its run's file; of several files of one
+    name in one --out, after their folders too.
     """
     from fastnc._core.files import out_dir
     from fastnc.cli._results import drawn, noted
 
     written: list[Path] = []
-    for given in runs:
-        path = _file(given)
+    paths = [_file(given) for given in runs]
+    names = [path.stem for path in paths] if out is None else _names(paths)
+    for path, stem in zip(paths, names, strict=True):
         run, figures = _suited(path)
         folder = out_dir(path.parent if out is None else out)
         made: list[Path] = []
         for name, draw in figures.items():
-            made += drawn(partial(draw, run), folder / f"{path.stem}-{name}")
+            made += drawn(partial(draw, run), folder / f"{stem}-{name}")
         written += noted(folder, made)
-    print("Written:", *written, sep="\n  ")
+    print("Written:", *dict.fromkeys(written), sep="\n  ")
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """Names without an ending, each once: with the folder's name, then a number, where need be."""
+    names = [path.stem for path in paths]
+    names = [
+        f"{path.resolve().parent.name}-{path.stem}" if names.count(path.stem) > 1 else path.stem
+        for path in paths
+    ]
+    return [
+        f"{name}-{names[: i + 1].count(name)}" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    ]
 
 
 def _file(given: Path) -> Path:

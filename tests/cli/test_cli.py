@@ -221,6 +221,14 @@ def test_plot(tmp_path):
     assert sorted(path.name for path in (tmp_path / "figures").glob("*.png")) == [
         "flowed-flow.png", "flowed-margin.png", "many-sweep.png", "run-figure2.png",
     ]  # fmt: skip
+    # Runs of one name in one folder: none takes the place of another.
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / "run", again)
+    done = invoke("plot", tmp_path / "run", again, again / "run.npz", "--out", tmp_path / "three")
+    assert sorted(path.name for path in (tmp_path / "three").glob("*.png")) == [
+        "again-run-1-figure2.png", "again-run-2-figure2.png", "run-run-figure2.png",
+    ]  # fmt: skip
+    assert done.output.count("provenance.json") == 1
     short = fastnc.flow(fastnc.ULPM(3, 2, 4), log10_time=2).save(tmp_path / "short.npz")
     done = invoke("plot", short, "--out", tmp_path / "figures")
     assert done.exit_code == 0 and "No short-flow.png: " in done.output
