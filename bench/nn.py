@@ -1,12 +1,17 @@
 """`fastnc.nn.linear_cross_entropy` beside every way torch has: forward and backward, one table.
 
     python bench/nn.py [CASE ...] [--seconds S] [--compile] [--bias]
+    python bench/nn.py --fixed [--seconds S]
 
 Each round runs every path once, in a new order; medians, the least of all rounds, and the ratios
 of the fastest torch path to ours. The least is what counts where memory is fresh, hundreds of MB a
 call: a virtual machine that hands free pages back to its host pays several times for touching them
 again, and whoever comes first pays. The cases are those of `suite/cases.py`. Before it is timed,
 each path's gradients are compared with ours.
+
+`--fixed`: a call's fixed cost, at sizes where it is most of it, beside eager alone. One thread and
+its own processor time, in rounds of some calls of either, so that other processes hardly count; and
+the same with z-loss.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import random
 import statistics
 import time
 
+import numba
 import torch
 import torch.nn.functional as F
 from suite.cases import CASES
@@ -23,6 +29,8 @@ from suite.cases import CASES
 from fastnc.nn import linear_cross_entropy
 
 ROWS = (256, 2048)
+# K, d, N.
+FIXED = ((2, 8, 16), (5, 20, 50), (10, 64, 128), (10, 512, 64), (100, 128, 64))
 
 
 def by_hand(H, W, y, b, rows):
@@ -92,13 +100,62 @@ def measure(case, seconds, with_compile, with_bias):
     return {name: (statistics.median(t), min(t)) for name, t in times.items()}
 
 
+def fixed(shape, seconds, z_loss_weight):
+    """Median processor seconds of a call, ours and eager's, and of their ratio in a round."""
+    K, d, N = shape
+    g = torch.Generator().manual_seed(0)
+    H = torch.randn(N, d, generator=g).requires_grad_()
+    W = torch.randn(K, d, generator=g).requires_grad_()
+    y = torch.randint(K, (N,), generator=g)
+    options = {"z_loss_weight": z_loss_weight} if z_loss_weight else {}
+
+    def ours():
+        linear_cross_entropy(H, W, y, **options).backward()
+
+    def eager():
+        z = F.linear(H, W)
+        loss = F.cross_entropy(z, y)
+        if z_loss_weight:
+            loss = loss + z_loss_weight * torch.logsumexp(z, 1).square().mean()
+        loss.backward()
+
+    times = ([], [])
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[0]) < 10:
+        for i in random.sample((0, 1), 2):
+            start = time.process_time()
+            for _ in range(20):
+                H.grad = W.grad = None
+                (ours, eager)[i]()
+            times[i].append((time.process_time() - start) / 20)
+    ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
+    return *map(statistics.median, times), ratio
+
+
+def fixed_costs(seconds):
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+    for z_loss_weight in (0.0, 1e-4):
+        for shape in FIXED:
+            ours, eager, ratio = fixed(shape, seconds, z_loss_weight)
+            print(
+                f"{shape}{', z-loss' if z_loss_weight else ''}: {1e6 * ours:.1f} us, eager "
+                f"{1e6 * eager:.1f}, {ratio:.2f} times as long",
+                flush=True,
+            )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", default=list(CASES), metavar="CASE")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each case")
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
     parser.add_argument("--bias", action="store_true", help="with a bias")
+    parser.add_argument("--fixed", action="store_true", help="the fixed cost of a call")
     arguments = parser.parse_args()
+    if arguments.fixed:
+        fixed_costs(arguments.seconds)
+        return
     for name in arguments.cases:
         case = CASES[name]
         times = measure(case, arguments.seconds, arguments.compile, arguments.bias)

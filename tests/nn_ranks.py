@@ -43,6 +43,27 @@ def divided(mesh, reduction, weighted, given):
     return [x.full_tensor() if isinstance(x, DTensor) else x for x in (loss.detach(), *grads)]
 
 
+def whole(x):
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def again(mesh, reduction, given):
+    """Gradients of a gradient penalty, and of theirs, with the classes divided."""
+    H, W, b, y, v = batch()
+    W, b = (distribute_tensor(x, mesh, [Shard(0)]).requires_grad_() for x in (W, b))
+    H = distribute_tensor(H, mesh, [Replicate()]) if given else H
+    leaves = [H.requires_grad_(), W, b]
+    loss = linear_cross_entropy(H, W, y, linear_bias=b, weight=v, reduction=reduction)
+    value, found = whole(loss.cos().sum()), []
+    for last in (False, True):
+        grads = torch.autograd.grad(value, leaves, create_graph=True)
+        value = sum(whole(g.square().sum()) for g in grads)
+        found.append([whole(g).detach() for g in grads])
+        if last:
+            found.append([whole(g).detach() for g in torch.autograd.grad(value, leaves)])
+    return found
+
+
 def refusals(mesh):
     H, W, b, y, _ = batch()
     sharded = distribute_tensor(W, mesh, [Shard(0)])
@@ -52,6 +73,8 @@ def refusals(mesh):
         (H, sharded, {"linear_bias": b}),
         (distribute_tensor(H, mesh, [Shard(0)]), sharded, {}),
         (distribute_tensor(H, mesh, [Replicate()]), W, {}),
+        (H, sharded, {"weight": torch.ones(SHAPE["K"], requires_grad=True)}),
+        (H, sharded, {"return_lse": True}),
     )
     said = []
     for features, weight, options in cases:
@@ -59,11 +82,6 @@ def refusals(mesh):
             linear_cross_entropy(features, weight, y, **options)
         except NotImplementedError as error:
             said.append(str(error))
-    loss = linear_cross_entropy(H, sharded.requires_grad_(), y)
-    try:
-        torch.autograd.grad(loss, sharded, create_graph=True)
-    except NotImplementedError as error:
-        said.append(str(error))
     return said
 
 
@@ -87,6 +105,8 @@ def main(folder):
         for weighted in (False, True):
             for given in (False, True):
                 found[reduction, weighted, given] = divided(mesh, reduction, weighted, given)
+        for given in (False, True):
+            found["again", reduction, given] = again(mesh, reduction, given)
     torch.save(found, folder / f"rank{dist.get_rank()}.pt")
     dist.destroy_process_group()
 

@@ -9,27 +9,35 @@ from fastnc.nn import _formula
 from fastnc.nn._dispatch import evaluate
 from fastnc.nn._eager import Eager
 from fastnc.nn._labels import look
-from fastnc.nn._operator import operator
+from fastnc.nn._operator import Carried, operator
 from fastnc.nn._problem import Problem
-from fastnc.nn._surroundings import plain, recorded, transformed
+from fastnc.nn._surroundings import plain, pulled_back, recorded, transformed
 
 
 def apply(problem: Problem) -> Tensor:
     """The loss, differentiable any number of times by whatever is differentiated."""
     loss: Tensor
-    if transformed() or by_target(problem):
-        if not (transformed() or recorded()) and plain(problem):
-            look(problem.target, len(problem.linear_weight), problem.ignore_index)
-        loss = _formula.loss(problem)
-    elif plain(problem) and not recorded():
+    if plain(problem) and not (transformed() or recorded() or by_target(problem)):
         loss = Eager.apply(*problem[:3], problem) if problem.wanted else evaluate(problem)[0]
-    elif any(type(x).__name__ == "DTensor" for x in problem[:5]):
+    elif divided(problem):
         from fastnc.nn import _vocabulary_parallel
 
         loss = _vocabulary_parallel.loss(problem)
+    elif transformed() or by_target(problem):
+        if not (transformed() or recorded()) and plain(problem):
+            look(problem.target, len(problem.linear_weight), problem.ignore_index)
+        if problem.reduction != "none" and pulled_back() and not (recorded() or by_target(problem)):
+            loss = Carried.apply(*problem)[0]
+        else:
+            loss = _formula.loss(problem)
     else:
-        loss = operator(*_recordable(problem))[0]
+        loss = operator(*recordable(problem))[0]
     return loss
+
+
+def divided(problem: Problem) -> bool:
+    """Whether one of its tensors lies on several ranks."""
+    return any(type(x).__name__ == "DTensor" for x in problem[:5])
 
 
 def wanted_of(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> int:
@@ -40,7 +48,7 @@ def wanted_of(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) 
     return wanted if linear_bias is None else wanted + 4 * linear_bias.requires_grad
 
 
-def _recordable(problem: Problem) -> Problem:
+def recordable(problem: Problem) -> Problem:
     """A trace may be run later with tensors of which more is wanted."""
     if torch._C._get_tracing_state() is None:
         return problem

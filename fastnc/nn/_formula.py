@@ -26,16 +26,46 @@ _LINEAR_FROM = {torch.float32: 80.0, torch.float64: 700.0}
 
 def loss(problem: Problem) -> Tensor:
     """The loss of a checked problem, in its dtype."""
-    input, linear_weight, _, target, weight, reduction, *_ = problem
-    kind = loss_dtype(input, linear_weight, target)
-    with torch.autocast(input.device.type, enabled=False):
-        each, counted = _losses(problem)
-        if reduction == "none":
-            return each.to(kind)
-        total = each.sum(dtype=torch.float64)
-        if reduction == "sum":
-            return total.to(kind)
-        return mean(total, divisor(target, weight, counted)).to(kind)
+    kind = loss_dtype(problem.input, problem.linear_weight, problem.target)
+    with torch.autocast(problem.input.device.type, enabled=False):
+        each, _ = _losses(problem, logits(problem))
+        return reduced(problem, each).to(kind)
+
+
+def together(
+    problem: Problem, z_loss_weight: float = 0.0, entropies: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The loss with its z-loss, and of each sample the log-sum-exp and the entropy."""
+    kind = loss_dtype(problem.input, problem.linear_weight, problem.target)
+    with torch.autocast(problem.input.device.type, enabled=False):
+        z = logits(problem)
+        each, counted = _losses(problem, z)
+        lse = torch.logsumexp(z, 1)
+        spread = softmax_entropies(z) if entropies else None
+        if counted is not None:
+            lse = torch.where(counted, lse, 0.0)
+            spread = None if spread is None else torch.where(counted, spread, 0.0)
+        return reduced(problem, each, lse, z_loss_weight).to(kind), lse, spread
+
+
+def reduced(
+    problem: Problem, losses: Tensor, lse: Tensor | None = None, z_loss_weight: float = 0.0
+) -> Tensor:
+    """Losses of any shape with z-losses of `lse`, as `problem` has them reduced, in float64."""
+    target, weight, reduction = problem.target, problem.weight, problem.reduction
+    z_losses = None if lse is None or not z_loss_weight else z_loss_weight * lse.square()
+    if reduction == "none":
+        return losses if z_losses is None else losses + z_losses
+    counted = None if target.is_floating_point() else target != problem.ignore_index
+    total = losses.sum(dtype=torch.float64)
+    if reduction == "mean":
+        total = mean(total, divisor(losses.numel(), target, weight, counted))
+    if z_losses is not None:
+        of_z = z_losses.sum(dtype=torch.float64)
+        if reduction == "mean":
+            of_z = mean(of_z, divisor(losses.numel(), target, None, counted))
+        total = total + of_z
+    return total
 
 
 def mean(total: Tensor, divisor: Tensor) -> Tensor:
@@ -44,25 +74,21 @@ def mean(total: Tensor, divisor: Tensor) -> Tensor:
     return torch.where(none, torch.nan, total / torch.where(none, 1.0, divisor))
 
 
-def divisor(target: Tensor, weight: Tensor | None, counted: Tensor | None) -> Tensor:
-    """By what a mean divides: the weights of the labels that count, or the number of rows."""
+def divisor(n: int, target: Tensor, weight: Tensor | None, counted: Tensor | None) -> Tensor:
+    """By what a mean divides: the weights of the labels that count, or the number of losses."""
     if counted is None:
-        return torch.full((), target.shape[0], dtype=torch.float64, device=target.device)
+        return torch.full((), n, dtype=torch.float64, device=target.device)
     if weight is None:
         return counted.sum(dtype=torch.float64)
     inside = counted & (target >= 0) & (target < len(weight))
     return (weight[target.masked_fill(~inside, 0)] * inside).sum(dtype=torch.float64)
 
 
-def logits(problem: Problem) -> Tensor:
-    """(N, K), capped; a row that is to be ignored is that of an input of zeros."""
-    input, linear_weight, linear_bias, target, *_ = problem
+def raw_logits(problem: Problem, input: Tensor) -> Tensor:
+    """(N, K), capped, of `input` in the place of the problem's."""
+    _, linear_weight, linear_bias, target, *_ = problem
     dtype = working_dtype(input, linear_weight, target)
-    H = input.to(dtype)
-    if not target.is_floating_point():
-        # It may hold NaN, which must reach no gradient.
-        H = torch.where((target.to(torch.int64) != problem.ignore_index).unsqueeze(1), H, 0.0)
-    z = H @ linear_weight.to(dtype).mT
+    z = input.to(dtype) @ linear_weight.to(dtype).mT
     if linear_bias is not None:
         z = z + linear_bias.to(dtype)
     if problem.softcap:
@@ -70,10 +96,25 @@ def logits(problem: Problem) -> Tensor:
     return z
 
 
-def _losses(problem: Problem) -> tuple[Tensor, Tensor | None]:
+def logits(problem: Problem) -> Tensor:
+    """(N, K), capped; a row that is to be ignored is that of an input of zeros."""
+    input, target = problem.input, problem.target
+    if not target.is_floating_point():
+        # It may hold NaN, which must reach no gradient.
+        counted = (target.to(torch.int64) != problem.ignore_index).unsqueeze(1)
+        input = torch.where(counted, input, 0.0)
+    return raw_logits(problem, input)
+
+
+@torch.no_grad()
+def predictions(problem: Problem) -> Tensor:
+    """The class of each sample's largest logit."""
+    return raw_logits(problem, problem.input).argmax(1)
+
+
+def _losses(problem: Problem, z: Tensor) -> tuple[Tensor, Tensor | None]:
     """Each sample's loss (N,), and which of them count."""
     _, _, _, target, weight, _, ignore_index, smoothing, *_ = problem
-    z = logits(problem)
     dtype, K = z.dtype, z.shape[1]
     weight = None if weight is None else weight.to(dtype)
     counted = poison = None
@@ -126,6 +167,16 @@ def log_partition(gaps: Tensor, label: Tensor) -> Tensor:
     return differentiated + (value - differentiated.detach())
 
 
+def softmax_entropies(z: Tensor) -> Tensor:
+    """`-sum_j p_j log p_j` by gaps to the largest logit: a sum of numbers of one sign."""
+    top = z.detach().argmax(1, keepdim=True)
+    gaps = z - z.gather(1, top)
+    # The loss of the largest logit's class, -log p.
+    loss = log_partition(gaps, top)
+    p = torch.exp(gaps - loss.unsqueeze(1))
+    return loss - (p * gaps.masked_fill(torch.isinf(gaps), 0.0)).sum(1)
+
+
 def tanh(x: Tensor) -> Tensor:
     """tanh by an expression whose derivative does not cancel where it levels off."""
     e = torch.exp(-2.0 * x.abs())
@@ -138,9 +189,9 @@ def gradients(problem: Problem, upstream: Tensor) -> tuple[Tensor, ...]:
 
     Differentiable by all of them, by whatever torch has for it.
     """
-    leaves = _widened(problem)
+    leaves = widened(problem)
     pull: Any
-    _, pull = torch.func.vjp(lambda *leaves: loss(_with(problem, leaves)), *leaves)  # type: ignore[misc]
+    _, pull = torch.func.vjp(lambda *leaves: loss(of_leaves(problem, leaves)), *leaves)  # type: ignore[misc]
     made: tuple[Tensor, ...] = pull(upstream.to(loss_dtype(leaves[0], leaves[1], problem.target)))
     return made
 
@@ -149,10 +200,10 @@ def hessian_products(
     problem: Problem, upstream: Tensor, directions: tuple[Tensor | None, ...]
 ) -> tuple[Tensor, ...]:
     """Derivatives of `sum <direction, gradient>` by upstream, input, linear_weight (and bias)."""
-    leaves = _widened(problem)
+    leaves = widened(problem)
 
     def along(upstream: Tensor, *leaves: Tensor) -> Tensor:
-        made = gradients(_with(problem, leaves), upstream)
+        made = gradients(of_leaves(problem, leaves), upstream)
         pairs = [(v, g) for v, g in zip(directions, made, strict=False) if v is not None]
         parts = [(v.to(g.dtype) * g).sum() for v, g in pairs]
         return torch.stack(parts).sum()
@@ -163,12 +214,12 @@ def hessian_products(
     return products
 
 
-def _widened(problem: Problem) -> list[Tensor]:
+def widened(problem: Problem) -> list[Tensor]:
     """Half precision has no room for what is yet to be multiplied."""
     dtype = working_dtype(problem.input, problem.linear_weight, problem.target)
     return [x.to(dtype) for x in problem[:3] if isinstance(x, Tensor)]
 
 
-def _with(problem: Problem, leaves: Any) -> Problem:
+def of_leaves(problem: Problem, leaves: Any) -> Problem:
     bias = leaves[2] if len(leaves) == 3 else None
     return problem._replace(input=leaves[0], linear_weight=leaves[1], linear_bias=bias)

@@ -7,6 +7,7 @@ derivative multiplies; differentiated themselves they are Hessian products.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -32,13 +33,12 @@ def operator(
     wanted: int,
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _look(input, linear_weight, target, linear_bias, weight)
+    look_again(input, linear_weight, target, linear_bias, weight)
     problem = Problem(
         input, linear_weight, linear_bias, target, weight, reduction, ignore_index,
-        label_smoothing, 0 if reduction == "none" else wanted, softcap,
+        label_smoothing, wanted, softcap,
     )  # fmt: skip
-    loss, *grads = evaluate(problem)
-    return loss, *_filled(input, grads)
+    return _with_gradients(problem)
 
 
 @torch.library.custom_op("fastnc::linear_cross_entropy_rows_backward", mutates_args=())
@@ -54,13 +54,13 @@ def rows_backward(
     wanted: int,
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _look(input, linear_weight, target, linear_bias, weight)
+    look_again(input, linear_weight, target, linear_bias, weight)
     problem = Problem(
         input, linear_weight, linear_bias, target, weight, "none", ignore_index, label_smoothing,
         wanted, softcap,
     )  # fmt: skip
     _, *grads = evaluate(problem, upstream)
-    return _filled(input, grads)
+    return filled(input, grads)
 
 
 @operator.register_fake
@@ -68,15 +68,22 @@ def _(input: Tensor, linear_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     _, target, _, reduction, _, _, wanted, _ = rest
     shape = (input.shape[0],) if reduction == "none" else ()
     loss = input.new_empty(shape, dtype=loss_dtype(input, linear_weight, target))
-    return loss, *_like(input, linear_weight, target, 0 if reduction == "none" else wanted)
+    return loss, *like_gradients(input, linear_weight, target, 0 if reduction == "none" else wanted)
 
 
 @rows_backward.register_fake
 def _(upstream: Tensor, input: Tensor, linear_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return _like(input, linear_weight, rest[1], rest[-2])
+    return like_gradients(input, linear_weight, rest[1], rest[-2])
 
 
-def _look(input: Tensor, linear_weight: Tensor, *rest: Any) -> None:
+def _with_gradients(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss, and the gradients of a reduced one."""
+    none = problem.reduction == "none"
+    loss, *grads = evaluate(problem._replace(wanted=0) if none else problem)
+    return loss, *filled(problem.input, grads)
+
+
+def look_again(input: Tensor, linear_weight: Tensor, *rest: Any) -> None:
     """What was recorded may be run with tensors of other shapes."""
     if input.dim() != 2 or linear_weight.dim() != 2:
         raise ShapeError(
@@ -87,13 +94,13 @@ def _look(input: Tensor, linear_weight: Tensor, *rest: Any) -> None:
     check(input, linear_weight, target, linear_bias, weight, None)
 
 
-def _filled(input: Tensor, grads: list[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
+def filled(input: Tensor, grads: Iterable[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
     """An operator returns tensors: empty ones where nothing was wanted."""
     made = [input.new_empty(0) if g is None else g for g in grads]
     return made[0], made[1], made[2]
 
 
-def _like(
+def like_gradients(
     input: Tensor, linear_weight: Tensor, target: Tensor, wanted: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = working_dtype(input, linear_weight, target)
@@ -164,3 +171,18 @@ def _rows_backward_backward(ctx: Any, *directions: Tensor | None) -> Any:
 
 operator.register_autograd(_backward, setup_context=_remember)
 rows_backward.register_autograd(_rows_backward_backward, setup_context=_remember_rows)
+
+
+class Carried(torch.autograd.Function):
+    """The operator for `torch.func.grad`, `vjp` and `jacrev`, of which registrations know nothing.
+
+    Gradients are outputs, as they are there, so that a transform around this one finds what they
+    depend on.
+    """
+
+    @staticmethod
+    def forward(*arguments: Any) -> Any:
+        return _with_gradients(Problem(*arguments))
+
+    setup_context = staticmethod(_remember)  # type: ignore[assignment]
+    backward = staticmethod(_backward)

@@ -98,12 +98,9 @@ def _total(whole: Problem, parts: list[Problem]) -> Tensor:
         for part in parts:
             total = total + apply(part._replace(reduction="sum"))
         if reduction == "mean":
-            if target.is_floating_point():
-                count = input.shape[0] * math.prod(target.shape[2:])
-                divisor = torch.full((), count, dtype=torch.float64, device=input.device)
-            else:
-                divisor = _formula.divisor(target, weight, target != ignore_index)
-            total = _formula.mean(total, divisor)
+            counted = None if target.is_floating_point() else target != ignore_index
+            n = input.shape[0] * math.prod(linear_weight.shape[1:-1])
+            total = _formula.mean(total, _formula.divisor(n, target, weight, counted))
     return total.to(kind)
 
 

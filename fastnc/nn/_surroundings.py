@@ -22,6 +22,14 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or _forward_ad._current_level >= 0
 
 
+def pulled_back() -> bool:
+    """Whether all transforms around are of reverse mode, which ask for gradients and no more."""
+    if _forward_ad._current_level >= 0 or not torch._C._are_functorch_transforms_active():
+        return False
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return all(level.key() == torch._C._functorch.TransformType.Grad for level in stack)
+
+
 def recorded() -> bool:
     """Whether somebody writes down which operators run: a compiler, a tracer, a dispatch mode."""
     return (

@@ -7,19 +7,18 @@ the formula in torch's operations.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from fastnc.nn import _formula
 from fastnc.nn._batched import is_batch, over_batches
 from fastnc.nn._problem import Problem, working_dtype
 from fastnc.nn._surroundings import recorded, transformed
-from fastnc.nn._torch_rows import Asked, Upstream, one_pass
+from fastnc.nn._torch_rows import Asked, Pass, Upstream, one_pass
 
-# `(loss, lse, entropies)` of a problem and its leaves by differentiable operations.
-Formula = Callable[..., tuple[Tensor, ...]]
+Grads = list[Tensor | None]
 
 
 class Together(torch.autograd.Function):
@@ -31,15 +30,12 @@ class Together(torch.autograd.Function):
         linear_bias: Tensor | None,
         problem: Problem,
         asked: Asked,
-        formula: Formula,
     ) -> tuple[Tensor | None, ...]:
-        ctx.options, ctx.asked, ctx.formula = problem[5:], asked, formula
+        ctx.options, ctx.asked = problem[5:], asked
         ctx.save_for_backward(*problem[:5])
         ctx.set_materialize_grads(False)
-        dtype = working_dtype(input, linear_weight, problem.target)
-        reduced = problem.reduction != "none"
-        made = one_pass(dtype, problem if reduced else problem._replace(wanted=0), asked)
-        ctx.grads = made.grads if reduced and problem.wanted else None
+        made = forward_pass(problem, asked)
+        ctx.grads = made.grads if problem.reduction != "none" and problem.wanted else None
         if made.predictions is not None:
             ctx.mark_non_differentiable(made.predictions)
         # The z-loss wants it, and nobody asked for it.
@@ -47,55 +43,80 @@ class Together(torch.autograd.Function):
         return made.loss, lse, made.predictions, made.entropies
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-        loss, lse, _, entropies = upstream
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Any, ...]:
+        loss, lse, _, entropies = grad_outputs
+        upstream = Upstream(loss, lse, entropies)
         problem = Problem(*ctx.saved_tensors, *ctx.options)
-        again = torch.is_grad_enabled() or transformed() or recorded()
-        if again or any(is_batch(u) for u in upstream):
-            return (*_by_formula(ctx, problem, (loss, lse, entropies)), None, None, None)
-        total: list[Tensor | None] = [None] * 3
-        rows = Upstream(None, lse, entropies)
-        if problem.reduction == "none" and loss is not None:
-            rows = _of_rows(problem, ctx.asked, loss, rows)
-        elif loss is not None:
+        if torch.is_grad_enabled() or transformed() or recorded() or any(map(is_batch, upstream)):
+            return (*_wanted(problem, pulled(problem, ctx.asked, upstream)), None, None)
+        total: Grads = [None] * 3
+        if problem.reduction != "none" and loss is not None:
             made, ctx.grads = ctx.grads, None
             if made is None:
-                made = one_pass(_dtype(problem), problem, ctx.asked).grads
+                made = forward_pass(problem, ctx.asked).grads
             total = [None if g is None else g.mul_(loss.to(g.dtype)) for g in made]
-        if any(u is not None for u in rows):
-            more = one_pass(_dtype(problem), problem, ctx.asked, rows).grads
-            total = [a if b is None else b if a is None else a + b
-                     for a, b in zip(total, more, strict=True)]  # fmt: skip
-        return (*total, None, None, None)
+            upstream = upstream._replace(losses=None)
+        if any(u is not None for u in upstream):
+            total = added(total, backward_pass(problem, ctx.asked, upstream))
+        return (*total, None, None)
 
 
-def _dtype(problem: Problem) -> torch.dtype:
-    return working_dtype(problem.input, problem.linear_weight, problem.target)
+def forward_pass(problem: Problem, asked: Asked) -> Pass:
+    """Everything that is asked for, and the gradients of a reduced loss."""
+    reduced = problem.reduction != "none"
+    return _pass(problem if reduced else problem._replace(wanted=0), asked)
 
 
-def _of_rows(problem: Problem, asked: Asked, loss: Tensor, rows: Upstream) -> Upstream:
-    """Upstream gradients by the plain losses and the log-sum-exp, which z-losses are made of."""
-    if not asked.z_loss_weight:
-        return rows._replace(losses=loss)
-    wanted = Asked(lse=True)
-    values = cast(Tensor, one_pass(_dtype(problem), problem._replace(wanted=0), wanted).lse)
-    by_z = 2.0 * asked.z_loss_weight * values * loss
-    return Upstream(loss, by_z if rows.lse is None else by_z + rows.lse, rows.entropies)
+def backward_pass(problem: Problem, asked: Asked, upstream: Upstream) -> Grads:
+    """Gradients by what samples have: losses of "none", log-sum-exps, entropies."""
+    if asked.z_loss_weight and upstream.losses is not None:
+        # A z-loss is made of the log-sum-exp.
+        values = _pass(problem._replace(wanted=0), Asked(lse=True)).lse
+        by_z = 2.0 * asked.z_loss_weight * cast(Tensor, values) * upstream.losses
+        upstream = upstream._replace(lse=by_z if upstream.lse is None else by_z + upstream.lse)
+    return _pass(problem, asked, upstream).grads
 
 
-def _by_formula(ctx: Any, problem: Problem, upstream: tuple[Tensor | None, ...]) -> list[Any]:
-    """The same by torch's own derivatives, differentiable again, or for batches."""
-    dtype = _dtype(problem)
-    leaves = [x.to(dtype) for x in problem[:3] if isinstance(x, Tensor)]
+def _pass(problem: Problem, asked: Asked, upstream: Upstream | None = None) -> Pass:
+    if 0 not in problem.linear_weight.shape:
+        dtype = working_dtype(problem.input, problem.linear_weight, problem.target)
+        return one_pass(dtype, problem, asked, upstream)
+    # No class or no feature: nothing that a pass over logits could do.
+    with torch.no_grad():
+        values = _formula.together(problem, asked.z_loss_weight, asked.entropies)
+        predictions = _formula.predictions(problem) if asked.predictions else None
+        if upstream is None:
+            upstream = Upstream(torch.ones_like(values[0]))
+        grads = _wanted(problem, pulled(problem, asked, upstream))
+    return Pass(values[0], values[1], predictions, values[2], grads)
+
+
+def added(some: Grads, more: Grads) -> Grads:
+    """Their sums, where both are there."""
+    return [a if b is None else b if a is None else a + b for a, b in zip(some, more, strict=True)]
+
+
+def _wanted(problem: Problem, made: tuple[Tensor, ...]) -> Grads:
+    grads: Grads = [
+        g if problem.wanted & bit else None for g, bit in zip(made, (1, 2, 4), strict=False)
+    ]
+    return grads + [None] * (3 - len(grads))
+
+
+def pulled(problem: Problem, asked: Asked, upstream: Upstream) -> tuple[Tensor, ...]:
+    """The gradients by input, linear_weight (and bias), by torch's operations.
+
+    Differentiable again, by upstream gradients too, and for batches of these.
+    """
+    leaves = _formula.widened(problem)
     used = [i for i, u in enumerate(upstream) if u is not None]
 
     def values(*leaves: Tensor) -> tuple[Tensor, ...]:
-        bias = leaves[2] if len(leaves) == 3 else None
-        of = problem._replace(input=leaves[0], linear_weight=leaves[1], linear_bias=bias)
-        made = ctx.formula(of, ctx.asked)
-        return tuple(made[i] for i in used)
+        of = _formula.of_leaves(problem, leaves)
+        made = _formula.together(of, asked.z_loss_weight, asked.entropies)
+        return tuple(cast(Tensor, made[i]) for i in used)
 
-    def pulled(*upstream: Tensor) -> tuple[Tensor, ...]:
+    def pull_back(*upstream: Tensor) -> tuple[Tensor, ...]:
         pull: Any
         made, pull = torch.func.vjp(values, *leaves)  # type: ignore[misc]
         grads: tuple[Tensor, ...] = pull(
@@ -103,8 +124,30 @@ def _by_formula(ctx: Any, problem: Problem, upstream: tuple[Tensor | None, ...])
         )
         return grads
 
-    given = [upstream[i] for i in used]
-    batches = any(is_batch(u) for u in given)
-    made = over_batches(pulled, *given) if batches else pulled(*given)  # type: ignore[arg-type]
-    grads = [g if problem.wanted & bit else None for g, bit in zip(made, (1, 2, 4), strict=False)]
-    return grads + [None] * (3 - len(grads))
+    given = [cast(Tensor, upstream[i]) for i in used]
+    return over_batches(pull_back, *given) if any(map(is_batch, given)) else pull_back(*given)
+
+
+def pulled_again(
+    problem: Problem, asked: Asked, upstream: Upstream, directions: tuple[Tensor | None, ...]
+) -> tuple[list[Tensor | None], Grads]:
+    """Derivatives of `sum <direction, gradient>` by what is upstream, and by the leaves."""
+    leaves = _formula.widened(problem)
+    used = [i for i, u in enumerate(upstream) if u is not None]
+
+    def along(*tensors: Tensor) -> Tensor:
+        given: list[Tensor | None] = [None] * 3
+        for i, u in zip(used, tensors, strict=False):
+            given[i] = u
+        of = _formula.of_leaves(problem, tensors[len(used) :])
+        made = pulled(of, asked, Upstream(*given))
+        pairs = [(v, g) for v, g in zip(directions, made, strict=False) if v is not None]
+        return torch.stack([(v.to(g.dtype) * g).sum() for v, g in pairs]).sum()
+
+    pull: Any
+    value, pull = torch.func.vjp(along, *(upstream[i] for i in used), *leaves)  # type: ignore[misc]
+    made = list(pull(torch.ones_like(value)))
+    by_upstream: list[Tensor | None] = [None] * 3
+    for i in used:
+        by_upstream[i] = made.pop(0)
+    return by_upstream, made + [None] * (3 - len(made))

@@ -6,20 +6,25 @@ logit; gaps to it are taken then, and a second one joins the ranks' sums:
     loss_i = log(1 + sum_ranks sum_{j != y} e^{D_j}),    r_j = e^{D_j} / den,    r_y = -S / den
 
 so that nothing cancels here either. Both are numbers for each sample. The gradient by the input is
-a sum over ranks, N x d, which its own placement asks for; that by the weight stays where it is.
+a sum over ranks, N x d; that by the weight stays where it is. A Hessian product divides the same
+way, by two more reductions of numbers for each sample: `sum_k p_k u_k` and what the label's logit
+moves by. It and all further derivatives follow from `_each`, which is made of operations that are
+differentiable and of two that are each other's derivative, a sum over ranks and its copies.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from fastnc.nn import _formula
 from fastnc.nn._problem import Problem, loss_dtype, working_dtype
+from fastnc.nn._surroundings import transformed
 
 _ENTRIES_A_BLOCK = 1 << 20
 
@@ -32,7 +37,27 @@ def loss(problem: Problem) -> Tensor:
     NotImplementedError
         Placements or options that have no form with the classes divided.
     """
-    W, b = problem.linear_weight, problem.linear_bias
+    H, W, b = problem[:3]
+    mesh = _refuse(problem)
+    given = isinstance(H, DTensor)
+    dtype = working_dtype(H, W, problem.target)
+    rows, classes, bias = (None if x is None else _local(x).to(dtype) for x in (H, W, b))
+    target, weight = (_whole(x) for x in (problem.target, problem.weight))
+    how = (problem.ignore_index, _first_class(W), len(W), mesh.get_group())
+    each = _Divided.apply(rows, classes, bias, target, weight, how)
+    total = _formula.reduced(problem._replace(target=target, weight=weight), each)
+    total = total.to(loss_dtype(H, W, problem.target))
+    if not given:
+        return total
+    joined: Tensor = _Joined.apply(
+        total, _Layout(mesh, (Replicate(),), total.shape, total.stride())
+    )
+    return joined
+
+
+def _refuse(problem: Problem) -> Any:
+    """The mesh, or a sentence."""
+    H, W, b, target, weight, *_ = problem
     if not isinstance(W, DTensor):
         raise NotImplementedError(
             "`linear_weight` must be a DTensor where `input` is one; got a plain tensor. Pass "
@@ -44,42 +69,32 @@ def loss(problem: Problem) -> Tensor:
             "`linear_weight` must be sharded by classes, Shard(0), on a mesh of one dimension; got "
             f"{W.placements} on one of {mesh.ndim}. Redistribute it, or call `.full_tensor()`."
         )
-    if problem.target.is_floating_point() or problem.label_smoothing or problem.softcap:
+    if target.is_floating_point() or problem.label_smoothing or problem.softcap:
         raise NotImplementedError(
             "`target` must hold classes, and `label_smoothing` and `softcap` be left alone, where "
             "`linear_weight` is divided among ranks. Call `.full_tensor()` on it for those."
+        )
+    if transformed() or (weight is not None and weight.requires_grad):
+        raise NotImplementedError(
+            "`linear_weight` must be whole under the transforms of `torch.func`, in forward mode "
+            "and where `weight` is differentiated; got one divided among ranks. Call "
+            "`.full_tensor()` on it."
         )
     if b is not None and not (isinstance(b, DTensor) and b.placements == (Shard(0),)):
         raise NotImplementedError(
             "`linear_bias` must be sharded as `linear_weight` is, Shard(0); distribute it with "
             "`distribute_tensor(linear_bias, mesh, [Shard(0)])`."
         )
-    H = problem.input
     if isinstance(H, DTensor) and H.placements != (Replicate(),):
         raise NotImplementedError(
             f"`input` must be replicated where `linear_weight` is sharded; got {H.placements}. "
             "Call `input.redistribute(placements=[Replicate()])`."
         )
-    kind = loss_dtype(H, W, problem.target)
-    given = isinstance(H, DTensor)
-    whole: Any = H if given else DTensor.from_local(H, mesh, [Replicate()], run_check=False)
-    # The gradient of each rank's part is a part of the whole, and its sum is taken once.
-    rows = whole.to_local(grad_placements=[Partial()])
-    dtype = working_dtype(H, W, problem.target)
-    target, weight = (_whole(x) for x in (problem.target, problem.weight))
-    first = _first_class(W)
-    each = _Divided.apply(
-        rows.to(dtype), W.to_local().to(dtype), None if b is None else b.to_local().to(dtype),
-        target, weight, (problem.ignore_index, first, len(W), mesh.get_group()),
-    )  # fmt: skip
-    counted = target != problem.ignore_index
-    total: Tensor = each
-    if problem.reduction != "none":
-        total = each.sum(dtype=torch.float64)
-    if problem.reduction == "mean":
-        total = _formula.mean(total, _formula.divisor(target, weight, counted))
-    total = total.to(kind)
-    return DTensor.from_local(total, mesh, [Replicate()], run_check=False) if given else total
+    return mesh
+
+
+def _local(x: Tensor) -> Any:
+    return _Local.apply(x) if isinstance(x, DTensor) else x
 
 
 def _whole(x: Tensor | None) -> Any:
@@ -91,6 +106,77 @@ def _first_class(W: DTensor) -> int:
     mesh = W.device_mesh
     most = -(-len(W) // mesh.size())
     return min(most * mesh.get_local_rank(), len(W))
+
+
+class _Layout(NamedTuple):
+    """How a `DTensor` lies on its mesh."""
+
+    mesh: Any
+    placements: tuple[Any, ...]
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+
+# A DTensor's own conversions cannot be differentiated twice; these are each other's derivative.
+class _Local(torch.autograd.Function):
+    """This rank's part of a `DTensor`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: DTensor) -> Tensor:
+        ctx.layout = _Layout(x.device_mesh, x.placements, x.shape, x.stride())
+        local: Tensor = x.to_local()
+        return local.view_as(local)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        return _Joined.apply(grad_outputs[0], ctx.layout)
+
+
+class _Joined(torch.autograd.Function):
+    """The `DTensor` of which every rank gives its part."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layout: _Layout) -> Tensor:
+        ctx.layout = layout
+        return DTensor.from_local(
+            x, layout.mesh, layout.placements, run_check=False, shape=layout.shape,
+            stride=layout.stride,
+        )  # fmt: skip
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        g, layout = grad_outputs[0], ctx.layout
+        if g.placements != layout.placements:
+            g = g.redistribute(layout.mesh, layout.placements)
+        return _Local.apply(g), None
+
+
+class _Sum(torch.autograd.Function):
+    """A sum over ranks, of which each has a copy; what it is used for is the same on all."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        x = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x, group=group)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        return _Copies.apply(grad_outputs[0], ctx.group), None
+
+
+class _Copies(torch.autograd.Function):
+    """What all ranks have, for what differs between them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        return _Sum.apply(grad_outputs[0], ctx.group), None
 
 
 class _Divided(torch.autograd.Function):
@@ -128,16 +214,14 @@ class _Divided(torch.autograd.Function):
         losses = torch.where(m == 0.0, torch.log1p(S), m + torch.log(den)) + 0.0 * z_y
         own = torch.ones_like(losses) if weight is None else weight.to(H.dtype)[y.clamp(0, K - 1)]
         own = torch.where(counted, own, 0.0).masked_fill(bad, torch.nan)
+        ctx.group = group
         ctx.save_for_backward(H, W, b, local, z_y, m, S / den, own / den, own)
         return torch.where(counted, losses, 0.0) * own
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         if torch.is_grad_enabled():
-            raise NotImplementedError(
-                "`create_graph` must be False where `linear_weight` is divided among ranks: second "
-                "derivatives have no form there. Call `.full_tensor()` on it for those."
-            )
+            return (*_gradients(ctx, grad_outputs[0]), None, None, None)
         H, W, b, local, z_y, m, share, own_by_den, own = ctx.saved_tensors
         upstream = grad_outputs[0]
         grad_H, grad_W = torch.zeros_like(H), torch.zeros_like(W)
@@ -155,7 +239,41 @@ class _Divided(torch.autograd.Function):
             grad_W.addmm_(r.T, rows)
             if grad_b is not None:
                 grad_b += r.sum(0)
+        if ctx.needs_input_grad[0]:
+            dist.all_reduce(grad_H, group=ctx.group)
         return grad_H, grad_W, grad_b, None, None, None
+
+
+def _gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
+    """The same, differentiable once more by upstream, H, W and b."""
+    H, W, b, local, _, m, _, _, own = ctx.saved_tensors
+    # Views, so that what is found is of this use of them alone.
+    leaves = [None if x is None else x.view_as(x) for x in (H, W, b)]
+    each = _each(*leaves, local, m, own, ctx.group)  # type: ignore[arg-type]
+    asked = ctx.needs_input_grad[:3]
+    wanted = [x for x, needed in zip(leaves, asked, strict=True) if x is not None and needed]
+    made = iter(torch.autograd.grad(each, wanted, upstream, create_graph=True))
+    return [next(made) if needed else None for needed in asked]
+
+
+def _each(
+    H: Tensor, W: Tensor, b: Tensor | None, local: Tensor, m: Tensor, own: Tensor, group: Any
+) -> Tensor:
+    """Losses of each sample, to be differentiated: all of this rank's logits at once.
+
+    The label's own entry is a constant, as in `fastnc.nn._formula`, so that derivatives keep their
+    digits. Each rank has the same operations, with or without classes of its own, or one would wait
+    for a sum that another never takes part in.
+    """
+    H = _Copies.apply(torch.where((own == 0).unsqueeze(1), 0.0, H), group)
+    z = H @ W.mT if b is None else torch.addmm(b, H, W.mT)
+    at = torch.where(local >= 0, local, len(W)).unsqueeze(1)
+    z_y = _Sum.apply(F.pad(z, (0, 1)).gather(1, at).squeeze(1), group)
+    D = z - _Copies.apply(z_y, group).unsqueeze(1)
+    e = F.pad(torch.exp(D - m.unsqueeze(1)), (0, 1)).scatter(1, at, 0.0)
+    S = _Sum.apply(e.sum(1), group)
+    losses: Tensor = own * torch.where(own == 0, 0.0, torch.log(torch.exp(-m) + S))
+    return losses
 
 
 def _parts(H: Tensor, K: int) -> list[slice]:

@@ -47,6 +47,23 @@ def test_classes_divided_among_ranks(ranks, reduction, weighted, given):
         assert torch.equal(a, e)
 
 
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_divided_classes_are_differentiated_three_times(ranks, reduction, given):
+    """Gradients, those of a gradient penalty, which are Hessian products, and those of theirs."""
+    H, W, b, y, v = nn_ranks.batch()
+    leaves = [x.requires_grad_() for x in (H, W, b)]
+    value = expected(H, W, y, b, weight=v, reduction=reduction).cos().sum()
+    for order in range(3):
+        wanted = torch.autograd.grad(value, leaves, create_graph=True)
+        value = sum(g.square().sum() for g in wanted)
+        for rank in ranks:
+            for a, e in zip(rank["again", reduction, given][order], wanted, strict=True):
+                assert e.abs().max() > 0.01
+                # What is asked for, beside the largest entry.
+                assert (a - e).abs().max() <= 1e-12 * e.abs().max()
+
+
 def test_divided_classes_lose_no_digit(ranks):
     """Two samples at large margins, whose losses torch rounds to nothing."""
     H, W, b, y, _ = nn_ranks.batch()
@@ -78,7 +95,8 @@ def test_fsdp_gathers_the_weights(ranks):
         (2, "`linear_bias` must be sharded as `linear_weight` is"),
         (3, "`input` must be replicated where `linear_weight` is sharded"),
         (4, "`linear_weight` must be a DTensor where `input` is one; got a plain tensor"),
-        (5, "`create_graph` must be False where `linear_weight` is divided among ranks"),
+        (5, "`linear_weight` must be whole under the transforms of `torch.func`, in forward mode"),
+        (6, "`return_lse`, `return_predictions`, `return_entropies` and `z_loss_weight` must be"),
     ],
 )
 def test_what_has_no_divided_form_is_refused(ranks, place, match):
