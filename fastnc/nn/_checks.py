@@ -12,12 +12,12 @@ from torch import Tensor
 
 from fastnc.nn._errors import DtypeError, ShapeError
 
-_REDUCTIONS = ("none", "mean", "sum")
+REDUCTIONS = ("none", "mean", "sum")
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def check_options(reduction: str, label_smoothing: float) -> None:
-    if reduction not in _REDUCTIONS:
+    if reduction not in REDUCTIONS:
         raise ValueError(f"`reduction` must be 'mean', 'sum' or 'none'; got {reduction!r}.")
     if not (isinstance(label_smoothing, Real) and 0.0 <= label_smoothing <= 1.0):
         raise ValueError(f"`label_smoothing` must lie in [0, 1]; got {label_smoothing!r}.")

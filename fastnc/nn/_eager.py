@@ -13,10 +13,11 @@ from torch import Tensor
 
 from fastnc.nn import _formula, _hessian
 from fastnc.nn._batched import is_batch, over_batches
-from fastnc.nn._dispatch import evaluate
+from fastnc.nn._dispatch import evaluate, evaluate_usual
 from fastnc.nn._operator import rows_backward
 from fastnc.nn._problem import Problem
-from fastnc.nn._surroundings import recorded, transformed
+from fastnc.nn._surroundings import alone, recorded, transformed
+from fastnc.nn._usual import Laid
 
 
 class Eager(torch.autograd.Function):
@@ -29,22 +30,22 @@ class Eager(torch.autograd.Function):
         linear_weight: Tensor,
         linear_bias: Tensor | None,
         problem: Problem,
+        laid: Laid | None,
     ) -> Tensor:
         ctx.options = problem[5:]
         ctx.save_for_backward(*problem[:5])
-        loss: Tensor
-        if problem.reduction == "none":
-            ctx.grads = None
-            loss, *_ = evaluate(problem._replace(wanted=0))
-        else:
-            loss, *ctx.grads = evaluate(problem)
-        return loss
+        none = problem.reduction == "none"
+        if none:
+            problem = problem._replace(wanted=0)
+        made = evaluate(problem) if laid is None else evaluate_usual(problem, laid)
+        ctx.grads = None if none else made[1:]
+        return made[0]
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
         (upstream,) = grad_outputs
-        if transformed() or recorded() or is_batch(upstream):
-            return (*_exotic(ctx, upstream), None)
+        if not alone() or is_batch(upstream):
+            return (*_exotic(ctx, upstream), None, None)
         # Handed over, not shared, so that a leaf need not copy what it receives; a second pass
         # through a retained graph makes them again. Autograd itself casts to the leaf's dtype.
         made, ctx.grads = ctx.grads, None
@@ -58,7 +59,7 @@ class Eager(torch.autograd.Function):
         if torch.is_grad_enabled():
             problem = Problem(*ctx.saved_tensors, *ctx.options)
             made = _Gradients.apply(upstream, *problem[:3], problem, made)
-        return (*made, None)
+        return (*made, None, None)
 
 
 class _Gradients(torch.autograd.Function):

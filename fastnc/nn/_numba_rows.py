@@ -32,6 +32,7 @@ from fastnc.kernels.cpu.weighted_loss import (
 )
 from fastnc.nn._labels import bad_label
 from fastnc.nn._problem import Problem, Result
+from fastnc.nn._usual import Laid
 
 # From this many numbers on NumPy asks for large pages, which torch does not: fresh memory is most
 # of a small K's cost.
@@ -47,49 +48,67 @@ def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = Non
 
     With `upstream (N,)` the gradients are those of `sum_i upstream_i loss_i`.
     """
-    H, W, bias, y, weight, reduction, ignore_index, smoothing, flags, _ = problem
+    H, W, bias, y, weight, *options = problem
     H, W, y = _laid(H, dtype), _laid(W, dtype), _laid(y, torch.int64)
     bias = None if bias is None else _laid(bias, dtype)
     weight = None if weight is None else _laid(weight, dtype)
     scale = None if upstream is None else _laid(upstream, dtype)
-    kind = _KINDS[dtype]
-    (N, d), K = H.shape, len(W)
+    laid = (*W.shape, H.shape[0], H.data_ptr(), W.data_ptr(), y.data_ptr())
+    return evaluate_laid(Problem(H, W, bias, y, weight, *options), scale, laid)
+
+
+def evaluate_laid(problem: Problem, scale: Tensor | None, laid: Laid) -> Result:
+    """The same of tensors of one dtype, row by row in memory."""
+    H, W, bias, y, weight, reduction, ignore_index, smoothing, flags, _ = problem
+    K, d, N, H_at, W_at, y_at = laid
     outs = (
-        torch.empty(N if reduction == "none" else (), dtype=dtype, device=H.device),
+        # On the device of what is given, whichever the default is.
+        H.new_empty(N if reduction == "none" else ()),
         _fresh(H) if flags & GRAD_H else None,
         _fresh(W) if flags & GRAD_W else None,
-        torch.empty(K, dtype=dtype, device=H.device) if flags & GRAD_BIAS else None,
+        H.new_empty(K) if flags & GRAD_BIAS else None,
     )
-    how = _how(K, d, N, kind)
+    how = _how(K, d, N, H.dtype)
     if how is None:
-        laid = Problem(H, W, bias, y, weight, *problem[5:])
-        found = _by_arrays(laid, scale, outs)
+        found = _by_arrays(problem, scale, outs)
     else:
-        flags += MEAN if reduction == "mean" else LOSSES if reduction == "none" else 0
-        flags += BIAS if bias is not None else 0
-        flags += WEIGHT if weight is not None else 0
-        flags += SCALE if scale is not None else 0
+        call, numbers_at, _ = how
+        if reduction != "sum":
+            flags += MEAN if reduction == "mean" else LOSSES
+        bias_at = weight_at = scale_at = 0
+        if bias is not None:
+            flags, bias_at = flags + BIAS, bias.data_ptr()
+        if weight is not None:
+            flags, weight_at = flags + WEIGHT, weight.data_ptr()
+        if scale is not None:
+            flags, scale_at = flags + SCALE, scale.data_ptr()
         loss, grad_H, grad_W, grad_bias = outs
-        found = loss_call(kind)(
-            W.data_ptr(), H.data_ptr(), y.data_ptr(), _place(bias), _place(weight), _place(scale),
-            loss.data_ptr(), _place(grad_W), _place(grad_H), _place(grad_bias), how.ctypes.data, K,
-            d, N, flags, ignore_index, smoothing,
+        found = call(
+            W_at, H_at, y_at, bias_at, weight_at, scale_at,
+            loss.data_ptr(), 0 if grad_W is None else grad_W.data_ptr(),
+            0 if grad_H is None else grad_H.data_ptr(),
+            0 if grad_bias is None else grad_bias.data_ptr(), numbers_at, K, d, N, flags,
+            ignore_index, smoothing,
         )  # fmt: skip
     if found == DONE:
         return outs
-    laid = Problem(H, W, bias, y, weight, *problem[5:])
     if found == SOME_IGNORED:
-        return _of_the_others(dtype, laid, scale)
+        return _of_the_others(problem, scale)
     raise bad_label(K, ignore_index, int(y[found]), found)
 
 
 @lru_cache(maxsize=256)
-def _how(K: int, d: int, N: int, kind: np.dtype[Any]) -> np.ndarray[Any, Any] | None:
-    """The numbers of the plan, or None where more than one thread, or a BLAS, is at work."""
+def _how(K: int, d: int, N: int, dtype: torch.dtype) -> Any:
+    """The C function, the address of the plan's numbers, and what holds them.
+
+    None where more than one thread, or a BLAS, is at work.
+    """
+    kind = _KINDS[dtype]
     how = plan(K, d, N, kind.itemsize)
     if how.parts > 1 or how.products == "blas":
         return None
-    return np.array(numbers(how, kind), np.int64)
+    held = np.array(numbers(how, kind), np.int64)
+    return loss_call(kind), held.ctypes.data, held
 
 
 def _by_arrays(problem: Problem, scale: Tensor | None, outs: Result) -> Any:
@@ -129,11 +148,12 @@ def _by_arrays(problem: Problem, scale: Tensor | None, outs: Result) -> Any:
 
 
 @torch.no_grad()
-def _of_the_others(dtype: torch.dtype, problem: Problem, upstream: Tensor | None) -> Result:
+def _of_the_others(problem: Problem, upstream: Tensor | None) -> Result:
     """The same of the samples that are not to be ignored, among zeros for those that are."""
     kept = torch.nonzero(problem.target != problem.ignore_index).squeeze(1)
     others = problem._replace(input=problem.input[kept], target=problem.target[kept])
     scale = None if upstream is None else upstream[kept]
+    dtype = problem.input.dtype
     loss, grad_H, grad_W, grad_bias = evaluate(dtype, others, scale)
 
     def among_zeros(rows: Tensor) -> Tensor:
@@ -175,7 +195,3 @@ def _fresh(like: Tensor) -> Tensor:
     if like.numel() < _LARGE:
         return torch.empty_like(like)
     return torch.from_numpy(np.empty(like.shape, _KINDS[like.dtype]))
-
-
-def _place(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()

@@ -14,17 +14,23 @@ _PLAIN = (Tensor, nn.Parameter, type(None))
 _forward_ad: Any = torch.autograd.forward_ad
 
 
+# Looked up once: a small call has few of these lookups' time to spare.
+_transforms_active = torch._C._are_functorch_transforms_active
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_tracing_state = torch._C._get_tracing_state
+
+
 def transformed() -> bool:
     """Whether derivatives may be asked for that a kernel's addresses would lose.
 
     Under the transforms of `torch.func` and in forward mode a tensor is more than its numbers.
     """
-    return torch._C._are_functorch_transforms_active() or _forward_ad._current_level >= 0
+    return _transforms_active() or _forward_ad._current_level >= 0
 
 
 def pulled_back() -> bool:
     """Whether all transforms around are of reverse mode, which ask for gradients and no more."""
-    if _forward_ad._current_level >= 0 or not torch._C._are_functorch_transforms_active():
+    if _forward_ad._current_level >= 0 or not _transforms_active():
         return False
     stack = torch._C._functorch.get_interpreter_stack() or []
     return all(level.key() == torch._C._functorch.TransformType.Grad for level in stack)
@@ -32,10 +38,17 @@ def pulled_back() -> bool:
 
 def recorded() -> bool:
     """Whether somebody writes down which operators run: a compiler, a tracer, a dispatch mode."""
-    return (
+    return torch.compiler.is_compiling() or _dispatch_modes() > 0 or _tracing_state() is not None
+
+
+def alone() -> bool:
+    """Neither transformed nor recorded."""
+    return not (
         torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
+        or _transforms_active()
+        or _forward_ad._current_level >= 0
+        or _dispatch_modes()
+        or _tracing_state()
     )
 
 

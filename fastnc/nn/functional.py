@@ -8,10 +8,19 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fastnc.nn import _places
-from fastnc.nn._autograd import apply, wanted_of
+from fastnc.nn._autograd import apply, apply_usual, wanted_of
 from fastnc.nn._byproducts import Extras, Output, OutputWithEntropies, with_extras
-from fastnc.nn._checks import check, check_extras, check_options, check_tensor, integer, refusal
+from fastnc.nn._checks import (
+    REDUCTIONS,
+    check,
+    check_extras,
+    check_options,
+    check_tensor,
+    integer,
+    refusal,
+)
 from fastnc.nn._problem import Problem
+from fastnc.nn._usual import usual
 
 
 def linear_cross_entropy(
@@ -112,10 +121,8 @@ def linear_cross_entropy(
     >>> torch.nn.functional.cross_entropy(h @ W.T, y).item()
     0.0
     """
-    for name, given in (("input", input), ("linear_weight", linear_weight), ("target", target)):
-        if not isinstance(given, Tensor):
-            check_tensor(name, given)
     if has_torch_function_variadic(input, linear_weight, target, linear_bias, weight):
+        _check_tensors(input, linear_weight, target)
         return handle_torch_function(
             linear_cross_entropy, (input, linear_weight, target, linear_bias, weight),
             input, linear_weight, target, linear_bias=linear_bias, weight=weight,
@@ -124,12 +131,29 @@ def linear_cross_entropy(
             return_entropies=return_entropies, z_loss_weight=z_loss_weight,
             logit_scale=logit_scale, softcap=softcap,
         )  # fmt: skip
-    check_options(reduction, label_smoothing)
-    extras = None
-    if (
+    more = (
         return_lse or return_predictions or return_entropies or z_loss_weight or options is not None
         or logit_scale is not None or softcap is not None
-    ):  # fmt: skip
+    )  # fmt: skip
+    if (
+        not more
+        and weight is None
+        and type(ignore_index) is int
+        and type(label_smoothing) is float
+        and 0.0 <= label_smoothing <= 1.0
+        and reduction in REDUCTIONS
+    ):
+        laid = usual(input, linear_weight, target, linear_bias)
+        if laid is not None:
+            problem = Problem(
+                input, linear_weight, linear_bias, target, None, reduction, ignore_index,
+                label_smoothing, wanted_of(input, linear_weight, linear_bias),
+            )  # fmt: skip
+            return apply_usual(problem, laid)
+    _check_tensors(input, linear_weight, target)
+    check_options(reduction, label_smoothing)
+    extras = None
+    if more:
         check_extras(options, z_loss_weight, logit_scale, softcap)
         extras = Extras(
             bool(return_lse), bool(return_predictions), bool(return_entropies),
@@ -156,6 +180,11 @@ def linear_cross_entropy(
         if reason is None:
             raise
         raise reason from None
+
+
+def _check_tensors(*given: Tensor) -> None:
+    for name, x in zip(("input", "linear_weight", "target"), given, strict=True):
+        check_tensor(name, x)
 
 
 __all__ = ["Output", "OutputWithEntropies", "linear_cross_entropy"]
