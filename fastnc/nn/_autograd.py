@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from fastnc.nn import _formula
-from fastnc.nn._dispatch import evaluate, evaluate_usual
+from fastnc.nn._dispatch import evaluate
 from fastnc.nn._eager import Eager
 from fastnc.nn._labels import look
 from fastnc.nn._operator import Carried, operator
 from fastnc.nn._problem import Problem
 from fastnc.nn._surroundings import plain, pulled_back, recorded, transformed
-from fastnc.nn._usual import Laid
 
 
 def apply(problem: Problem) -> Tensor:
@@ -33,16 +32,6 @@ def apply(problem: Problem) -> Tensor:
             loss = _formula.loss(problem)
     else:
         loss = operator(*recordable(problem))[0]
-    return loss
-
-
-def apply_usual(problem: Problem, laid: Laid) -> Tensor:
-    """The same of what `_usual` found nothing to say about."""
-    loss: Tensor
-    if problem.wanted:
-        loss = Eager.apply(problem[0], problem[1], problem[2], problem, laid)
-    else:
-        loss = evaluate_usual(problem, laid)[0]
     return loss
 
 

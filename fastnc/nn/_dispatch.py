@@ -12,7 +12,6 @@ from fastnc._core.cuda import serves
 from fastnc.nn import _formula, _torch_rows
 from fastnc.nn._labels import look
 from fastnc.nn._problem import Problem, Result, loss_dtype, working_dtype
-from fastnc.nn._usual import Laid
 
 
 def evaluate(problem: Problem, upstream: Tensor | None = None) -> Result:
@@ -29,7 +28,7 @@ def evaluate(problem: Problem, upstream: Tensor | None = None) -> Result:
     elif target.is_floating_point() or problem.softcap:
         loss, *grads = _torch_rows.evaluate(dtype, problem, upstream)
     elif input.is_cpu:
-        loss, *grads = _numba_rows().evaluate(dtype, problem, upstream)
+        loss, *grads = numba_rows().evaluate(dtype, problem, upstream)
     elif serves(input):
         from fastnc.nn import _triton_rows
 
@@ -40,14 +39,8 @@ def evaluate(problem: Problem, upstream: Tensor | None = None) -> Result:
     return loss if loss.dtype == kind else loss.to(kind), grads[0], grads[1], grads[2]
 
 
-def evaluate_usual(problem: Problem, laid: Laid) -> Result:
-    """The same of what `_usual` found nothing to say about."""
-    made: Result = _numba_rows().evaluate_laid(problem, None, laid)
-    return made
-
-
 @cache
-def _numba_rows() -> Any:
+def numba_rows() -> Any:
     from fastnc.nn import _numba_rows
 
     return _numba_rows

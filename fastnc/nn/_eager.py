@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastnc.nn import _formula, _hessian
 from fastnc.nn._batched import is_batch, over_batches
-from fastnc.nn._dispatch import evaluate, evaluate_usual
+from fastnc.nn._dispatch import evaluate, numba_rows
 from fastnc.nn._operator import rows_backward
 from fastnc.nn._problem import Problem
 from fastnc.nn._surroundings import alone, recorded, transformed
@@ -33,13 +33,16 @@ class Eager(torch.autograd.Function):
         laid: Laid | None,
     ) -> Tensor:
         ctx.options = problem[5:]
-        ctx.save_for_backward(*problem[:5])
-        none = problem.reduction == "none"
+        ctx.save_for_backward(input, linear_weight, linear_bias, problem[3], problem[4])
+        none = problem[5] == "none"
         if none:
             problem = problem._replace(wanted=0)
-        made = evaluate(problem) if laid is None else evaluate_usual(problem, laid)
+        made = (
+            evaluate(problem) if laid is None else numba_rows().evaluate_laid(problem, None, laid)
+        )
         ctx.grads = None if none else made[1:]
-        return made[0]
+        loss: Tensor = made[0]
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
@@ -60,6 +63,10 @@ class Eager(torch.autograd.Function):
             problem = Problem(*ctx.saved_tensors, *ctx.options)
             made = _Gradients.apply(upstream, *problem[:3], problem, made)
         return (*made, None, None)
+
+
+# Past what `Function.apply` does before it, for transforms that `_usual` has seen are not there.
+apply_usual: Any = super(torch.autograd.Function, Eager).apply
 
 
 class _Gradients(torch.autograd.Function):

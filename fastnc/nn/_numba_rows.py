@@ -11,7 +11,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, empty_like
 
 from fastnc.kernels.cpu.cross_entropy import numbers
 from fastnc.kernels.cpu.plan import plan
@@ -42,6 +42,9 @@ _KINDS: dict[torch.dtype, np.dtype[Any]] = {
     torch.float64: np.dtype("float64"),
 }
 
+# What a number is made like: on this device, whichever the default is, and in fewer steps.
+_SCALARS = {dtype: torch.empty((), dtype=dtype, device="cpu") for dtype in _KINDS}
+
 
 def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = None) -> Result:
     """The loss and the gradients that are wanted, in `dtype`.
@@ -61,11 +64,11 @@ def evaluate_laid(problem: Problem, scale: Tensor | None, laid: Laid) -> Result:
     """The same of tensors of one dtype, row by row in memory."""
     H, W, bias, y, weight, reduction, ignore_index, smoothing, flags, _ = problem
     K, d, N, H_at, W_at, y_at = laid
+    few = N * d < _LARGE and K * d < _LARGE
     outs = (
-        # On the device of what is given, whichever the default is.
-        H.new_empty(N if reduction == "none" else ()),
-        _fresh(H) if flags & GRAD_H else None,
-        _fresh(W) if flags & GRAD_W else None,
+        H.new_empty(N) if reduction == "none" else empty_like(_SCALARS[H.dtype]),
+        None if not flags & GRAD_H else empty_like(H) if few else _fresh(H),
+        None if not flags & GRAD_W else empty_like(W) if few else _fresh(W),
         H.new_empty(K) if flags & GRAD_BIAS else None,
     )
     how = _how(K, d, N, H.dtype)

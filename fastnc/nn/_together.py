@@ -7,6 +7,7 @@ the formula in torch's operations.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,9 @@ from fastnc.nn._surroundings import recorded, transformed
 from fastnc.nn._torch_rows import Asked, Pass, Upstream, one_pass
 
 Grads = list[Tensor | None]
+
+# Up to here one thread has them done before torch's operations have begun.
+_FEW_LOGITS = 1 << 16
 
 
 class Together(torch.autograd.Function):
@@ -78,8 +82,14 @@ def backward_pass(problem: Problem, asked: Asked, upstream: Upstream) -> Grads:
 
 
 def _pass(problem: Problem, asked: Asked, upstream: Upstream | None = None) -> Pass:
-    if 0 not in problem.linear_weight.shape:
-        dtype = working_dtype(problem.input, problem.linear_weight, problem.target)
+    input, linear_weight, _, target, *_ = problem
+    if 0 not in linear_weight.shape:
+        dtype = working_dtype(input, linear_weight, target)
+        few = input.shape[0] * linear_weight.shape[0] <= _FEW_LOGITS
+        if few and input.is_cpu and not (target.is_floating_point() or problem.softcap):
+            made = _by_numba()(dtype, problem, asked, upstream)
+            if made is not None:
+                return made  # type: ignore[no-any-return]
         return one_pass(dtype, problem, asked, upstream)
     # No class or no feature: nothing that a pass over logits could do.
     with torch.no_grad():
@@ -89,6 +99,13 @@ def _pass(problem: Problem, asked: Asked, upstream: Upstream | None = None) -> P
             upstream = Upstream(torch.ones_like(values[0]))
         grads = _wanted(problem, pulled(problem, asked, upstream))
     return Pass(values[0], values[1], predictions, values[2], grads)
+
+
+@cache
+def _by_numba() -> Any:
+    from fastnc.nn import _numba_byproducts
+
+    return _numba_byproducts.one_pass
 
 
 def added(some: Grads, more: Grads) -> Grads:

@@ -137,7 +137,7 @@ def one_pass(
         if slope is not None:
             r *= slope
         if grad_H is not None:
-            grad_H[part] = r @ W if N > 1 and W.shape[1] > 1 else _summed(r, W)
+            grad_H[part] = r @ W if N > 1 and W.shape[1] > 1 else summed(r, W)
         if grad_W is not None:
             grad_W.addmm_(r.T, h)
         if grad_bias is not None:
@@ -194,7 +194,7 @@ class _Spread:
         return label, A, B
 
 
-def _summed(r: Tensor, W: Tensor) -> Tensor:
+def summed(r: Tensor, W: Tensor) -> Tensor:
     """`r @ W` of one row or one column, which a BLAS would add up one number after another."""
     one_column = W.shape[1] == 1
     return (r * W.mT).sum(1, keepdim=True) if one_column else (r.mT * W).sum(0, keepdim=True)
