@@ -99,15 +99,15 @@ def linear_cross_entropy(
     -----
     Cost: `6 K N d` FLOP for the loss and both gradients, made together forward; with
     `reduction="none"`, and for lse and z-loss, the logits are made once more backward. Memory for
-    the gradients and for blocks of logits. Predictions cost `2 K N d` more. Second derivatives,
-    forward mode and `torch.func` form the logits; a Hessian product of a plain loss on the CPU
-    does not.
+    the gradients and for blocks of logits. Second derivatives, forward mode, `torch.func.vmap` and
+    `reduction="none"` under `torch.func` form the logits; a Hessian product of a plain loss on the
+    CPU and `torch.func.grad` do not.
 
     On CUDA labels are not waited for: where one fits no class the loss is NaN.
 
     Where `linear_weight` is a `DTensor` that divides the classes among the ranks of a mesh of one
     dimension, each rank works on its own classes, and two small reductions, of numbers for each
-    sample, join them; under FSDP the weights of a module are whole when it is called, and nothing
+    sample, join them; it is differentiated any number of times; under FSDP the weights of a module are whole when it is called, and nothing
     is special.
 
     Examples

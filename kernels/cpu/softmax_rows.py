@@ -1,7 +1,7 @@
 """What a softmax's rows yield: losses, log-sum-exps, predictions, entropies, and residuals.
 
-For the torch loss. Of logits z (N, K) in memory, row by row, with y the label, g the gap from z_y to
-the largest of the others, and v, t, A, B of `weighted_cross_entropy`:
+For the torch loss. Of logits z (N, K) in memory, row by row, with y the label, g the gap from z_y
+to the largest of the others, and v, t, A, B of `weighted_cross_entropy`:
 
     S = e^g sum_{j != y} e^{z_j - max},  loss = A log(1 + S) - sum_j B_j D_j,
     lse = max_j z_j + log sum_j e^{z_j - max},  E = - sum_j p_j log p_j,
@@ -31,33 +31,41 @@ MEAN, WEIGHT, LSE, PREDICTIONS, ENTROPIES, RESIDUALS, ALONG, BY_LOSS, BY_LSE, BY
     1 << i for i in range(10)
 )
 N_POINTERS = 11
+# Numbers that are added in any order, before a sum that loses nothing.
+SUMMED = 64
 
 
 @njit(fastmath=REASSOCIATION, **INNER)
 def _exponentials(z, largest, e):
-    """`e^{z_j - largest}`, and their sum."""
-    total = 0.0
     for j in range(len(z)):
         e[j] = exp(np.float64(z[j]) - largest)
-        total += e[j]
-    return total
 
 
 @njit(fastmath=REASSOCIATION, **INNER)
-def _sum(x):
+def _block(x, start, stop):
     total = 0.0
-    for j in range(len(x)):
+    for j in range(start, stop):
         total += x[j]
     return total
 
 
-@njit(fastmath=REASSOCIATION, **INNER)
-def _spread(z, largest, B):
+@njit(**INNER)
+def _sum(x):
+    """By blocks, which are added exactly: no error that grows with the number of classes."""
+    total, lost = 0.0, 0.0
+    for start in range(0, len(x), SUMMED):
+        stop = min(start + SUMMED, len(x))
+        total, lost = add_exactly(total, lost, _block(x, start, stop))
+    # What is not finite has lost what is not a number.
+    return total + lost if lost == lost else total
+
+
+@njit(**INNER)
+def _spread(z, largest, B, terms):
     """`sum_j B_j D_j` from the largest logit on: of terms of one sign."""
-    total = 0.0
     for j in range(len(z)):
-        total += B[j] * (np.float64(z[j]) - largest)
-    return total
+        terms[j] = B[j] * (np.float64(z[j]) - largest)
+    return _sum(terms)
 
 
 @njit(**INNER)
@@ -74,14 +82,12 @@ def _largest(z, y):
 
 
 @njit(**INNER)
-def _entropy(z, y, largest, rest, e, factor, p_y):
-    total = 0.0
+def _entropy(z, y, largest, rest, e, factor, p_y, terms):
     for j in range(len(z)):
         log_p = np.float64(z[j]) - largest - rest
         p = p_y if j == y else e[j] * factor[0] * factor[1]
-        if log_p > -np.inf or log_p != log_p:
-            total -= p * log_p
-    return total
+        terms[j] = 0.0 if log_p == -np.inf else -p * log_p
+    return _sum(terms)
 
 
 @njit(**INNER)
@@ -111,7 +117,7 @@ def _rows(
     lses = carray(lse_at, N if flags & LSE else 0)
     predictions = carray(predictions_at, N if flags & PREDICTIONS else 0)
     entropies = carray(entropies_at, N if flags & ENTROPIES else 0)
-    e, moved = np.empty(K), np.empty(K if flags & BY_ENTROPIES else 0)
+    e, terms, moved = np.empty(K), np.empty(K), np.empty(K if flags & BY_ENTROPIES else 0)
     B = np.empty(K if smoothing > 0.0 else 0)
     for j in range(len(B)):
         B[j] = smoothing / K * (np.float64(weight[j]) if len(weight) else 1.0)
@@ -165,7 +171,7 @@ def _rows(
             own *= 1.0 - smoothing
             A = own + all_B
             B[label] += own
-            each = A * rest - _spread(row, largest, B)
+            each = A * rest - _spread(row, largest, B, terms)
         else:
             each = A * (m + rest)
         # A label's logit that is not finite shows.
@@ -180,7 +186,7 @@ def _rows(
             predictions[i] = at
         E = 0.0
         if len(entropies) or len(by_entropies):
-            E = _entropy(row, label, largest, rest, e, factor, p_y)
+            E = _entropy(row, label, largest, rest, e, factor, p_y, terms)
         if len(entropies):
             entropies[i] = E
         if flags & RESIDUALS:

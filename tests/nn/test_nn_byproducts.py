@@ -150,3 +150,32 @@ def test_the_module_hands_it_all_on():
     # float32: some ten roundings.
     torch.testing.assert_close(made.loss, true[0], rtol=1e-5, atol=0.0)
     torch.testing.assert_close(made.lse, true[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("K, N", [(1, 9), (7, 64), (700, 90)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_few_logits_are_as_many_are(K, N, smoothing):
+    """One more sample that is to be ignored, and torch's operations take the kernel's place."""
+    H, W, b, y, v = problem(N=N + 1, K=K)
+    y[N] = -100
+    found = []
+    for n in (N, N + 1):
+        made = linear_cross_entropy(
+            H[:n], W, y[:n], linear_bias=b, weight=v, label_smoothing=smoothing, z_loss_weight=0.3,
+            return_lse=True, return_predictions=True, return_entropies=True,
+        )  # fmt: skip
+        value = made.loss + made.lse.cos().sum() + made.entropies.sin().sum()
+        found.append([*(x[:N] if x.dim() else x for x in made),
+                      *torch.autograd.grad(value, [H, W, b])])  # fmt: skip
+    for few, many in zip(*found, strict=True):
+        # Some hundred roundings of numbers of order ten.
+        torch.testing.assert_close(few, many, rtol=1e-12, atol=1e-12)
+
+
+def test_entropies_of_many_classes_are_summed_exactly():
+    """All alike: log 50000, where one number after another loses four digits."""
+    W = torch.zeros(50_000, 1, dtype=torch.float64)
+    made = linear_cross_entropy(W[:1] + 1, W, torch.tensor([0]), return_entropies=True)
+    true = torch.log(torch.tensor(50_000.0, dtype=torch.float64))
+    # A few units in the last place.
+    torch.testing.assert_close(made.entropies[0], true, rtol=1e-15, atol=0.0)
