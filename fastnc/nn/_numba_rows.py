@@ -51,13 +51,13 @@ def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = Non
 
     With `upstream (N,)` the gradients are those of `sum_i upstream_i loss_i`.
     """
-    H, W, bias, y, weight, *options = problem
+    H, W, bias, y, weight, *_ = problem
     H, W, y = _laid(H, dtype), _laid(W, dtype), _laid(y, torch.int64)
     bias = None if bias is None else _laid(bias, dtype)
     weight = None if weight is None else _laid(weight, dtype)
     scale = None if upstream is None else _laid(upstream, dtype)
     laid = (*W.shape, H.shape[0], H.data_ptr(), W.data_ptr(), y.data_ptr())
-    return evaluate_laid(Problem(H, W, bias, y, weight, *options), scale, laid)
+    return evaluate_laid(Problem(H, W, bias, y, weight, *problem[5:]), scale, laid)
 
 
 def evaluate_laid(problem: Problem, scale: Tensor | None, laid: Laid) -> Result:

@@ -184,5 +184,5 @@ class Carried(torch.autograd.Function):
     def forward(*arguments: Any) -> Any:
         return _with_gradients(Problem(*arguments))
 
-    setup_context = staticmethod(_remember)  # type: ignore[assignment]
+    setup_context = staticmethod(_remember)
     backward = staticmethod(_backward)

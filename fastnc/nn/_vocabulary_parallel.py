@@ -37,6 +37,7 @@ def loss(problem: Problem) -> Tensor:
     NotImplementedError
         Placements or options that have no form with the classes divided.
     """
+    W: Any
     H, W, b = problem[:3]
     mesh = _refuse(problem)
     given = isinstance(H, DTensor)
@@ -249,7 +250,7 @@ def _gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
     H, W, b, local, _, m, _, _, own = ctx.saved_tensors
     # Views, so that what is found is of this use of them alone.
     leaves = [None if x is None else x.view_as(x) for x in (H, W, b)]
-    each = _each(*leaves, local, m, own, ctx.group)  # type: ignore[arg-type]
+    each = _each(*leaves, local, m, own, ctx.group)  # type: ignore[call-arg,arg-type]
     asked = ctx.needs_input_grad[:3]
     wanted = [x for x, needed in zip(leaves, asked, strict=True) if x is not None and needed]
     made = iter(torch.autograd.grad(each, wanted, upstream, create_graph=True))

@@ -107,8 +107,8 @@ def linear_cross_entropy(
 
     Where `linear_weight` is a `DTensor` that divides the classes among the ranks of a mesh of one
     dimension, each rank works on its own classes, and two small reductions, of numbers for each
-    sample, join them; it is differentiated any number of times; under FSDP the weights of a module are whole when it is called, and nothing
-    is special.
+    sample, join them, differentiated any number of times; under FSDP the weights of a module are
+    whole when it is called, and nothing is special.
 
     Examples
     --------
