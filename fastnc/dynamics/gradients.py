@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core.arrays import row_major
-from fastnc.dynamics.randomness import BATCHES, LABELS, NOISE, Stream
+from fastnc.dynamics.randomness import BATCHES, LABELS, NOISE, Draws, Stream
 from fastnc.models.logit_losses import LogitLoss
 from fastnc.theory.residuals import Residuals
 
@@ -109,7 +109,7 @@ class MiniBatch(FullBatch):
     ) -> None:  # fmt: skip
         super().__init__(y, loss)
         self.size, self.replacement = size, replacement
-        self.stream = Stream(seed, BATCHES)
+        self.stream = Draws(seed, BATCHES)
 
     def epoch(self) -> Iterator[Rows]:
         """The samples of each step."""
@@ -117,9 +117,9 @@ class MiniBatch(FullBatch):
         steps = -(-n // self.size)
         if self.replacement:
             for _ in range(steps):
-                yield self.stream.draw.integers(0, n, self.size)
+                yield self.stream.numbers(n, self.size)
             return
-        order = self.stream.draw.permutation(n)
+        order = self.stream.order(n)
         for step in range(steps):
             yield order[n * step // steps : n * (step + 1) // steps]
 
@@ -249,9 +249,9 @@ class OverRanks:
         return Found(log_value, value, (grad_W, grad_H))
 
 
-def streams(source: Any) -> dict[str, Stream]:
+def streams(source: Any) -> dict[str, Stream | Draws]:
     """The generators of a source and of what is inside it, by name."""
-    found: dict[str, Stream] = {}
+    found: dict[str, Stream | Draws] = {}
     while source is not None:
         if hasattr(source, "stream"):
             found[type(source).__name__] = source.stream

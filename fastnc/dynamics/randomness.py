@@ -34,3 +34,40 @@ class Stream:
             "has_uint32": words[4],
             "uinteger": words[5],
         }
+
+
+class Draws:
+    """Samples drawn by a generator that counts (`kernels.cpu.draws`): its state is one number.
+
+    The compiled loop of minibatches draws the same.
+    """
+
+    def __init__(self, seed: int, stream: int) -> None:
+        self.key = np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0]
+        self.drawn = 0
+
+    def order(self, n: int) -> NDArray[np.int64]:
+        """A permutation of 0..n - 1."""
+        from fastnc.kernels.cpu.draws import deal
+
+        out = np.empty(n, np.int64)
+        deal(self.key, np.uint64(self.drawn), out)
+        self.drawn += n
+        return out
+
+    def numbers(self, n: int, count: int) -> NDArray[np.int64]:
+        """So many numbers of 0..n - 1, any of them more than once."""
+        from fastnc.kernels.cpu.draws import draw
+
+        out = np.empty(count, np.int64)
+        draw(self.key, np.uint64(self.drawn), n, out)
+        self.drawn += count
+        return out
+
+    def words(self) -> NDArray[np.uint64]:
+        """How many words were drawn."""
+        return np.array([self.drawn], dtype=np.uint64)
+
+    def put(self, state: NDArray[np.uint64]) -> None:
+        """Take up a state of `words`."""
+        self.drawn = int(state[0])

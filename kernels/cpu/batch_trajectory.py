@@ -1,138 +1,236 @@
-"""Many epochs of minibatch gradient descent on the mean loss (4) in one compiled call.
+"""Many epochs of minibatches on the mean loss (4) in one compiled call, by the rules of `move`.
 
-For problems that `ruled_trajectory` serves, whose loops these are: a step gathers the rows of H of
-its batch into blocks [feature][lanes], makes an epoch of them alone, and puts them back. W stays
-feature-major all the time. With `W_low`, `H_low` (float32) each sum's rounding error waits there
-for the next step of its row.
+For problems that `ruled_trajectory` serves. H and its moments lie as `batch_epoch` says; an epoch
+first deals its samples out, or draws them. Samples that are not in a batch have a gradient of 0:
+
+    SCALED               they do not move
+    MOMENTUM, NESTEROV   j steps without a gradient are one, made when the row is needed, or at
+                         the end of its epoch: x += lr (mu + ... + mu^j) m, m <- mu^j m
+    ADAM, coupled decay  all rows move in every step, by what G holds for them
+
+With `W_low`, `H_low` (float32) each sum's rounding error waits there for the next step.
 
 Letters: K classes, d features, N samples, B batches an epoch. `6 K N d` FLOP, `N (K - 1)`
-exponentials and `4 N d` numbers moved an epoch, and B times the `K d` sums of W over the lanes.
+exponentials, `N (K - 1)` sums over the lanes of a vector and B times the `2 K d` of W an epoch; of
+rules that move all rows B times `N d`, for Adam with a square root and a division each.
 """
 
 import numpy as np
 
 from fastnc.kernels.cpu import trajectory as t
-from fastnc.kernels.cpu.aligned import aligned
+from fastnc.kernels.cpu.aligned import aligned, aligned_zeros
+from fastnc.kernels.cpu.batch_epoch import (
+    differences,
+    factors_of_idleness,
+    idle,
+    residuals,
+    step_of_batch,
+)
+from fastnc.kernels.cpu.draws import deal, draw
 from fastnc.kernels.cpu.options import OPTIONS, njit
 from fastnc.kernels.cpu.processor import native_lanes
-from fastnc.kernels.cpu.ruled_epoch import SCALED, TOGETHER, move, numbers_of, ruled_epoch
+from fastnc.kernels.cpu.ruled_epoch import (
+    ADAM,
+    MOMENTUM,
+    N_NUMBERS,
+    NESTEROV,
+    SCALED,
+    move,
+    move_together,
+    numbers_of,
+)
 from fastnc.kernels.cpu.simd import EXP_LIMIT, zeros
-from fastnc.kernels.cpu.simd_blocks import address, sum_rows
-
-_to_blocks, _from_blocks = t._to_blocks, t._from_blocks
+from fastnc.kernels.cpu.simd_blocks import address, load_members, store_members
 
 
-@njit(forceinline=True, **OPTIONS)
-def _gather(matrix, rows, count, blocks, wide, block, padded, d):
-    """The given rows of a matrix, a lane each; lanes to spare are zero."""
-    at = 0
-    for i in range(0, padded, wide):
-        for lane in range(min(wide, padded - i)):
-            k = i + lane
-            if k < count:
-                row = address(matrix, rows[k] * d)
-                for f in range(d):
-                    blocks[at + f * wide + lane] = row[f]
-            else:
-                for f in range(d):
-                    blocks[at + f * wide + lane] = 0.0
-        at += block
+@njit(**OPTIONS)
+def _copy(matrix, rows):
+    """A matrix into rows of whole vectors."""
+    for i in range(matrix.shape[0]):
+        for f in range(matrix.shape[1]):
+            rows[i, f] = matrix[i, f]
+
+
+@njit(**OPTIONS)
+def _copy_back(matrix, rows):
+    for i in range(matrix.shape[0]):
+        for f in range(matrix.shape[1]):
+            matrix[i, f] = rows[i, f]
 
 
 @njit(forceinline=True, **OPTIONS)
-def _scatter(matrix, rows, count, blocks, wide, block, d):
-    at = 0
-    for i in range(0, count, wide):
-        for lane in range(min(wide, count - i)):
-            row = address(matrix, rows[i + lane] * d)
-            for f in range(d):
-                row[f] = blocks[at + f * wide + lane]
-        at += block
+def _bounds(step, n_steps, N, size, replacement):
+    """Where the samples of a step begin and end in the order of an epoch."""
+    if replacement:
+        return step * size, (step + 1) * size
+    return N * step // n_steps, N * (step + 1) // n_steps
 
 
 @t._once
-def _epochs(K, wide, native, limit, compensated):
-    """The epoch loop for K classes, `wide` samples a block."""
+def _epochs(K, native, limit, rule, coupled, decoupled, compensated, replacement):
+    """The epoch loop for K classes and a rule, its samples dealt out or drawn."""
     others = K - 1
+    every_row = rule == ADAM or coupled
+    waits = every_row or replacement
+    late = not every_row and rule in (MOMENTUM, NESTEROV)
 
     @njit(**OPTIONS)
     def epochs_of(
-        W, H, W_low, H_low, y, rows, rest, moments, dW, R, G, D, labels, steps, block, size,
-        orders, numbers,
+        matrices, rows, y, labels, steps, P, R, D, G, order, seen, kept, along, size, key, drawn,
+        epochs, numbers,
     ):  # fmt: skip
-        d, N = W.shape[1], orders.shape[1]
-        W_rows, H_rows = rows
-        W_rest, H_rest = rest
-        n_steps = -(-N // size)
-        _to_blocks(W, W_rows, K, K * d)
+        W, H, W_low, H_low, W_m, H_m, W_v, H_v = matrices
+        W_rows, H_rows, W_rest, H_rest, m_W, m_H, v_W, v_H = rows
+        N, width, padded = len(H), W_rows.shape[1], R.shape[1]
+        n_steps = labels.shape[0]
+        least = size if replacement else N // n_steps
+        _copy(W, W_rows)
+        _copy(H, H_rows)
         if compensated:
-            _to_blocks(W_low, W_rest, K, K * d)
-        for epoch in range(len(orders)):
-            of_W = numbers_of(address(numbers, 0), epoch * 12)
-            of_H = numbers_of(address(numbers, 0), epoch * 12 + 6)
+            _copy(W_low, W_rest)
+            _copy(H_low, H_rest)
+        if rule != SCALED:
+            _copy(W_m, m_W)
+            _copy(H_m, m_H)
+        if rule == ADAM:
+            _copy(W_v, v_W)
+            _copy(H_v, v_H)
+        group, of_others = zeros(H, K, native), zeros(H, others, native)
+        one = zeros(H, 1, native)
+        for f in range(0, width, native):
+            differences(address(W_rows, 0), address(D, 0), f, width, group)
+        for epoch in range(epochs):
+            if replacement:
+                draw(key, drawn, N, order)
+            else:
+                deal(key, drawn, order)
+            drawn += np.uint64(len(order))
             for step in range(n_steps):
-                first = N * step // n_steps
-                count = N * (step + 1) // n_steps - first
-                batch = address(orders, epoch * N + first)
-                padded = -(-count // native) * native
-                for k in range(count):
-                    labels[k], steps[k] = y[batch[k]], -1.0 / count
-                for k in range(count, padded):
-                    labels[k], steps[k] = 0.0, 0.0
-                _gather(H, batch, count, address(H_rows, 0), wide, block, padded, d)
-                if compensated:
-                    _gather(H_low, batch, count, address(H_rest, 0), wide, block, padded, d)
-                ruled_epoch(
-                    address(W_rows, 0), address(H_rows, 0), address(H_rest, 0),
-                    address(moments, 0), address(moments, 0), address(dW, 0), address(R, 0),
-                    address(G, 0), address(D, 0), address(labels, 0), address(steps, 0), d, block,
-                    padded, zeros(H, K, wide), zeros(H, others, wide), zeros(H, K, native),
-                    zeros(H, others, native), limit, of_H, SCALED, False, False, compensated,
+                first, last = _bounds(step, n_steps, N, size, replacement)
+                for k in range(first, last):
+                    labels[step, k - first] = y[order[k]]
+            at = epoch * 2 * N_NUMBERS
+            of_W = numbers_of(address(numbers, 0), at)
+            of_H = numbers_of(address(numbers, 0), at + N_NUMBERS)
+            if late:
+                factors_of_idleness(n_steps, of_H[0], of_H[1], rule, kept, along)
+            for step in range(n_steps):
+                first, last = _bounds(step, n_steps, N, size, replacement)
+                count = last - first
+                batch = address(order, first)
+                if late:
+                    for k in range(count):
+                        i = batch[k]
+                        j = step - seen[i]
+                        if j > 0:
+                            idle(
+                                address(H_rows, 0), address(H_rest, 0), address(m_H, 0), i * width,
+                                width, along[j], kept[j], one[0], compensated,
+                            )  # fmt: skip
+                        seen[i] = step + 1
+                if rule == ADAM:
+                    at = (epoch * n_steps + step) * 2 * N_NUMBERS
+                    of_W = numbers_of(address(numbers, 0), at)
+                    of_H = numbers_of(address(numbers, 0), at + N_NUMBERS)
+                residuals(
+                    address(D, 0), address(H_rows, 0), batch, count,
+                    address(labels, step * padded), address(steps, (count - least) * padded),
+                    address(P, 0), address(R, 0), width, padded, of_others,
+                    limit,
                 )  # fmt: skip
-                _scatter(H, batch, count, address(H_rows, 0), wide, block, d)
-                if compensated:
-                    _scatter(H_low, batch, count, address(H_rest, 0), wide, block, d)
-                for j in range(0, W_rows.size, native):
-                    move(
-                        address(W_rows, 0), address(W_rest, 0), address(moments, 0),
-                        address(moments, 0), j, native, (sum_rows(address(dW, 0), j),), of_W,
-                        SCALED, False, False, compensated,
+                step_of_batch(
+                    address(W_rows, 0), address(W_rest, 0), address(m_W, 0), address(v_W, 0),
+                    address(H_rows, 0), address(H_rest, 0), address(m_H, 0), address(v_H, 0),
+                    address(G, 0), address(D, 0), address(R, 0), batch, count, width, padded,
+                    group, of_W, of_H, rule, coupled, decoupled, compensated, waits,
+                )  # fmt: skip
+                if every_row:
+                    move_together(
+                        address(H_rows, 0), address(H_rest, 0), address(m_H, 0), address(v_H, 0),
+                        address(G, 0), native, native, N * width // native, group, of_H, rule,
+                        coupled, decoupled, compensated,
                     )  # fmt: skip
-        _from_blocks(W, W_rows, K, K * d)
+                if waits:
+                    # A row that was drawn twice moves once, by both gradients.
+                    for k in range(count):
+                        i = batch[k]
+                        if replacement and not every_row:
+                            if seen[i] < 0:
+                                continue
+                            seen[i] = -1 - seen[i]
+                        for f in range(i * width, (i + 1) * width, native):
+                            if not every_row:
+                                move(
+                                    address(H_rows, 0), address(H_rest, 0), address(m_H, 0),
+                                    address(v_H, 0), f, native,
+                                    load_members(address(G, 0), f, native, one), of_H, rule,
+                                    coupled, decoupled, compensated,
+                                )  # fmt: skip
+                            store_members(address(G, 0), f, native, one)
+                    if replacement and not every_row:
+                        for k in range(count):
+                            if seen[batch[k]] < 0:
+                                seen[batch[k]] = -1 - seen[batch[k]]
+            if late:
+                for i in range(N):
+                    j = n_steps - seen[i]
+                    if j > 0:
+                        idle(
+                            address(H_rows, 0), address(H_rest, 0), address(m_H, 0), i * width,
+                            width, along[j], kept[j], one[0], compensated,
+                        )  # fmt: skip
+                    seen[i] = 0
+        _copy_back(W, W_rows)
+        _copy_back(H, H_rows)
         if compensated:
-            _from_blocks(W_low, W_rest, K, K * d)
+            _copy_back(W_low, W_rest)
+            _copy_back(H_low, H_rest)
+        if rule != SCALED:
+            _copy_back(W_m, m_W)
+            _copy_back(H_m, m_H)
+        if rule == ADAM:
+            _copy_back(W_v, v_W)
+            _copy_back(H_v, v_H)
 
     return epochs_of
 
 
-def prepared(W, H, W_low, H_low, y, size):
-    """A function of `orders` (epochs, N) and `numbers` (epochs, 12), all arrays in place.
+def prepared(W, H, low, first, second, y, size, replacement, rule, coupled, decoupled):
+    """A function of (key, drawn, epochs, numbers) that makes so many epochs, all arrays in place.
 
-    Each order is dealt out in batches of at most `size`, of nearly one size; of the numbers of
-    `ruled_epoch` the step sizes count.
+    `low`, `first`, `second`, `rule` and the decays as in `ruled_trajectory`. A batch has `size`
+    samples if they are drawn, and nearly as many if they are dealt out. `key` names the sequence of
+    draws, of which `drawn` were made; a row of `numbers` is an epoch's, of Adam a step's.
     """
-    (K, d), dtype = W.shape, W.dtype
+    (K, d), N, dtype = W.shape, len(H), W.dtype
     native = native_lanes(dtype)
-    wide = t._lanes_of_block(dtype, K)
-    compensated = W_low.size > 0
-    line = 64 // dtype.itemsize
-    padded = t._round_up(size, native)
-    block = (-(-d * wide // line) | 1) * line
-    W_size, H_size = t._round_up(K * d, native), -(-padded // wide) * block
-    W_rows = aligned(W_size + native, dtype)[:W_size]
-    sizes = (W_size, H_size) if compensated else (1, 1)
-    dW = aligned(t._round_up(W_size * native, line), dtype)
-    dW[K * d * native :] = 0.0
-    run = _epochs(K, wide, native, EXP_LIMIT[dtype.name], compensated)
+    compensated = low[0].size > 0
+    n_steps = -(-N // size)
+    width, padded = t._round_up(d, native), t._round_up(size, native)
+    some = (True, compensated, rule != SCALED, rule == ADAM)
+    rows = tuple(
+        aligned_zeros((n, width) if there else (1, 1), dtype) for there in some for n in (K, N)
+    )
+    waits = rule == ADAM or coupled or replacement
+    order = np.zeros(n_steps * size if replacement else N, np.int64)
+    # Of the batches of an epoch some have a sample more.
+    steps, least = aligned_zeros((2, padded), dtype), size if replacement else N // n_steps
+    for count, row in zip((least, least + 1), steps, strict=True):
+        row[:count] = -1.0 / count
+    run = _epochs(
+        K, native, EXP_LIMIT[dtype.name], rule, coupled, decoupled, compensated, replacement
+    )
+    matrices = (W, H, *low, *first, *second)
     arguments = (
-        W, H, W_low, H_low, y, (W_rows, aligned(H_size, dtype)),
-        (aligned(sizes[0], dtype), aligned(sizes[1], dtype)), aligned(1, dtype), dW,
-        aligned(t._round_up(padded, wide) * K, dtype), aligned(TOGETHER * padded, dtype),
-        aligned((K - 1) * d + native, dtype), aligned(padded, dtype),
-        aligned(padded, dtype), block, size,
+        matrices, rows, y.astype(dtype), aligned_zeros((n_steps, padded), dtype),
+        steps, aligned_zeros((2 * native * native * K,), dtype),
+        aligned_zeros((K, padded), dtype), aligned_zeros((K, width), dtype),
+        aligned_zeros((N, width) if waits else (1, 1), dtype), order, np.zeros(N, np.int64),
+        aligned(n_steps + 1, dtype), aligned(n_steps + 1, dtype), size,
     )  # fmt: skip
 
-    def advance(orders, numbers):
-        run(*arguments, orders, np.ascontiguousarray(numbers, dtype=dtype))
+    def advance(key, drawn, epochs, numbers):
+        numbers = np.ascontiguousarray(numbers, dtype=dtype)
+        run(*arguments, np.uint64(key), np.uint64(drawn), epochs, numbers)
 
     return advance

@@ -11,20 +11,15 @@ As `epoch`, whose residuals these are, for the classes of one pass; what the arr
 Adam's m and v are its own over 1 - b1 and 1 - b2, which c and e make good. A coupled decay adds
 `-lambda x` to g, a decoupled one `-lr lambda x` to the change.
 
-A square root and a division take a processor with AVX-512 some thirty cycles a vector, more than
-all else of a vector together. There both are refined from its estimates of 14 bits, r, by the
-series in what is left, 1 - a r^2 and 1 - a r, to within 2 ulp. A vector's steps wait for each other
-for a hundred cycles, and a core looks ahead by a hundred operations: Adam therefore moves four
-vectors side by side, step by step, once the gradients of four features are there.
+Adam moves eight vectors side by side, once the gradients of eight features are there: see `adam`.
 """
 
-from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
+from fastnc.kernels.cpu.adam import least, moved_by_adam
 from fastnc.kernels.cpu.epoch import _differences, _residual_block
 from fastnc.kernels.cpu.options import OPTIONS, njit
-from fastnc.kernels.cpu.processor import VECTOR_BYTES
 from fastnc.kernels.cpu.simd import (
     _const,
     _elementwise,
@@ -46,86 +41,15 @@ from fastnc.kernels.cpu.simd_blocks import (
 SCALED, MOMENTUM, NESTEROV, ADAM = range(4)
 # Numbers of an epoch and a factor: lr or c, mu or b1, b2, e, and -lambda of both decays.
 N_NUMBERS = 6
-# Features whose gradients wait for one another, to move side by side; eight were no faster.
-TOGETHER = 4
+# Features whose gradients wait for one another, to move side by side.
+TOGETHER = 8
 
 
-def _call(builder, name, result, *arguments):
-    kind = ir.FunctionType(result, [x.type for x in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
-
-
-def _estimate(builder, name, x):
-    """AVX-512's 14 bits of a reciprocal or of one of a root."""
-    suffix = "pd" if isinstance(x.type.element, ir.DoubleType) else "ps"
-    mask = ir.IntType(x.type.count)
-    zero = ir.Constant(x.type, [0.0] * x.type.count)
-    name = f"llvm.x86.avx512.{name}14.{suffix}.512"
-    return _call(builder, name, x.type, x, zero, ir.Constant(mask, -1))
-
-
-def _root_quotients(builder, kind, ms, vs, es):
-    """m / (sqrt(v) + e) of each vector, a step of all of them at a time."""
-    if 8 * VECTOR_BYTES != 512 or kind.lanes * kind.dtype.bitwidth != 512:
-        name = f"llvm.sqrt.v{kind.lanes}f{kind.dtype.bitwidth}"
-        roots = [_call(builder, name, v.type, v) for v in vs]
-        sums = [builder.fadd(root, e) for root, e in zip(roots, es, strict=True)]
-        return [builder.fdiv(m, d) for m, d in zip(ms, sums, strict=True)]
-    one = _const(kind, 1.0)
-
-    def left(products, estimates):
-        pairs = zip(products, estimates, strict=True)
-        return [_fma(builder, builder.fneg(a), b, one) for a, b in pairs]
-
-    # sqrt(v) = s / sqrt(1 - w) with s = v r, w = 1 - s r.
-    rs = [_estimate(builder, "rsqrt", v) for v in vs]
-    ss = [builder.fmul(v, r) for v, r in zip(vs, rs, strict=True)]
-    ws = left(ss, rs)
-    double = kind.dtype.bitwidth == 64
-    ts = [builder.fmul(s, w if double else _const(kind, 0.5)) for s, w in zip(ss, ws, strict=True)]
-    if double:
-        ws = _series(builder, kind, ws, (0.5, 0.375, 0.3125))
-    ds = [_fma(builder, t, w, s) for t, w, s in zip(ts, ws, ss, strict=True)]
-    ds = [builder.fadd(d, e) for d, e in zip(ds, es, strict=True)]
-    # m / d = m r / (1 - w) with w = 1 - d r.
-    rs = [_estimate(builder, "rcp", d) for d in ds]
-    ws = left(ds, rs)
-    ts = [builder.fmul(m, r) for m, r in zip(ms, rs, strict=True)]
-    if double:
-        ws = [_fma(builder, w, _fma(builder, w, w, w), w) for w in ws]
-    return [_fma(builder, t, w, t) for t, w in zip(ts, ws, strict=True)]
-
-
-def _series(builder, kind, ws, coefficients):
-    """The polynomial of each w, Horner's scheme."""
-    last = [_const(kind, coefficients[-1])] * len(ws)
-    for c in coefficients[-2::-1]:
-        last = [_fma(builder, w, x, _const(kind, c)) for w, x in zip(ws, last, strict=True)]
-    return last
-
-
-root_quotient = _elementwise(
-    "root_quotient",
-    "m / (sqrt(v) + e), within 2 ulp; v and e well above the smallest number.",
-    _root_quotients,
-)
 fma = _elementwise(
     "fma",
     "a * b + c with one rounding.",
     lambda builder, kind, a, b, c: [_fma(builder, *x) for x in zip(a, b, c, strict=True)],
 )
-
-
-@intrinsic
-def least(typingctx, g):
-    """A number beside whose root the smallest epsilon is large, in every lane."""
-    kind = g.dtype
-
-    def codegen(context, builder, signature, args):
-        value = _const(kind, 1e-290 if kind.dtype.bitwidth == 64 else 1e-36)
-        return context.make_tuple(builder, g, [value] * g.count)
-
-    return g(g), codegen
 
 
 def _so_many(n):
@@ -143,7 +67,7 @@ def _so_many(n):
     return of
 
 
-_one, _two, _four = _so_many(1), _so_many(2), _so_many(TOGETHER)
+_one, _two, _four, _eight = _so_many(1), _so_many(2), _so_many(4), _so_many(TOGETHER)
 
 
 @njit(forceinline=True, **OPTIONS)
@@ -172,8 +96,7 @@ def move(array, low, M, V, index, stride, g, numbers, rule, coupled, decoupled, 
             # Of a root without a number above 0 there is no estimate.
             v = fma(load_members(V, index, stride, g), second, fma(g, g, least(g)))
             store_members(V, index, stride, v)
-            g = root_quotient(m, v, epsilon)
-    due = fma(g, rate, due)
+    due = moved_by_adam(due, m, v, epsilon, rate) if rule == ADAM else fma(g, rate, due)
     if compensated:
         new = add(old, due)
         store_members(low, index, stride, sub(due, sub(new, old)))
@@ -186,14 +109,20 @@ def move_together(
     array, low, M, V, G, stride, G_stride, count, zero, numbers, rule, coupled, decoupled,
     compensated,
 ):  # fmt: skip
-    """`count` vectors, `stride` apart, by those `G_stride` apart in G: four at a time."""
+    """`count` vectors, `stride` apart, by those `G_stride` apart in G: eight at a time."""
     i = 0
     for _ in range(count // TOGETHER):
-        g = load_members(G, i * G_stride, G_stride, _four(zero))
+        g = load_members(G, i * G_stride, G_stride, _eight(zero))
         move(
             array, low, M, V, i * stride, stride, g, numbers, rule, coupled, decoupled, compensated
         )
         i += TOGETHER
+    if count & 4:
+        g4 = load_members(G, i * G_stride, G_stride, _four(zero))
+        move(
+            array, low, M, V, i * stride, stride, g4, numbers, rule, coupled, decoupled, compensated
+        )
+        i += 4
     if count & 2:
         g2 = load_members(G, i * G_stride, G_stride, _two(zero))
         move(

@@ -25,10 +25,10 @@ def test_writes_the_table_and_both_figures(tmp_path):
                  "minority_collapse.pdf"):  # fmt: skip
         assert (tmp_path / "new" / name).stat().st_size > 1000 and name in done.output
     tabular = (tmp_path / "new" / "table1.tex").read_text()
-    assert tabular.startswith("\\begin{tabular}{ll") and tabular.count("\\\\\n") == 15
+    assert tabular.startswith("\\begin{tabular}{ll") and tabular.count("\\\\\n") == 17
     assert "cross-entropy + decay, bias & " in tabular and "\\times 10^{-" in tabular
     table = lines(tmp_path / "new" / "table1.csv")
-    assert len(table) == 14 and all(row["model"] in done.output for row in table)
+    assert len(table) == 16 and all(row["model"] in done.output for row in table)
     assert all(float(row["gap"]) < 1e-8 for row in table if row["gap"])
     assert "n_per_class=3" in table[1]["parameters"]
 
@@ -44,7 +44,7 @@ def test_ctrl_c_keeps_the_rows_that_are_done(tmp_path, monkeypatch):
     monkeypatch.setattr(table1, "solve", interrupted)
     done = invoke("--n-per-class", 2, "--out", tmp_path)
     assert done.exit_code == 130 and "Traceback" not in done.output
-    assert "stopped by Ctrl-C after 4 of 14 rows; they are in" in done.output
+    assert "stopped by Ctrl-C after 4 of 16 rows; they are in" in done.output
     assert [row["model"] for row in lines(tmp_path / "table1.csv")] == [
         "ULPM", "sphere", "separation", "separation, unequal (SELI)"
     ]  # fmt: skip

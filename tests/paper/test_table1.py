@@ -17,14 +17,15 @@ def table():
 
 
 def test_every_row_is_there_and_at_its_optimum(table):
-    assert [row.name for row in table] == list(table1.rows(3, 4, 3)) and len(table) == 14
+    assert [row.name for row in table] == list(table1.rows(3, 4, 3)) and len(table) == 16
     ulpm, *others = table
     assert ulpm.solution.gap is None and "the infimum 0 is not attained" in ulpm.solution.reason
     assert 0.0 < ulpm.solution.value < 1e-3
     for row in others:
         assert -1e-12 < row.solution.gap < 1e-8, row.name
-        # Balanced or not, every row of the table collapses within classes ...
-        assert row.metrics["within_class"] < 1e-4, row.name
+        # Balanced or not, every row of the table collapses within classes, those of one vector a
+        # class by definition ...
+        assert row.name == "softmax code" or row.metrics["within_class"] < 1e-4, row.name
         if "unequal" not in row.name:
             # ... and the balanced ones to a simplex ETF that features and classifier share.
             assert row.metrics["equiangular_classifier"] < 1e-4, row.name

@@ -1,4 +1,4 @@
-"""Minibatch gradient descent on a small problem, epochs in one compiled call."""
+"""Minibatches on a small problem by the rules of the compiled loop, epochs in one call."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc.dynamics.gradients import MiniBatch, streams
-from fastnc.dynamics.rules import GradientDescent
+from fastnc.dynamics.rules.adam import Adam
 from fastnc.dynamics.steppers import compiled
 
 Array = NDArray[Any]
-# Entries of the orders that are drawn for one call of the kernel.
-_DRAWN = 100_000
+# Rows of the kernel's numbers that are made for one call of it.
+_ROWS = 10_000
 
 
 def serves(model: Any, rule: Any, source: Any) -> bool:
-    """Whether the samples of a batch alone move, all of them different, by a step of the epoch."""
-    plain = type(rule) is GradientDescent and rule.weight_decay == 0.0
-    dealt = type(source) is MiniBatch and not source.replacement
-    return plain and dealt and compiled.serves(model, rule)
+    """Whether the compiled loop knows the rule, its schedule and the size of the model."""
+    return type(source) is MiniBatch and compiled.serves(model, rule)
 
 
 class CompiledBatches(compiled.CompiledDescent):
-    """Steps of the samples of a batch, dealt out anew each epoch; in float32 compensated."""
+    """A rule's steps by the samples of a batch; in float32 compensated."""
 
     def __init__(
         self, W: Array, H: Array, source: MiniBatch, rule: Any, freeze: Sequence[str] = ()
     ) -> None:
         super().__init__(W, H, source.y, rule, freeze)
-        self.source, self.streams = source, streams(source)
+        self.source, self.stream, self.streams = source, source.stream, streams(source)
+        self.size = min(source.size, len(self.y))
+        self.n_steps = -(-len(self.y) // self.size)
 
     def arrays(self) -> dict[str, Array]:
-        """W, H, what rounding took from them, and the generator."""
+        """W, H, what rounding took from them, their moments, and the generator."""
         words = {f"random/{name}": stream.words() for name, stream in self.streams.items()}
         return {**super().arrays(), **words}
 
@@ -47,18 +47,22 @@ class CompiledBatches(compiled.CompiledDescent):
 
     def make(self, epochs: int) -> None:
         """That many epochs."""
-        n = len(self.y)
-        numbers, most = self._numbers(epochs), max(1, _DRAWN // n)
         if self._epochs is None:
             self._epochs = self._prepared()
+        each = self.n_steps if isinstance(self.rule, Adam) else 1
+        words = self.n_steps * self.size if self.source.replacement else len(self.y)
+        most = max(1, _ROWS // each)
         for first in range(0, epochs, most):
-            some = numbers[first : first + most]
-            # The orders, and the generator's state, of as many calls of `permutation`.
-            tiled = np.tile(np.arange(n), (len(some), 1))
-            self._epochs(self.source.stream.draw.permuted(tiled, axis=1), some)
+            some = min(most, epochs - first)
+            numbers = self._numbers(self.epoch + first, some, each)
+            self._epochs(self.stream.key, self.stream.drawn, some, numbers)
+            self.stream.drawn += some * words
 
-    def _prepared(self) -> Any:
+    def _kernel(self, *rule: Any) -> Any:
         from fastnc.kernels.cpu.batch_trajectory import prepared
 
-        size = min(self.source.size, len(self.y))
-        return prepared(self.W, self.H, self.W_low, self.H_low, self.y, size)
+        low = (self.W_low, self.H_low)
+        return prepared(
+            self.W, self.H, low, self.first, self.second, self.y, self.size,
+            self.source.replacement, *rule,
+        )  # fmt: skip

@@ -61,11 +61,10 @@ class CompiledDescent(HostEpochs):
         """That many epochs."""
         if self._epochs is None:
             self._epochs = self._prepared()
-        self._epochs(self._numbers(epochs))
+        self._epochs(self._numbers(self.epoch, epochs))
 
     def _prepared(self) -> Any:
         from fastnc.kernels.cpu import ruled_epoch
-        from fastnc.kernels.cpu.ruled_trajectory import prepared
 
         kind = ruled_epoch.SCALED
         if isinstance(self.rule, Momentum):
@@ -73,38 +72,43 @@ class CompiledDescent(HostEpochs):
         elif isinstance(self.rule, Adam):
             kind = ruled_epoch.ADAM
         decay, apart = self.rule.weight_decay > 0.0, isinstance(self.rule, AdamW)
-        low = (self.W_low, self.H_low)
-        return prepared(
-            self.W, self.H, low, self.first, self.second, self.y, kind, decay and not apart,
-            decay and apart,
-        )  # fmt: skip
+        return self._kernel(kind, decay and not apart, decay and apart)
 
-    def _numbers(self, epochs: int) -> Array:
-        """What the kernel needs of each epoch and factor (epochs, 12): see `ruled_epoch`."""
-        rule, out = self.rule, np.zeros((epochs, 2, 6))
+    def _kernel(self, *rule: Any) -> Any:
+        from fastnc.kernels.cpu.ruled_trajectory import prepared
+
+        low = (self.W_low, self.H_low)
+        return prepared(self.W, self.H, low, self.first, self.second, self.y, *rule)
+
+    def _numbers(self, epoch: int, epochs: int, steps: int = 1) -> Array:
+        """What the kernel needs from `epoch` on of each epoch, of `steps` steps, and factor.
+
+        Rows of 12, a step each: see `ruled_epoch`.
+        """
+        rule, out = self.rule, np.zeros((epochs * steps, 2, 6))
         pair = self.lr if isinstance(self.lr, tuple) else (self.lr, self.lr)
         for i, lr in enumerate(pair):
-            rates = self._rates(lr, epochs)
-            if "WH"[i] in self.freeze:
-                rates = np.zeros(epochs)
+            rates = np.zeros(len(out))
+            if "WH"[i] not in self.freeze:
+                rates[:] = np.repeat(self._rates(lr, epoch, epochs), steps)
             out[:, i, 0] = rates
             if isinstance(rule, Momentum):
                 out[:, i, 1] = rule.momentum
             if isinstance(rule, Adam):
                 b1, b2 = rule.betas
-                t = np.arange(self.epoch + 1, self.epoch + epochs + 1)
+                t = np.arange(epoch * steps + 1, (epoch + epochs) * steps + 1)
                 root = np.sqrt((1.0 - b2) / (1.0 - b2**t))
                 out[:, i, 0] = rates * ((1.0 - b1) / (1.0 - b1**t)) / root
                 out[:, i, 1], out[:, i, 2], out[:, i, 3] = b1, b2, rule.eps / root
             out[:, i, 4] = -rule.weight_decay
             out[:, i, 5] = -rates * rule.weight_decay
-        return out.reshape(epochs, 12)
+        return out.reshape(len(out), 12)
 
-    def _rates(self, lr: Any, epochs: int) -> Array:
+    def _rates(self, lr: Any, epoch: int, epochs: int) -> Array:
         if not callable(lr):
             return np.full(epochs, float(lr))
         nothing = Standing(0, math.nan, math.nan, (), (), math.nan)
-        some = range(self.epoch, self.epoch + epochs)
+        some = range(epoch, epoch + epochs)
         return np.array([rate_at(lr, nothing._replace(epoch=epoch)) for epoch in some])
 
     def blame(self) -> str:
