@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 from fastnc.kernels.cpu.epoch import _residuals
 from fastnc.kernels.cpu.options import INNER, njit
 from fastnc.kernels.cpu.processor import native_lanes
-from fastnc.kernels.cpu.ruled_epoch import NESTEROV, fma, move
+from fastnc.kernels.cpu.ruled_epoch import ADAM, NESTEROV, fma, move
 from fastnc.kernels.cpu.simd import (
     _fma,
     _llvm_type,
@@ -160,10 +160,10 @@ def idle(H, H_low, H_m, at, width, along, kept, zero, compensated):
 
 @njit(forceinline=True, **INNER)
 def step_of_batch(
-    W, W_low, W_m, W_v, H, H_low, H_m, H_v, G, D, R, batch, count, width, padded, group,
-    of_W, of_H, rule, coupled, decoupled, compensated, waits,
+    W, W_low, W_m, H, H_low, H_m, G_W, G_H, D, R, batch, count, width, padded, group, of_W, of_H,
+    rule, coupled, compensated, waits,
 ):  # fmt: skip
-    """Rows of the batch move, or G gets what is due to them; W moves."""
+    """Rows of the batch and W move; or what is due to them is added to G."""
     zero = group[0]
     native = n_lanes(zero)
     for f in range(0, width, native):
@@ -173,14 +173,14 @@ def step_of_batch(
             both = of_a_sample(sums, w, R, i, padded, load_like(H, at, zero))
             sums = both[:-1]
             if waits:
-                store(G, at, add(load_like(G, at, zero), both[-1]))
+                store(G_H, at, add(load_like(G_H, at, zero), both[-1]))
             else:
-                move(
-                    H, H_low, H_m, H_v, at, native, both[-1:], of_H, rule, coupled, decoupled,
-                    compensated,
-                )  # fmt: skip
-        move(W, W_low, W_m, W_v, f, width, sums, of_W, rule, coupled, decoupled, compensated)
-        differences(W, D, f, width, group)
+                move(H, H_low, H_m, at, native, both[-1:], of_H, rule, coupled, compensated)
+        if rule == ADAM:
+            store_members(G_W, f, width, sums)
+        else:
+            move(W, W_low, W_m, f, width, sums, of_W, rule, coupled, compensated)
+            differences(W, D, f, width, group)
 
 
 @njit(forceinline=True, **INNER)

@@ -76,8 +76,8 @@ def _epochs(K, native, limit, rule, coupled, decoupled, compensated, replacement
 
     @njit(**OPTIONS)
     def epochs_of(
-        matrices, rows, y, labels, steps, P, R, D, G, order, seen, kept, along, size, key, drawn,
-        epochs, numbers,
+        matrices, rows, y, labels, steps, P, R, D, G_W, G, order, seen, kept, along, size, key,
+        drawn, epochs, numbers,
     ):  # fmt: skip
         W, H, W_low, H_low, W_m, H_m, W_v, H_v = matrices
         W_rows, H_rows, W_rest, H_rest, m_W, m_H, v_W, v_H = rows
@@ -139,10 +139,10 @@ def _epochs(K, native, limit, rule, coupled, decoupled, compensated, replacement
                     limit,
                 )  # fmt: skip
                 step_of_batch(
-                    address(W_rows, 0), address(W_rest, 0), address(m_W, 0), address(v_W, 0),
-                    address(H_rows, 0), address(H_rest, 0), address(m_H, 0), address(v_H, 0),
-                    address(G, 0), address(D, 0), address(R, 0), batch, count, width, padded,
-                    group, of_W, of_H, rule, coupled, decoupled, compensated, waits,
+                    address(W_rows, 0), address(W_rest, 0), address(m_W, 0), address(H_rows, 0),
+                    address(H_rest, 0), address(m_H, 0), address(G_W, 0), address(G, 0),
+                    address(D, 0), address(R, 0), batch, count, width, padded, group, of_W, of_H,
+                    rule, coupled, compensated, waits,
                 )  # fmt: skip
                 if every_row:
                     move_together(
@@ -150,6 +150,14 @@ def _epochs(K, native, limit, rule, coupled, decoupled, compensated, replacement
                         address(G, 0), native, native, N * width // native, group, of_H, rule,
                         coupled, decoupled, compensated,
                     )  # fmt: skip
+                if rule == ADAM:
+                    move_together(
+                        address(W_rows, 0), address(W_rest, 0), address(m_W, 0), address(v_W, 0),
+                        address(G_W, 0), native, native, K * width // native, group, of_W, rule,
+                        coupled, decoupled, compensated,
+                    )  # fmt: skip
+                    for f in range(0, width, native):
+                        differences(address(W_rows, 0), address(D, 0), f, width, group)
                 if waits:
                     # A row that was drawn twice moves once, by both gradients.
                     for k in range(count):
@@ -161,10 +169,9 @@ def _epochs(K, native, limit, rule, coupled, decoupled, compensated, replacement
                         for f in range(i * width, (i + 1) * width, native):
                             if not every_row:
                                 move(
-                                    address(H_rows, 0), address(H_rest, 0), address(m_H, 0),
-                                    address(v_H, 0), f, native,
-                                    load_members(address(G, 0), f, native, one), of_H, rule,
-                                    coupled, decoupled, compensated,
+                                    address(H_rows, 0), address(H_rest, 0), address(m_H, 0), f,
+                                    native, load_members(address(G, 0), f, native, one), of_H,
+                                    rule, coupled, compensated,
                                 )  # fmt: skip
                             store_members(address(G, 0), f, native, one)
                     if replacement and not every_row:
@@ -225,12 +232,12 @@ def prepared(W, H, low, first, second, y, size, replacement, rule, coupled, deco
         matrices, rows, y.astype(dtype), aligned_zeros((n_steps, padded), dtype),
         steps, aligned_zeros((2 * native * native * K,), dtype),
         aligned_zeros((K, padded), dtype), aligned_zeros((K, width), dtype),
+        aligned_zeros((K, width), dtype),
         aligned_zeros((N, width) if waits else (1, 1), dtype), order, np.zeros(N, np.int64),
         aligned(n_steps + 1, dtype), aligned(n_steps + 1, dtype), size,
     )  # fmt: skip
 
     def advance(key, drawn, epochs, numbers):
-        numbers = np.ascontiguousarray(numbers, dtype=dtype)
         run(*arguments, np.uint64(key), np.uint64(drawn), epochs, numbers)
 
     return advance

@@ -17,7 +17,7 @@ Adam moves eight vectors side by side, once the gradients of eight features are 
 from numba.core import types
 from numba.extending import intrinsic
 
-from fastnc.kernels.cpu.adam import least, moved_by_adam
+from fastnc.kernels.cpu.adam import least, rates_of_adam
 from fastnc.kernels.cpu.epoch import _differences, _residual_block
 from fastnc.kernels.cpu.options import OPTIONS, njit
 from fastnc.kernels.cpu.simd import (
@@ -71,37 +71,57 @@ _one, _two, _four, _eight = _so_many(1), _so_many(2), _so_many(4), _so_many(TOGE
 
 
 @njit(forceinline=True, **OPTIONS)
-def move(array, low, M, V, index, stride, g, numbers, rule, coupled, decoupled, compensated):
+def _add(array, low, index, stride, factor, due, numbers, decoupled, compensated):
+    """Vectors of a factor += factor due, in `array` and `low`; and the decoupled decay."""
+    old = load_members(array, index, stride, due)
+    base = old
+    if compensated:
+        base = load_members(low, index, stride, due)
+    if decoupled:
+        base = fma(old, numbers[5], base)
+    change = fma(due, factor, base)
+    if compensated:
+        new = add(old, change)
+        store_members(low, index, stride, sub(change, sub(new, old)))
+        change = new
+    store_members(array, index, stride, change)
+
+
+@njit(forceinline=True, **OPTIONS)
+def move(array, low, M, index, stride, g, numbers, rule, coupled, compensated):
     """Vectors of a factor, from `index` on every `stride`, with their moments at the same places.
 
-    `g` is the tuple of what moves them.
+    `g` is the tuple of what moves them. Any rule but Adam.
     """
-    rate, first, second, epsilon, joined, beside = numbers
-    old = load_members(array, index, stride, g)
+    first = numbers[1]
     if coupled:
-        g = fma(old, joined, g)
-    due = old
-    if compensated:
-        due = load_members(low, index, stride, g)
-    if decoupled:
-        due = fma(old, beside, due)
+        g = fma(load_members(array, index, stride, g), numbers[4], g)
     if rule != SCALED:
         m = fma(load_members(M, index, stride, g), first, g)
         store_members(M, index, stride, m)
-        if rule == NESTEROV:
-            g = fma(m, first, g)
-        elif rule == MOMENTUM:
-            g = m
-        else:
-            # Of a root without a number above 0 there is no estimate.
-            v = fma(load_members(V, index, stride, g), second, fma(g, g, least(g)))
-            store_members(V, index, stride, v)
-    due = moved_by_adam(due, m, v, epsilon, rate) if rule == ADAM else fma(g, rate, due)
-    if compensated:
-        new = add(old, due)
-        store_members(low, index, stride, sub(due, sub(new, old)))
-        due = new
-    store_members(array, index, stride, due)
+        g = fma(m, first, g) if rule == NESTEROV else m
+    _add(array, low, index, stride, numbers[0], g, numbers, False, compensated)
+
+
+@njit(forceinline=True, **OPTIONS)
+def _move_by_adam(
+    array, low, M, V, G, stride, G_stride, like, numbers, coupled, decoupled, compensated
+):
+    """As many vectors as `like` has members. First what divides them, which leaves registers."""
+    rate, first, second, epsilon = numbers[:4]
+    g = load_members(G, 0, G_stride, like)
+    if coupled:
+        g = fma(load_members(array, 0, stride, like), numbers[4], g)
+    # Of a root without a number above 0 there is no estimate.
+    v = fma(load_members(V, 0, stride, like), second, fma(g, g, least(g)))
+    store_members(V, 0, stride, v)
+    rates = rates_of_adam(v, epsilon, rate)
+    g = load_members(G, 0, G_stride, like)
+    if coupled:
+        g = fma(load_members(array, 0, stride, like), numbers[4], g)
+    m = fma(load_members(M, 0, stride, like), first, g)
+    store_members(M, 0, stride, m)
+    _add(array, low, 0, stride, rates, m, numbers, decoupled, compensated)
 
 
 @njit(forceinline=True, **OPTIONS)
@@ -109,31 +129,43 @@ def move_together(
     array, low, M, V, G, stride, G_stride, count, zero, numbers, rule, coupled, decoupled,
     compensated,
 ):  # fmt: skip
-    """`count` vectors, `stride` apart, by those `G_stride` apart in G: eight at a time."""
-    i = 0
+    """`count` vectors, `stride` apart, by those `G_stride` apart in G: of Adam eight at a time."""
+    if rule != ADAM:
+        for i in range(count):
+            g = load_members(G, i * G_stride, G_stride, _one(zero))
+            move(array, low, M, i * stride, stride, g, numbers, rule, coupled, compensated)
+        return
+    at, G_at = 0, 0
     for _ in range(count // TOGETHER):
-        g = load_members(G, i * G_stride, G_stride, _eight(zero))
-        move(
-            array, low, M, V, i * stride, stride, g, numbers, rule, coupled, decoupled, compensated
-        )
-        i += TOGETHER
+        _move_by_adam(
+            address(array, at), address(low, at), address(M, at), address(V, at),
+            address(G, G_at), stride, G_stride, _eight(zero), numbers, coupled, decoupled,
+            compensated,
+        )  # fmt: skip
+        at += TOGETHER * stride
+        G_at += TOGETHER * G_stride
     if count & 4:
-        g4 = load_members(G, i * G_stride, G_stride, _four(zero))
-        move(
-            array, low, M, V, i * stride, stride, g4, numbers, rule, coupled, decoupled, compensated
-        )
-        i += 4
+        _move_by_adam(
+            address(array, at), address(low, at), address(M, at), address(V, at),
+            address(G, G_at), stride, G_stride, _four(zero), numbers, coupled, decoupled,
+            compensated,
+        )  # fmt: skip
+        at += 4 * stride
+        G_at += 4 * G_stride
     if count & 2:
-        g2 = load_members(G, i * G_stride, G_stride, _two(zero))
-        move(
-            array, low, M, V, i * stride, stride, g2, numbers, rule, coupled, decoupled, compensated
-        )
-        i += 2
+        _move_by_adam(
+            address(array, at), address(low, at), address(M, at), address(V, at),
+            address(G, G_at), stride, G_stride, _two(zero), numbers, coupled, decoupled,
+            compensated,
+        )  # fmt: skip
+        at += 2 * stride
+        G_at += 2 * G_stride
     if count & 1:
-        g1 = load_members(G, i * G_stride, G_stride, _one(zero))
-        move(
-            array, low, M, V, i * stride, stride, g1, numbers, rule, coupled, decoupled, compensated
-        )
+        _move_by_adam(
+            address(array, at), address(low, at), address(M, at), address(V, at),
+            address(G, G_at), stride, G_stride, _one(zero), numbers, coupled, decoupled,
+            compensated,
+        )  # fmt: skip
 
 
 @njit(forceinline=True, **OPTIONS)
@@ -147,8 +179,8 @@ def numbers_of(numbers, at):
 
 @njit(forceinline=True, **OPTIONS)
 def _feature(
-    W, H, H_low, H_m, H_v, dW, R, G, block, R_block, wide, n_wide, size, zero, numbers, rule,
-    coupled, decoupled, compensated,
+    W, H, H_low, H_m, dW, R, G, block, R_block, wide, n_wide, size, zero, numbers, rule, coupled,
+    compensated,
 ):  # fmt: skip
     """A feature of all samples: the sums of r h, and its rows of H move, or G gets what is due."""
     native = n_lanes(zero)
@@ -162,10 +194,7 @@ def _feature(
             if rule == ADAM:
                 store(G, i + j, both[-1])
             else:
-                move(
-                    H, H_low, H_m, H_v, h + j, native, both[-1:], numbers, rule, coupled,
-                    decoupled, compensated,
-                )  # fmt: skip
+                move(H, H_low, H_m, h + j, native, both[-1:], numbers, rule, coupled, compensated)
         h += block
         r += R_block
     store_members(dW, 0, native, sums)
@@ -214,9 +243,8 @@ def ruled_epoch(
             at = f * wide
             _feature(
                 address(W, f * K), address(H, at), address(H_low, at), address(H_m, at),
-                address(H_v, at), address(dW, f * K * native), R, address(G, (f - first) * size),
-                block, K * wide, wide, n_wide, size, narrow_group, numbers, rule, coupled,
-                decoupled, compensated,
+                address(dW, f * K * native), R, address(G, (f - first) * size), block, K * wide,
+                wide, n_wide, size, narrow_group, numbers, rule, coupled, compensated,
             )  # fmt: skip
         if rule == ADAM:
             at = first * wide

@@ -12,8 +12,6 @@ Letters: K classes, d features, N samples. `6 K N d` FLOP and N (K - 1) exponent
 for Adam (N + K) d square roots and divisions, which on processors with wide vectors are what binds.
 """
 
-import numpy as np
-
 from fastnc.kernels.cpu import trajectory as t
 from fastnc.kernels.cpu.aligned import aligned
 from fastnc.kernels.cpu.options import OPTIONS, njit
@@ -83,8 +81,8 @@ def _epochs(K, wide, native, limit, rule, coupled, decoupled, compensated):
                     store(address(G, 0), j, change[0])
                 else:
                     move(
-                        address(W_rows, 0), address(W_rest, 0), address(m_W, 0), address(v_W, 0),
-                        j, native, change, of_W, rule, coupled, decoupled, compensated,
+                        address(W_rows, 0), address(W_rest, 0), address(m_W, 0), j, native, change,
+                        of_W, rule, coupled, compensated,
                     )  # fmt: skip
             if rule == ADAM:
                 move_together(
@@ -142,6 +140,6 @@ def prepared(W, H, low, first, second, y, rule, coupled, decoupled):
     )  # fmt: skip
 
     def advance(numbers):
-        run(*arguments, np.ascontiguousarray(numbers, dtype=dtype))
+        run(*arguments, numbers)
 
     return advance

@@ -13,8 +13,6 @@ from fastnc.dynamics.rules.adam import Adam
 from fastnc.dynamics.steppers import compiled
 
 Array = NDArray[Any]
-# Rows of the kernel's numbers that are made for one call of it.
-_ROWS = 10_000
 
 
 def serves(model: Any, rule: Any, source: Any) -> bool:
@@ -51,7 +49,7 @@ class CompiledBatches(compiled.CompiledDescent):
             self._epochs = self._prepared()
         each = self.n_steps if isinstance(self.rule, Adam) else 1
         words = self.n_steps * self.size if self.source.replacement else len(self.y)
-        most = max(1, _ROWS // each)
+        most = max(1, compiled.ROWS // each)
         for first in range(0, epochs, most):
             some = min(most, epochs - first)
             numbers = self._numbers(self.epoch + first, some, each)

@@ -18,6 +18,16 @@ from fastnc.dynamics.steppers.epochs import HostEpochs
 Array = NDArray[Any]
 # Beside a smaller one the least number whose root the kernel takes is not nothing.
 _LEAST_EPSILON = 1e-12
+# Rows of the kernel's numbers that are made for one call of it.
+ROWS = 8192
+
+
+def _settled(rule: Any, step: int) -> bool:
+    """Whether the kernel's numbers are the same from that step on."""
+    if any(callable(lr) for lr in (rule.lr if isinstance(rule.lr, tuple) else (rule.lr,))):
+        return False
+    # Both means are as good as full where 1 - beta^t is 1.
+    return not isinstance(rule, Adam) or all(1.0 - b**step == 1.0 for b in rule.betas)
 
 
 def serves(model: Any, rule: Any) -> bool:
@@ -48,6 +58,7 @@ class CompiledDescent(HostEpochs):
             (np.zeros_like(W), np.zeros_like(H)) if moments > i else (none, none) for i in (0, 1)
         )
         self._epochs: Any = None
+        self._same = np.zeros((0, 12), W.dtype)
 
     def arrays(self) -> dict[str, Array]:
         """W, H, what rounding took from them, and their moments."""
@@ -61,7 +72,8 @@ class CompiledDescent(HostEpochs):
         """That many epochs."""
         if self._epochs is None:
             self._epochs = self._prepared()
-        self._epochs(self._numbers(self.epoch, epochs))
+        for first in range(0, epochs, ROWS):
+            self._epochs(self._numbers(self.epoch + first, min(ROWS, epochs - first)))
 
     def _prepared(self) -> Any:
         from fastnc.kernels.cpu import ruled_epoch
@@ -85,24 +97,33 @@ class CompiledDescent(HostEpochs):
 
         Rows of 12, a step each: see `ruled_epoch`.
         """
-        rule, out = self.rule, np.zeros((epochs * steps, 2, 6))
+        rule, rows = self.rule, epochs * steps
+        t = np.arange(epoch * steps + 1, epoch * steps + rows + 1)
+        settled = _settled(rule, t[0])
+        if settled and rows == len(self._same):
+            return self._same
+        out = np.zeros((rows, 2, 6))
         pair = self.lr if isinstance(self.lr, tuple) else (self.lr, self.lr)
+        if isinstance(rule, Adam):
+            b1, b2 = rule.betas
+            start, root = (1.0 - b1) / (1.0 - b1**t), np.sqrt((1.0 - b2) / (1.0 - b2**t))
+            out[:, :, 1], out[:, :, 2] = b1, b2
+            out[:, :, 3] = (rule.eps / root)[:, None]
         for i, lr in enumerate(pair):
-            rates = np.zeros(len(out))
+            rates = np.zeros(rows)
             if "WH"[i] not in self.freeze:
                 rates[:] = np.repeat(self._rates(lr, epoch, epochs), steps)
             out[:, i, 0] = rates
             if isinstance(rule, Momentum):
                 out[:, i, 1] = rule.momentum
             if isinstance(rule, Adam):
-                b1, b2 = rule.betas
-                t = np.arange(epoch * steps + 1, (epoch + epochs) * steps + 1)
-                root = np.sqrt((1.0 - b2) / (1.0 - b2**t))
-                out[:, i, 0] = rates * ((1.0 - b1) / (1.0 - b1**t)) / root
-                out[:, i, 1], out[:, i, 2], out[:, i, 3] = b1, b2, rule.eps / root
+                out[:, i, 0] = rates * start / root
             out[:, i, 4] = -rule.weight_decay
             out[:, i, 5] = -rates * rule.weight_decay
-        return out.reshape(len(out), 12)
+        found = np.ascontiguousarray(out.reshape(rows, 12), dtype=self.W.dtype)
+        if settled:
+            self._same = found
+        return found
 
     def _rates(self, lr: Any, epoch: int, epochs: int) -> Array:
         if not callable(lr):
