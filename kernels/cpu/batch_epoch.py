@@ -1,8 +1,8 @@
 """One step of a minibatch on the mean loss (4): the loops themselves.
 
 Rows of H are taken where they lie, features in the lanes of explicit vectors, padded with zeros to
-whole ones. A logit is then a sum over lanes: those of as many samples as a vector has lanes are
-formed together, a row each of P, whose transposed sums hold samples in lanes, where the softmax
+whole ones. A logit is then a sum over lanes: those of one or two vectors of samples are formed
+together, a row each of P, whose transposed sums hold samples in lanes, where the softmax
 of `epoch` makes their residuals. Both sums over those take features in lanes again, one residual in
 all of them: dW needs no sum over lanes.
 
@@ -65,26 +65,47 @@ def add_rows(typingctx, sums, array, index, stride, h):
 
 @intrinsic
 def sums_over_lanes(typingctx, array, like):
-    """For each member k the sums of the w vectors of w lanes from array[k w^2] on, as one."""
+    """For each member k the sums of n vectors of w lanes from array[k n w] on, as one of n lanes.
+
+    w are the native lanes and n a multiple of them, the lanes of `like`.
+    """
     kind = _vector_of(like)
-    width = native_lanes(str(array.dtype))
+    width, n = native_lanes(str(array.dtype)), kind.lanes
 
     def codegen(context, builder, signature, args):
         array_type = signature.args[0]
         base = _pointer(
             context, builder, array_type, args[0], types.intp, ir.Constant(ir.IntType(64), 0)
         )
+        native = ir.VectorType(_llvm_type(kind).element, width)
         out = []
         for k in range(like.count):
-            rows = []
-            for i in range(width):
-                place = builder.gep(base, [ir.Constant(ir.IntType(64), (k * width + i) * width)])
-                place = builder.bitcast(place, _llvm_type(kind).as_pointer())
-                rows.append(builder.load(place, align=_access_size(array_type)))
-            out.append(_sum_transposed(builder, rows))
+            parts = []
+            for first in range(k * n, (k + 1) * n, width):
+                rows = []
+                for i in range(first, first + width):
+                    place = builder.gep(base, [ir.Constant(ir.IntType(64), i * width)])
+                    place = builder.bitcast(place, native.as_pointer())
+                    rows.append(builder.load(place, align=_access_size(array_type)))
+                parts.append(_sum_transposed(builder, rows))
+            out.append(_joined(builder, parts))
         return context.make_tuple(builder, like, out)
 
     return like(array, like), codegen
+
+
+def _joined(builder, parts):
+    """Vectors one after the other; of each two neighbours one, until one is left."""
+    while len(parts) > 1:
+        lanes = ir.Constant(
+            ir.VectorType(ir.IntType(32), 2 * parts[0].type.count),
+            list(range(2 * parts[0].type.count)),
+        )
+        parts = [
+            builder.shuffle_vector(a, b, lanes)
+            for a, b in zip(parts[::2], parts[1::2], strict=True)
+        ]
+    return parts[0]
 
 
 @intrinsic
@@ -119,27 +140,43 @@ def differences(W, D, f, width, group):
 
 
 @njit(forceinline=True, **INNER)
-def residuals(D, H, batch, count, labels, steps, P, R, width, padded, others, limit):
-    """step * (p - onehot) of `count` samples, to R."""
-    zero = others[0]
-    native = n_lanes(zero)
-    for b in range(0, count, native):
-        full = count - b >= native
-        # What is left of rows in the second half of P is that of lanes that hold no sample: zero.
-        rows = address(P, 0 if full else native * native * len(others))
-        here = native if full else count - b
-        for i in range(here):
-            h = address(H, batch[b + i] * width)
-            products = others
-            for f in range(0, width, native):
-                products = add_rows(products, D, f, width, load_like(h, f, zero))
-            store_members(rows, i * native, native * native, products)
-        if not full:
-            store_members(rows, here * native, native * native, others)
-        z = sums_over_lanes(rows, others)
-        label = load_like(labels, b, zero)
-        r = _residuals(label_gaps_of_differences(z, label), label, load_like(steps, b, zero), limit)
-        store_members(R, b, padded, r)
+def _block(D, H, batch, count, labels, steps, P, R, width, padded, others, narrow, limit):
+    """Residuals of at most as many samples as `others` has lanes; `narrow` has a register's."""
+    zero = narrow[0]
+    lanes, native = n_lanes(others), n_lanes(zero)
+    # What is left of rows in the second half of P is that of lanes that hold no sample: zero.
+    rows = address(P, 0 if count == lanes else lanes * native * len(others))
+    for i in range(count):
+        h = address(H, batch[i] * width)
+        products = narrow
+        for f in range(0, width, native):
+            products = add_rows(products, D, f, width, load_like(h, f, zero))
+        store_members(rows, i * native, lanes * native, products)
+    if count < lanes:
+        store_members(rows, count * native, lanes * native, narrow)
+    z = sums_over_lanes(rows, others)
+    label = load_like(labels, 0, z)
+    r = _residuals(label_gaps_of_differences(z, label), label, load_like(steps, 0, z), limit)
+    store_members(R, 0, padded, r)
+
+
+@njit(forceinline=True, **INNER)
+def residuals(D, H, batch, count, labels, steps, P, R, width, padded, others, narrow, limit):
+    """step * (p - onehot) of `count` samples, to R: two vectors of samples at a time, then one."""
+    lanes, native = n_lanes(others), n_lanes(narrow)
+    last = address(P, 2 * lanes * native * len(others))
+    for b in range(0, count, lanes):
+        here = min(count - b, lanes)
+        if here > native:
+            _block(
+                D, H, address(batch, b), here, address(labels, b), address(steps, b), P,
+                address(R, b), width, padded, others, narrow, limit,
+            )  # fmt: skip
+        else:
+            _block(
+                D, H, address(batch, b), here, address(labels, b), address(steps, b), last,
+                address(R, b), width, padded, narrow, narrow, limit,
+            )  # fmt: skip
 
 
 @njit(forceinline=True, **INNER)
@@ -161,9 +198,12 @@ def idle(H, H_low, H_m, at, width, along, kept, zero, compensated):
 @njit(forceinline=True, **INNER)
 def step_of_batch(
     W, W_low, W_m, H, H_low, H_m, G_W, G_H, D, R, batch, count, width, padded, group, of_W, of_H,
-    rule, coupled, compensated, waits,
+    rule, coupled, compensated, waits, repeated,
 ):  # fmt: skip
-    """Rows of the batch and W move; or what is due to them is added to G."""
+    """Rows of the batch and W move; or what is due to them is added to G.
+
+    With `repeated` a row may stand in the batch twice: all are read before one moves.
+    """
     zero = group[0]
     native = n_lanes(zero)
     for f in range(0, width, native):
@@ -174,7 +214,12 @@ def step_of_batch(
             sums = both[:-1]
             if waits:
                 store(G_H, at, add(load_like(G_H, at, zero), both[-1]))
-            else:
+            elif not repeated:
+                move(H, H_low, H_m, at, native, both[-1:], of_H, rule, coupled, compensated)
+        if repeated and not waits:
+            for i in range(count):
+                both = of_a_sample(group, w, R, i, padded, zero)
+                at = batch[i] * width + f
                 move(H, H_low, H_m, at, native, both[-1:], of_H, rule, coupled, compensated)
         if rule == ADAM:
             store_members(G_W, f, width, sums)

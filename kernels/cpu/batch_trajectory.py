@@ -69,9 +69,10 @@ def _bounds(step, n_steps, N, size, replacement):
 @t._once
 def _epochs(K, native, limit, rule, coupled, decoupled, compensated, replacement):
     """The epoch loop for K classes and a rule, its samples dealt out or drawn."""
-    others = K - 1
+    others, two = K - 1, 2 * native
     every_row = rule == ADAM or coupled
-    waits = every_row or replacement
+    # Momentum adds up the gradients of a row first.
+    waits = every_row or (replacement and rule != SCALED)
     late = not every_row and rule in (MOMENTUM, NESTEROV)
 
     @njit(**OPTIONS)
@@ -96,7 +97,7 @@ def _epochs(K, native, limit, rule, coupled, decoupled, compensated, replacement
             _copy(W_v, v_W)
             _copy(H_v, v_H)
         group, of_others = zeros(H, K, native), zeros(H, others, native)
-        one = zeros(H, 1, native)
+        one, wide = zeros(H, 1, native), zeros(H, others, two)
         for f in range(0, width, native):
             differences(address(W_rows, 0), address(D, 0), f, width, group)
         for epoch in range(epochs):
@@ -135,14 +136,14 @@ def _epochs(K, native, limit, rule, coupled, decoupled, compensated, replacement
                 residuals(
                     address(D, 0), address(H_rows, 0), batch, count,
                     address(labels, step * padded), address(steps, (count - least) * padded),
-                    address(P, 0), address(R, 0), width, padded, of_others,
+                    address(P, 0), address(R, 0), width, padded, wide, of_others,
                     limit,
                 )  # fmt: skip
                 step_of_batch(
                     address(W_rows, 0), address(W_rest, 0), address(m_W, 0), address(H_rows, 0),
                     address(H_rest, 0), address(m_H, 0), address(G_W, 0), address(G, 0),
                     address(D, 0), address(R, 0), batch, count, width, padded, group, of_W, of_H,
-                    rule, coupled, compensated, waits,
+                    rule, coupled, compensated, waits, replacement,
                 )  # fmt: skip
                 if every_row:
                     move_together(
@@ -218,7 +219,7 @@ def prepared(W, H, low, first, second, y, size, replacement, rule, coupled, deco
     rows = tuple(
         aligned_zeros((n, width) if there else (1, 1), dtype) for there in some for n in (K, N)
     )
-    waits = rule == ADAM or coupled or replacement
+    waits = rule == ADAM or coupled or (replacement and rule != SCALED)
     order = np.zeros(n_steps * size if replacement else N, np.int64)
     # Of the batches of an epoch some have a sample more.
     steps, least = aligned_zeros((2, padded), dtype), size if replacement else N // n_steps
@@ -230,7 +231,7 @@ def prepared(W, H, low, first, second, y, size, replacement, rule, coupled, deco
     matrices = (W, H, *low, *first, *second)
     arguments = (
         matrices, rows, y.astype(dtype), aligned_zeros((n_steps, padded), dtype),
-        steps, aligned_zeros((2 * native * native * K,), dtype),
+        steps, aligned_zeros((6 * native * native * K,), dtype),
         aligned_zeros((K, padded), dtype), aligned_zeros((K, width), dtype),
         aligned_zeros((K, width), dtype),
         aligned_zeros((N, width) if waits else (1, 1), dtype), order, np.zeros(N, np.int64),
