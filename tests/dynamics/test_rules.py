@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import fastnc
+from fastnc.dynamics.randomness import BATCHES, Draws
 from fastnc.dynamics.steppers import compiled
 
 R = fastnc.rules
@@ -260,13 +261,13 @@ def test_batches_deal_all_samples_out_or_draw_them(replacement, tmp_path):
     path = tmp_path / "checkpoint.npz"
     options = {"batch_size": 6, "replacement": replacement, "snapshots": 3, "seed": 3}
     run = fastnc.descend(MODEL, 1.0, 40, **options)
-    # The stream of the batches, its steps and their means, written again.
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([3, 2])))
+    # The steps of the batches and their means, written again; their draws: test_compiled_batches.
+    draws = Draws(3, BATCHES)
     (W, H), n, y = MODEL.init(3), 20, MODEL.y
     for _ in range(40):
-        order = rng.permutation(n) if not replacement else None
+        order = draws.order(n) if not replacement else None
         for b in range(4):
-            rows = rng.integers(0, n, 6) if replacement else order[5 * b : 5 * b + 5]
+            rows = draws.numbers(n, 6) if replacement else order[5 * b : 5 * b + 5]
             gW, gH = gradients(W, H[rows], y[rows])
             W = W - gW
             H = H.copy()
@@ -379,34 +380,36 @@ def test_lanes_that_hold_no_sample_stay_out_of_it(dtype):
         np.testing.assert_allclose(x, other, rtol=0, atol=atol)
 
 
-def test_the_kernels_quotient_is_within_two_ulp():
-    """m / (sqrt(v) + e) from estimates of 14 bits, where the processor has them."""
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_adam_multiplies_with_is_within_eight_ulp(count, dtype):
+    """c / (sqrt(v) + e) of vectors together; from estimates of 14 bits, where there are some."""
+    from fastnc.kernels.cpu.adam import rates_of_adam
     from fastnc.kernels.cpu.options import OPTIONS, njit
     from fastnc.kernels.cpu.processor import native_lanes
-    from fastnc.kernels.cpu.ruled_epoch import root_quotient
     from fastnc.kernels.cpu.simd import zeros
-    from fastnc.kernels.cpu.simd_blocks import load_like, store
+    from fastnc.kernels.cpu.simd_blocks import load_members, store_members
 
     rng = np.random.default_rng(0)
-    for dtype in ("float32", "float64"):
-        lanes = native_lanes(dtype)
-        single = dtype == "float32"
+    lanes, single = native_lanes(dtype), dtype == "float32"
 
-        @njit(**OPTIONS)
-        def quotients(m, v, e, out, lanes=lanes):
-            for i in range(0, m.size, lanes):
-                like = zeros(m, 1, lanes)[0]
-                q = root_quotient(load_like(m, i, like), load_like(v, i, like), e)
-                store(out, i, q)
+    @njit(**OPTIONS)
+    def rates(v, e, c, out):
+        for i in range(0, v.size, count * lanes):
+            some = load_members(v, i, lanes, zeros(v, count, lanes))
+            store_members(out, i, lanes, rates_of_adam(some, e, c))
 
-        n = 64 * lanes
-        m = rng.standard_normal(n).astype(dtype)
-        v = (10.0 ** rng.uniform(-20 if single else -200, 10, n)).astype(dtype)
-        # The least that the loop gives it.
-        v[:lanes] = 1e-36 if single else 1e-290
-        e, out = np.dtype(dtype).type(1e-8), np.empty_like(m)
-        wide = np.longdouble if not single else np.float64
-        quotients(m, v, e, out)
-        exact = m.astype(wide) / (np.sqrt(v.astype(wide)) + wide(e))
-        error = np.abs(out - exact) / np.abs(exact) / np.finfo(dtype).eps
-        assert error.max() < 3.0
+    n = 64 * lanes
+    v = (10.0 ** rng.uniform(-20 if single else -200, 10, n)).astype(dtype)
+    # The least that the loop gives it.
+    v[:lanes] = 1e-36 if single else 1e-290
+    (e, c), out = np.array([1e-8, 1e-3], dtype), np.empty_like(v)
+    wide = np.float64 if single else np.longdouble
+    rates(v, e, c, out)
+    exact = wide(c) / (np.sqrt(v.astype(wide)) + wide(e))
+    error = np.abs(out - exact) / exact / np.finfo(dtype).eps
+    assert error.max() < 8.0
+    if count == 8 and not single and lanes == 8:
+        # A product of eight that is no float must not pass for a rate of 0.
+        rates(np.full(n, 1e77), e, c, out)
+        assert np.isnan(out).all()
