@@ -96,7 +96,7 @@ def rows(n_classes: int, n_per_class: int, dim: int) -> dict[str, Any]:
         "squared error + decay": M.squared_error(K, n, d, lW, lH),
         "squared error + decay, bias": M.squared_error(K, n, d, lW, lH, bias=True),
         "squared error + decay, unequal": M.imbalanced_squared_error(sizes, d, gentle, gentle),
-        "squared error + decay, two layers": M.deep_linear(K, n, (d, d), deep),
+        "squared error + decay, two layers": M.deep_linear(K, n, (d, d), (deep,) * 3),
         "softmax code": M.softmax_code(K, d),
     }
 
