@@ -1,88 +1,162 @@
-"""Kills a training with SIGKILL at random moments; run by test_cli_train in a process of its own.
+"""Kills `fastnc train` with SIGKILL; run by test_cli_train in a process of its own.
 
-`killed_training.py FOLDER KILLS`: a run without a stop, then runs that are killed and resumed
-until they end, in children of this process, so that torch is loaded once. Prints what happened;
-its status is 0 if every run ended in the same bits.
+`killed_training.py FOLDER`: for each of `cases`, the command without a stop, then the same command
+killed and resumed until it ends, in children of this process, so that torch is loaded once. A child
+kills itself at a place in its own work, so that it is the same place on any machine: "step",
+when the weights have moved and nothing has saved them; "write", with half a checkpoint written;
+"saved", when one is there. A line a case says what happened; the status is 0 if every run ended in
+the same bits.
 """
 
+import contextlib
+import io
 import os
-import random
 import signal
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import small_training
 import torch
+from PIL import Image
 
-from fastnc.training import stepper
-from fastnc.training.loop import Experiment, train
+from fastnc.cli import _results, build
+from fastnc.training import network, stepper
+from fastnc.training.state import State
 
-EXPERIMENT = Experiment(
-    head="linear", batch_size=10, lr=0.02, batch_norm=True, snapshots=2, augment="shift-flip",
-    feature_scale=0.5, classifier_scale=2.0, schedule="loss-scaled",
-)  # fmt: skip
-EPOCHS = 20
+TINY = ["--image-size", "6", "--feature-dim", "12", "--lr", "0.02", "--snapshots", "2"]
+PLACES = {
+    "step": (torch.optim.SGD, "step"),
+    "write": (State, "_write"),
+    "saved": (State, "save"),
+}
+SCALED = ["--schedule", "loss-scaled", "--schedule-args", '{"decrease": 0.5, "batches": 3}']
 
 
-def run(folder):
-    data = small_training.dataset()
-    train(data, EPOCHS, EXPERIMENT, out=folder, checkpoint_every=0, resume=True)
+def cases(folder):
+    """Of each: its options, and where its children are killed: at which step, write or save."""
+    tiny = ["--data", folder / "data", *TINY]
+    normed = ["--batch-norm", "--feature-scale", "0.5", "--classifier-scale", "2"]
+    return {
+        "plain": (
+            [*tiny, "--batch-size", "20", "--epochs", "6"],
+            [("step", 1), ("write", 1), ("step", 5), ("write", 4)],
+        ),
+        "linear, loss-scaled, augmented": (
+            [*tiny, "--batch-size", "10", "--epochs", "20", "--head", "linear", *normed, *SCALED,
+             "--augment", "shift-flip", "--depth"],
+            [("saved", 1), ("step", 2), ("write", 3), ("step", 31), ("write", 40), ("saved", 17)],
+        ),
+        "noisy, unequal, bfloat16": (
+            [*tiny, "--batch-size", "10", "--epochs", "8", "--label-noise", "0.1",
+             "--imbalance", "3", "--precision", "bfloat16", "--augment", "shift",
+             "--dropout", "0.2", "--schedule", "CosineAnnealingLR"],
+            [("step", 3), ("write", 2), ("saved", 9), ("step", 10)],
+        ),
+        "started, compiled": (
+            [*tiny, "--batch-size", "30", "--epochs", "9", "--start",
+             folder / "run0" / "checkpoint.pt", "--compile", *SCALED],
+            [("step", 1), ("write", 2), ("saved", 2)],
+        ),
+        "ResNet-18 of a folder": (
+            ["--dataset", "ImageFolder", "--data", folder / "images", "--model", "resnet18",
+             "--head", "linear", "--image-size", "8", "--subset", "10", "--batch-size", "5",
+             "--epochs", "2", "--lr", "0.01", "--feature-scale", "0.1", *SCALED],
+            [("saved", 1), ("step", 2)],
+        ),
+    }  # fmt: skip
+
+
+def put_in_place(folder):
+    """Small files, and the small network where a VGG stands; figures are another test's."""
+    small_training.put_in_place()
+    small_training.write_files(folder / "data")
+    for split, n, seed in (("train", 10, 1), ("test", 4, 2)):
+        for i, (pixels, label) in enumerate(zip(*small_training.images(n, seed, 2), strict=True)):
+            path = folder / "images" / split / str(label) / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    small = small_training.network
+
+    def either(model="vgg13", *arguments, **options):
+        made = small if model == "vgg13" else network.network
+        return made(model, *arguments, **options)
+
+    stepper.network = either
+    _results.drawn = lambda draw, stem: []
+    # Its code is another test's; here it is what stands around the module.
+    torch.compile = partial(torch.compile, backend="eager")
+
+
+def run(options, out):
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        command = ["train", *options, "--out", out, "--checkpoint-every", "0", "--resume"]
+        build()(list(map(str, command)), standalone_mode=False)
 
 
 def final(folder):
+    """All that a run leaves, as bits or text."""
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    schedule = state["schedule"] or {}
     parts = [state["net"], *state["optimizer"]["state"].values()]
     numbers = b"".join(x.numpy().tobytes() for part in parts for x in part.values())
-    return numbers, repr(state["rows"])
+    files = [folder / name for name in ("run.csv", "depth.json")]
+    told = [file.read_bytes() for file in files if file.exists()]
+    return numbers, repr(sorted(schedule.items())), repr(state["rows"]), told
 
 
-def wait(child, checkpoint, written):
-    """Until the child has written so many checkpoints; false if it ended before."""
-    seen, last = 0, checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-    while seen < written:
-        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-            return False
-        now = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        seen, last = seen + (now != last), now
-        time.sleep(1e-4)
-    return True
+def kill_at(what, count):
+    """Let this process end at the `count`th step, write or save from here on."""
+    home, name = PLACES[what]
+    original, seen = getattr(home, name), []
+
+    def counted(self, *arguments, **options):
+        seen.append(what)
+        last = len(seen) == count
+        if last and what == "write":
+            file = io.BytesIO()
+            original(self, file)
+            arguments[0].write(file.getvalue()[: file.tell() // 2])
+            arguments[0].flush()
+        else:
+            original(self, *arguments, **options)
+        if last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(home, name, counted)
 
 
-def main(folder, kills):
-    stepper.network = small_training.network
+def killed(options, out, places):
+    """Run, killed at each of the places, and resumed to the end."""
+    for place in [*places, None]:
+        child = os.fork()
+        if child == 0:
+            if place is not None:
+                kill_at(*place)
+            run(options, out)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        if place is None:
+            ended = status == 0
+        else:
+            ended = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        if not ended:
+            raise SystemExit(f"a child ended with status {status} at {place}")
+
+
+def main(folder):
     torch.set_num_threads(1)
-    rng = random.Random(0)
-    whole = folder / "whole"
-    whole.mkdir()
-    run(whole)
-    want, made, ended, before_first = final(whole), 0, 0, 0
-    while made < kills:
-        cut = folder / f"cut{ended}"
-        cut.mkdir()
-        while True:
-            child = os.fork()
-            if child == 0:
-                run(cut)
-                os._exit(0)
-            # After so many checkpoints of its own, or before the first, at any speed.
-            if made < kills and wait(child, cut / "checkpoint.pt", rng.choice((0, 1, 2, 5))):
-                os.kill(child, signal.SIGKILL)
-            status = os.waitpid(child, 0)[1]
-            if status == 0:
-                break
-            if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
-                print("a child ended with status", status)
-                return 1
-            made += 1
-            before_first += not (cut / "checkpoint.pt").exists()
-        if final(cut) != want:
-            print("the bits differ after", made, "kills")
+    put_in_place(folder)
+    for number, (name, (options, places)) in enumerate(cases(folder).items()):
+        whole, cut = folder / f"run{number}", folder / f"cut{number}"
+        run(options, whole)
+        killed(options, cut, places)
+        if final(cut) != final(whole):
+            print(f"{name}: the bits differ", flush=True)
             return 1
-        ended += 1
-    print(f"{made} kills, {before_first} before a checkpoint, {ended} runs ended in the same bits")
-    return 0 if ended and before_first < made else 1
+        print(f"{name}: {len(places)} kills, the same bits", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1])))

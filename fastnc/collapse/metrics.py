@@ -100,8 +100,8 @@ class CollapseMetrics:
         and Papyan 2024.
     gnc2_riesz : Avg over pairs of |u_i - u_j|^-(d-2), with the sign of d - 2 (1 where d = 2): the
         Riesz energy of the same sources. Infinite where it overflows.
-    uniform_duality : the variance over classes (ddof 0) of <w_k, m_k - g>. Wu and Papyan 2024.
-        Needs W.
+    uniform_duality : the variance over classes (ddof 0) of <w_k, m_k - g>. rhubarbwu (ddof 1); Wu
+        and Papyan 2024 print Std / Avg of the cosines instead. Needs W.
     one_vs_rest_distance : min_k of the distance of w_k/|w_k| from the convex hull of the others.
         Jiang et al. 2023. Needs W; None beyond 128 rows or K min(K, d) = 8192, where
         `fastnc.one_vs_rest_distance(W)` tells it in its own time.

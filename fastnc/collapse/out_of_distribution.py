@@ -16,7 +16,8 @@ from fastnc.collapse.measurement import class_statistics
 def nc5(H: Any, y: Any, ood_features: Any, *, ignore_index: int | None = None) -> float:
     """`Avg_k |<m_k, o>| / (|m_k| |o|)`, o the mean of the out-of-distribution features.
 
-    Ammar et al., "NECO" (2024), and rhubarbwu: class means m_k not centred. 0 at collapse.
+    Ammar et al., "NECO" (2024), and rhubarbwu: class means m_k not centred. 0 at collapse. The
+    latter gives the other set classes, and takes the mean of their means for o.
 
     Parameters
     ----------

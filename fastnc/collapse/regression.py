@@ -17,16 +17,18 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class RegressionMetrics:
-    """NRC1 to NRC3 of Andriopoulos et al. (2024); 0 at collapse, None without a W.
+    """NRC1 to NRC3 of Andriopoulos et al. (2024, section 3.1); 0 at collapse, None without a W.
 
-    Letters: n targets, `e_i = (h_i - hbar) / |h_i - hbar|`, Sigma the targets' covariance.
+    Letters: n targets, `e_i = h_i / |h_i|`, Sigma the targets' covariance (divided by N).
 
     Attributes
     ----------
-    nrc1 : Avg |e_i - P e_i|^2, P on the first n principal directions of the features.
+    nrc1 : Avg |e_i - P e_i|^2, P on the first n principal directions of the features: of the
+        features about their mean, though the e_i are not. A mean outside of those directions
+        counts as no collapse.
     nrc2 : Avg |e_i - P_W e_i|^2, P_W on the rows of W.
     nrc3 : min over g in [0, least eigenvalue of Sigma] of |A/|A| - B/|B||_F^2, A = W W^T,
-        B = Sigma^(1/2) - g^(1/2) I.
+        B = Sigma^(1/2) - g^(1/2) I. 0 of one target, whatever W is.
     nrc3_gamma : the g that attains it.
     n_samples, dim, n_targets : N, d and n.
 
@@ -99,10 +101,13 @@ def regression_metrics(H: Any, targets: Any, W: Any = None) -> RegressionMetrics
     n = Y.shape[1]
     if n > d:
         raise ValueError(f"`targets` must have at most {d} columns, as `H` has; got {n}.")
+    # Of each row on its own scale: squares neither overflow nor vanish.
+    most = np.abs(rows).max(axis=1, keepdims=True)
+    E = rows / np.where(most > 0.0, most, 1.0)
+    lengths = np.linalg.norm(E, axis=1, keepdims=True)
+    # Features that are all 0 have no direction, and count as collapsed.
+    E /= np.where(lengths > 0.0, lengths, 1.0)
     X = rows - rows.mean(axis=0)
-    lengths = np.linalg.norm(X, axis=1)
-    # A sample at the mean has no direction, and counts as collapsed.
-    E = np.where(lengths[:, None] > 0, X / lengths[:, None], 0.0)
     principal = np.linalg.svd(X, full_matrices=False)[2][:n]
     nrc2 = nrc3 = gamma = None
     if W is not None:

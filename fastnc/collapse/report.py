@@ -10,13 +10,8 @@ from typing import Protocol
 from fastnc._core.latex import tabular
 from fastnc.collapse.codes import largest_margin_ratio, least_mean_angle
 
-_AT_COLLAPSE = {
-    "nc4_agreement": "1",
-    "margin": "grows",
-    "margin_ratio": "1",
-    "accuracy": "1",
-    "nearest_mean_accuracy": "1",
-}
+# Shares and ratios that are 1 at collapse.
+_ONE = ("nc4_agreement", "margin_ratio", "accuracy", "nearest_mean_accuracy")
 _SHORT = ("nc1", "equiangular_features", "self_duality", "nc4_agreement", "margin_ratio")
 
 
@@ -42,18 +37,27 @@ class Measured(Protocol):
     def as_dict(self, convention: str | None = None) -> dict[str, float | None]: ...
 
 
-def at_collapse(m: Measured) -> dict[str, str]:
-    """The value of each metric at collapse, where all pairs of K directions have r^2 = 2K/(K-1)."""
+def values_at_collapse(m: Measured) -> dict[str, float]:
+    """Of the metrics that do not fall to 0 what they tend to; the margin grows and is not here.
+
+    All pairs of K directions have r^2 = 2K/(K-1) then.
+    """
     square, s = 2.0 * m.n_classes / (m.n_classes - 1), m.dim - 2
     numbers = {
-        "effective_rank": m.n_classes - 1,
+        **dict.fromkeys(_ONE, 1.0),
+        "effective_rank": m.n_classes - 1.0,
         "gnc2_log": -0.5 * log(square),
         "gnc2_riesz": (1 if s >= 0 else -1) * square ** (-0.5 * s),
     }
     if m.n_rows > 1:
         numbers["one_vs_rest_distance"] = m.n_rows / (m.n_rows - 1)
-    known = {name: f"{number:.4g}" for name, number in numbers.items()} | _AT_COLLAPSE
-    return {name: known.get(name, "0") for name in m.as_dict()}
+    return numbers
+
+
+def at_collapse(m: Measured) -> dict[str, str]:
+    """The value of each metric at collapse, as a table has it."""
+    known = {name: f"{number:.4g}" for name, number in values_at_collapse(m).items()}
+    return {name: known.get(name, "0") for name in m.as_dict()} | {"margin": "grows"}
 
 
 def best_here(m: Measured) -> dict[str, str]:

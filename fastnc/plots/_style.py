@@ -35,6 +35,16 @@ FORMULAS = {
     "nc1": r"$\mathrm{tr}(\Sigma_W \Sigma_B^+)\,/\,K$",
     "nc1_quotient": r"$\mathrm{tr}\,\Sigma_W\,/\,\mathrm{tr}\,\Sigma_B$",
     "cdnv": r"$\mathrm{Avg}_{j \neq k}\,(v_j + v_k)\,/\,2|m_j - m_k|^2$",
+    "nc2_gram_features": r"$|\,G/|G| - E/\sqrt{K-1}\,|_F,\;G = M_c M_c^T$",
+    "nc2_gram_classifier": r"$|\,G/|G| - E/\sqrt{K-1}\,|_F,\;G = W_c W_c^T$",
+    "nc3_gram": r"$|\,R/|R| - E/\sqrt{K-1}\,|_F,\;R = W_c M_c^T$",
+    "nc3_distance": r"$|\,W/|W| - M_c/|M_c|\,|_F^2$",
+    "uniform_duality": r"$\mathrm{Var}_k\,\langle w_k, m_k - g\rangle$",
+    "nc0": r"$|\sum_k w_k|^2\,/\,K$",
+    "effective_rank": r"$\exp H(\sigma / \sum\sigma),\;\sigma$ of $M_c$",
+    "gnc2_log": r"$\mathrm{Avg}_{j \neq k}\,\log(1 / r_{jk})$",
+    "gnc2_riesz": r"$\mathrm{Avg}_{j \neq k}\,r_{jk}^{-(d-2)}$",
+    "one_vs_rest_distance": r"$\min_k\,|\hat w_k - \mathrm{hull}(\hat w_{j \neq k})|$",
     "margin": r"$q_{\min}$",
     "margin_ratio": r"$2(K-1)\sqrt{n}\,q_{\min}\,/\,(|W|^2 + |H|^2)$",
     "nc4_agreement": "share of samples, 1 at collapse",
@@ -42,6 +52,10 @@ FORMULAS = {
     "nearest_mean_accuracy": "share of samples",
     "log_loss": r"$\log L$",
 }
+
+# What has a sign, or an end that is not 0, has a linear axis; shares have a line at 1.
+_SHARES = ("accuracy", "agreement", "margin_ratio")
+_LINEAR = (*_SHARES, "log_loss", "gnc2", "effective_rank", "one_vs_rest")
 
 
 def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
@@ -96,6 +110,20 @@ def log_values(*together: Axes) -> None:
             axes.set_yticks([0.0], ["0"])
     for axes in zero:
         axes.annotate("0 to rounding", (0.5, 0.56), xycoords="axes fraction", ha="center", size=9)
+
+
+def metric_axis(axes: Axes, name: str) -> None:
+    """The y axis of a metric that is drawn: logarithmic where it falls to 0, and its formula.
+
+    A dashed line is the value at collapse where that is 1.
+    """
+    if not any(word in name for word in _LINEAR) and not axes.dataLim.y0 < 0.0:
+        log_values(axes)
+    elif any(word in name for word in _SHARES):
+        axes.axhline(1.0, color=NEUTRAL, ls="--", lw=1.0)
+    axes.set_title(name, fontsize=11)
+    axes.set_ylabel(FORMULAS.get(name, name))
+    grid(axes)
 
 
 def grid(axes: Axes, which: str = "both", axis: str = "both") -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fastnc.collapse.metrics import CollapseMetrics
-from fastnc.plots._style import FORMULAS, grid, log_values, names_below, without_rounding
+from fastnc.plots._style import metric_axis, names_below, without_rounding
 
 Layers = Mapping[str, CollapseMetrics]
 NAMES = ("nc1", "within_class", "equiangular_features", "cdnv")
@@ -20,7 +20,7 @@ def layers(
     names: tuple[str, ...] = NAMES,
     title: str | None = None,
 ) -> Figure:
-    """One panel a metric, the layers along x from the input on, y logarithmic.
+    """One panel a metric, layers along x from the input on; y is logarithmic where it falls to 0.
 
     Parameters
     ----------
@@ -60,11 +60,8 @@ def layers(
                 )
             values = without_rounding([np.nan if v is None else v for v in told])
             axes.plot(range(len(depth)), values, "o-", color=colour, lw=1.6, ms=4, label=label)
-        log_values(axes)
+        metric_axis(axes, name)
         names_below(axes, depth)
-        axes.set_title(name, fontsize=11)
-        axes.set_ylabel(FORMULAS.get(name, name))
-        grid(axes)
     if len(tables) > 1:
         axes.legend(frameon=False, fontsize=9)
     if title is not None:

@@ -11,6 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from fastnc.collapse.metrics import CLASSIFIER as CLASSIFIER_ALONE
+from fastnc.collapse.metrics import DECISIONS, JOINT
+from fastnc.collapse.report import values_at_collapse
 from fastnc.plots._style import (
     CLASSIFIER,
     FEATURES,
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
 
 # More classes than this are neither told apart in a picture nor worth their K x K cosines.
 MOST_CLASSES = 400
-SHARES = ("nc4_agreement", "margin", "margin_ratio")
+# Numbers without an end at 0 or 1, or so far from it that a bar would dwarf the others.
+AS_TEXT = ("margin", "gnc2_riesz")
 
 
 def collapse_figure(
@@ -84,30 +88,24 @@ def _angles(axes: Axes, units: NDArray[Any], names: list[str], n_classes: int) -
     image = axes.imshow(units @ units.T, cmap="RdBu_r", vmin=-1.0, vmax=1.0)
     some = "" if len(units) == n_classes else f", {len(units)} of {n_classes} classes"
     axes.set_title(f"(a) cosines of centred class means{some}", fontsize=11)
-    axes.set_xlabel(f"at collapse: {-1 / (n_classes - 1):.3g} off the diagonal")
+    axes.set_xlabel(f"at collapse: {-1 / (n_classes - 1):.3g} off the diagonal (line in the bar)")
     step = max(len(units) // MOST_NAMES, 1)
     names_below(axes, names)
     axes.set_yticks(range(0, len(units), step), names[::step], fontsize=8)
-    axes.figure.colorbar(image, ax=axes, shrink=0.85, label="cosine")
+    bar = axes.figure.colorbar(image, ax=axes, shrink=0.85, label="cosine")
+    bar.ax.axhline(-1.0 / (n_classes - 1), color=NEUTRAL, lw=1.5)
 
 
 def _bars(axes: Axes, metrics: CollapseMetrics) -> None:
-    told = {
-        name: value
-        for name, value in metrics.as_dict().items()
-        if value is not None and np.isfinite(value) and name not in SHARES
-    }
+    told = _left(metrics)
     # Of what is 0 by symmetry a bar would show rounding.
     zero = [name for name, value in told.items() if not without_rounding(value) > 0.0]
     told = {name: value for name, value in told.items() if name not in zero}
-    colours = [
-        CLASSIFIER if "classifier" in name else NEUTRAL if name[:3] in ("sel", "nc3") else FEATURES
-        for name in told
-    ]
+    colours = [_colour(name) for name in told]
     places = np.arange(len(told))
     axes.barh(places, list(told.values()), color=colours, height=0.6)
     axes.set_xscale("log")
-    axes.set_yticks(places, list(told))
+    axes.set_yticks(places, list(told), fontsize=9)
     axes.invert_yaxis()
     if told:
         low, high = min(told.values()), max(told.values())
@@ -116,13 +114,15 @@ def _bars(axes: Axes, metrics: CollapseMetrics) -> None:
         axes.annotate(
             f"{value:.3g}", (value, place), (3, 0), textcoords="offset points", va="center", size=8
         )
-    said = (
-        f"{name} {value:.4g}"
-        for name, value in metrics.as_dict().items()
-        if name in SHARES and value is not None
-    )
+    ends = values_at_collapse(metrics)
+    said = []
+    for name in AS_TEXT:
+        value = getattr(metrics, name)
+        if value is not None:
+            end = f" ({ends[name]:.4g} at collapse)" if name in ends else ""
+            said.append(f"{name} {value:.4g}{end}")
     axes.set_title("(b) neural collapse; 0 at collapse", fontsize=11)
-    below = [*said, f"0 here: {', '.join(zero)}"] if zero else [*said]
+    below = [*said, f"0 here: {', '.join(zero)}"] if zero else said
     axes.set_xlabel(fill(",  ".join(below), 70) or "metrics of the features", fontsize=9)
     handles = [
         Patch(color=FEATURES, label="features"),
@@ -133,6 +133,30 @@ def _bars(axes: Axes, metrics: CollapseMetrics) -> None:
         handles=handles, frameon=False, fontsize=8, loc="outside lower center", ncols=3
     )
     grid(axes, axis="x")
+
+
+def _left(metrics: CollapseMetrics) -> dict[str, float]:
+    """What is left to collapse, under its formula where the metric itself does not fall to 0."""
+    ends = values_at_collapse(metrics)
+    told: dict[str, float] = {}
+    for name, value in metrics.as_dict().items():
+        if value is None or not np.isfinite(value) or name in AS_TEXT:
+            continue
+        match ends.get(name):
+            case None:
+                told[name] = value
+            case 1.0:
+                told[f"1 - {name}"] = 1.0 - value
+            case end:
+                told[f"|{name} / {end:.4g} - 1|"] = abs(value / end - 1.0)
+    return told
+
+
+def _colour(label: str) -> str:
+    name = label.removeprefix("1 - ").removeprefix("|").split(" ")[0]
+    if name in CLASSIFIER_ALONE:
+        return CLASSIFIER
+    return NEUTRAL if name in JOINT + DECISIONS else FEATURES
 
 
 def _spreads(axes: Axes, spread: NDArray[Any], names: list[str]) -> None:

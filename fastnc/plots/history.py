@@ -10,13 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from fastnc.plots._style import FEATURES, FORMULAS, epochs, grid, log_values, without_rounding
+from fastnc.plots._style import FEATURES, epochs, metric_axis, without_rounding
 
 # Half of the runs lie in the band.
 _BAND = (0.25, 0.5, 0.75)
 _AT_MOST_A_LINE = 4
-# What is a share, or has a sign, is drawn on a linear axis.
-_LINEAR = ("accuracy", "agreement", "margin_ratio", "log_loss", "gnc2")
 
 
 class Columns(Protocol):
@@ -81,12 +79,8 @@ def trend(
             [_at(one, clock, name, common) for one, clock in zip(histories, clocks, strict=True)]
         )
         _draw(axes, common, values)
-        if not any(word in name for word in _LINEAR) and not (values < 0.0).any():
-            log_values(axes)
+        metric_axis(axes, name)
         epochs(axes, float(common[-1]))
-        axes.set_title(name, fontsize=11)
-        axes.set_ylabel(FORMULAS.get(name, name))
-        grid(axes)
     for axes in places[len(names) :]:
         axes.remove()
     if len(histories) > 1:

@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fastnc.dynamics.trajectory import Trajectory
-from fastnc.plots._style import NEUTRAL, legend, log_values
-from fastnc.plots.collapse import PANELS
+from fastnc.plots._style import NEUTRAL, grid, legend, log_values, settings, without_rounding
+from fastnc.plots.collapse import PANELS, panel_label
 
 _NAMES = [name for _, lines in PANELS for name, *_ in lines]
 # A change by less than this share is not told as a fall or a rise.
@@ -28,6 +28,7 @@ def peeled(run: Trajectory, alone: Trajectory, title: str | None = None) -> Figu
     alone : Trajectory
         What `fastnc.peel(run)` returned.
     title : str, optional
+        By default the network's settings.
 
     Examples
     --------
@@ -39,20 +40,23 @@ def peeled(run: Trajectory, alone: Trajectory, title: str | None = None) -> Figu
     figure = Figure(figsize=(13.0, 3.6), layout="constrained")
     for axes, (heading, lines) in zip(figure.subplots(1, 4), PANELS, strict=True):
         for name, colour, label in lines:
-            axes.plot(-run["log_loss"], run[name], color=colour, lw=1.6, label=f"{label}: network")
             axes.plot(
-                -alone["log_loss"], alone[name], color=colour, lw=1.6, ls="--",
+                -run["log_loss"], without_rounding(run[name]), color=colour, lw=1.6,
+                label=f"{label}: network",
+            )  # fmt: skip
+            axes.plot(
+                -alone["log_loss"], without_rounding(alone[name]), color=colour, lw=1.6, ls="--",
                 label=f"{label}: layer-peeled",
             )  # fmt: skip
-        axes.axvline(-float(run["log_loss"][-1]), color=NEUTRAL, ls=":", lw=1.0)
+        stopped = -float(run["log_loss"][-1])
+        axes.axvline(stopped, color=NEUTRAL, ls=":", lw=1.0, label="the network stopped")
         log_values(axes)
         axes.set_title(heading, fontsize=11)
         axes.set_xlabel("-log loss")
-        axes.grid(True, which="both", color="0.9", lw=0.6)
-        axes.set_axisbelow(True)
+        axes.set_ylabel(panel_label(lines))
+        grid(axes)
         legend(axes)
-    if title is not None:
-        figure.suptitle(title, fontsize=12)
+    figure.suptitle(settings(run.about) if title is None else title, fontsize=11)
     return figure
 
 

@@ -14,11 +14,14 @@ from fastnc.dynamics.trajectory import Trajectory
 from fastnc.plots._style import (
     CLASSIFIER,
     FEATURES,
+    FORMULAS,
     NEUTRAL,
+    grid,
     log_values,
+    settings,
     without_rounding,
 )
-from fastnc.plots.collapse import PANELS
+from fastnc.plots.collapse import PANELS, panel_label
 
 # log log t exists beyond t = 1.
 _FIRST = 2.0
@@ -41,6 +44,7 @@ def figure3(run: Trajectory, title: str | None = None) -> Figure:
     run : Trajectory
         Of `fastnc.training.train`, or any that has epochs.
     title : str, optional
+        By default the run's settings.
 
     Returns
     -------
@@ -76,6 +80,9 @@ def figure3(run: Trajectory, title: str | None = None) -> Figure:
         for name, colour, label in lines:
             _line(axes, epoch[shown], run[name][shown], colour, label)
         axes.set_title(heading, fontsize=11)
+        axes.set_ylabel(panel_label(lines))
+    places[4].set_ylabel("share of images")
+    places[5].set_ylabel(FORMULAS["nc1"] + ",  1 - margin ratio")
     _line_of_the_paper(places[1], epoch, run["within_class"])
     if "train_accuracy" in run:
         for name, colour in (("train", FEATURES), ("test", NEUTRAL)):
@@ -85,18 +92,17 @@ def figure3(run: Trajectory, title: str | None = None) -> Figure:
     separated = _first_separated(run)
     for axes in places:
         if separated is not None and separated >= _FIRST:
-            axes.axvline(math.log10(separated), color=NEUTRAL, ls=":", lw=1.0)
+            label = "no training error" if axes is places[4] else None
+            axes.axvline(math.log10(separated), color=NEUTRAL, ls=":", lw=1.0, label=label)
         log_values(axes)
         _log_log_epochs(axes, float(epoch[-1]))
         axes.set_xlabel("epoch (log log scale)")
-        axes.grid(True, which="both", color="0.9", lw=0.6)
-        axes.set_axisbelow(True)
+        grid(axes)
+        if axes is places[0] and axes.get_yscale() == "log":
+            axes.axhline(_SMALL, color=NEUTRAL, ls="--", lw=1.0, label="below it in the paper: 0.1")
         if len(axes.get_legend_handles_labels()[0]) > 1:
             axes.legend(frameon=False, fontsize=9)
-    if places[0].get_yscale() == "log":
-        places[0].axhline(_SMALL, color=NEUTRAL, ls="--", lw=1.0)
-    if title is not None:
-        figure.suptitle(title, fontsize=12)
+    figure.suptitle(settings(run.about) if title is None else title, fontsize=11)
     return figure
 
 

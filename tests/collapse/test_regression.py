@@ -11,13 +11,14 @@ import fastnc
 def problem(N=60, d=8, n=3, seed=0):
     rng = np.random.default_rng(seed)
     Y = rng.standard_normal((N, n)) @ rng.standard_normal((n, n))
-    H = Y @ rng.standard_normal((n, d)) + 0.3 * rng.standard_normal((N, d))
+    # Not about 0: whether the directions are centred tells the definitions apart.
+    H = Y @ rng.standard_normal((n, d)) + 0.3 * rng.standard_normal((N, d)) + 0.2
     return H, Y, rng.standard_normal((n, d))
 
 
 def definitions(H, Y, W):
     X = H - H.mean(axis=0)
-    E = X / np.linalg.norm(X, axis=1, keepdims=True)
+    E = H / np.linalg.norm(H, axis=1, keepdims=True)
     n = Y.shape[1]
     vectors = np.linalg.eigh(X.T @ X)[1][:, -n:]
     P, P_W = vectors @ vectors.T, W.T @ np.linalg.inv(W @ W.T) @ W
