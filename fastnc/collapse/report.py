@@ -7,6 +7,7 @@ from html import escape
 from math import log
 from typing import Protocol
 
+from fastnc._core.html_table import html_table
 from fastnc._core.latex import tabular
 from fastnc.collapse.codes import largest_margin_ratio, least_mean_angle
 
@@ -148,11 +149,9 @@ def html(m: Measured) -> str:
     """The table for a notebook."""
     best, ends = best_here(m), at_collapse(m)
     heads = ["metric", "value", "at collapse", *(["at best here"] if best else [])]
-    rows = []
-    for name, shown in _lines(m, None):
-        cells = [name, shown, ends[name], *([best.get(name, "")] if best else [])]
-        rows.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    head = "".join(f"<th>{name}</th>" for name in heads)
+    rows = [
+        [name, shown, ends[name], *([best.get(name, "")] if best else [])]
+        for name, shown in _lines(m, None)
+    ]
     below = "".join(f"<p>Note: {escape(note)}.</p>" for note in notes(m))
-    return f"<table><caption>{_head(m)}</caption><tr>{head}</tr>{body}</table>{below}"
+    return html_table(_head(m), heads, rows) + below

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastnc._core.environment import provenance
 from fastnc._core.files import FOREIGN, atomic_write, read_npz, write_npz
+from fastnc._core.html_table import html_table
 
 _COLUMN, _LAYER = "column/", "layer/"
 
@@ -124,6 +125,12 @@ class Trajectory:
         K, d = self.W.shape
         last = f"{self.time}={self[self.time][-1]:g}" if len(self) else "no snapshot"
         return f"Trajectory(K={K}, d={d}, N={len(self.H)}, {len(self)} snapshots to {last})"
+
+    def _repr_html_(self) -> str:
+        """Every column where it begins and ends: the table for a notebook."""
+        ends = (0, -1) if len(self) else ()
+        rows = [[name, *(f"{self[name][i]:.6g}" for i in ends)] for name in self.columns]
+        return html_table(repr(self), ["column", "first", "last"][: 1 + len(ends)], rows)
 
     def at(self, name: str, log10_time: ArrayLike) -> NDArray[Any]:
         """The column `name` at the last snapshots not after the given times, or at the first."""

@@ -18,6 +18,7 @@ from fastnc._core.arrays import (
     real_numbers,
     row_major,
 )
+from fastnc._core.html_table import html_table
 
 Floats = NDArray[np.float64]
 
@@ -77,6 +78,15 @@ class Optimum:
     source: str = ""
     certificate: float = 0.0
     log_value: float | None = None
+
+    def _repr_html_(self) -> str:
+        """The value, what it rests on, and its sizes: the table for a notebook."""
+        told = {"value": f"{self.value:.9g}", "source": self.source}
+        if self.log_value is not None:
+            told["log value"] = f"{self.log_value:.9g}"
+        told |= {"duality gap": f"{self.certificate:.3g}", "W": str(self.W.shape)}
+        told |= {"N": str(len(self.y)), "bias": "no" if self.bias is None else "yes"}
+        return html_table("Optimum", ["", ""], list(told.items()))
 
     @property
     def H(self) -> Floats:

@@ -71,6 +71,16 @@ def test_what_loggers_and_notebooks_take():
     assert "at best here" not in html
 
 
+def test_runs_and_optima_in_a_notebook():
+    run = fastnc.descend(fastnc.ULPM(3, 2, 4), epochs=20)
+    html = run._repr_html_()
+    assert html.count("<tr>") == 1 + len(run.columns) and f"{run['margin'][-1]:.6g}" in html
+    empty = fastnc.Trajectory({"epoch": []}, run.W, run.H, run.y, {})
+    assert empty._repr_html_().count("<td>") == 1
+    best = fastnc.models.weight_decay(3, 2, 4, 0.01, 0.01).optimum()
+    assert f"{best.value:.9g}" in best._repr_html_() and len(repr(best)) < 200
+
+
 def test_the_best_that_so_many_classes_allow():
     """K > d + 1: 0 is impossible, and the table says what is possible."""
     angles = 2 * np.pi * np.arange(6) / 6

@@ -74,3 +74,46 @@ def test_names_of_classes_are_any_list():
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["cat", "dog"]
     with pytest.raises(ValueError, match="`names` must be one for each of the 2 classes"):
         plots.collapse_figure(metrics, statistics, ["cat"])
+
+
+@pytest.mark.parametrize("n_classes", [2, 10, 100])
+def test_bars_are_what_is_left_to_collapse(n_classes):
+    rng = np.random.default_rng(0)
+    y = np.arange(4 * n_classes) % n_classes
+    means = rng.standard_normal((n_classes, 12))
+    H, W = means[y] + 0.5 * rng.standard_normal((len(y), 12)), means + 0.1
+    m, s = fastnc.collapse_metrics(H, y, W), fastnc.ClassStatistics(n_classes, 12)
+    s.update(H, y)
+    axes = plots.collapse_figure(m, s).axes[1]
+    bars = {
+        t.get_text(): bar.get_width()
+        for t, bar in zip(axes.get_yticklabels(), axes.patches, strict=True)
+    }
+    assert bars["nc1"] == m.nc1 and min(bars.values()) > 0.0
+    # Two means about their middle have one angle: what is 0 by symmetry is said, not drawn.
+    said = axes.get_xlabel()
+    if n_classes == 2:
+        assert "0 here:" in said and "equiangular_features" not in bars
+    else:
+        end = n_classes - 1
+        name = f"|effective_rank / {end} - 1|"
+        assert bars[name] == pytest.approx(abs(m.effective_rank / end - 1.0), rel=1e-12)
+        end = -0.5 * np.log(2 * n_classes / (n_classes - 1))
+        assert bars[f"|gnc2_log / {end:.4g} - 1|"] == pytest.approx(abs(m.gnc2_log / end - 1.0))
+    if m.nc4_agreement < 1.0:
+        assert bars["1 - nc4_agreement"] == 1.0 - m.nc4_agreement
+    assert f"margin {m.margin:.4g}" in said and "at collapse" in said
+    assert not {"effective_rank", "gnc2_log", "accuracy", "nc4_agreement"} & set(bars)
+
+
+def test_axes_are_logarithmic_where_a_metric_falls_to_zero():
+    run = Columns(
+        epoch=np.array([0, 5]), nc1=np.array([3.0, 1.0]), gnc2_log=np.array([-0.2, -0.4]),
+        effective_rank=np.array([2.0, 8.0]), test_accuracy=np.array([0.5, 0.9]),
+    )  # fmt: skip
+    names = ["nc1", "gnc2_log", "effective_rank", "test_accuracy"]
+    axes = plots.trend(run, names).axes
+    assert [a.get_yscale() for a in axes] == ["log", "linear", "linear", "linear"]
+    assert all(a.get_ylabel() for a in axes)
+    # A share has its end drawn in.
+    assert [len(a.lines) for a in axes] == [1, 1, 1, 2]
