@@ -1,10 +1,11 @@
 """Images a second of `fastnc train` beside a plain torch loop on the same network: interleaved.
 
-    python bench/training.py [--images 256] [--size 32] [--feature-dim 512] [--rounds 5]
+    python bench/training.py [--images 256] [--size 32] [--feature-dim 512] [--rounds 5] [--compile]
 
 The plain loop is what one writes by hand: float images normalised beforehand, the same VGG-13,
 `F.cross_entropy`, SGD with momentum; in torch's usual layout, and channels last. Also printed: what
-one measurement of the collapse costs, in images of training.
+one measurement of the collapse costs, in images of training. With --compile the same training step
+goes through `torch.compile` too, and the seconds of its first step are printed.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def plain_step(
 ) -> Callable[[torch.Tensor], None]:
     """A step of the loop that one writes by hand."""
     torch.manual_seed(0)
-    net = network(feature_dim=experiment.feature_dim, batch_norm=experiment.batch_norm)
+    net = network(
+        head=experiment.head, feature_dim=experiment.feature_dim, batch_norm=experiment.batch_norm
+    )
     net = net.to(memory_format=layout)
     optimizer = torch.optim.SGD(net.parameters(), lr=experiment.lr, momentum=experiment.momentum)
     images = (data.train_images.float() / 255.0 - data.mean) / data.std
@@ -59,10 +62,14 @@ def main() -> None:
     parser.add_argument("--feature-dim", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--head", choices=("own", "linear"), default="own")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--compile", action="store_true", help="a compiled step as well")
     options = parser.parse_args()
     experiment = Experiment(
-        feature_dim=options.feature_dim, batch_norm=True, batch_size=options.batch_size
-    )
+        head=options.head, feature_dim=options.feature_dim, batch_norm=True,
+        batch_size=options.batch_size, precision=options.precision,
+    )  # fmt: skip
     data = data_set(options.images, options.size)
     training = TrainingStepper(data, 10**6, experiment, torch.device("cpu"))
     steps: dict[str, Callable[[torch.Tensor], object]] = {
@@ -70,6 +77,12 @@ def main() -> None:
         "plain torch": plain_step(data, experiment, torch.contiguous_format),
         "channels last": plain_step(data, experiment, torch.channels_last),
     }
+    if options.compile:
+        compiled = TrainingStepper(data, 10**6, experiment, torch.device("cpu"), compile=True)
+        began = time.perf_counter()
+        compiled._batch()
+        print(f"the first compiled step took {time.perf_counter() - began:.0f} s")
+        steps["compiled"] = lambda rows: compiled._batch()
     batches = torch.split(torch.arange(options.images), options.batch_size)
 
     seconds: dict[str, list[float]] = {name: [] for name in steps}
