@@ -26,12 +26,11 @@ RULES = {
 }
 PLAIN = Experiment(feature_dim=12, batch_size=15, lr=0.02, snapshots=4)
 NORMED = Experiment(feature_dim=12, batch_size=20, lr=0.02, snapshots=4, batch_norm=True)
-# Long enough to leave the plain steps behind: the loss falls to a hundredth.
+# Long enough to leave the plain steps behind.
 SCALED = Experiment(
-    feature_dim=12, batch_size=15, lr=0.05, snapshots=3, schedule="loss-scaled",
-    schedule_args={"decrease": 0.5, "batches": 2},
+    feature_dim=12, batch_size=15, lr=0.02, snapshots=3, schedule="loss-scaled"
 )  # fmt: skip
-SCALED_EPOCHS = 30
+SCALED_EPOCHS = 60
 
 
 def untrained():

@@ -76,6 +76,19 @@ def test_training_of_two_ranks_is_that_of_one_to_rounding(ranks, small):
     assert repr(ranks[0]["trained"]) == repr(ranks[1]["trained"])
 
 
+def test_steps_that_grow_as_the_loss_falls_are_those_of_one_rank(ranks, small):
+    run = train(small_training.dataset(), distributed_ranks.SCALED_EPOCHS, distributed_ranks.SCALED)
+    # The steps have grown, and the loss is at the end of what float32 resolves beside 1.
+    assert run["lr"][-1] > 1e4 * run["lr"][0] and run["log_loss"][-1] < -15.0
+    for found in ranks:
+        # Rounding of 240 steps in float32: seen 7e-7 of W and 3e-5 of H, whose size is 50.
+        np.testing.assert_allclose(found["scaled W"].numpy(), run.W, rtol=0, atol=3e-5)
+        np.testing.assert_allclose(found["scaled H"].numpy(), run.H, rtol=0, atol=1e-3)
+        for name, allowed in (("log_loss", 1e-4), ("margin", 1e-4), ("lr", 1e-3)):
+            np.testing.assert_allclose(found["scaled"][name], run[name], rtol=allowed, atol=1e-4)
+    assert repr(ranks[0]["scaled"]) == repr(ranks[1]["scaled"])
+
+
 def test_both_ranks_measure_one_network_with_batch_normalisation(ranks):
     assert torch.equal(ranks[0]["normed"], ranks[1]["normed"])
     assert ranks[0]["normed nc1"] == ranks[1]["normed nc1"]
