@@ -8,7 +8,9 @@ layers    a ResNet-18 of torchvision's with random weights over random images: t
 tokens    50,000 classes by Zipf's law, 64 features, 2 million tokens in batches: both passes
           streamed with 30 % of them ignored, and the same tokens with none ignored, in turns.
 
-Medians, in one process. Memory is the process's largest resident size from here on (Linux).
+Medians, in one process; of the wall's clock, or on a shared machine of the processor's (--clock
+cpu, which wants one thread: OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1). Memory is the largest resident
+size of the process, above what it was (Linux).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import torch
 import fastnc
 from fastnc.nn import CollapseTracker
 
+clock = time.perf_counter
 LAYERS = ["layer1", "layer2", "layer3", "layer4", "avgpool"]
 WAYS = [("memory", "trace"), ("nothing", "trace"), ("nothing", "full")]
 
@@ -33,9 +36,9 @@ def taken(call: Callable[[], Any]) -> tuple[Any, float]:
     """Seconds, of the call or as it counted them, and MiB of resident memory above the start's."""
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
-    start = time.perf_counter()
+    start = clock()
     counted = call()
-    spent = time.perf_counter() - start if counted is None else counted
+    spent = clock() - start if counted is None else counted
     return spent, resident("VmHWM") - before
 
 
@@ -94,14 +97,12 @@ def layers(options: argparse.Namespace) -> None:
         with torch.no_grad():
             found = in_turns(calls, options.rounds)
         print(f"{options.images} images of {options.size}, batches of {options.batch}, {features}")
-        for name, (seconds, memory) in found.items():
+        for name, (spent, memory) in found.items():
             after = ""
             if name in trackers:
-                start = time.perf_counter()
-                trackers[name].metrics()
-                after = f", metrics() {time.perf_counter() - start:.2f} s"
-            ratio = seconds / found["plain"][0]
-            print(f"  {name:<16} {seconds:7.2f} s {ratio:6.2f}  {memory:6.0f} MiB{after}")
+                after = f", metrics() {seconds(trackers[name].metrics):.2f} s"
+            ratio = spent / found["plain"][0]
+            print(f"  {name:<16} {spent:7.2f} s {ratio:6.2f}  {memory:6.0f} MiB{after}")
 
 
 def tokens(options: argparse.Namespace) -> None:
@@ -148,9 +149,9 @@ def tokens(options: argparse.Namespace) -> None:
 
 
 def seconds(call: Callable[..., Any], *arguments: Any) -> float:
-    start = time.perf_counter()
+    start = clock()
     call(*arguments)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def main() -> None:
@@ -163,7 +164,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2_000_000)
     parser.add_argument("--classifier", action="store_true", help="with a W beside the tokens")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     options = parser.parse_args()
+    global clock
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
     options.batch = options.batch or (100 if options.what == "layers" else 65_536)
     {"layers": layers, "tokens": tokens}[options.what](options)
 

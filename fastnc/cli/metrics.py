@@ -57,13 +57,14 @@ def metrics(
 
     Reads the files twice, in pieces; features that are mapped need not fit in memory. Writes
     metrics.json, metrics.tex (a booktabs tabular), metrics.png and metrics.pdf to --out; of several
-    layers layers.json.
+    layers layers.json, layers.png and layers.pdf.
     """
     from dataclasses import replace
 
     from fastnc._core.environment import provenance_line
     from fastnc._core.files import atomic_write, out_dir
     from fastnc._core.progress import progress_bar
+    from fastnc.cli._results import drawn
     from fastnc.collapse.layer_table import LayerTable
     from fastnc.collapse.measurement import measure
 
@@ -103,7 +104,10 @@ def metrics(
         lines = ",\n".join(f'"{name}": {m.json(convention)}' for name, m in found.items())
         text = f"{{\n{lines}\n}}\n"
         written = [atomic_write(folder / "layers.json", lambda f: f.write(text.encode()))]
-        print(found)
+        print(found, flush=True)
+        from fastnc.plots import layers as profile
+
+        written += drawn(lambda: profile(found), folder / "layers")
     else:
         told, (statistics, names) = next(iter(found.values())), next(iter(figures.values()))
         text = told.json(convention) + "\n"

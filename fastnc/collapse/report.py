@@ -50,8 +50,9 @@ def values_at_collapse(m: Measured) -> dict[str, float]:
         "gnc2_log": -0.5 * log(square),
         "gnc2_riesz": (1 if s >= 0 else -1) * square ** (-0.5 * s),
     }
-    if m.n_rows > 1:
-        numbers["one_vs_rest_distance"] = m.n_rows / (m.n_rows - 1)
+    rows = m.n_rows or m.n_classes
+    if rows > 1:
+        numbers["one_vs_rest_distance"] = rows / (rows - 1)
     return numbers
 
 
@@ -66,7 +67,8 @@ def best_here(m: Measured) -> dict[str, str]:
     told = {}
     if m.n_classes > m.dim + 1:
         told["equiangular_features"] = f">= {least_mean_angle(m.n_classes, m.dim):.4g}"
-        told["margin_ratio"] = f"<= {largest_margin_ratio(m.n_classes, m.dim):.4g} (known codes)"
+        kind = "known codes" if m.dim <= 2 or m.n_classes <= 2 * m.dim else "a bound"
+        told["margin_ratio"] = f"<= {largest_margin_ratio(m.n_classes, m.dim):.4g} ({kind})"
         told["effective_rank"] = f"<= {m.dim}"
     if m.n_rows > m.dim + 1:
         told["equiangular_classifier"] = f">= {least_mean_angle(m.n_rows, m.dim):.4g}"

@@ -41,7 +41,7 @@ FORMULAS = {
     "nc3_distance": r"$|\,W/|W| - M_c/|M_c|\,|_F^2$",
     "uniform_duality": r"$\mathrm{Var}_k\,\langle w_k, m_k - g\rangle$",
     "nc0": r"$|\sum_k w_k|^2\,/\,K$",
-    "effective_rank": r"$\exp H(\sigma / \sum\sigma),\;\sigma$ of $M_c$",
+    "effective_rank": r"$\exp H(\sigma / |\sigma|_1),\;\sigma$ of $M_c$",
     "gnc2_log": r"$\mathrm{Avg}_{j \neq k}\,\log(1 / r_{jk})$",
     "gnc2_riesz": r"$\mathrm{Avg}_{j \neq k}\,r_{jk}^{-(d-2)}$",
     "one_vs_rest_distance": r"$\min_k\,|\hat w_k - \mathrm{hull}(\hat w_{j \neq k})|$",

@@ -12,6 +12,7 @@ from fastnc.collapse.metrics import CollapseMetrics
 from fastnc.plots._style import metric_axis, names_below, without_rounding
 
 Layers = Mapping[str, CollapseMetrics]
+AT_MOST_A_LINE = 4
 NAMES = ("nc1", "within_class", "equiangular_features", "cdnv")
 
 
@@ -48,9 +49,12 @@ def layers(
     if any([str(name) for name in one] != depth for one in tables.values()):
         raise ValueError("`table` must have the same layers, in one order, in each of its tables.")
     width = max(3.4, 0.28 * len(depth) + 2.0)
-    figure = Figure(figsize=(width * len(names), 4.0), layout="constrained")
+    across = min(len(names), AT_MOST_A_LINE)
+    lines = -(-len(names) // across)
+    figure = Figure(figsize=(width * across, 4.0 * lines), layout="constrained")
     shades = matplotlib.colormaps["viridis"](np.linspace(0.15, 0.8, len(tables)))
-    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
+    places = np.atleast_1d(figure.subplots(lines, across)).ravel()
+    for axes, name in zip(places, names, strict=False):
         for (label, one), colour in zip(tables.items(), shades, strict=True):
             told = [getattr(metrics, name) for metrics in one.values()]
             if all(value is None for value in told):
@@ -62,6 +66,8 @@ def layers(
             axes.plot(range(len(depth)), values, "o-", color=colour, lw=1.6, ms=4, label=label)
         metric_axis(axes, name)
         names_below(axes, depth)
+    for unused in places[len(names) :]:
+        unused.remove()
     if len(tables) > 1:
         axes.legend(frameon=False, fontsize=9)
     if title is not None:

@@ -17,6 +17,7 @@ from fastnc.plots._style import (
     FORMULAS,
     NEUTRAL,
     grid,
+    legend,
     log_values,
     settings,
     without_rounding,
@@ -91,17 +92,17 @@ def figure3(run: Trajectory, title: str | None = None) -> Figure:
     _line(places[5], epoch[shown], 1.0 - run["margin_ratio"][shown], CLASSIFIER, "1 - margin ratio")
     separated = _first_separated(run)
     for axes in places:
+        log_values(axes)
         if separated is not None and separated >= _FIRST:
             label = "no training error" if axes is places[4] else None
             axes.axvline(math.log10(separated), color=NEUTRAL, ls=":", lw=1.0, label=label)
-        log_values(axes)
         _log_log_epochs(axes, float(epoch[-1]))
         axes.set_xlabel("epoch (log log scale)")
         grid(axes)
         if axes is places[0] and axes.get_yscale() == "log":
             axes.axhline(_SMALL, color=NEUTRAL, ls="--", lw=1.0, label="below it in the paper: 0.1")
-        if len(axes.get_legend_handles_labels()[0]) > 1:
-            axes.legend(frameon=False, fontsize=9)
+        if len(axes.get_legend_handles_labels()[0]) > 1 or axes is places[4]:
+            legend(axes, fontsize=9)
     figure.suptitle(settings(run.about) if title is None else title, fontsize=11)
     return figure
 

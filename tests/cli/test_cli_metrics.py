@@ -177,6 +177,7 @@ def test_one_array_a_layer(tmp_path):
     assert done.exit_code == 0, done.output
     told = json.loads((tmp_path / "layers.json").read_text())
     wanted = fastnc.collapse_metrics(H, np.where(Y == 6, -100, Y), ignore_index=-100)
+    assert (tmp_path / "layers.png").exists() and "layers.pdf" in done.output
     assert told["block2"]["nc1"] == wanted.nc1 and told["block2"]["n_ignored"] == wanted.n_ignored
     assert [line.split()[0] for line in done.output.splitlines()[:3]] == [
         "layer",
