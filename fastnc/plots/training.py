@@ -94,8 +94,8 @@ def figure3(run: Trajectory, title: str | None = None) -> Figure:
     for axes in places:
         log_values(axes)
         if separated is not None and separated >= _FIRST:
-            label = "no training error" if axes is places[4] else None
-            axes.axvline(math.log10(separated), color=NEUTRAL, ls=":", lw=1.0, label=label)
+            said = "no training error" if axes is places[4] else None
+            axes.axvline(math.log10(separated), color=NEUTRAL, ls=":", lw=1.0, label=said)
         _log_log_epochs(axes, float(epoch[-1]))
         axes.set_xlabel("epoch (log log scale)")
         grid(axes)
