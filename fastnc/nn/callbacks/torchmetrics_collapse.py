@@ -73,7 +73,9 @@ class TorchmetricsCollapse(Metric):
         for name in NAMES:
             if name in state:
                 size = state[name].size
-                state[name] = numbers[at : at + size].reshape(state[name].shape)
+                part = numbers[at : at + size].reshape(state[name].shape)
+                # Counts are whole numbers, which float64 holds up to 2^53.
+                state[name] = part.astype(state[name].dtype)
                 at += size
         statistics.load_state_dict(state)
         return statistics
