@@ -16,6 +16,8 @@ from torch import nn
 import fastnc
 from fastnc.nn import CollapseTracker
 
+EPOCHS = 200
+
 
 def images(folder: Path, n: int = 3000) -> tuple[torch.Tensor, torch.Tensor]:
     """The first n images (n, 784) in [-1, 1] and their labels."""
@@ -62,8 +64,8 @@ def main() -> None:
     history.add(0, before)
     network.train()
     x_train, y_train = x[train], y[train]
-    for epoch in range(100):
-        if epoch == 80:
+    for epoch in range(EPOCHS):
+        if epoch == EPOCHS * 4 // 5:
             optimiser.param_groups[0]["lr"] = 2e-4
         for batch in torch.randperm(len(x_train)).split(100):
             optimiser.zero_grad()
@@ -73,7 +75,7 @@ def main() -> None:
     run(train)
     table, about = tracker.metrics(), tracker.statistics()
     after = table["1"]
-    history.add(100, after)
+    history.add(EPOCHS, after)
     print(after, "\n\nLayer by layer:", table, sep="\n")
     run(test)
     held_out = tracker.metrics(about=about)["1"]
