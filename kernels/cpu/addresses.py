@@ -1,12 +1,13 @@
-"""Kernels compiled by themselves, and called by their addresses.
+"""Kernels that are compiled separately and called by their addresses.
 
-Numba compiles whatever a function calls by its name again, inside the function; tiles and
-exponentials would be compiled ten times. So each is one C function, kept on disk, and what calls it
-is handed a tuple of addresses:
+Numba compiles every function that a kernel calls by name again inside that kernel; tiles and
+exponentials would be compiled ten times. So each is one C function, kept on disk, and its callers
+receive a tuple of addresses:
 
-    GEMM            a BLAS's product, or 0 where tiles serve       (blas)
+    GEMM            a BLAS's product, or 0 where tiles are used    (blas)
     PRODUCT, DOTS, TRANSPOSE                                        (tile)
-    EXPONENTIALS, COMBINE, RESIDUALS, DERIVATIVES                   (residual)
+    EXPONENTIALS, COMBINE, RESIDUALS                                (residual)
+    DERIVATIVES                                                     (derivatives)
 """
 
 import threading
@@ -27,7 +28,7 @@ GEMM, PRODUCT, DOTS, TRANSPOSE, EXPONENTIALS, COMBINE, RESIDUALS, DERIVATIVES = 
 
 @intrinsic
 def call(typingctx, function, arguments):
-    """A compiled function at an address, with a tuple of pointers and numbers; returns nothing."""
+    """Calls the C function at an address with a tuple of pointers and numbers; returns nothing."""
 
     def codegen(context, builder, signature, args):
         values = cgutils.unpack_tuple(builder, args[1])
@@ -124,6 +125,6 @@ def _of_dtype(itemsize):
 
 @cache
 def addresses(blas, dtype):
-    """The tuple for NumPy's `dtype`; with `blas`, large products are a BLAS's."""
+    """The tuple for NumPy's `dtype`; with `blas`, a BLAS takes the sums over samples."""
     gemm = gemm_address(dtype) if blas else 0
     return (gemm, *(one.address for one in _of_dtype(np.dtype(dtype).itemsize)))

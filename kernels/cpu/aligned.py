@@ -1,8 +1,8 @@
 """Arrays that start on a cache line: a vector that straddles two costs a second access.
 
-NumPy aligns to 16 bytes and Numba to 32. On a processor with vectors of a whole line every second
-array would be straddled by each of its loads and stores; a store that straddles two pages waits
-for a hundred cycles.
+NumPy aligns to 16 bytes and Numba to 32. Where a vector is a whole line, every load and store of
+every second array would straddle two lines; a store that straddles two pages takes a hundred
+cycles.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ LINE = 64
 
 
 def aligned(size, dtype):
-    """Room for `size` numbers."""
+    """An uninitialised array of `size` numbers."""
     itemsize = np.dtype(dtype).itemsize
     spare = np.empty(size + LINE // itemsize, dtype)
     first = -spare.ctypes.data % LINE // itemsize
@@ -29,7 +29,7 @@ def aligned_zeros(shape, dtype):
 
 @njit(**INNER)
 def aligned_numbers(n, like):
-    """Room for n numbers of the dtype of `like`."""
+    """An uninitialised array of n numbers of the dtype of `like`."""
     spare = np.empty(n + LINE // like.itemsize, like.dtype)
     first = -np.int64(spare.ctypes.data) % LINE // like.itemsize
     return spare[first : first + n]
@@ -37,7 +37,7 @@ def aligned_numbers(n, like):
 
 @njit(**INNER)
 def aligned_rows(rows, columns, like):
-    """Room for a matrix of the dtype of `like`; its rows are aligned if they are whole lines."""
+    """An uninitialised matrix of the dtype of `like`; rows of whole lines are aligned."""
     return aligned_numbers(rows * columns, like).reshape((rows, columns))
 
 

@@ -115,11 +115,11 @@ def basis(gemm, C):
     `sum_j weights_j q_j q_j^T`.
 
     The directions are eigenvectors of the smaller of C C^T and C^T C, but their lengths are
-    measured on C itself, with twice the digits that the eigenvalues of its square have. All are
-    kept that C has, so that no two means are confused; those whose eigenvalue is below 1e-12 of
-    the largest weigh nothing.
+    computed from C itself, with twice the digits that the eigenvalues have. All directions longer
+    than 1e-14 of the longest are kept, so that different means stay different; those whose
+    eigenvalue is below 1e-12 of the largest have weight 0.
     """
-    # Products by `matmul_nt`, which is compiled already; `np.dot` is 2 s more for a first run.
+    # Products by `matmul_nt`, which is compiled already; `np.dot` adds 2 s to a first run.
     unit = unit_of(C)
     C = scaled(C, unit)
     P, d = C.shape

@@ -1,8 +1,8 @@
 """Sums over samples for `products`, by the one-thread GEMM of SciPy's BLAS.
 
-For W too large for the L2 cache. `sgemm` and `dgemm` are called through their addresses in
-`scipy.linalg.cython_blas`, which leaves strides and accumulation (beta) to the caller. The
-address is a run-time argument: compiled code that held it could not be cached.
+For long rows of a W above a quarter of the L2 cache. `sgemm` and `dgemm` are called through their
+addresses in `scipy.linalg.cython_blas`, which leaves strides and accumulation (beta) to the caller.
+The address is a run-time argument: compiled code that held it could not be cached.
 
 Every call comes from inside a parallel loop; `threads.one_thread` keeps the BLAS serial there.
 """
@@ -16,7 +16,7 @@ from fastnc.kernels.cpu.options import INNER, njit
 
 
 def gemm_address(dtype):
-    """Where `sgemm` or `dgemm` is, for the functions below."""
+    """The address of `sgemm` or `dgemm`, for the functions below."""
     name = "sgemm" if dtype.itemsize == 4 else "dgemm"
     return get_cython_function_address("scipy.linalg.cython_blas", name)
 

@@ -1,8 +1,8 @@
-"""Compiled kernels on disk: one file an overload, named by all that its machine code depends on.
+"""Compiled kernels on disk: a file for each overload, named by all its machine code depends on.
 
 Numba's own cache knows one source file a function, so an edited callee leaves a stale caller; it
 numbers its files in an index, so two processes that compile at once overwrite each other's; and it
-believes what it reads, so a truncated file aborts the process. Here
+does not check what it reads, so a truncated file aborts the process. Here
 
 - the folder's name is a hash of the sources of all kernels and of the versions of what compiles;
 - the file's name is a hash of the function, its types, its closure, the processor and the settings
@@ -32,7 +32,7 @@ from numba.core.serialize import dumps
 
 SOURCES = Path(__file__).parent
 PREFIX, SUFFIX = "fastnc-kernels-", ".kernel"
-# Folders of earlier sources that stay: a branch that is left for another is come back to.
+# Folders of earlier sources that are kept, for a return to an earlier branch.
 KEPT = 8
 # The settings of Numba that change machine code, beside the processor's name and features.
 SETTINGS = ("BOUNDSCHECK", "DEBUGINFO_DEFAULT", "LOOP_VECTORIZE", "OPT", "SLP_VECTORIZE")
@@ -41,7 +41,7 @@ _log = logging.getLogger("fastnc")
 
 
 def source_hash():
-    """Of every kernel's source as it is now, and of what compiles it; None without sources."""
+    """Hash of all kernels' sources and of the compilers' versions; None without sources."""
     digest = hashlib.sha256(repr((numba.__version__, llvmlite.__version__, sys.version)).encode())
     sources = sorted(SOURCES.glob("*.py"))
     for source in sources:
@@ -53,7 +53,7 @@ _STAMP = source_hash()
 
 
 def user_cache():
-    """The folder of this user for what may be made anew."""
+    """The user's folder for files that can be made again."""
     if sys.platform == "darwin":
         return Path("~/Library/Caches/fastnc").expanduser()
     given = os.environ.get("XDG_CACHE_HOME", "")
@@ -61,7 +61,7 @@ def user_cache():
 
 
 def roots():
-    """Where kernels may be kept, best first: where the user says, or his own folder, or here."""
+    """Where kernels may be kept, best first: NUMBA_CACHE_DIR alone, else the user's cache or here."""
     if config.CACHE_DIR:
         return [Path(config.CACHE_DIR).absolute()]
     try:
@@ -76,13 +76,13 @@ def folders():
 
 
 def remove(folder):
-    """One of `folders()` away; a process that uses it compiles anew, and makes it again."""
+    """Delete one of `folders()`; a process that uses it compiles again, and makes it again."""
     shutil.rmtree(folder)
 
 
 @functools.cache
 def writable_folder():
-    """The first of the roots that takes a file, with what said no to the others."""
+    """The folder in the first of the roots that can be written; None, with a warning, without."""
     refused = []
     for root in roots():
         folder = root / f"{PREFIX}{_STAMP}"
@@ -116,14 +116,14 @@ def _say_once(why):
 
 @functools.cache
 def _say_compiling():
-    """A word before the first compilation of a process, which may take a minute in all."""
+    """Says so before the first compilation of a process; all of them may take a minute."""
     _log.warning(
         "fastnc: compiling kernels, up to a minute; `fastnc cache` says where they are kept."
     )
 
 
 class KernelCache(_Cache):
-    """What a dispatcher of Numba asks for machine code before it compiles."""
+    """The cache in which a dispatcher of Numba looks for machine code before it compiles."""
 
     def __init__(self, function):
         self._function = function
@@ -159,7 +159,7 @@ class KernelCache(_Cache):
         return None
 
     def save_overload(self, sig, data):
-        # What a newer source gave must not be kept under the hash of an older one.
+        # Machine code of newer sources must not be kept under the hash of older ones.
         if not self._enabled or _STAMP is None or source_hash() != _STAMP:
             return
         if data.library.has_dynamic_globals or not all(part.can_cache for part in data.lifted):
@@ -190,7 +190,7 @@ class KernelCache(_Cache):
 
 
 def _read(path):
-    """The content of a whole file; None of one that is not there, or not whole."""
+    """The content of a file; None if the file is absent or damaged."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -200,7 +200,7 @@ def _read(path):
 
 
 def _write(path, content):
-    """The file is the old one or the new one, whoever else writes it or ends meanwhile."""
+    """Replaces the file at once: a reader finds the old one or the new one, never a part."""
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
     try:
         with open(handle, "wb") as file:

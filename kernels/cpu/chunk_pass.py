@@ -1,10 +1,10 @@
-"""One pass over the samples, chunk by chunk: the loss (4) and what is asked for of its gradients.
+"""One pass over the samples, chunk by chunk: the loss (4) and those gradients that are needed.
 
-Letters: K classes, d features, N samples, `W (K, D)`, `H (N, d)`, `y (N,)` int64; D is d in
-whole vectors, which register tiles want. A chunk of samples meets the classes block by block:
+Letters: K classes, d features, N samples, `W (K, D)`, `H (N, d)`, `y (N,)` int64; D is d rounded
+up to whole vectors, for the register tiles. For a chunk of samples, block by block of the classes:
 
-    forward     a block's logits, their exponentials e, and its part of S
-    combine     the samples' losses, and what makes e a residual r    (residual)
+    forward     a block's logits, their exponentials e, and its contribution to S
+    combine     losses, and the factors that turn e into residuals r  (residual)
     backward    the block's residuals, and `sums += r^T H`; then `out = alpha r W`
 
 so that logits are used where they were made, in cache. Work is divided among threads in one of two
@@ -15,11 +15,11 @@ sums r W of their own, which are added in order.
 
 Arguments that every function shares:
 
-    mode      LOSS, GRADS, STEP (`out` is H, which moves) or LOG_GRADS (all of it over the loss)
-    how       of the plan: samples of a chunk, classes of a block, whether samples are transposed
-              for the logits, and the products' addresses
-    options   bias, weight, uniform, sum of uniform, keep, scale, as in `residual`; empty arrays
-              for what there is not
+    mode      LOSS, GRADS, STEP (`out` is H, updated in place) or LOG_GRADS (in the log domain)
+    how       the plan: samples of a chunk, classes of a block, whether samples are transposed
+              for the logits, and the addresses of compiled functions
+    options   bias, weight, uniform, sum of uniform, keep, scale, as in `residual`; an absent
+              option is an empty array
 
 Parts, chunks and blocks depend on the shape and the processor alone, and so do the bits.
 """
@@ -42,7 +42,7 @@ LOSS, GRADS, STEP, LOG_GRADS = 0, 1, 2, 3
 
 @njit(**INNER)
 def room(chunk, itemsize):
-    """Numbers in a row of logits: whole groups of samples, and one more to part the rows."""
+    """Numbers in a row of logits: whole groups of samples, and a spare group between rows."""
     many = WIDTH * VECTOR_BYTES // itemsize
     return (chunk + many - 1) // many * many + many
 
@@ -71,9 +71,9 @@ def forward(
     mode, kernels, low, n, alone, W, H_at, HT, y, first, rows, bias, uniform, Z, z_y, block, shift,
     S, moved, term_at,
 ):  # fmt: skip
-    """Logits of n classes from `low` on to exponentials; they are the block of that number.
+    """Logits of the n classes from `low` on, block number `block`, and their exponentials.
 
-    `alone`: they are all there are, and the labels' logits are read among them.
+    `alone`: these are all the classes, so that the labels' logits are among them.
     """
     ld = Z.shape[1]
     products.logits(kernels, W, low, n, H_at, HT, rows, Z, False, low == 0)
@@ -104,9 +104,9 @@ def backward(
     kernels, low, n, H_at, D, y, first, rows, scale, uniform, Z, block, factor, label_r, term_at,
     part, sums, bias_sums,
 ):  # fmt: skip
-    """Exponentials of n classes from `low` on to residuals, and their sums over samples.
+    """Residuals of the n classes from `low` on, from exponentials, and their sums over samples.
 
-    `sums` and `bias_sums` have a part's sums of all classes, or none.
+    `sums` and `bias_sums` hold each part's sums for all classes, or for none.
     """
     ld = Z.shape[1]
     call(
@@ -147,8 +147,8 @@ def part_of_samples(
 ):  # fmt: skip
     """One part: `sums[part] += r^T H`, `bias_sums[part] += sum r`, rows of `out`, `totals[part]`.
 
-    All but rows of `out` are divided by e^shifts[part], -inf where there is no sample; in the log
-    domain these are too, by e^chunk_shifts of their chunk.
+    All but the rows of `out` are divided by e^shifts[part] (-inf without samples). In the log
+    domain the rows of `out` are divided by e^chunk_shifts of their chunk.
     """
     chunk, block, transposes = how[:3]
     kernels = how[3:]
@@ -204,7 +204,7 @@ def part_of_samples(
         total += loss
         for i in range(rows if len(losses_out) else 0):
             losses_out[first + i] = losses[i] * math.exp(0.5 * c) * math.exp(0.5 * c)
-        # A step that meets what is not finite leaves these rows as they were given.
+        # A step leaves these rows unchanged if their loss is not finite.
         if not wanted or (mode == STEP and not math.isfinite(loss)):
             continue
         step = alpha * W.dtype.type(math.exp(c)) if mode == STEP else alpha
@@ -214,7 +214,7 @@ def part_of_samples(
                 kernels, j, n, H_at, D, y, first, rows, scale, uniform, Z, b, factor, label_r,
                 address(term, 0), part, sums, bias_sums,
             )  # fmt: skip
-        # Not before all blocks have read the samples, which may be what moves.
+        # Only after all blocks have read the samples: a step overwrites them.
         if len(out):
             C_at = H_at if d != D else address(out, first * d)
             products.sample_sums(kernels, Z, W, zero, K, step, mode == STEP, C_at, rows)
@@ -238,7 +238,7 @@ def samples_divided(
 ):  # fmt: skip
     """All parts of the samples."""
     for index in prange(n_parts):
-        # A loop's index is unsigned where it is parallel: what is called would be compiled twice.
+        # The index of a parallel loop is unsigned: without a cast all callees are compiled twice.
         part_of_samples(
             mode, np.int64(index), n_parts, how, W, H, y, options, alpha, out, sums, bias_sums,
             losses_out, totals, shifts, chunk_shifts,
@@ -263,7 +263,7 @@ def classes_divided(
     mode, n_ranges, how, W, H, y, options, alpha, out, sums, bias_sums, losses_out, totals, shifts,
     chunk_shifts,
 ):  # fmt: skip
-    """As one part of the samples, the blocks of classes in `n_ranges` ranges shared by threads."""
+    """All samples as one part; threads share the blocks of classes, in `n_ranges` ranges."""
     chunk, block, transposes = how[:3]
     kernels = how[3:]
     bias, weight, uniform, all_uniform, keep, scale = options

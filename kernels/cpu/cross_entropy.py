@@ -32,7 +32,7 @@ from fastnc.kernels.cpu.chunk_pass import (
 from fastnc.kernels.cpu.plan import plan
 from fastnc.kernels.cpu.threads import one_thread
 
-# Numbers that one thread adds sooner than a second one is woken.
+# Numbers that one thread adds in less time than it takes to wake a second.
 SERIAL_SUMS = 1 << 17
 
 
@@ -49,7 +49,7 @@ def without_options(dtype):
 
 
 class Run:
-    """One pass over all samples: what it leaves, and what is made of that."""
+    """One pass over all samples: the parts' sums, and the results made of them."""
 
     def __init__(self, mode, W, H, y, options, alpha, out, rows_W, rows_bias, losses_out):
         (K, d), N = W.shape, len(H)
@@ -60,7 +60,7 @@ class Run:
         self.sums = aligned_zeros((self.parts, rows_W, padded.shape[1]), W.dtype)
         self.bias_sums = np.zeros((self.parts, rows_bias))
         self.totals, self.shifts = np.empty(self.parts), np.empty(self.parts)
-        # No part has more: all have as many, but for one.
+        # An upper bound: the parts' numbers of chunks differ by at most one.
         chunks = N // (self.parts * how.chunk) + 2 if mode == LOG_GRADS else 0
         self.chunk_shifts = np.empty((self.parts, chunks))
         arguments = (
@@ -73,7 +73,7 @@ class Run:
             one_part(mode, *arguments)
         else:
             samples_divided(mode, how.parts, *arguments)
-        # Of no samples at all there is none.
+        # Without samples every shift is -inf.
         self.top = max(self.shifts.max(), -np.finfo(np.float64).max)
 
     def loss(self):
@@ -83,7 +83,7 @@ class Run:
         return float((self.totals * root * root).sum())
 
     def gather(self, factor, keep, out):
-        """`out = factor r^T H`, added to it where `keep`; over e^top in the log domain."""
+        """`out = factor r^T H`, added to `out` if `keep`; divided by e^top in the log domain."""
         top = 0.0 if self.chunk_shifts.size else self.top
         # Shifts of the parts are taken relative to `top` either way.
         add = add_serially if self.sums.size < SERIAL_SUMS else add_in_parallel
@@ -95,7 +95,7 @@ class Run:
         out[:] = (self.bias_sums * root * root).sum(axis=0)
 
 
-def _plainly(mode, W, H, y, alpha, out, rows_W):
+def _run(mode, W, H, y, alpha, out, rows_W):
     options = without_options(W.dtype)
     return Run(mode, W, H, y, options, alpha, out, rows_W, 0, options[0])
 
@@ -103,13 +103,13 @@ def _plainly(mode, W, H, y, alpha, out, rows_W):
 def loss(W, H, y, scale, loss_out):
     """`loss_out[0] = scale * sum of the losses`."""
     with one_thread():
-        loss_out[0] = scale * _plainly(LOSS, W, H, y, 0.0, H[:0], 0).loss()
+        loss_out[0] = scale * _run(LOSS, W, H, y, 0.0, H[:0], 0).loss()
 
 
 def loss_and_grads(W, H, y, scale, loss_out, grad_W_out, grad_H_out):
     """The loss and both gradients, times `scale`."""
     with one_thread():
-        run = _plainly(GRADS, W, H, y, scale, grad_H_out, len(W))
+        run = _run(GRADS, W, H, y, scale, grad_H_out, len(W))
         run.gather(scale, False, grad_W_out)
         loss_out[0] = scale * run.loss()
 
@@ -117,7 +117,7 @@ def loss_and_grads(W, H, y, scale, loss_out, grad_W_out, grad_H_out):
 def log_loss_and_grads(W, H, y, log_loss_out, grad_W_out, grad_H_out):
     """log of the summed loss, and the gradients divided by the loss."""
     with one_thread():
-        run = _plainly(LOG_GRADS, W, H, y, 1.0, grad_H_out, len(W))
+        run = _run(LOG_GRADS, W, H, y, 1.0, grad_H_out, len(W))
         total = float((np.exp(run.shifts - run.top) * run.totals).sum())
         log_loss_out[0] = run.top + math.log(total) if total > 0.0 else math.nan
         run.gather(1.0 / total if total else math.nan, False, grad_W_out)
@@ -130,7 +130,7 @@ def gradient_step(W, H, y, scale, lr, loss_out):
     If the loss is not finite, W keeps its values, and so do the chunks of H that made it so.
     """
     with one_thread():
-        run = _plainly(STEP, W, H, y, -lr * scale, H, len(W))
+        run = _run(STEP, W, H, y, -lr * scale, H, len(W))
         loss_out[0] = scale * run.loss()
         if math.isfinite(loss_out[0]):
             run.gather(-lr * scale, True, W)

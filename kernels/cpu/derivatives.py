@@ -1,4 +1,4 @@
-"""Along a direction: exponentials and the logits' derivatives to residuals and theirs, in place.
+"""Residuals and their derivatives along a direction, in place, for products with the Hessian.
 
 For a chunk of samples, class by class, after `residual.combine`; the formulas are those of hessian.
 """
@@ -16,7 +16,7 @@ def derivatives(Z, V, y, rows, c, shift, S, factor, label_r, losses, s, term):
     """Z, the exponentials, becomes r, and V, the logits' derivatives, becomes r', both over e^c.
 
     `shift`, `S`, `factor` and `label_r` are those of `combine` for all classes in one block,
-    without options; `losses` (float64), `s` (float64) and `term` (the dtype) are room.
+    without options; `losses` (float64), `s` (float64) and `term` (the dtype) are work arrays.
     """
     real = Z.dtype.type
     n_classes = Z.shape[0]
@@ -37,12 +37,12 @@ def derivatives(Z, V, y, rows, c, shift, S, factor, label_r, losses, s, term):
             s[i] += sums[0, i]
             losses[i] += sums[1, i]
     for i in range(rows):
-        # What is divided by e^c at first is the mean of the derivatives over p.
+        # Now s = sum_j p_j (V_j - V_y), divided by e^c.
         s[i] *= factor[i]
         m, x = shift[i], S[0, i] + S[1, i]
         p_y = math.exp(-m) / (math.exp(-m) + x) if m > 0.0 else 1.0 / (1.0 + x * math.exp(m))
-        # Either V_j - V_y less their mean, or V_j less its own: where p_y is small, V_y may be
-        # large and of no consequence.
+        # r' from V_j - V_y less its mean, or from V_j less its mean: where p_y is small, V_y may
+        # be large although it hardly matters.
         if p_y < 0.5:
             losses[i] = losses[i] * factor[i] * math.exp(c) + p_y * np.float64(term[i])
             term[i] = real(0.0)

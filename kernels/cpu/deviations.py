@@ -5,16 +5,17 @@ eigenvectors of Sigma_B, whose eigenvalues are `1 / (P weights_j)`), a pass over
 
     |x_i|,   |x_i|^2,   |h_i - g|
     sum_j weights_j (Q x_i)_j^2                          = N tr(Sigma_W Sigma_B^+) / P
-    (sum_j tilt_j (Q x_i)_j)^2                           what NC1 about another g needs
+    (sum_j tilt_j (Q x_i)_j)^2                           for NC1 with another g
     argmax_k <c_k, h_i - g> - |c_k|^2 / 2                the nearest class mean
     argmax_k z_k and z_y - max_{j != y} z_j,  z = W (h_i - g) + (W g + bias)
 
-how often these are each other and the label; and the pseudo-inverse is never formed. Letters: N
-samples, d features, P classes that occur, K rows of W, r <= min(P - 1, d). Where r + K is small,
-`few_columns` does it. Else products run over blocks of samples on one BLAS thread each, in the
-dtype of Q; their operands are centred in float64 before any rounding. Scores and logits exist for
-one block and `CLASSES` classes at a time. FLOP: 2 N d (r + K) + 2 N r P; bytes: H once. Bound by
-GEMM. Blocks are fixed and their sums added in order: any number of threads gives the same bits.
+and how often these two classes agree with each other and with the label; the pseudo-inverse is
+never formed. Letters: N samples, d features, P classes that occur, K rows of W, r <= min(P - 1, d).
+Where r + K is small, `few_columns` is used. Else products run over blocks of samples on one BLAS
+thread each, in the dtype of Q; their operands are centred in float64 before any rounding. Scores
+and logits exist for one block and `CLASSES` classes at a time. FLOP: 2 N d (r + K) + 2 N r P;
+bytes: H once. Bound by GEMM. Blocks are fixed and their sums added in order: any number of threads
+gives the same bits.
 """
 
 import numpy as np
@@ -76,7 +77,7 @@ def _centre_twice(H, order, owner, lo, means, g, X, squares, distances):
 
 @njit(fastmath=_SUMS, **INNER)
 def _project(gemm, X, Q, weights, tilt, T, sums):
-    """T = X Q^T, the projections of x, and their part in NC1."""
+    """T = X Q^T, the projections of x, and their contribution to NC1."""
     matmul_nt(gemm, X, Q, T)
     for i in range(len(X)):
         square, tilted = 0.0, 0.0
@@ -149,7 +150,7 @@ def _decide(gemm, Y, W, offset, owner, present, nearest, lo, sums):
 
 @njit(**INNER)
 def _wide_block(gemm, H, order, owner, present, lo, hi, frame, sums):
-    """One block, its products by BLAS; W with no rows asks for no decision, A with none no mean."""
+    """One block, products by BLAS; decisions if W has rows, nearest means if A has."""
     means, g, Q, A, weights, tilt, squares_C, W, offset = frame
     n, d = hi - lo, H.shape[1]
     clear_sums(sums)
@@ -158,7 +159,7 @@ def _wide_block(gemm, H, order, owner, present, lo, hi, frame, sums):
     X = np.empty((n, stride), Q.dtype)
     T = np.empty((n, len(weights)), Q.dtype)
     squares, distances = np.empty(n), np.empty(n)
-    # Rows of products in single precision are no good for distances.
+    # Products in single precision are too inexact for distances.
     expands = len(A) > 0 and X.itemsize == 8
     if expands:
         _centre(H, order, owner, lo, means, X, squares)
@@ -190,9 +191,9 @@ def _wide_block(gemm, H, order, owner, present, lo, hi, frame, sums):
 
 @njit(**INNER)
 def block_rows(narrow, d, width):
-    """Rows a block, for products with `width` columns.
+    """Rows of a block, for products with `width` columns.
 
-    Those of a wide GEMM fit in the level-2 cache, but it wants at least half its width.
+    For a wide GEMM they fit in the level-2 cache, but are at least half its width.
     """
     if narrow:
         return 16 * ROWS
@@ -223,7 +224,7 @@ def _block(gemm, H, order, owner, present, rows, b, narrow, frame, tables, sums)
 def deviations_serial(gemm, H, order, owner, present, frame, sums_out):
     """`deviations` in double precision on the calling thread alone, for problems of any shape.
 
-    The bits are those of `deviations` where it takes few columns for few.
+    The bits are those of `deviations` where `has_few_columns`.
     """
     tables = tables_of(gemm, frame, True)
     rows = block_rows(True, 0, 0)

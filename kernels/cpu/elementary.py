@@ -9,7 +9,7 @@
 
 Both stay within 1 ulp of exact, and NaN stays NaN. A number is rounded to an integer by adding
 and subtracting 1.5 * 2^52 (2^23); no instruction here may be reassociated, and none is. The
-multiply-adds are LLVM's `fmuladd`: fused where the machine can.
+multiply-adds are LLVM's `fmuladd`: fused where the processor can.
 """
 
 from llvmlite import ir
@@ -99,8 +99,8 @@ class Elementary:
             value = self.multiply_add(value, x, self.real(c))
         return value
 
-    def by_pairs(self, coefficients, xs, squares):
-        """The polynomial of each x in few steps that wait for each other, not in few steps."""
+    def estrin(self, coefficients, xs, squares):
+        """The polynomial of each x: a shorter dependency chain than Horner's, more operations."""
         c, out = coefficients, []
         for x, power in zip(xs, squares, strict=True):
             terms = [
@@ -120,7 +120,7 @@ class Elementary:
         return out
 
     def exps(self, xs):
-        """e^x of each x, step by step beside each other, so that none waits for another's."""
+        """e^x of each x, in interleaved steps, so that latencies overlap."""
         builder, bits = self.builder, self.bits
         high, low = _LOG2[bits]
         magic, shift = self.real(_MAGIC[bits]), self.integer(_MANTISSA[bits])
@@ -129,7 +129,7 @@ class Elementary:
         rs = [self.multiply_add(n, self.real(-high), x) for n, x in zip(ns, xs, strict=True)]
         rs = [self.multiply_add(n, self.real(-low), r) for n, r in zip(ns, rs, strict=True)]
         squares = [builder.fmul(r, r) for r in rs]
-        qs = self.by_pairs(_EXP[bits], rs, squares)
+        qs = self.estrin(_EXP[bits], rs, squares)
         ps = [self.multiply_add(s, q, r) for s, q, r in zip(squares, qs, rs, strict=True)]
         out = []
         for x, s, p in zip(xs, shifted, ps, strict=True):

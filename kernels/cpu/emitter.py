@@ -1,7 +1,7 @@
 """Vectors of one element type as LLVM code: loads, stores, multiply-adds, shuffles, loops, cases.
 
-What `intrinsic` functions build their code with. Vectors have the width of the processor that
-Numba compiles for.
+For functions that are Numba's `intrinsic`. Vectors have the width of the processor that Numba
+compiles for.
 """
 
 from llvmlite import ir
@@ -14,7 +14,7 @@ LEVEL_1, LEVEL_2 = 3, 2
 
 
 class Emitter:
-    """Vectors of one element type, written into LLVM code as it is built."""
+    """Emits LLVM code for vectors of one element type."""
 
     def __init__(self, builder, real):
         self.builder = builder
@@ -25,7 +25,7 @@ class Emitter:
         self.zero = ir.Constant(self.vector, [ir.Constant(self.element, 0.0)] * self.lanes)
 
     def start(self, context, kind, array, index):
-        """Where `array[index]` is, for a flat index of a contiguous array."""
+        """The address of `array[index]`, for a flat index of a contiguous array."""
         data = context.make_array(kind)(context, self.builder, array).data
         return self.builder.gep(data, [index])
 
@@ -42,9 +42,9 @@ class Emitter:
         return self.builder.gep(pointer, [ir.Constant(ir.IntType(64), count)])
 
     def apart(self, pointer):
-        """The pointer, of which the compiler does not know how it was made.
+        """The same pointer, whose origin is hidden from the compiler.
 
-        It would make each from the one before, by additions for which multiply-adds must wait.
+        LLVM would compute each pointer from the one before, and multiply-adds would wait for that.
         """
         kind = ir.FunctionType(pointer.type, [pointer.type])
         return self.builder.asm(kind, "", "=r,0", [pointer], False)
@@ -58,14 +58,14 @@ class Emitter:
         self.builder.store(value, pointer, align=self.size)
 
     def prefetch(self, pointer, level):
-        """Ask for the cache line at an address that will be read soon; any address will do."""
+        """Prefetches the cache line at an address, which need not be a valid one."""
         byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
         function = cgutils.get_or_insert_function(
             self.builder.module,
             ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]),
             "llvm.prefetch.p0",
         )
-        # For reading; near or less near; data.
+        # For reading; the locality; data.
         flags = [ir.Constant(flag, number) for number in (0, level, 1)]
         self.builder.call(function, [self.builder.bitcast(pointer, byte), *flags])
 
@@ -110,7 +110,7 @@ class Emitter:
         return new
 
     def cases(self, value, numbers, body):
-        """`body(n)` for the n of `numbers` that `value` is."""
+        """`body(n)` for the n of `numbers` that equals `value`."""
         builder = self.builder
         after = builder.append_basic_block("case.after")
         choice = builder.switch(value, after)
@@ -123,7 +123,7 @@ class Emitter:
         builder.position_at_end(after)
 
     def butterfly(self, rows, combine):
-        """`lanes` vectors to fewer or as many, by `combine(x, y, low, high)` at each distance."""
+        """`rows = combine(rows, step, low, high)` at each distance `step`, on `lanes` vectors."""
         step = 1
         while step < self.lanes:
             low = [i if not i & step else self.lanes + i - step for i in range(self.lanes)]

@@ -1,11 +1,11 @@
-"""One epoch over a part of the samples, for at most some sixteen classes: the loops themselves.
+"""One epoch over a part of the samples, for at most 16 classes: the loops.
 
-What the arrays hold, and why the loops see addresses in them, stands in `trajectory_cpu`. What is
-known of a shape when it is compiled comes as zeros, tuples of vectors: `group` has the classes of
-one pass over a block of samples, `classes` the K of a softmax, and both have so many lanes. Where
-one pass makes all logits they are the K - 1 differences to the last one, `classes` as many, and
-only those are formed: h with W's K - 1 differences of rows, D.
-Everything here is made to be inlined.
+`trajectory` says what the arrays hold and why the loops take addresses. The part of a shape that
+is known to the compiler comes as the types of tuples of zero vectors: `group` has a member for each
+class of one pass over a block of samples, `classes` one for each of the K classes of a softmax.
+Where one pass makes all logits, only the K - 1 differences to the last one are formed, from h and
+the K - 1 differences of W's rows, D, and `classes` has K - 1 members.
+All functions are inlined.
 """
 
 from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
@@ -58,7 +58,7 @@ def _residuals(gaps, labels, step, limit):
 
 @njit(forceinline=True, **INNER)
 def add_change(array, low, index, change, compensated):
-    """array += change; with `compensated`, what the sum rounds away waits in `low`."""
+    """array += change; with `compensated`, `low` keeps the sum's rounding error."""
     old = load_like(array, index, change)
     if compensated:
         due = add(change, load_like(low, index, change))
@@ -83,7 +83,7 @@ def _residual_block(W, H, R, labels, steps, d, stride, group, classes, limit):
     """Residuals of a block of samples, to R: class by class, `stride` floats apart.
 
     `group` holds zeros for the classes of one pass, `classes` for the K of a softmax, of one
-    register; or, where one pass makes them all, for the K - 1 differences, of as many lanes.
+    register; or, where one pass makes them all, for the K - 1 differences, as wide as `group`.
     """
     lanes, narrow = n_lanes(group), n_lanes(classes)
     if len(group) > len(classes):
@@ -105,10 +105,10 @@ def _residual_block(W, H, R, labels, steps, d, stride, group, classes, limit):
 
 
 @njit(forceinline=True, **INNER)
-def _sweep_vector(sums, w, H, H_low, R, G, stride, begin, end, compensated):
+def _vector_step(sums, w, H, H_low, R, G, stride, begin, end, compensated):
     """One feature of a vector of samples and a group of classes: the sums of r h, and a step of h.
 
-    The step is gathered in G over the groups, from `begin` to `end`; then h moves.
+    G accumulates the step over the groups, from `begin` to `end`; then h is updated.
     """
     both = both_products(sums, w, R, 0, stride, load_like(H, 0, w))
     change = both[-1]
@@ -122,7 +122,7 @@ def _sweep_vector(sums, w, H, H_low, R, G, stride, begin, end, compensated):
 
 
 @njit(forceinline=True, **INNER)
-def _sweep(
+def _feature_step(
     W, H, H_low, dW, R, G, block, R_block, wide, n_wide, size, continued, zero, begin, end,
     compensated,
 ):  # fmt: skip
@@ -135,14 +135,14 @@ def _sweep(
     h, r = 0, 0
     for i in range(0, n_wide, wide):
         for j in range(0, wide, native):
-            sums = _sweep_vector(
+            sums = _vector_step(
                 sums, w, address(H, h + j), address(H_low, h + j), address(R, r + j),
                 address(G, i + j), wide, begin, end, compensated,
             )  # fmt: skip
         h += block
         r += R_block
     for j in range(0, size - n_wide, native):
-        sums = _sweep_vector(
+        sums = _vector_step(
             sums, w, address(H, h + j), address(H_low, h + j), address(R, r + j),
             address(G, n_wide + j), wide, begin, end, compensated,
         )  # fmt: skip
@@ -151,7 +151,7 @@ def _sweep(
 
 @njit(forceinline=True, **INNER)
 def _differences(W, D, d, classes, native):
-    """w_j - w_K of every feature, K - 1 of them: both have a vector to spare at their ends."""
+    """The K - 1 differences w_j - w_K of every feature; W and D end with a spare vector."""
     n = len(classes)
     for f in range(d):
         w = splats(W, f * (n + 1) + n, classes)[0]
@@ -164,7 +164,7 @@ def part_of_epoch(
     W, H, H_low, dW, R, G, D, labels, steps, d, block, chunk, first, last, group, classes,
     narrow_group, narrow_classes, limit, compensated, alone,
 ):  # fmt: skip
-    """Samples `first` to `last - 1`: their H moves, `dW` gets their sums."""
+    """Updates the H of samples `first` to `last - 1`; their sums go to `dW`."""
     wide, native, members = n_lanes(group), n_lanes(narrow_group), len(group)
     n_groups = -(-len(classes) // members)
     logits_of = W
@@ -191,7 +191,7 @@ def part_of_epoch(
             H_f, low_f = address(H, h + f * wide), address(H_low, h + f * wide)
             k = f * padded_K
             if alone:
-                _sweep(
+                _feature_step(
                     address(W, k), H_f, low_f, address(dW, k * native), R, G, block,
                     padded_K * wide, wide, n_wide, size, c > first, narrow_group, True, True,
                     compensated,
@@ -201,17 +201,17 @@ def part_of_epoch(
                 W_g, dW_g = address(W, k + g * members), address(dW, (k + g * members) * native)
                 R_g = address(R, g * members * wide)
                 if g == 0:
-                    _sweep(
+                    _feature_step(
                         W_g, H_f, low_f, dW_g, R_g, G, block, padded_K * wide, wide, n_wide, size,
                         c > first, narrow_group, True, False, compensated,
                     )  # fmt: skip
                 elif g < n_groups - 1:
-                    _sweep(
+                    _feature_step(
                         W_g, H_f, low_f, dW_g, R_g, G, block, padded_K * wide, wide, n_wide, size,
                         c > first, narrow_group, False, False, compensated,
                     )  # fmt: skip
                 else:
-                    _sweep(
+                    _feature_step(
                         W_g, H_f, low_f, dW_g, R_g, G, block, padded_K * wide, wide, n_wide, size,
                         c > first, narrow_group, False, True, compensated,
                     )  # fmt: skip

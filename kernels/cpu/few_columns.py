@@ -1,8 +1,8 @@
-"""The second pass over features where directions and classes are few: all products as it reads.
+"""The second pass over features for few directions and classes: all products in one reading.
 
 The sums are those of `deviations`. A few samples at a time are centred, x = h - m_y in float64, and
-multiplied, while they lie in the first cache, with the directions Q and the rows of W at once by
-the register tiles of `projections`; nothing else is as long as a sample. With tables made once,
+multiplied, while they are in the level-1 cache, with the directions Q and the rows of W at once by
+the register tiles of `projections`; no other product has length d. With tables made once,
 
     |h - g|^2 = |x|^2 + 2 <x, c_y> + |c_y|^2
     <c_p, h - g> - |c_p|^2 / 2 = <A_p, Q x> + meeting[y, p]
@@ -75,7 +75,7 @@ def _products(H, order, owner, lo, n, means, columns, X, T, squares):
 
 @njit(**INNER)
 def _projected(T, weights, tilt, sums):
-    """The part of ROWS samples in NC1, from their projections T (r, ROWS), one sample a lane."""
+    """The contribution of ROWS samples to NC1, from their projections T (r, ROWS), as lanes."""
     square, tilted = zeros(T, 1, ROWS)[0], zeros(T, 1, ROWS)[0]
     for j in range(len(weights)):
         t = load_like(T, j * ROWS, square)
@@ -89,7 +89,7 @@ def _projected(T, weights, tilt, sums):
 def _scores(T, A, scores):
     """`scores (P, ROWS)` = <c_p, x_i> from the projections T (r, ROWS), for A (r, P) transposed.
 
-    P is a multiple of GROUP: as many sums at a time hide the latency of a multiply-add.
+    P is a multiple of GROUP: so many sums at a time hide the latency of a multiply-add.
     """
     r, P = A.shape
     for p in range(0, P, GROUP):
@@ -103,8 +103,8 @@ def _scores(T, A, scores):
 def _nearest_mean(scores, meeting, i, own):
     """The nearest class mean of sample i of class `own`; ties go to the smaller class.
 
-    With `meeting[y, p] = <c_y, c_p> - |c_p|^2 / 2` a score is `<c_p, x> + meeting[y, p]`. It
-    begins with the class that is the nearest of nearly all samples: no branch is then mispredicted.
+    With `meeting[y, p] = <c_y, c_p> - |c_p|^2 / 2` a score is `<c_p, x> + meeting[y, p]`. The
+    search begins with the sample's own class, mostly the nearest, so that branches are predicted.
     """
     best, nearest = scores[own, i] + meeting[own, own], own
     for p in range(meeting.shape[1]):
@@ -162,7 +162,7 @@ def tables_of(gemm, frame, narrow):
 
 @njit(**INNER)
 def few_columns_block(H, order, owner, present, lo, hi, frame, tables, sums):
-    """One block of samples, a few at a time, whose products with few columns are register tiles."""
+    """One block of samples, ROWS at a time, all products by register tiles."""
     means, g, _, A, weights, tilt, squares_C, W, _ = frame
     columns, across, meeting, logits = tables
     r = len(weights)
@@ -173,7 +173,7 @@ def few_columns_block(H, order, owner, present, lo, hi, frame, tables, sums):
     squares, dots, distances = np.empty(ROWS), np.empty(ROWS), np.empty(ROWS)
     for first in range(lo, hi, ROWS):
         n = min(ROWS, hi - first)
-        # What no sample fills adds nothing to a sum.
+        # Rows without a sample add nothing to the sums.
         X[n * STRIDE :] = 0.0
         _products(H, order, owner, first, n, means, columns, X, T, squares)
         _projected(T, weights, tilt, sums)
@@ -203,7 +203,7 @@ def few_columns_block(H, order, owner, present, lo, hi, frame, tables, sums):
 
 @njit(**INNER)
 def has_few_columns(frame):
-    """Whether the products have few columns, and their operands are doubles with an A."""
+    """Whether the products have few columns and double precision, and A has rows."""
     Q, A, W = frame[2], frame[3], frame[7]
     few = len(A) <= MOST_MEANS and len(Q) + len(W) <= FEW
     return few and Q.itemsize == 8 and len(A) > 0

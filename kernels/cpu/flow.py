@@ -1,14 +1,14 @@
 """Gradient flow on the CPU: its right-hand side, and two ways to solve its Newton systems.
 
-An implicit integrator asks for thousands of these on some hundred or thousand numbers each, where
-the calls themselves would be what takes the time: each is one compiled call.
+An implicit integrator calls these thousands of times on some hundred or thousand numbers, where
+the overhead of several calls would dominate: each is one compiled call.
 
-Letters: K classes, d features, N samples, theta = (W by rows, H by rows). What is solved and
-how stands in `fastnc/dynamics/integrator/newton.py`. 6KNd operations for the right-hand side;
-(6d + 2K) KN and (Kd)^2 multiply-adds, complex or real, for a direct solve; 12KNd operations for a
+Letters: K classes, d features, N samples, theta = (W by rows, H by rows). The systems and methods
+are described in `fastnc/dynamics/integrator/newton.py`. 6KNd operations for the right-hand side;
+(7d + 3K) KN and (Kd)^2 multiply-adds, complex or real, for a direct solve; 12KNd operations for a
 Hessian product, of which an iterative solve makes one or two at each of its steps. Small problems
 are bound by latency, not by arithmetic: 10 us for a right-hand side and 60 us for a direct solve at
-K = 5, n = 10, d = 20. Large ones are bound by the products of matrices, which are the BLAS's.
+K = 5, n = 10, d = 20. Large ones are bound by the matrix products, which NumPy's BLAS computes.
 """
 
 import math
@@ -25,7 +25,7 @@ def derivative(theta, K, d, y, log_factor, out):
     """`out = -exp(log_factor + log L) grad log L` of the sum loss L of equation (4).
 
     Every gap is shifted by the common maximum before it is exponentiated (by its own sample's
-    where one is not classified), so that no digit is lost at any margin.
+    maximum where some sample is misclassified), so that no digit is lost at any margin.
     """
     W = theta[: K * d].reshape(K, d)
     H = theta[K * d :].reshape(-1, d)
@@ -140,16 +140,16 @@ def _hessian_product(W, H, y, scaled, weights, r, x, out):
 def minimal_residual(
     W, H, y, scaled, weights, r, b, pull_W, pull_H, sigma, right, parts, tolerance, most, out
 ):  # fmt: skip
-    """`(sigma I + A) out = right` to a relative `tolerance`; false where `most` products do not do.
+    """`(sigma I + A) out = right` to a relative `tolerance`; False if `most` steps do not suffice.
 
-    A is `b Hess L / L` and the diagonal of `pull_W` for the entries of W, `pull_H` for those of H.
-    All vectors are complex128. Of `right` with 1 in `parts` the imaginary part is 0 and, as sigma
-    is real then too, remains so. A is real and symmetric: its Lanczos basis obeys a recurrence of
-    three vectors with real coefficients, from a complex vector too, and sigma only moves the
-    diagonal of the tridiagonal matrix. So this is MINRES with complex Givens rotations.
+    A is `b Hess L / L` plus a diagonal: `pull_W` for the entries of W, `pull_H` for those of H.
+    All vectors are complex128. `parts` is 1 where `right` and sigma are real, and so is every
+    vector then; else 2. A is real and symmetric: its Lanczos basis obeys a three-term recurrence
+    with real coefficients, from a complex vector too, and sigma only shifts the diagonal of the
+    tridiagonal matrix. So this is MINRES with complex Givens rotations.
 
-    As far as A has no negative eigenvalue, the error is at most the residual over |sigma|, which
-    is what ends the iteration: the residual alone says little of directions that are not stiff.
+    If A has no negative eigenvalue, the error is at most the residual over |sigma|, and this bound
+    ends the iteration: the residual alone says little of directions that are not stiff.
     """
     size, cut = len(right), W.size
     length = 0.0
@@ -159,7 +159,7 @@ def minimal_residual(
     out[:] = 0.0
     if length == 0.0:
         return True
-    # v: Lanczos vectors. p: the directions in which the answer moves.
+    # v: Lanczos vectors. p: search directions.
     v, v_before = right / length, np.zeros(size, np.complex128)
     p, p_before = np.zeros(size, np.complex128), np.zeros(size, np.complex128)
     u, part, image = np.empty(size, np.complex128), np.empty(size), np.empty(size)

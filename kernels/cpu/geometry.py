@@ -1,12 +1,12 @@
 """Every neural-collapse metric of class means, a classifier and the sums over the samples.
 
-Section 4 of the paper and the forms of NC1 to NC4 in circulation; what each number is stands
-in `fastnc/metrics.py`, whose `NAMES` give the order of `values_out`. Letters: K classes, P of
+Section 4 of the paper and the forms of NC1 to NC4 in circulation; `fastnc/collapse/metrics.py`
+defines each number, and its `NAMES` give the order of `values_out`. Letters: K classes, P of
 them with samples, d features, N samples; `C (P, d)` the centred class means.
 
-`geometry` measures one (W, H, y) from beginning to end: at a snapshot of a small problem in some
-twenty microseconds on the calling thread, else by the sample-parallel kernels. Which of them is a
-matter of the shape alone, and so are the bits.
+`geometry` computes all of them for one (W, H, y): for a small problem in some twenty microseconds
+on the calling thread, else by the sample-parallel kernels. The choice, and so the bits, depend on
+the shape alone.
 """
 
 import numpy as np
@@ -47,7 +47,7 @@ _SUMS = {"contract", "nsz", "arcp", "reassoc"}
 N_VALUES = 16
 # Below this many multiplications a second thread costs more than it brings.
 SERIAL_WORK = 2_000_000
-# Below this many, BLAS itself stays on one thread, and need not be told.
+# Below this many a BLAS uses one thread without `one_thread`.
 ONE_THREAD_WORK = 50_000
 DGEMM = gemm_address(np.dtype(np.float64))
 
@@ -147,14 +147,14 @@ def energy_of(W, means, sizes, squares):
 
 @njit(**OPTIONS)
 def in_units(C, squares):
-    """Centred means and summed squares in the unit of the means: what is compared has no scale."""
+    """Centred means and summed squares in the unit of the means: the metrics have no scale."""
     unit = unit_of(C)
     return scaled(C, unit), squares / unit / unit
 
 
 @njit(**OPTIONS)
 def features_values(squares_C, sizes, squares, sums, pair_sums, values_out):
-    """What the features alone tell: values 0, 2, 3, 6, 7, 8, 9."""
+    """The metrics of the features alone: values 0, 2, 3, 6, 7, 8, 9."""
     P = len(squares_C)
     N = total_of(sizes)
     n_pairs = P * (P - 1) / 2
@@ -169,7 +169,7 @@ def features_values(squares_C, sizes, squares, sums, pair_sums, values_out):
 
 @njit(**OPTIONS)
 def classifier_values(squares_V, pair_sums, values_out):
-    """What the classifier alone tells: values 1, 4, 10."""
+    """The metrics of the classifier alone: values 1, 4, 10."""
     K = len(squares_V)
     values_out[1] = spread_of(squares_V)
     values_out[4] = pair_sums[ANGLE] / (K * (K - 1) / 2)
@@ -178,7 +178,7 @@ def classifier_values(squares_V, pair_sums, values_out):
 
 @njit(**OPTIONS)
 def joint_values(C, V, W, along, residual, sums, N, unit, energy, separation, values_out):
-    """What both tell: values 5 and 11 to 15; V and W are the rows of the classes present.
+    """The metrics of both: values 5 and 11 to 15; V and W are the rows of the classes present.
 
     `energy` is (|W|^2 + |H|^2) / unit^2.
     """

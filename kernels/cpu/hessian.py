@@ -1,15 +1,15 @@
 """The Hessian of equation (4) times a direction, on the CPU: section 3.2's second derivative.
 
 Letters as in cross_entropy, `(dW, dH)` the direction. With the gaps `D_j = <w_j - w_y, h>`,
-their derivatives `D'_j` along it, and `s = sum_{j != y} p_j D'_j`, the residual moves by
-`r'_j = p_j (D'_j - s)` for j != y and by `-p_y s` at the label; nothing cancels in the tail. Then
+their derivatives `D'_j` along it, and `s = sum_{j != y} p_j D'_j`, the residual's derivative is
+`r'_j = p_j (D'_j - s)` for j != y and `-p_y s` at the label; nothing cancels in the tail. Then
 
     HW = r'^T H + r^T dH        HH = r' W + r dW
 
 Parts and chunks of samples as in chunk_pass: a chunk's logits and their derivatives, class by
-class, stay in cache. `12KNd` operations in seven products and N K exponentials, twice those of
-the gradients; H and dH are read once. Bound by the multiply-add rate. The bits depend on the shape
-and the processor alone.
+class, stay in cache. `14KNd` operations in seven products (the gradients take `6KNd` in three) and
+N K exponentials; H and dH are read once. Bound by the multiply-add rate. The bits depend on the
+shape and the processor alone.
 """
 
 import math

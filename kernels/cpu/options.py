@@ -1,8 +1,8 @@
-"""How the Numba kernels are compiled, where their machine code is kept, and how they are started.
+"""`njit` and `cfunc` of the kernels: options, machine code on disk, and safe starts of threads.
 
-`njit` and `cfunc` are Numba's, with three differences. Machine code is kept as `cache` says. A
-parallel kernel that Python calls takes its turn: see `threads`. And in a forked child, where the
-threads of the parent are missing, it runs on one thread: as itself, compiled without its threads.
+They are Numba's, with three differences. Machine code is kept as `cache` says. Parallel kernels
+that Python calls run one at a time: see `threads`. In a forked child, where the threads of the
+parent are missing, a parallel kernel runs on one thread, compiled without parallel loops.
 """
 
 import functools
@@ -18,10 +18,10 @@ from fastnc.kernels.cpu import threads
 from fastnc.kernels.cpu.cache import KernelCache
 
 OPTIONS = {"nogil": True, "error_model": "numpy"}
-# Of functions that only compiled ones call: no way in from Python, which takes long to compile.
+# For functions that only compiled ones call: no wrapper for Python, which takes long to compile.
 INNER = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-# What LLVM may assume of arithmetic: multiply-adds may be fused, and the sign of 0 is free; in
-# plain sums also that their order is. Infinities and NaN it must respect everywhere.
+# LLVM may fuse multiply-adds, divide by reciprocals and ignore the sign of 0; in plain sums it
+# may also change the order. It must respect infinities and NaN everywhere.
 NO_REASSOCIATION = {"contract", "nsz", "arcp"}
 REASSOCIATION = NO_REASSOCIATION | {"reassoc"}
 
@@ -38,7 +38,7 @@ class _Parallel(CPUDispatcher):
 
 
 def njit(**options):
-    """Numba's `njit`, its machine code kept by a `KernelCache`, and in turn if it is parallel."""
+    """Numba's `njit`, its machine code kept by a `KernelCache`; parallel ones run one at a time."""
 
     def decorate(function):
         compiled = numba.njit(**options)(function)
@@ -54,7 +54,7 @@ def njit(**options):
 
 
 def cfunc(signature, **options):
-    """Numba's `cfunc`, its machine code kept by a `KernelCache`; made anew in a forked child."""
+    """Numba's `cfunc`, its machine code kept by a `KernelCache`; without threads if forked."""
 
     def decorate(function):
         if threads.forked():
@@ -103,7 +103,7 @@ def _cell(cell):
 
 
 def _called(function):
-    """Name to kernel of those that a function may call."""
+    """The kernels that a function may call, by name."""
     held = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     found = {name: function.__globals__.get(name) for name in function.__code__.co_names}
     found |= {name: cell.cell_contents for name, cell in held}

@@ -1,13 +1,13 @@
-"""Sums over all pairs of classes, by tiles of a K x K product that is never stored.
+"""Sums over all pairs of classes, by square blocks of a K x K product that is never stored.
 
 Angles of the centred class means (section 4 of the paper), CDNV, and how far a K x K matrix
 `R = A B^T` is from the simplex, `|R/|R| - E/|E||_F` with E = I - 11^T/K. The latter needs
-neither |R| first nor R stored: with `a = tr R / (K-1)` the part along E, which is all of <R, E>
-because R's rows add up to nothing, only `|R - a E|^2` is summed. It loses no digit near
-collapse, where `2 - 2 cos` would lose half of them.
+neither |R| first nor R stored: with `a = tr R / (K-1)` the component along E (R's rows sum to 0,
+so that <R, E> = tr R), only `|R - a E|^2` is summed. It loses no digit near collapse, where
+`2 - 2 cos` would lose half of them.
 
 Letters: K classes, d features; A, B (K, d) centred, float64. Cost: 2 K^2 d FLOP (half for A A^T),
-a tile of 256 x 256 a thread. Bound by GEMM. Rows of tiles are summed in order: any number of
+a block of 256 x 256 a thread. Bound by GEMM. Rows of blocks are summed in order: any number of
 threads gives the same bits.
 """
 
@@ -18,11 +18,11 @@ from fastnc.kernels.cpu.basis import matmul_nt, squared_norm
 from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
 
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
-TILE = 256
-# Below this part of |a|^2 + |b|^2 the expansion of |a - b|^2 has cancelled too far.
+BLOCK = 256
+# Below this fraction of |a|^2 + |b|^2 the expansion of |a - b|^2 has cancelled too far.
 CANCELLED = 1e-3
 
-# What a sweep over pairs of classes sums, in this order.
+# The sums over pairs of classes, in this order.
 N_PAIR_SUMS = 3
 ANGLE, CDNV, RESIDUAL = range(N_PAIR_SUMS)
 
@@ -88,7 +88,7 @@ def squared_norms(V):
 def _row_sums(dots, square, inverse, spread, squares, inverses, spreads, target, uniform, sums):
     """Adds the pairs of one class with others; returns for how many |a - b|^2 has cancelled.
 
-    Nothing but sums, so that it runs by vectors of pairs.
+    Only sums, so that LLVM can vectorise it over the pairs.
     """
     residual, angle, cdnv, cancelled = 0.0, 0.0, 0.0, 0
     for j in range(len(dots)):
@@ -96,9 +96,9 @@ def _row_sums(dots, square, inverse, spread, squares, inverses, spreads, target,
         angle += abs(dots[j] * inverse * inverses[j] + uniform)
         both = square + squares[j]
         gap = both - 2.0 * dots[j]
-        near = gap < CANCELLED * both
-        cancelled += near
-        cdnv += 0.0 if near else (spread + spreads[j]) / gap
+        has_cancelled = gap < CANCELLED * both
+        cancelled += has_cancelled
+        cdnv += 0.0 if has_cancelled else (spread + spreads[j]) / gap
     sums[RESIDUAL] += 2.0 * residual
     sums[ANGLE] += angle
     sums[CDNV] += 0.5 * cdnv
@@ -107,7 +107,7 @@ def _row_sums(dots, square, inverse, spread, squares, inverses, spreads, target,
 
 @njit(fastmath=_SUMS, **INNER)
 def _same_side(A, i0, i1, j0, j1, D, squares, inverses, spreads, along, sums):
-    """Adds a tile of the Gram matrix A A^T on or above the diagonal to a sweep's sums."""
+    """Adds a block of the Gram matrix A A^T, on or above the diagonal, to the sums."""
     K = len(A)
     target, uniform = along / K, 1.0 / (K - 1)
     for i in range(i0, i1):
@@ -118,7 +118,7 @@ def _same_side(A, i0, i1, j0, j1, D, squares, inverses, spreads, along, sums):
             D[i - i0, first - j0 :], squares[i], inverses[i], spreads[i], squares[first:j1],
             inverses[first:j1], spreads[first:j1], target, uniform, sums,
         )  # fmt: skip
-        # Where two means nearly meet take the difference itself.
+        # Where two means are nearly equal take the difference itself.
         for j in range(first, j1 if cancelled else first):
             both = squares[i] + squares[j]
             if both - 2.0 * D[i - i0, j - j0] < CANCELLED * both:
@@ -135,10 +135,10 @@ def _squares_about(row, target):
 
 @njit(**INNER)
 def _two_sides(K, i0, i1, j0, j1, D, along, sums):
-    """Adds a tile of A B^T to the residual of a sweep."""
+    """Adds a block of A B^T to the sum for the residual."""
     target = along / K
     for i in range(i0, i1):
-        # The diagonal is not taken with the others: near collapse it is all there is.
+        # The diagonal is never added with the others: near collapse it is nearly everything.
         own = min(max(i, j0), j1)
         sums[RESIDUAL] += _squares_about(D[i - i0, : own - j0], target)
         if j0 <= i < j1:
@@ -156,13 +156,13 @@ def _inverse_roots(squares):
 
 
 @njit(**INNER)
-def _tile_row(gemm, A, B, same, row, squares, inverses, spreads, along, sums):
-    """One row of tiles of A B^T; with `same`, of A A^T from the diagonal on."""
+def _row_of_blocks(gemm, A, B, same, row, squares, inverses, spreads, along, sums):
+    """One row of blocks of A B^T; with `same`, of A A^T from the diagonal on."""
     K = len(A)
-    i0, i1 = row * TILE, min((row + 1) * TILE, K)
+    i0, i1 = row * BLOCK, min((row + 1) * BLOCK, K)
     sums[:] = 0.0
-    for j0 in range(i0 if same else 0, K, TILE):
-        j1 = min(j0 + TILE, K)
+    for j0 in range(i0 if same else 0, K, BLOCK):
+        j1 = min(j0 + BLOCK, K)
         D = np.empty((i1 - i0, j1 - j0))
         matmul_nt(gemm, A[i0:i1], B[j0:j1], D)
         if same:
@@ -182,10 +182,10 @@ def _ordered_sum(rows, sums_out):
 @njit(**OPTIONS)
 def pairs_serial(gemm, A, B, same, squares, spreads, along, sums_out):
     """`pairs` on the calling thread alone: the bits are the same."""
-    rows = np.empty(((len(A) + TILE - 1) // TILE, N_PAIR_SUMS))
+    rows = np.empty(((len(A) + BLOCK - 1) // BLOCK, N_PAIR_SUMS))
     inverses = _inverse_roots(squares)
     for row in range(len(rows)):
-        _tile_row(gemm, A, B, same, row, squares, inverses, spreads, along, rows[row])
+        _row_of_blocks(gemm, A, B, same, row, squares, inverses, spreads, along, rows[row])
     _ordered_sum(rows, sums_out)
 
 
@@ -196,13 +196,13 @@ def pairs(gemm, A, B, same, squares, spreads, along, sums_out):
     `squares` and `spreads` (K,) are A's squared norms and the classes' mean squared deviations,
     `along = tr(A B^T) / (K - 1)`. Cost: 2 K^2 d FLOP (half if `same`), no K x K memory.
     """
-    rows = np.empty(((len(A) + TILE - 1) // TILE, N_PAIR_SUMS))
+    rows = np.empty(((len(A) + BLOCK - 1) // BLOCK, N_PAIR_SUMS))
     inverses = _inverse_roots(squares)
     for index in prange(len(rows)):
         # With `same` the first rows are the longest: each thread takes from both ends.
         half = np.int64(index) // 2
         row = half if index % 2 == 0 else len(rows) - 1 - half
-        _tile_row(gemm, A, B, same, row, squares, inverses, spreads, along, rows[row])
+        _row_of_blocks(gemm, A, B, same, row, squares, inverses, spreads, along, rows[row])
     _ordered_sum(rows, sums_out)
 
 

@@ -1,7 +1,7 @@
-"""How a problem of a given shape is divided on a given processor: the one place that says so.
+"""The plan of a shape on a processor: how the work is divided, and which products it takes.
 
-`bench/LOG.md` has the measurements behind each rule. Everything here depends on the shape and the
-processor alone; so do the bits of what is computed.
+`bench/LOG.md` has the measurements behind each rule. A plan depends on the shape and the processor
+alone; so do the bits of the results.
 """
 
 from functools import lru_cache
@@ -9,19 +9,19 @@ from typing import NamedTuple
 
 from fastnc.kernels.cpu.processor import L1_BYTES, L2_BYTES, N_CORES, N_REGISTERS, VECTOR_BYTES
 
-# Classes whose logits are made at a time, and samples: by tiles while W is near, and otherwise.
+# Classes of a block; samples of a chunk by tiles, otherwise, and at the least.
 BLOCK = 512
 TILE_CHUNK, CHUNK, LEAST_CHUNK = 64, 256, 64
-# A BLAS sums over samples faster than tiles where rows are long and W is not in the second cache.
+# A BLAS sums over samples faster than tiles where rows are longer and W fills the level-2 cache.
 TILE_ROW_BYTES = 1 << 10
 # Dot products of rows, without transposing the samples, for few classes of long rows.
 DOT_CLASSES, DOT_ROW_BYTES = 32, 1 << 10
 # Bytes of W, and classes, from which on threads divide the classes and not the samples.
 DIVIDED_BYTES, DIVIDED_CLASSES = 4 << 20, 1024
-# Numbers of a chunk's logits where all threads share it, and bytes of all sums for grad_W.
+# Most logits of a chunk that all threads share, and most bytes of all sums for grad_W.
 SHARED_LOGITS, SUMS_BYTES = 1 << 24, 32 << 20
 RANGES = 16
-# Samples of a part, and multiply-adds: to wake a second thread for fewer takes longer than they.
+# Least samples and multiply-adds of a part, since waking a thread takes time, and most parts.
 PART_SAMPLES, PART_WORK, MOST_PARTS = 128, 1 << 21, 64
 
 
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
     """How a problem is divided, and which products it takes."""
 
     divides: str  # "samples" or "classes", among the threads
-    products: str  # "tiles"; but logits by "dots" of rows; but sums over samples by a "blas"
+    products: str  # "tiles"; "dots": logits by rows; "blas": sums over samples by a BLAS
     parts: int  # of the samples, or ranges of classes
     chunk: int  # samples whose logits are formed at a time
     block: int  # classes whose logits are formed at a time
@@ -37,7 +37,7 @@ class Plan(NamedTuple):
 
 @lru_cache(maxsize=256)
 def plan(n_classes, dim, n_samples, itemsize, by_samples=False):
-    """The plan of a problem; `by_samples`, where nothing else than samples can be divided."""
+    """The plan of a problem; with `by_samples`, samples and not classes are divided."""
     row = dim * itemsize
     matrix = n_classes * row
     products = "tiles"

@@ -1,9 +1,9 @@
 """The processor that Numba compiles for: width and number of its vector registers, caches, cores.
 
 The width is that of Numba's target, not of the machine alone, so that `NUMBA_CPU_NAME` and
-`NUMBA_CPU_FEATURES` play a narrower processor on a wider one (a name without features counts as
-one of 16 bytes). Whatever writes vectors takes their width from here, and every rule for the shape
-of a tile starts from these numbers. Bits depend on the shape and on this processor alone.
+`NUMBA_CPU_FEATURES` can select a narrower processor than the machine's (a name without features
+counts as 16 bytes). Whatever writes vectors takes their width from here, and every rule for the
+shape of a tile starts from these numbers. Bits depend on the shape and on this processor alone.
 """
 
 import os
@@ -42,7 +42,7 @@ def native_lanes(dtype):
 
 
 def _from_sysfs(level):
-    """Bytes of a core's data cache of that level, or 0 where Linux does not tell."""
+    """Bytes of a core's data cache of that level, or 0 where Linux does not say."""
     try:
         for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
             kind, size = (index / "type").read_text(), (index / "size").read_text().strip()
@@ -53,7 +53,7 @@ def _from_sysfs(level):
     return 0
 
 
-# What is assumed where it cannot be read is small: more is then left to a BLAS.
+# The defaults are small: more is then left to a BLAS.
 L1_BYTES = _from_sysfs(1) or 32 << 10
 L2_BYTES = _from_sysfs(2) or 512 << 10
 N_CORES = os.cpu_count() or 1

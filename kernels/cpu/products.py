@@ -1,11 +1,11 @@
 """The three matrix products of a block of samples, by register tiles or by a one-thread BLAS.
 
-Letters as in tile: K classes, D features in whole vectors, `Z (K, ld)`. `kernels` are `addresses`:
-a BLAS's product, which takes the sums over samples, or 0 where a tile does. The other two are by
-tiles always: with a BLAS the bits of a row would depend on how many there are. Logits want the
-samples transposed, `HT (d, ld)`, or an HT of no size, where classes are too few to pay for that.
-Samples are handed on as addresses, and classes as ranges: Numba counts references to every slice,
-with an operation that no other core may disturb.
+Letters as in tile: K classes, D features in whole vectors, `Z (K, ld)`. `kernels` is the tuple of
+`addresses`, with a BLAS's product for the sums over samples or 0 for tiles. The other two products
+never use a BLAS, with which the bits of a row would depend on the number of rows. Logits need the
+transposed samples, `HT (d, ld)`, or an empty HT where classes are too few for a transposition to
+pay. Samples are passed as addresses, and classes as ranges: Numba counts references to every slice
+by atomic operations.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ def transpose(kernels, H, first, rows, d, HT):
 
 @njit(**INNER)
 def _lines(rows, D, itemsize):
-    """Half of the cache lines of so many samples."""
+    """Half the number of cache lines that `rows` samples take."""
     return rows * D * itemsize // (2 * LINE)
 
 
@@ -35,7 +35,7 @@ def _lines(rows, D, itemsize):
 def logits(kernels, W, low, n, H_at, HT, rows, Z, keep, ahead):
     """`Z[j, i] = <w_j, h_i>` of n classes from `low` on, added to Z where `keep`.
 
-    With `ahead`, the first half of as many samples behind these is asked for meanwhile.
+    With `ahead`, the first half of the next `rows` samples is prefetched meanwhile.
     """
     D, ld, L = W.shape[1], Z.shape[1], VECTOR_BYTES // Z.itemsize
     if HT.size:
@@ -61,7 +61,7 @@ def logits(kernels, W, low, n, H_at, HT, rows, Z, keep, ahead):
 def class_sums(kernels, Z, low, n, H_at, D, rows, sums, place, ahead):
     """`sums_j += sum_i Z[j, i] h_i` of n classes from `low` on, whose sums start at `place`.
 
-    `ahead` is that of `logits`, for the second half.
+    With `ahead`, the second half of the next `rows` samples is prefetched meanwhile.
     """
     ld, L = Z.shape[1], VECTOR_BYTES // Z.itemsize
     lines = _lines(rows, D, Z.itemsize)

@@ -1,8 +1,8 @@
 """Products of a few rows with a few columns, in double precision by register tiles.
 
 A BLAS packs both operands of a product first, which costs as much as the product itself where it
-has a dozen columns. Here the rows were written a moment ago and lie in the first cache, and the
-columns are packed once, by `packed`, in the order in which the tile reads them:
+has a dozen columns. Here the rows were just written and are in the level-1 cache, and the columns
+are packed once, by `packed`, in the order in which the tile reads them:
 
     T[c, i] += <x_i, b_c>     ROWS rows x COLUMNS columns, lanes over features
 
@@ -37,7 +37,7 @@ LANES = native_lanes(np.float64)
 ROWS = 8 if N_REGISTERS == 32 else 4
 COLUMNS = 3
 TILE_SUMS = ROWS * COLUMNS
-# Vectors of features that a tile takes at a time: with 8 rows of them 16 KB, half of a first cache.
+# A slice: so many features that ROWS rows of them take 16 KB, half of a small level-1 cache.
 SLICE_BYTES = 16384
 SLICE = SLICE_BYTES // (8 * ROWS)
 # From one row of a slice to the next; a power of two would put all rows into a few sets of a cache.
@@ -143,7 +143,7 @@ def sum_of_lanes(typingctx, v):
 
 @intrinsic
 def prefetch(typingctx, array, index, n):
-    """Asks for the cache lines of n floats of `array` from a flat index on."""
+    """Prefetches the cache lines of n floats of `array` from a flat index on."""
 
     def codegen(context, builder, signature, args):
         array_type, index_type, _ = signature.args

@@ -11,10 +11,10 @@ largest of j != y in any block:
     r_y    minus the sum of the others, never p_y - 1
 
 m is replaced by 0 where the label has the largest logit and m is not so small that an exponential
-could be subnormal (in the log domain it never is). Gaps are taken from the largest logit otherwise:
-one rounding, and small where e is large. A chunk in which every m is below
-has a scale e^c, c = m rounded down to a multiple of 16: loss and residuals come out divided by it,
-and what is made of them is multiplied by it. So nothing underflows whose sum does not.
+could be subnormal; never in the log domain. Otherwise exponents are relative to the largest logit:
+one rounding, and small where e is large. A chunk in which every m is that small has a scale e^c,
+c = max m rounded down to a multiple of 16: losses and residuals are divided by it, and the results
+are multiplied by it. So no term of a sum underflows unless the sum does.
 
 The options of networks (weighted_cross_entropy) enter in `combine`: a class's weight v, the mass
 `B_j = uniform_j` that smoothing moves to class j, and `A = keep v_y + sum_j B_j`:
@@ -37,10 +37,10 @@ from fastnc.kernels.cpu.emitter import Emitter
 from fastnc.kernels.cpu.options import INNER, NO_REASSOCIATION, REASSOCIATION, njit
 from fastnc.kernels.cpu.processor import VECTOR_BYTES
 
-# Gaps that are all below it are taken from the largest: at -40 (-600 in float64) an exponential
-# that is 0 is less than e^-47 (e^-108) of the largest.
+# If all gaps are below it, exponents are relative to the largest: at -40 (-600 in float64) an
+# exponential that becomes 0 is less than e^-47 (e^-108) of the largest.
 LOWEST_4, LOWEST_8 = -40.0, -600.0
-# What stands for the largest gap of no class at all: the difference of two is a number.
+# The largest gap of no class at all: finite, so that the difference of two is a number.
 NOTHING = -1e300
 # Scales are e to multiples of this, so that they seldom change from chunk to chunk.
 STEP = 16.0
@@ -144,10 +144,10 @@ def total_of(values, n):
 
 @njit(fastmath=NO_REASSOCIATION, **INNER)
 def _moved(Z, low, y, rows, z_y, uniform, shift, origin, moved, base, part):
-    """`moved[i] = sum_j B_j D_j` of some classes but the label, in float64.
+    """`moved[i] = sum_j B_j D_j` over a block's classes but the label, in float64.
 
     Gaps are those to the block's largest logit where the label's is smaller, so that all are of one
-    sign; `base` is room.
+    sign; `base` and `part` are work arrays.
     """
     real = Z.dtype.type
     for i in range(rows):
@@ -156,7 +156,7 @@ def _moved(Z, low, y, rows, z_y, uniform, shift, origin, moved, base, part):
         label = y[i] - low
         if 0 <= label < Z.shape[0]:
             Z[label, i] = real(base[i])
-    # Equal terms are all rounded the same way: few of them in a row.
+    # Equal terms all round the same way: only a few are added in a row.
     for block in range(0, Z.shape[0], CLASSES):
         for i in range(rows):
             part[i] = 0.0
@@ -176,8 +176,8 @@ def _moved(Z, low, y, rows, z_y, uniform, shift, origin, moved, base, part):
 def exponentials(Z, low, y, rows, in_log_domain, uniform, z_y, shift, S, moved, origin):
     """Logits of the classes low, low + 1, ... become e (0 at the label), divided by e^shift.
 
-    `z_y` are the labels' logits; `shift`, `S`, and `moved` for smoothing receive what the block
-    contributes, in float64; `S (2, ld)` has what its rounding lost beside it. `origin` is room.
+    `z_y` are the labels' logits; `shift`, `S`, and `moved` for smoothing receive the block's
+    contributions, in float64; `S (2, ld)` is sums and rounding errors. `origin` is a work array.
     """
     n_classes, ld = Z.shape
     real = Z.dtype.type
@@ -193,7 +193,7 @@ def exponentials(Z, low, y, rows, in_log_domain, uniform, z_y, shift, S, moved, 
         lowest = np.inf
     whole = (rows + many - 1) // many * many
     for i in range(rows):
-        # In float64: what it would be rounded by multiplies all of a block.
+        # In float64: its rounding error would multiply the whole block.
         top = max(np.float64(origin[i]) - np.float64(z_y[i]), NOTHING)
         away = top < lowest or top > 0.0
         shift[i] = top if away else 0.0
@@ -216,7 +216,7 @@ def exponentials(Z, low, y, rows, in_log_domain, uniform, z_y, shift, S, moved, 
 
 @njit(fastmath=NO_REASSOCIATION, **INNER)
 def _ordinary(rows, all_of_m, z_y, shifts, S, factor, label_r, losses):
-    """`combine` where there is one block, and no m is low; `losses` holds A."""
+    """`combine` for one block in which no shift is negative; `losses` holds A."""
     real = z_y.dtype.type
     for i in range(rows):
         m, own, others = shifts[0, i], losses[i], S[0, 0, i] + S[0, 1, i]
@@ -260,9 +260,9 @@ def _shifted(rows, c, all_of_m, z_y, shifts, S, factor, label_r, losses):
 
 @njit(fastmath=NO_REASSOCIATION, **INNER)
 def _smoothed(y, rows, block, weight, uniform, keep, shifts, moved, losses):
-    """Adds `sum_j mass_j (m - D_j)` to the losses, of which `moved` has parts.
+    """Adds `sum_j mass_j (m - D_j)` to the losses, where `moved` holds the blocks' sums.
 
-    Blocks of `block` classes took their gaps from their own largest logit or the label's.
+    In each block of `block` classes gaps are to its own largest logit or to the label's.
     """
     for b in range(len(shifts)):
         low, high = b * block, min((b + 1) * block, len(uniform))
@@ -298,7 +298,7 @@ def _label_residuals(y, rows, weight, uniform, all_uniform, keep, shifts, factor
         for b in range(1, len(shifts)):
             if shifts[b, i] > shifts[largest, i]:
                 largest = b
-        # Where all shifts are low p_y is next to 1.
+        # Where all shifts are negative p_y is close to 1.
         m, own = shifts[largest, i], A
         if m >= 0.0:
             own = factor[largest, i] * math.exp(-m)
@@ -324,10 +324,10 @@ def combine(
             top = max(top, shifts[b, i])
             least = min(least, shifts[b, i])
     c = 0.0
-    # What smoothing moves is never small; of a class alone there is nothing.
+    # With smoothing losses are never small; with one class there is no gap.
     if NOTHING < top < 0.0 and not len(uniform):
         c = max(running, STEP * np.floor(top / STEP))
-    # With smoothing m goes into sums of one sign.
+    # With smoothing `_smoothed` adds m, in sums of one sign.
     all_of_m = 0.0 if len(uniform) else 1.0
     for i in range(rows):
         losses[i] = all_uniform + keep

@@ -1,15 +1,15 @@
 """Many epochs of momentum or Adam on scale * (4) in one compiled call, for small problems.
 
 As `trajectory`: W, H and here their moments stay in the first-level caches, samples in the lanes
-of explicit vectors, blocks [feature][lanes]. A feature's row of H moves, and so do its moments, as
-soon as its gradient is known; W moves when all samples have been seen. With `W_low`, `H_low`
-(float32) each sum's rounding error waits there for the next epoch.
+of explicit vectors, blocks [feature][lanes]. A feature of H is updated with its moments as soon as
+its gradient is known; W is updated after all samples. `W_low` and `H_low` (float32) keep each sum's
+rounding error for the next epoch.
 
 For as many classes as one pass over H can hold and for problems that one thread alone works on
 (`serves`). What an epoch's rule needs, its step size first, is a row of `numbers` (epochs, 12).
 
 Letters: K classes, d features, N samples. `6 K N d` FLOP and N (K - 1) exponentials an epoch, and
-for Adam (N + K) d square roots and divisions, which on processors with wide vectors are what binds.
+for Adam (N + K) d square roots and divisions, which dominate on processors with wide vectors.
 """
 
 from fastnc.kernels.cpu import trajectory as t
@@ -108,7 +108,7 @@ def _epochs(K, wide, native, limit, rule, coupled, decoupled, compensated):
 def prepared(W, H, low, first, second, y, rule, coupled, decoupled):
     """A function of `numbers` (epochs, 12) that makes that many epochs, all arrays in place.
 
-    `low`, `first` and `second` are pairs (of W, of H): what rounding took, and the moments; pairs
+    `low`, `first` and `second` are pairs (of W, of H): rounding errors, and the two moments; pairs
     of (0, 0) arrays where there are none.
     """
     (K, d), N, dtype = W.shape, len(H), W.dtype

@@ -1,11 +1,11 @@
-"""What a second pass over features sums, and the distance of a sample from the global mean."""
+"""The sums of the second pass over features, and the distance of a sample from the global mean."""
 
 import numpy as np
 
 from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
 
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
-# Below this part of |x|^2 + |c|^2 the expansion of |x + c|^2 has cancelled too far.
+# Below this fraction of |x|^2 + |c|^2 the expansion of |x + c|^2 has cancelled too far.
 CANCELLED = 1e-3
 
 # In the order of `sums_out`; the last is a minimum.
@@ -17,7 +17,7 @@ N_SUMS = 9
 
 @njit(**OPTIONS)
 def clear_sums(sums):
-    """The sums of no sample."""
+    """The sums before the first sample."""
     sums[:] = 0.0
     sums[MARGIN] = np.inf
 

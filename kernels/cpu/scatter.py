@@ -27,9 +27,9 @@ from fastnc.kernels.cpu.projections import LANES, load_double, multiply_add, sum
 from fastnc.kernels.cpu.simd import add, sub, zeros
 from fastnc.kernels.cpu.simd_blocks import load_like, store
 
-# Rows a chunk.
+# Rows of a chunk.
 CHUNK = 256
-# Features whose sums stay in the first cache while the rows of a chunk go by: 8 KB of them.
+# Features whose sums stay in the level-1 cache while a chunk's rows are read: 8 KB of them.
 SLICE = 1024
 # Plain sums only: the order of additions is free here, infinities and NaN keep their meaning.
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
@@ -68,9 +68,9 @@ def group(y, n_classes):
 
 @njit(**INNER)
 def _sum_slice(H, order, lo, hi, j0, n, sums):
-    """`sums_j = sum x_j` and the returned `sum_j sum x_j^2`, x = h - h_lo, over whole vectors.
+    """`sums_j = sum x_j`, x = h - h_lo; returns `sum_j sum x_j^2`.
 
-    Of the rows `order[lo:hi]`, n features from j0 on.
+    Over the rows `order[lo:hi]` and n features, whole vectors of them, from j0 on.
     """
     d = H.shape[1]
     zero = zeros(sums, 1, LANES)[0]
@@ -123,7 +123,7 @@ def _chunk_moments(H, order, lo, hi, mean):
         x = mean[j] * share
         apart += mean[j] * x
         mean[j] = np.float64(H[first, j]) + x
-    # Rounding may take a little more than there is; NaN stays NaN.
+    # Rounding may make the difference negative; NaN stays NaN.
     return 0.0 if squares < apart else squares - apart
 
 
@@ -152,7 +152,7 @@ def _first_chunks(starts):
 
 @njit(**INNER)
 def _moments_of_chunk(H, order, starts, first, chunk, means_out, squares_out, means, squares):
-    """Of a class's first chunk to the class's place, of another to its own."""
+    """The moments of a class's first chunk to `means_out`, of a further one to `means`."""
     p, hi = 0, len(first) - 1
     while hi - p > 1:
         mid = (p + hi) // 2

@@ -9,8 +9,8 @@ written instruction by instruction across the members so that their chains overl
 
 `exp` evaluates minimax polynomials (found by Remez exchange in 60 digits): x = n log 2 + r,
 |r| <= log 2 / 2, of degree 11 (float64, error 4e-18 before rounding) or 6 (float32, 3e-9); the
-result is within 1 ulp. It wants |x| <= EXP_LIMIT; `exp_wide` takes any x below it, subnormal
-results and -inf included. Memory, labels and products stand in `simd_blocks_cpu`.
+result is within 1 ulp. It needs |x| <= EXP_LIMIT; `exp_wide` takes any x below it, subnormal
+results and -inf included. Memory, labels and products are in `simd_blocks`.
 
 Multiplications and additions are never reassociated: what is written is what is computed.
 """
@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
-# Largest |x| for which `exp` is exact in the dtype, and thousands of such terms have a sum.
+# Largest |x| for which `exp` is within 1 ulp and sums of thousands of terms do not overflow.
 EXP_LIMIT = {"float32": 80.0, "float64": 700.0}
 
 

@@ -1,8 +1,8 @@
-"""What a block of samples needs beside arithmetic: memory, its labels, products with a matrix.
+"""Loads and stores, labels, and products with a matrix for a block of samples.
 
-The vectors and tuples of vectors are those of `simd_cpu`. Samples lie in lanes, classes are the
+The vectors and tuples of vectors are those of `simd`. Samples lie in lanes, classes are the
 members of a tuple. Indices count floats, from the beginning of a contiguous array or from an
-address in it; nothing is assumed of alignment beyond that of one float.
+address in it; no alignment beyond that of one float is assumed.
 """
 
 from llvmlite import ir
@@ -36,9 +36,9 @@ def _access_size(array_type):
 
 @intrinsic
 def address(typingctx, array, index):
-    """Where array[index] is. Numba counts no references to an address, as it does to an array.
+    """The address of array[index]. Numba counts references to arrays, but not to addresses.
 
-    The array must be kept alive by whoever holds it.
+    The caller must keep the array alive.
     """
 
     def codegen(context, builder, signature, args):
@@ -77,7 +77,7 @@ def store(typingctx, array, index, value):
     return types.none(array, index, value), codegen
 
 
-# The label's own entry. `labels` holds each lane's label as a float.
+# The entry of the label. `labels` holds each lane's label as a float.
 
 
 def _is_label(builder, kind, labels, k):

@@ -1,15 +1,15 @@
-"""What a snapshot says of the objective (4) and its gradient, on the calling thread alone.
+"""The objective (4) and its gradient in a snapshot, on the calling thread alone.
 
 With `D_j = <w_j - w_y, h>`, `m = max_{j != y} D_j`, `S = sum_{j != y} exp(D_j - m)` and
 `a = m + log S` a sample's loss is `log(1 + e^a)` and its residual `exp(D_j - m) e^m / (1 + e^a)`.
-Both are divided by `e^shift`, shift the largest a or 0, so that they are numbers at any margin;
-the sums are then divided by the loss. Lemma 3.2's beta is one minus half the squared sum of
-theta and the gradient, both normalised, in which nothing cancels.
+Both are divided by `e^shift`, shift the largest a but at most 0, so that nothing underflows at any
+margin; the sums are then divided by the loss. Lemma 3.2's beta is one minus half the squared norm
+of the sum of theta and the gradient, both normalised, in which nothing cancels.
 
-Letters: K classes, d features, N samples, W (K, d), H (N, d), y (N,) int64, all float64. Cost:
-`10 N K d` FLOP and 2 N K exponentials; N (K + d) numbers of memory. It is made for problems whose
-snapshot ends before a second thread would have begun; for larger ones there is
-`cross_entropy_cpu`, whose tiles cost four times as long to compile as a first run may last.
+Letters: K classes, d features, N samples, W (K, d), H (N, d) float64, y (N,) int64. Cost:
+`6 N K d` FLOP and N K exponentials; N (K + d) numbers of memory. For problems too small to wait
+for a second thread; larger ones use `cross_entropy`, whose tiles take longer to compile than a
+short first run may last.
 """
 
 import math
@@ -20,7 +20,7 @@ from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
 
 _SUMS = {"contract", "nsz", "arcp", "reassoc"}
 N_VALUES = 5
-# Beyond it e^a is so small that log(1 + e^a) = e^a.
+# Below it e^a is so small that log(1 + e^a) = e^a.
 _TAIL = -37.0
 
 
@@ -36,7 +36,7 @@ def _logits(W, H, Z):
 
 @njit(**INNER)
 def _largest_and_sum(Z, i, label):
-    """m and S of sample i; its logits become D_j - m, and the label's is not looked at."""
+    """m and S of sample i; its logits but the label's become exp(D_j - m)."""
     own, m = Z[i, label], -math.inf
     for k in range(Z.shape[1]):
         if k != label and not Z[i, k] - own <= m:
@@ -51,7 +51,7 @@ def _largest_and_sum(Z, i, label):
 
 @njit(**INNER)
 def _scaled_residuals(Z, y, largest, sums):
-    """Residuals over e^shift in place of D_j - m; returns the shift and the scaled loss."""
+    """Residuals over e^shift in place of exp(D_j - m); returns the shift and the scaled loss."""
     N, K = Z.shape
     shift = -math.inf
     for i in range(N):

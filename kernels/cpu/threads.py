@@ -1,9 +1,9 @@
-"""Who uses how many threads: one for a BLAS inside our loops, one for Numba on small problems.
+"""Numbers of threads: one for a BLAS inside our loops, one for Numba on small problems.
 
 The kernels call a BLAS from inside parallel loops, where it must not start threads of its own. A
-BLAS has one number of threads for the whole process; `serial_blas` sets it to 1 and puts back what
-it found, for every BLAS that threadpoolctl knows. Callers of `one_thread` also take turns: each
-uses all threads as it is, and Numba's workqueue layer ends a process that starts two loops at once.
+BLAS has one number of threads for the whole process; `serial_blas` sets it to 1 and restores it
+afterwards, for every BLAS that threadpoolctl knows. Only one caller at a time is inside
+`one_thread`: each uses all threads, and Numba's workqueue layer aborts on two loops at once.
 
 Numba's threads belong to the process that started them. GNU OpenMP's do not survive a fork, nor
 can it start others in the child: there, `forked()` is true, and kernels run on one thread.
@@ -23,10 +23,10 @@ from threadpoolctl import ThreadpoolController
 
 
 class _SerialBlas(ContextDecorator):
-    """Every BLAS of the process uses one thread a call while anybody is in here.
+    """Every BLAS of the process uses one thread a call while any thread is inside this context.
 
-    Sums of a BLAS have an order of their own for each number of threads: what a user sees, and
-    what must have the same bits on any machine, is computed in here. Also a decorator.
+    The order of a BLAS's sums depends on its number of threads: results that must have the same
+    bits on any number of threads are computed inside. Also a decorator.
     """
 
     def __init__(self):
@@ -47,7 +47,7 @@ class _SerialBlas(ContextDecorator):
                 self._set(self._before)
 
     def start_anew(self):
-        """In a forked child: whoever was in here stayed in the parent."""
+        """In a forked child: the threads that were inside exist only in the parent."""
         if self._inside:
             self._set(self._before)
         self._lock, self._inside = threading.Lock(), 0
@@ -61,8 +61,8 @@ class _SerialBlas(ContextDecorator):
 def _launch():
     """Numba's threads, with every OpenMP's number as it was.
 
-    Launching them sets the number of the OpenMP they use, which is torch's where torch is loaded:
-    `torch.set_num_threads(1)` once became 2 so.
+    Launching them sets the number of threads of the OpenMP they use, which is torch's where torch
+    is loaded: it turned `torch.set_num_threads(1)` into 2.
     """
     libraries = ThreadpoolController().select(user_api="openmp").lib_controllers
     before = [library.num_threads for library in libraries]
@@ -78,7 +78,7 @@ _forked = False
 
 
 def forked():
-    """Whether this process was forked from one whose OpenMP threads it has not got."""
+    """Whether this process was forked from one with OpenMP threads, which it lacks."""
     return _forked
 
 
@@ -86,7 +86,7 @@ def _in_child():
     global _turn, _forked
     _turn = threading.RLock()
     serial_blas.start_anew()
-    # Torch's threads are those of the same library, which hangs as well.
+    # Torch's threads are OpenMP's too, and would hang as well.
     _forked = _forked or parallel._is_initialized or "torch" in sys.modules
 
 
@@ -112,7 +112,7 @@ def launch():
 
 
 def _threads_given():
-    """As many as OpenMP may use where nothing is said about Numba: torchrun gives each rank one."""
+    """OMP_NUM_THREADS unless NUMBA_NUM_THREADS is set: torchrun gives each rank one thread."""
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if "NUMBA_NUM_THREADS" in os.environ or not first.isdigit() or int(first) < 1:
         return numba.config.NUMBA_NUM_THREADS
@@ -123,7 +123,7 @@ THREADS_GIVEN = _threads_given()
 
 
 def n_threads():
-    """How many threads a parallel kernel uses if it is called now, from here."""
+    """How many threads a parallel kernel uses if the calling thread starts it now."""
     if _forked:
         return 1
     launch()
@@ -154,8 +154,8 @@ def one_thread():
 def few_threads(small, blas=True):
     """One thread for Numba, and with `blas` for the BLAS, while a `small` problem is worked on.
 
-    To share what takes microseconds, a library waits for a second thread: on a busy machine that
-    was seen to make a run of one second take thirty. The bits of the kernels do not depend on it.
+    Sharing microseconds of work means waiting for a second thread: on a busy machine a run of one
+    second took thirty. The bits of the kernels do not depend on it.
     """
     return _few_threads(blas) if small else nullcontext()
 

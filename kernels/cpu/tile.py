@@ -1,20 +1,20 @@
 """The matrix products of a block of samples, as register tiles of explicit LLVM vectors.
 
-For W small enough for the second-level cache, where a BLAS would spend as long on packing its
+For W small enough for the level-2 cache, where a BLAS would spend as long on packing its
 operands as on multiplying them. Letters: K classes, D features (whole vectors of them), a block of
 samples, `Z (K, >= samples)` its logits or residuals class by class.
 
     product      C[i] (+)= alpha sum_k A[i, k] B[k]     rows of B and C are whole vectors
     dots         Z[j, i] = <w_j, h_i>                   both operands by rows
 
-`product` is all three products of the objective: logits from W and the transposed samples
+`product` computes all three products of the objective: logits from W and the transposed samples
 (`transpose`), sums over samples from Z and H, sums over classes from Z and W. Its tile is 6 rows by
-an eighth of the registers, which leaves a quarter of them for a row of B and what is spread over a
-vector: 6 x 4 of 32 registers, 6 x 2 of 16. Rows are shared evenly among tiles, so that no tile is
-nearly empty. Where classes are few, `dots` takes logits without transposing the samples first.
+an eighth of the registers, which leaves a quarter of them for a row of B and a broadcast entry of
+A: 6 x 4 of 32 registers, 6 x 2 of 16. Rows are shared evenly among tiles, so that no tile is
+nearly empty. Where classes are few, `dots` computes logits without transposing the samples first.
 
-Every element of C is one chain of multiply-adds in the order of k, cut into blocks of `BLOCK`,
-whatever tile it stands in: its bits do not depend on how many rows there are, nor on which it is.
+Every element of C is one chain of multiply-adds in the order of k, cut into blocks of `BLOCK`
+terms, in any tile: its bits depend neither on its row nor on the number of rows.
 Bound by the multiply-add rate.
 """
 
@@ -30,11 +30,11 @@ from fastnc.kernels.cpu.processor import N_REGISTERS, VECTOR_BYTES, native_lanes
 ROWS, VECTORS = 6, N_REGISTERS // 8
 WIDTHS = sorted({1, 2, VECTORS})
 DOT_SAMPLES, DOT_CLASSES = N_REGISTERS // 8, 5
-# A matrix so small is copied sooner than it is read across lines.
+# Up to this size a copy of W costs less than loads that straddle lines.
 SMALL_BYTES = 1 << 19
 # Terms of a sum that are added one after another.
 BLOCK = 128
-# Tiles from which on a panel that falls on few lines of the cache is worth a copy.
+# A panel that maps to few sets of the cache is copied if at least so many tiles read it.
 COPY_TILES = 8
 
 
@@ -49,7 +49,7 @@ def _lanes(typingctx, like):
 
 
 def padded(W):
-    """W, followed by columns of zeros if its rows are not whole vectors; small, on a line."""
+    """W, with columns of zeros up to whole vectors; a small W also starts on a cache line."""
     K, d = W.shape
     if d % native_lanes(W.dtype) == 0 and (W.ctypes.data % LINE == 0 or W.nbytes > SMALL_BYTES):
         return W
@@ -65,7 +65,7 @@ def _product_tile(
     """C[c + i ldc + f + l] (+)= alpha sum_k A[a + i step_i + k step_k] B[b + k ldb + f + l].
 
     i < m <= ROWS, l in v vectors, k < count; f counts vectors; added to C where `keep`. With term
-    k, N[n + k step] is asked for.
+    k, N[n + k step] is prefetched.
     """
 
     def codegen(context, builder, signature, args):
@@ -81,7 +81,7 @@ def _product_tile(
         )
 
         def tile(n_rows, n_vectors, across):
-            """`across`: rows of A lie side by side, and not their terms."""
+            """`across`: A is contiguous over its rows i, not over the terms k."""
             one = ir.Constant(ir.IntType(64), 1)
             rows = [emit.offset(A_, (i, one if across else step_i_)) for i in range(n_rows)]
             if not across:
@@ -102,7 +102,7 @@ def _product_tile(
 
             sums = emit.accumulate(count_, [emit.zero] * (n_rows * n_vectors), body)
             scale = emit.splat(alpha_)
-            # One branch, where a choice for each vector would become as many.
+            # One branch: a select for each vector would become a branch each.
             with builder.if_else(keep_) as (added, stored):
                 for place, choice in enumerate((added, stored)):
                     with choice:
@@ -140,7 +140,7 @@ def _product_tile(
 
 @intrinsic
 def _room(typingctx, like):
-    """Where a panel can be copied to: `BLOCK` rows of `VECTORS` vectors, on the stack."""
+    """Memory for the copy of a panel: `BLOCK` rows of `VECTORS` vectors, on the stack."""
 
     def codegen(context, builder, signature, args):
         emit = Emitter(builder, like.dtype)
@@ -188,16 +188,16 @@ def product(
     """`C[i] (+)= alpha sum_k A[i step_i + k step_k] B[k]`, rows of so many vectors.
 
     A panel of B, one tile wide, is read by every tile below it. Where its rows are a multiple of
-    its width apart they fall on a part of the first cache's lines, and it is copied first.
+    twice its width apart, they map to few sets of the level-1 cache, and it is copied first.
 
-    Meanwhile so many lines of memory from `ahead` on are asked for, one with each term, since a
-    core waits for a dozen at a time and no more.
+    Meanwhile `lines` cache lines from `ahead` on are prefetched, one with each term, since a core
+    can wait for only about a dozen lines at a time.
     """
     tiles = (n_rows + ROWS - 1) // ROWS
     L = _lanes(B)
     line = L * LINE // VECTOR_BYTES
     room = _room(B)
-    asked = 0
+    prefetched = 0
     for low in range(0, count, BLOCK):
         terms = min(BLOCK, count - low)
         more = keep != 0 or low > 0
@@ -210,14 +210,15 @@ def product(
                 _copy_panel(width, B, low * ldb, ldb, f, terms, room)
             for t in range(tiles):
                 i, end = n_rows * t // tiles, n_rows * (t + 1) // tiles
-                wanted = asked < lines
+                prefetches = prefetched < lines
                 _product_tile(
                     width, end - i, C, i * ldc, ldc, A, i * step_i + low * step_k, step_i, step_k,
                     room if copied else B, -f * L if copied else low * ldb,
                     width * L if copied else ldb, f, terms, alpha, more,
-                    ahead if wanted else A, asked * line if wanted else 0, line if wanted else 0,
+                    ahead if prefetches else A, prefetched * line if prefetches else 0,
+                    line if prefetches else 0,
                 )  # fmt: skip
-                asked += terms
+                prefetched += terms
             f += width
 
 
@@ -225,7 +226,7 @@ def product(
 def _dot_tile(typingctx, m, n, Z, z, ldz, W, w, H, h, ld, count, keep, ahead):
     """Z[z + j ldz + i] (+)= <W[w + j ld :], H[h + i ld :]>, `count` vectors, i < m, j < n.
 
-    H is wanted `ahead` rows on.
+    The rows of H that are `ahead` rows further on are prefetched.
     """
 
     def codegen(context, builder, signature, args):

@@ -8,20 +8,20 @@ lies feature-major, each entry broadcast. A chunk of samples at a time:
     2. feature by feature, both sums over R: dW[:, f] += R^T h_f, and h_f += R W[:, f], which
        has then been read for the last time in this epoch.
 
-W moves when all samples have been seen. With `W_low`, `H_low` (float32) each sum's rounding
-error waits there for the next epoch (Kahan). K, the group and the block are known to the
-compiler, d, N and the number of epochs are not. Large problems are parts of the samples, shared
-among threads, whose sums are added in order; parts depend on the shape alone, and no sum's order
-depends on threads or on how epochs are divided among calls.
+W is updated after all samples. `W_low` and `H_low` (float32) keep each sum's rounding error for
+the next epoch (Kahan). K, the classes of a group and the lanes of a block are known to the
+compiler; d, N and the number of epochs are not. Large problems are divided into parts of the
+samples, which threads share and whose sums are added in order; parts depend on the shape alone, and
+no sum's order depends on threads or on how epochs are divided among calls.
 
-The loops, in `epoch_cpu`, see addresses, not arrays: across a branch Numba keeps the counts of an
-array's references, atomic additions that cost three times the arithmetic. They stand in a module,
-and the types of their arguments tell them the shape: a closure over another compiled function
-would be compiled anew in every process.
+The loops, in `epoch`, take addresses, not arrays: across a branch Numba counts references to
+arrays, by atomic additions that cost three times the arithmetic. They are functions of a module,
+and know the shape by the types of their arguments: a closure over another compiled function would
+be compiled again in every process.
 
 Letters: K classes, d features, N samples. `6 K N d` FLOP and N (K - 1) exponentials an epoch,
 bound by multiply-adds and by the arithmetic of the exponentials while H stays in cache. Beyond
-`FUSED_CLASSES` classes the epochs are those of `trajectory_tiles_cpu`.
+`FUSED_CLASSES` classes the epochs are those of `trajectory_tiles`.
 """
 
 import functools
@@ -41,7 +41,7 @@ from fastnc.kernels.cpu.threads import one_thread
 
 # Residuals of a chunk of samples: they stay in the first-level cache beside a row of H.
 CHUNK_BYTES = 12 * 1024
-# Multiply-adds of one product in a part, of those that threads share.
+# Least multiply-adds of one product in a part that threads share, and most parts.
 PART_WORK, MOST_PARTS = 500_000, 64
 
 
@@ -76,7 +76,7 @@ def _fused_epochs(K, group, wide, native, limit, compensated):
     """The epoch loop for K classes, `group` of them a pass, `wide` samples a block."""
     alone = group == K
     padded_K = -(-K // group) * group
-    # One group forms logits less the last one.
+    # A single group forms the logits' differences to the last one.
     members, lanes = (K - 1, wide) if alone else (K, native)
 
     @njit(**OPTIONS)
@@ -152,9 +152,9 @@ def _add_parts(W, W_low, totals, zero, compensated):
 
 @njit(**OPTIONS)
 def _to_blocks(matrix, out, wide, block):
-    """Blocks of `wide` rows of a matrix, each transposed; rows that the last one lacks are zero.
+    """Blocks of `wide` rows of a matrix, each transposed; missing rows of the last one are zero.
 
-    A lane that holds no sample must not bring a NaN, an earlier one neither.
+    A lane without a sample must not hold a NaN, not even one of an earlier call.
     """
     for j in range(matrix.shape[0] // wide * block, out.size):
         out[j] = 0.0
@@ -229,7 +229,7 @@ def stays_on_one_thread(n_classes, dim, n_samples):
 
 
 def prepared(W, H, W_low, H_low, y, scale, lr):
-    """A function of a number of epochs that makes them, W and H in place, on buffers of its own."""
+    """A function of a number of epochs that runs them, W and H in place, on buffers of its own."""
     step = -float(lr) * float(scale)
     if len(W) <= FUSED_CLASSES:
         return _prepared_fused(W, H, W_low, H_low, y, step)

@@ -2,9 +2,9 @@
 
 An epoch is what `cross_entropy` does in a step, by the pass of `chunk_pass`: parts of the samples
 shared among threads, three products of a chunk, one softmax. Here all epochs are one compiled
-call, and with `W_low`, `H_low` (float32) each sum's rounding error waits there for the next epoch
-(Kahan): a part's rows of H move as soon as their gradient is known, while it is in cache. A part
-whose loss is not finite moves no row where the sums are compensated; W then stays.
+call, and `W_low` and `H_low` (float32) keep each sum's rounding error for the next epoch (Kahan).
+A part's rows of H are updated as soon as their gradient is known, while it is in cache. If a loss
+is not finite, W stays, and so do the rows of H of its chunk (if sums are compensated, its part).
 
 Letters: K classes, d features, N samples. `6 K N d` FLOP and N K exponentials an epoch. Parts,
 chunks and the order of every sum depend on the shape and the processor alone, and so do the bits.
@@ -22,7 +22,7 @@ from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
 from fastnc.kernels.cpu.plan import plan
 from fastnc.kernels.cpu.threads import one_thread
 
-# Rows of W that move together.
+# Rows of W that one call updates.
 ROWS = 16
 
 
@@ -40,7 +40,7 @@ def _add_low(array, low, change, first, last, d):
 
 @njit(**INNER)
 def _move_classes(W, W_low, sums, shifts, top, step, dW, block, d, compensated):
-    """A block of the rows of W moves by `step` times the parts' sums, added in order."""
+    """Adds `step` times the parts' sums, added in order, to a block of the rows of W."""
     low, high = block * ROWS, min((block + 1) * ROWS, len(W))
     if compensated:
         add_rows(sums, shifts, top, step, False, low, high, dW)
@@ -54,7 +54,7 @@ def _move_part(
     part, n_parts, how, W, H, H_low, dH, y, options, step, sums, bias_sums, losses, totals, shifts,
     chunk_shifts, compensated,
 ):  # fmt: skip
-    """One part's rows of H move; its sums for W and its loss are left for later."""
+    """Updates one part's rows of H, and leaves its sums for W and its loss for later."""
     N, d = H.shape
     mode = GRADS if compensated else STEP
     for j in range(sums.shape[1]):
@@ -102,7 +102,7 @@ def _epochs(
 ):  # fmt: skip
     for _ in range(epochs):
         for index in prange(n_parts):
-            # A loop's index is unsigned where it is parallel: what is called would be compiled
+            # The index of a parallel loop is unsigned: without a cast all callees are compiled
             # twice.
             _move_part(
                 np.int64(index), n_parts, how, W, H, H_low, dH, y, options, step, sums, bias_sums,

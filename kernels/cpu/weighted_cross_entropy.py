@@ -8,11 +8,11 @@ sample's weight `A = (1 - t) v_y + sum_j B_j`:
     loss = A log(1 + sum_{j != y} e^{D_j}) - sum_{j != y} B_j D_j
     dloss / dz_j = A e_j / den - B_j,  j != y          the label's entry is minus their sum
 
-so nothing cancels but what the smoothing itself balances, at any margin. `grad_W = r^T H`,
-`grad_H = r W`, `grad_b = sum r`, with each sample's r multiplied by its scale.
+so that at any margin nothing cancels but a probability near its smoothed target.
+`grad_W = r^T H`, `grad_H = r W`, `grad_b = sum r`, with each sample's r multiplied by its scale.
 
-The pass is that of cross_entropy, with one more visit to a chunk's logits for a bias and two for
-smoothing. The bits do not depend on the threads.
+The pass is that of cross_entropy; a bias reads a chunk's logits once more, smoothing twice more.
+The bits do not depend on the number of threads.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ from fastnc.kernels.cpu.threads import one_thread
 
 @njit(**OPTIONS)
 def examine(y, n_classes, ignore_index):
-    """How many labels are `ignore_index`, and the place of the first that fits nothing, or -1."""
+    """How many labels are `ignore_index`, and the index of the first invalid one, or -1."""
     ignored, bad = 0, -1
     for i in range(len(y)):
         if y[i] == ignore_index:
@@ -47,8 +47,8 @@ def add_exactly(total, lost, term):
 def options_of(K, bias, weight, smoothing, scale):
     """`options` of `chunk_pass`.
 
-    What all biases have in common is subtracted first: a softmax does not see it, and beside it
-    the logits would lose their digits.
+    A common part of all biases is subtracted first: a softmax does not depend on it, and a large
+    one would take digits from the logits.
     """
     real = scale.dtype.type
     least, largest = np.inf, -np.inf

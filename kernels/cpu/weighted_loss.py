@@ -1,9 +1,9 @@
-"""The loss of weighted_cross_entropy by one C call, for what one thread does alone.
+"""The loss of weighted_cross_entropy by one C call, for problems of one thread.
 
 From labels and options as torch has them to a loss in its dtype: labels are examined, the mean's
 divisor is found, the smoothing's B is made, and then the pass runs. Arrays come as addresses of
-contiguous memory, because the array objects around a kernel cost more than a small kernel does:
-K = 5, d = 20, N = 50 takes the kernel 5 us, and Numba 10 to take 17 arrays apart.
+contiguous memory, because array arguments cost more than a small kernel does: at K = 5, d = 20,
+N = 50 the kernel takes 5 us, and unpacking 17 arrays would take Numba 10 us.
 """
 
 import ctypes
@@ -17,9 +17,9 @@ from fastnc.kernels.cpu.options import INNER, cfunc, njit
 from fastnc.kernels.cpu.processor import VECTOR_BYTES
 from fastnc.kernels.cpu.weighted_cross_entropy import add_exactly, examine, options_of
 
-# What is there beside W, H and y, and what is wanted; the first three are `wanted`'s.
+# Flags: gradients to compute, inputs beside W, H and y, a loss for each sample, the mean.
 GRAD_H, GRAD_W, GRAD_BIAS, BIAS, WEIGHT, SCALE, LOSSES, MEAN = (1 << i for i in range(8))
-# What a call returns where no label is wrong; else the place of the first that is.
+# What a call returns if no label is invalid; else it is the index of the first invalid one.
 DONE, SOME_IGNORED = -1, -2
 N_POINTERS = 11
 
@@ -93,10 +93,10 @@ def loss_call(dtype):
     """The C function for W, H and all other floats of NumPy's `dtype`.
 
     `f(W, H, y, bias, weight, scale, loss, grad_W, grad_H, grad_bias, how, K, d, N, flags,
-    ignore_index, smoothing)`: addresses, of which `flags` says which are read or written, those
-    of `numbers` of a plan with one part, and sizes. The loss is a number or, by LOSSES, (N,).
-    Returns DONE, SOME_IGNORED if labels are `ignore_index` and nothing was done, or the place of
-    the first label that fits nothing.
+    ignore_index, smoothing)`: addresses, of which `flags` says which are read or written, `how`
+    that of the `numbers` of a plan with one part, and sizes. The loss is a number or, with LOSSES,
+    (N,). Returns DONE, SOME_IGNORED if labels are `ignore_index` and nothing was done, or the
+    index of the first invalid label.
     """
     floats = types.CPointer(types.float32 if dtype.itemsize == 4 else types.float64)
     pointers = [floats] * N_POINTERS
