@@ -61,7 +61,7 @@ def user_cache():
 
 
 def roots():
-    """Where kernels may be kept, best first: NUMBA_CACHE_DIR alone, else the user's cache or here."""
+    """Where kernels may be kept, best first: NUMBA_CACHE_DIR, else the user's cache or here."""
     if config.CACHE_DIR:
         return [Path(config.CACHE_DIR).absolute()]
     try:

@@ -5,7 +5,7 @@ with `D_j = <w_j - w_y, h>` and the residual `r = p - onehot` of `residual`:
 
     loss = log(1 + sum_{j != y} exp(D_j))       grad_W = r^T H       grad_H = r W
 
-These are the launchers; `chunk_pass` is what they launch, `plan` says how it is divided.
+These are the launchers of `chunk_pass`, whose work `plan` divides.
 `6KNd` operations and N K exponentials; H is read once (`4Nd` bytes in float32) and a step
 writes it once. Bound by the multiply-add rate, by memory only where K is below about 8.
 """

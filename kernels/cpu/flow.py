@@ -182,8 +182,8 @@ def minimal_residual(
             beta_next += u[i].real ** 2 + u[i].imag ** 2
         beta_next = math.sqrt(beta_next)
         # The column (beta, alpha + sigma, beta_next) under the two rotations before, and its own.
-        far, near, diagonal = s_before * beta, c_before * beta, alpha + sigma
-        near, diagonal = c * near + s * diagonal, c * diagonal - s.conjugate() * near
+        upper2, upper1, diagonal = s_before * beta, c_before * beta, alpha + sigma
+        upper1, diagonal = c * upper1 + s * diagonal, c * diagonal - s.conjugate() * upper1
         own = abs(diagonal)
         norm = math.hypot(own, beta_next)
         if not 0.0 < norm < math.inf:
@@ -194,7 +194,7 @@ def minimal_residual(
         by, step = 1.0 / (phase * norm), c * left
         found = 0.0
         for i in range(size):
-            new = (v[i] - near * p[i] - far * p_before[i]) * by
+            new = (v[i] - upper1 * p[i] - upper2 * p_before[i]) * by
             p_before[i] = p[i]
             p[i] = new
             out[i] += step * new

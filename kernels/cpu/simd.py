@@ -40,7 +40,7 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, kind, ir.VectorType(element, kind.lanes))
 
 
-# What follows works on `ir` values; `kind` is the Numba type of the vectors at hand.
+# The following functions work on `ir` values; `kind` is the Numba type of their vectors.
 
 
 def _llvm_type(kind):

@@ -86,7 +86,7 @@ def _is_label(builder, kind, labels, k):
 
 @intrinsic
 def label_gaps(typingctx, logits, labels):
-    """From K logits the K - 1 gaps z_j - z_y, j != y: the last class stands in place y."""
+    """From K logits the K - 1 gaps z_j - z_y, j != y: that of the last class is at place y."""
     kind = _vector_of(logits)
     result = types.UniTuple(kind, logits.count - 1)
 
