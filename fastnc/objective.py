@@ -49,16 +49,16 @@ def which(x: Any) -> str:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """What `plan` answers; printed, a table of what runs and why.
+    """The result of `plan`; printed, a table of what runs and why.
 
     Attributes
     ----------
-    divides : "samples" or "classes", which threads share among them
-    products : "tiles", "dots" or "blas": register tiles; of them logits by dot products; sums by a
-        BLAS
+    divides : "samples" or "classes", which are divided among threads
+    products : "tiles", "dots" or "blas": register tiles; with logits by dot products of rows; with
+        sums over samples by a BLAS
     parts : int, of the samples, or ranges of the classes
     chunk, block : int, samples and classes whose logits are formed at a time
-    processor : dict, the facts of the processor that the choice rests on
+    processor : dict, the properties of the processor that decide
     reasons : dict, a sentence for each of the first five
     """
 
@@ -92,7 +92,7 @@ def plan(n_classes: int, dim: int, n_samples: int, dtype: Any = "float64") -> Ar
     Raises
     ------
     ValueError
-        A count is too small, or the dtype another one.
+        A count is too small, or the dtype neither of the two.
 
     Examples
     --------
@@ -164,7 +164,7 @@ def loss(
     Notes
     -----
     Cost: `2KNd` operations and N exponentials a class; H is read once. On the GPU, NaN and
-    infinity are not looked for, since that would wait for the device: they show in the loss.
+    infinity are not checked for, since that would wait for the device: they show in the loss.
 
     Examples
     --------
@@ -306,8 +306,8 @@ def hessian_vector_product(
 
     Notes
     -----
-    Cost: `12KNd` operations, about two evaluations of the gradients; exact in the tail as they
-    are. Used by `tangent_curvature` (Definition 3.2, Theorem 3.4).
+    Cost: `14KNd` operations, a little more than two evaluations of the gradients; exact in the tail
+    as they are. For Definition 3.2 and Theorem 3.4 see `tangent_curvature`.
 
     Examples
     --------
@@ -361,9 +361,9 @@ def gradient_step(
 
     Raises
     ------
-    As `loss`; ValueError also where `W` or `H` cannot be overwritten, or `lr <= 0`. If a NaN, an
-    infinity or an overflow is met, `W` is left as it was, and so are the rows of `H` around it;
-    other rows may have moved.
+    As `loss`; ValueError also where `W` or `H` cannot be overwritten, or `lr <= 0`. After a NaN, an
+    infinity or an overflow `W` is unchanged, and so are the rows of `H` next to it; other rows may
+    have been updated.
 
     Notes
     -----

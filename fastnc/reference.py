@@ -4,8 +4,8 @@ Letters: K classes, d features, N samples, `W (K, d)`, `H (N, d)` with one sampl
 (the paper's H is the transpose), `y (N,)` in 0..K-1. Written for reading, not for speed:
 every function forms the N x K logits.
 
-The label's logit is subtracted first, `D_j = z_j - z_y`, or the largest logit where that is
-another one, and the residual's label entry is minus the sum of its other entries, never
+The label's logit is subtracted first, `D_j = z_j - z_y`, or the largest logit where another one is
+larger, and the residual's label entry is minus the sum of its other entries, never
 `p_y - 1`: every term is positive, nothing cancels, and the tail of the loss keeps all its digits
 at any margin.
 """
@@ -34,7 +34,7 @@ def logit_gaps(W: Floats, H: Floats, y: Labels) -> Floats:
 
 
 class Softmax(NamedTuple):
-    """What one sweep over the gaps gives: losses (N,), residuals p - onehot (N, K), p_y (N,)."""
+    """Results of `softmax`: losses (N,), residuals p - onehot (N, K), p_y (N,)."""
 
     losses: Floats
     residuals: Floats
@@ -42,9 +42,9 @@ class Softmax(NamedTuple):
 
 
 def common_unit(D: Floats) -> float:
-    """What `softmax` may shift by: the largest of all gaps while all are negative, else 0.
+    """The shift for `softmax`: the largest of all gaps if all are negative, else 0.
 
-    With one shift for all samples no digit of a gap is lost however large the margin.
+    With one shift for all samples no digit of a gap is lost, however large the margin.
     """
     return min(float(D.max()), 0.0)
 
@@ -52,8 +52,8 @@ def common_unit(D: Floats) -> float:
 def below_largest(W: Floats, H: Floats, y: Labels) -> Floats:
     """`z_j - max_k z_k` (N, K), with -inf in the label's own place.
 
-    Of a label whose logit is far below, `D_j` is large, and its differences have lost the digits
-    of the others; these have them.
+    Where the label's logit is far below the others, every `D_j` is large and has lost digits of
+    the differences between the others; these keep them.
     """
     Z = H @ W.T
     B: Floats = Z - Z.max(axis=1)[:, None]
@@ -64,8 +64,8 @@ def below_largest(W: Floats, H: Floats, y: Labels) -> Floats:
 def softmax(D: Floats, y: Labels, log_unit: float = 0.0, B: Floats | None = None) -> Softmax:
     """Losses `log(1 + sum_{j != y} e^{D_j})` and residuals, without a cancellation.
 
-    With `log_unit`, of `common_unit`, losses and residuals are those over `exp(log_unit)`. `B`, of
-    `below_largest`, is `D` less its positive maximum by default.
+    With `log_unit` from `common_unit`, losses and residuals are divided by `exp(log_unit)`. `B`,
+    from `below_largest`, is `D` minus its positive maximum by default.
     """
     rows = np.arange(len(y))
     if log_unit < 0.0:
@@ -91,7 +91,7 @@ def softmax_at(W: Floats, H: Floats, y: Labels) -> Softmax:
 
 
 def scaled_softmax_at(W: Floats, H: Floats, y: Labels) -> tuple[float, Softmax]:
-    """`common_unit`, and `softmax` over its exponential: of use at any margin."""
+    """`common_unit`, and `softmax` divided by its exponential: no underflow at any margin."""
     D = logit_gaps(W, H, y)
     log_unit = common_unit(D)
     B = below_largest(W, H, y) if log_unit == 0.0 else None
@@ -128,8 +128,8 @@ def hessian_vector_product(
 ) -> tuple[Floats, Floats]:
     """The derivative of the gradients of (4) along (dW, dH).
 
-    With `D'_j` the derivative of the gap and `s = sum_{j != y} p_j D'_j`, the residual
-    moves by `p_j (D'_j - s)` for j != y and by `-p_y s` at the label: again no cancellation.
+    With `D'_j` the derivative of the gap and `s = sum_{j != y} p_j D'_j`, the residual's derivative
+    is `p_j (D'_j - s)` for j != y and `-p_y s` at the label: again no cancellation.
     """
     rows = np.arange(len(y))
     _, r, p_y = softmax_at(W, H, y)

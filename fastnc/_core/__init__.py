@@ -1,1 +1,1 @@
-"""What every room stands on and no room is about: arrays, calls, files, ranks, progress."""
+"""What all other folders use, and none is about: arrays, calls, files, ranks, progress."""

@@ -1,4 +1,4 @@
-"""Where an array lives, and whether a call's arrays fit together: one sentence if not."""
+"""Checks of arguments: devices, shapes, dtypes and values of arrays; numbers and choices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 FLOATS = ("float32", "float64")
 # No count is larger: at a microsecond each, so many epochs take thirty years.
 MOST = 10**15
-# Snapshots a decade: more than a run of that length has epochs that are measured in its lifetime.
+# Most snapshots in a decade of time: no run has the time to measure more.
 MOST_SNAPSHOTS = 10**6
 
 
@@ -52,10 +52,10 @@ def as_numpy(x: Any) -> np.ndarray:
 
 
 def check_array(name: str, x: Any) -> None:
-    """`x` must be an array with its numbers in memory: the one place that says what that is.
+    """`x` must be an array with its numbers in memory; this is the only definition of that.
 
-    NumPy's arrays, torch's strided tensors, and what has a dtype and a shape and hands NumPy an
-    array of that shape, as JAX's arrays do.
+    NumPy's arrays, torch's strided tensors, and objects with a dtype and a shape that convert to a
+    NumPy array of that shape, as JAX's arrays do.
     """
     if is_torch(x):
         lacking = _lacking(x)
@@ -73,12 +73,12 @@ def check_array(name: str, x: Any) -> None:
         )
 
 
-# How others' arrays become NumPy's: SciPy's sparse ones, those of data frames.
+# Methods that make NumPy arrays: of SciPy's sparse arrays, of data frames.
 _WAYS_OUT = ("toarray", "to_numpy")
 
 
 def _lacking(x: Any) -> str:
-    """What makes a tensor no array of numbers; "" for one that is."""
+    """Why a tensor is no array of plain numbers, and the way out; "" for one that is."""
     if x.is_nested:
         return "a nested one. Pad it: `.to_padded_tensor(0.0)`"
     if hasattr(x, "full_tensor"):
@@ -93,10 +93,10 @@ def _lacking(x: Any) -> str:
 
 
 def _array_shape(x: Any) -> tuple[int, ...] | None:
-    """The shape of the array that a foreign object hands out; None if it hands out none."""
+    """The shape of the array that another library's object converts to; None if it does not."""
     try:
         return np.asarray(x).shape
-    # Whatever a foreign object raises: it is no array.
+    # Whatever such an object raises: it is no array.
     except Exception:
         return None
 
@@ -105,15 +105,14 @@ def row_major(x: Any, dtype: Any = None) -> np.ndarray:
     """`x` in row order, as compiled code takes it: copied only where order or dtype differ.
 
     A kernel is compiled for each type of array, and a read-only array is a type of its own:
-    what is read-only is seen through a view that does not say so. Kernels write to nothing
-    that they were given to read.
+    so a read-only array is passed as a writable view. Kernels never write to their inputs.
     """
     array = np.ascontiguousarray(as_numpy(x), dtype=dtype)
     return array if array.flags.writeable else np.asarray(_Unlocked(array))
 
 
 class _Unlocked:
-    """Hands out the memory of a read-only array, and keeps it alive."""
+    """A writable view of the memory of a read-only array, which it keeps alive."""
 
     def __init__(self, array: np.ndarray) -> None:
         interface = array.__array_interface__
@@ -151,14 +150,14 @@ def check_matrix(name: str, x: Any, shape: tuple[int | None, int | None]) -> Non
 
 
 def fill(name: str, out: np.ndarray, x: Any) -> None:
-    """Copies `x` into `out`; what is finite in float64 must be so in float32 too."""
+    """Copies `x` into `out`; every entry must be finite in the dtype of `out`."""
     with np.errstate(over="ignore"):
         np.copyto(out, as_numpy(x), casting="same_kind")
     check_finite(name, out)
 
 
 def check_unmasked(name: str, x: Any) -> None:
-    """`x` may be a masked array, if nothing in it is masked: kernels see the memory alone."""
+    """`x` may be a masked array if nothing in it is masked: kernels read only its memory."""
     # Like torch, NumPy's masked arrays are not imported to find out.
     ma = sys.modules.get("numpy.ma")
     if ma is not None and isinstance(x, ma.MaskedArray) and x.mask.any():
@@ -183,7 +182,7 @@ def check_finite(name: str, x: np.ndarray) -> None:
 
 
 def copied(name: str, x: Any) -> np.ndarray:
-    """A copy of `x` in NumPy: of an array, or of numbers in lists, whatever kind they are of."""
+    """A NumPy copy of `x`, an array or numbers in lists, of any dtype."""
     if not isinstance(x, (list, tuple, range)):
         check_array(name, x)
     check_unmasked(name, x)
@@ -219,10 +218,10 @@ def check_labels(
 ) -> np.ndarray:
     """A copy of `y` in NumPy, which must be `n_samples` integers in 0..n_classes-1.
 
-    Either may be None, and is then not looked at.
-    `more` is what else than relabelling helps where there are too few classes.
+    Either may be None, and is then not checked.
+    `more` is the alternative to relabelling that the error offers.
     """
-    # A copy: what is checked here must be what a kernel reads as addresses, whoever writes to `y`.
+    # A copy: kernels use labels as indices, so nobody may change them after this check.
     labels = copied(name, y)
     if labels.ndim != 1:
         raise ValueError(f"`{name}` must have 1 dimension; got shape {labels.shape}.")
@@ -278,9 +277,9 @@ def check_callable(name: str, value: Any) -> None:
 
 
 def check_count(name: str, value: Any, least: int, most: int = MOST) -> int:
-    """`value` must be an integer of at least `least`; a count of at least 1 has an end too.
+    """`value` must be an integer of at least `least`, and at most `most` if `least` > 0.
 
-    A seed, of at least 0, may be as large as one likes.
+    A seed, with `least` 0, has no upper limit.
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise ValueError(f"`{name}` must be an integer of at least {least}; got {_shown(value)}.")
@@ -291,7 +290,7 @@ def check_count(name: str, value: Any, least: int, most: int = MOST) -> int:
 
 
 def _shown(value: Any) -> str:
-    """A value for a message: Python writes no integer of thousands of digits."""
+    """A value for a message: Python does not print integers of thousands of digits."""
     try:
         text = repr(value)
     except ValueError:
@@ -308,7 +307,7 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
 
 
 def float_dtype(dtype: Any) -> np.dtype[Any]:
-    """What NumPy understands by `dtype`, which must be float32 or float64."""
+    """`dtype` as NumPy's, which must be float32 or float64."""
     found: np.dtype[Any] | None
     try:
         found = np.dtype(dtype)

@@ -1,4 +1,4 @@
-"""What a CUDA call needs beyond fitting shapes: a GPU that can, its device, memory."""
+"""What a CUDA call needs beyond fitting shapes: a capable GPU, its device, memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def serves(x: Any) -> bool:
 
 
 def need_torch_and_triton() -> None:
-    """What runs on a device needs both.
+    """Whatever runs on a GPU needs both.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def need_torch_and_triton() -> None:
 
 
 def need_gpu(argument: str) -> None:
-    """There must be a GPU at all; `argument` is what asked for it.
+    """There must be a GPU; `argument` is the argument that needs it.
 
     Raises
     ------

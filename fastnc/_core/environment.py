@@ -14,7 +14,7 @@ LIBRARIES = ("numpy", "scipy", "numba", "llvmlite", "torch", "triton")
 
 
 def provenance() -> dict[str, str]:
-    """What a result's file says about its making, as text; the date is today's, in UTC.
+    """The origin of a result, for its file, as text; the date is today's, in UTC.
 
     Examples
     --------
@@ -46,7 +46,7 @@ def _of_this_process() -> dict[str, str]:
 
 
 def own_version() -> str:
-    """That of the package."""
+    """The version of the package."""
     import fastnc
 
     return fastnc.__version__

@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, whole, whenever the power fails."""
+"""Files that are replaced as a whole: a power failure leaves the old one or the new one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 _NAMES = "__names__"
-# What looking for one's own arrays in a file of another kind may raise.
+# What reading the expected arrays from a file of another kind may raise.
 FOREIGN = (KeyError, IndexError, ValueError, TypeError, OverflowError, RecursionError)
 
 
@@ -27,7 +27,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
     """Call `write` on a file beside `path`, flush it to the disk, then rename it to `path`.
 
     Whatever happens before the rename, a full disk or a kill, leaves `path` as it was. The file
-    beside it is of this call alone, so that two processes that write `path` leave one or the other.
+    beside it belongs to this call alone: two processes that write `path` leave one whole file.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
             write(file)
             file.flush()
             os.fsync(file.fileno())
-            # While the lock is held: nobody takes the file for one that was abandoned.
+            # While the lock is held, so that no process removes the file as abandoned.
             os.replace(part, path)
         _sync_folder(path.parent)
     except BaseException as error:
@@ -58,14 +58,14 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
 
 
 def _part_of(path: Path) -> tuple[Path, BinaryIO]:
-    """A new file beside `path` that no link and no other writer can be behind, locked."""
+    """A new, locked file beside `path`, neither a link nor another writer's."""
     while True:
         part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
         file = os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb")
         locked(file.fileno())
         if os.fstat(file.fileno()).st_nlink:
             return part, file
-        # Between its making and its lock it was taken for one that was abandoned.
+        # Between its creation and its lock another process removed it as abandoned.
         file.close()
 
 
@@ -80,7 +80,7 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def locked(handle: int) -> bool:
-    """Lock an open file or folder for as long as it is open, or say that another process has."""
+    """Lock an open file or folder until it is closed; False if another process has locked it."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -101,7 +101,7 @@ def _sync_folder(folder: Path) -> None:
 def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> Path:
     """Write arrays as an uncompressed `.npz`, atomically.
 
-    Their names are written too: each array has a sum of its own in a zip file, its list has none.
+    The names are written too: a zip file has a checksum for each array, but none for their list.
     """
     named = {**arrays, _NAMES: np.array(json.dumps(list(arrays)))}
     return atomic_write(path, lambda file: np.savez(file, **named))  # type: ignore[arg-type]
@@ -128,7 +128,7 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("not an archive of arrays")
             arrays = {name: archive[name] for name in archive.files}
-        # A member that does not begin as an array does is handed out as bytes.
+        # NumPy returns a member that does not begin as an array as bytes.
         if not all(isinstance(values, np.ndarray) for values in arrays.values()):
             raise ValueError("not every member is an array")
         names = arrays.pop(_NAMES, None)
@@ -136,7 +136,7 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
             raise ValueError("not the arrays that it was written with")
         return arrays
     except (
-        # A bit that says "encrypted", or a packing that is not known, is a RuntimeError.
+        # A flag "encrypted" or an unknown compression raises a RuntimeError.
         *FOREIGN, EOFError, OSError, MemoryError, SyntaxError, RuntimeError,
         tokenize.TokenError, zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error,
     ) as error:  # fmt: skip
@@ -147,14 +147,14 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
 
 
 def scalar(values: np.ndarray) -> Any:
-    """The value of an array without dimensions, of which some NumPys make one of any array."""
+    """The value of an array without dimensions; `item` alone would take any array of one entry."""
     if values.ndim:
         raise ValueError("an array stands where a number should")
     return values.item()
 
 
 def out_dir(path: str | os.PathLike[str]) -> Path:
-    """The folder `path`, made if need be, tried by writing into it.
+    """The folder `path`, made if need be, and checked by writing into it.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""How a run ends before its time, with everything it had computed still in hand."""
+"""Runs that end early: exceptions that hold what was computed, and signals held back."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Diverged(ArithmeticError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or another signal that asks to stop fell during a run, whose snapshots are in `run`.
+    """Ctrl-C or another signal to stop came during a run, whose snapshots are in `run`.
 
-    Of a sweep, `run` is the `Trajectories` of the runs that were done.
+    For a sweep, `run` is the `Trajectories` of the finished runs.
     """
 
     def __init__(self, message: str, run: Any) -> None:
@@ -28,22 +28,23 @@ class Interrupted(KeyboardInterrupt):
         self.run = run
 
 
-# What asks a run to save and to stop: Ctrl-C, `kill`, a terminal that closes, a queue's warning.
+# Signals to save and stop: Ctrl-C, `kill`, a terminal that closes, a batch queue's warning.
 ASKING = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP", "SIGUSR1": "SIGUSR1"}
 
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], str]]:
-    """Hold back what asks to stop, and say what fell, so that no state is left half updated.
+    """Hold back the signals of `ASKING`, so that no state is left half updated.
 
-    Ctrl-C, SIGTERM, SIGHUP and SIGUSR1; "" while none fell. A second one is not held back. A
-    signal that is ignored stays so, as under `nohup`; a host's own handler of another signal than
-    SIGINT stays too. Outside the main thread, where Python delivers no signal, this does nothing.
+    Yields a function that returns the name of the first that came, "" before. A second one is not
+    held back. A signal that is ignored stays so, as under `nohup`; a handler that the host program
+    set for another signal than SIGINT stays too. Outside the main thread, where Python delivers no
+    signal, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: ""
         return
-    fell: list[str] = []
+    came: list[str] = []
     before: dict[int, Any] = {}
 
     def put_back() -> None:
@@ -51,7 +52,7 @@ def deferred_interrupt() -> Iterator[Callable[[], str]]:
             signal.signal(number, handler)
 
     def hold(number: int, frame: object) -> None:
-        fell.append(ASKING[signal.Signals(number).name])
+        came.append(ASKING[signal.Signals(number).name])
         put_back()
 
     for name in ASKING:
@@ -66,6 +67,6 @@ def deferred_interrupt() -> Iterator[Callable[[], str]]:
     for number in before:
         signal.signal(number, hold)
     try:
-        yield lambda: fell[0] if fell else ""
+        yield lambda: came[0] if came else ""
     finally:
         put_back()

@@ -1,4 +1,4 @@
-"""One checked call of the objective: its arrays where the chosen kernels want them, and back."""
+"""One checked call of the objective: arguments to the kernels' device, results back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fastnc._core.cuda import check_gpu, check_memory, need_gpu, on_device_of
 
 
 class Call:
-    """One checked call: its arrays where the chosen kernels want them, and how to hand back."""
+    """The checked arguments of a call, as the chosen kernels take them, and its results."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Call:
         return tuple(a if a.dtype == np.int64 else a.astype(np.float64) for a in self.arrays)
 
     def scalar(self) -> Any:
-        """Where the kernels leave the loss: float64, shape (1,)."""
+        """An output for the loss: float64, shape (1,)."""
         if self.impl == "gpu":
             import torch
 
@@ -88,7 +88,7 @@ class Call:
         return np.full(1, np.nan)
 
     def empty_like(self, index: int) -> Any:
-        """Room for a result of the shape of one of the arrays."""
+        """An uninitialised result of the shape of one of the arrays."""
         x = self.arrays[index]
         if self.impl == "gpu":
             import torch
@@ -101,7 +101,7 @@ class Call:
         return _like(x, self.given["W"])
 
     def value(self, out: Any) -> Any:
-        """The loss as it is returned, and a sentence instead if it is not finite."""
+        """The loss as it is returned; on the CPU an error instead if it is not finite."""
         W = self.given["W"]
         if isinstance(out, np.ndarray):
             if not np.isfinite(out[0]):
@@ -123,7 +123,7 @@ class Call:
         )
 
     def write_back(self) -> None:
-        """Bring overwritten arrays home where the kernels worked on a copy elsewhere."""
+        """Copy the updated W and H back where the kernels worked on copies elsewhere."""
         for x, new in zip((self.given["W"], self.given["H"]), self.arrays, strict=False):
             if is_torch(x) and (is_torch(new) or x.device.type != "cpu"):
                 x.detach().copy_(_like(new, x))
@@ -132,7 +132,7 @@ class Call:
 
 
 def _check_together(given: dict[str, Any]) -> None:
-    """Shapes, dtypes, libraries and devices that fit, or one sentence."""
+    """Shapes, dtypes, libraries and devices must fit together."""
     W, H = given["W"], given["H"]
     check_matrix("W", W, (None, None))
     check_matrix("H", H, (None, W.shape[1]))

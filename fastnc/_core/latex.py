@@ -14,7 +14,7 @@ _NUMBER = re.compile(r"(-?[0-9.]+)(?:e([-+]?[0-9]+))?")
 
 
 def tabular(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Heads and rows; columns that hold numbers alone stand to the right. Needs booktabs."""
+    """Heads and rows; columns of numbers are right-aligned. Needs booktabs."""
     numbers = [all(_is_number(cell) for cell in column) for column in zip(*rows, strict=True)]
     columns = "".join("r" if number else "l" for number in numbers)
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _line(heads), r"\midrule"]

@@ -37,7 +37,7 @@ class _Silent:
 
 
 class _Lines:
-    """What a log file keeps of a long run: how far it is, how fast, and how long it still takes."""
+    """Lines of a log file for a long run: amount done, rate and time left."""
 
     def __init__(self, total: float, unit: str, label: str, done: float) -> None:
         self.total, self.unit, self.label = total, unit, label

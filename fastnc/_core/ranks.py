@@ -1,4 +1,4 @@
-"""The ranks of a distributed run, and what they tell each other."""
+"""The ranks of a distributed run, and their collective operations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Workers:
-    """The ranks of `torch.distributed`, or one alone where there are no others."""
+    """The ranks of `torch.distributed`, or a single one where there are no others."""
 
     def __init__(self) -> None:
         dist = torch.distributed
@@ -68,7 +68,7 @@ class Workers:
 
 
 class Alone(Workers):
-    """A process by itself, whatever others there are."""
+    """One rank that ignores all others."""
 
     def __init__(self) -> None:
         self.several, self.rank, self.count = False, 0, 1

@@ -1,4 +1,4 @@
-"""Functions whose results depend on nothing but their arguments: no thread, no error state."""
+"""Functions whose results depend on their arguments alone, not on threads or error states."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 def quiet(function: Callable[P, T]) -> Callable[P, T]:
     """`function` without NumPy's floating-point warnings, whatever `np.errstate` surrounds it.
 
-    What underflows is meant to, and what is not finite is answered by a sentence.
+    Underflow is intended, and what is not finite raises an error of its own.
     """
 
     @functools.wraps(function)
@@ -29,7 +29,7 @@ def quiet(function: Callable[P, T]) -> Callable[P, T]:
 def serial(function: Callable[P, T]) -> Callable[P, T]:
     """`function` under one BLAS thread, and `quiet`.
 
-    A BLAS splits a sum by its number of threads, which another Python thread may change meanwhile.
+    The order of a BLAS's sums depends on its number of threads, which other threads may change.
     """
 
     @functools.wraps(function)
