@@ -1,8 +1,8 @@
-"""What gradient flow does from an aligned start, in closed form.
+"""Gradient flow from an aligned start, in closed form.
 
 Aligned start: `W = u U`, `H = v Y U + Delta`, where the rows of U (K, d) are an ETF with
 `U U^T = C = I - 11^T/K`, row i of `Y U` is U's row y_i, and Delta is orthogonal to U's rows with
-equal class means. Then `Delta` is frozen, `c0 = u^2 - n v^2` is conserved, and the logit gap
+equal class means. Then `Delta` is constant, `c0 = u^2 - n v^2` is conserved, and the logit gap
 `a = u v` obeys, for the sum loss (divide by N for the mean),
 
     da/dt = K R(a) / (e^a + K - 1),      R(a) = sqrt(c0^2 + 4 n a^2).
@@ -99,7 +99,7 @@ class AlignedFlow:
         return -math.exp(-w) * math.expm1(-gap) / self.radius(gap)
 
     def gap(self, log_time: float) -> float:
-        """The logit gap a at a time, by inverting `log_time` to rounding."""
+        """The logit gap a at a time, by inverting `log_time` up to rounding."""
         start = self.u * self.v
         if log_time == -math.inf:
             return start

@@ -27,8 +27,8 @@ class SphereHessian:
 
     `P (Hess L - <theta, grad L> / |theta|^2 I) P` with theta = (W, H) and P the projector on
     Definition 3.2's tangent space. The second term is the sphere's own curvature, which (13)
-    leaves out: without it the Hessian is negative even at the optimum. At a point that is not
-    stationary on the sphere its sign says how the loss bends along the great circles.
+    leaves out: without it the Hessian is negative even at the optimum. At any point of the sphere
+    the form is the second derivative of the loss along great circles.
 
     Raises
     ------
@@ -71,11 +71,11 @@ class SphereHessian:
         return self.tangent(out)
 
     def tangent(self, x: Floats) -> Floats:
-        """`x` less its part along the point, in place."""
+        """`x` minus its component along the point, in place."""
         return self.lift(x, -1.0)
 
     def lift(self, x: Floats, by: float) -> Floats:
-        """`x` and `by` times its part along the point, in place."""
+        """`x` plus `by` times its component along the point, in place."""
         np.multiply(self.unit, by * float(self.unit @ x), out=self._room)
         x += self._room
         return x
@@ -107,8 +107,8 @@ def tangent_curvature(
     y : (N,) integers in 0..K-1
     reduction : "mean" or "sum"
     tol : float, optional
-        Relative accuracy of the eigenvalue that is asked for; by default 1e-12 with up to
-        20,000 unknowns and 1e-4 above.
+        Relative accuracy of the eigenvalue; by default 1e-12 with up to 20,000 unknowns and 1e-4
+        above.
     seed : int
         Of the vector that the iteration starts from.
     progress : bool
@@ -126,11 +126,11 @@ def tangent_curvature(
     TypeError, ValueError
         As `SphereHessian`.
     ArithmeticError
-        The iteration did not converge; the message says how near it came.
+        The iteration did not converge; the message says after how many products.
 
     Notes
     -----
-    Lanczos with restarts (scipy's `eigsh`) on Hessian products; no dense Hessian is formed but
+    Lanczos with restarts (scipy's `eigsh`) on Hessian products; a dense Hessian is formed only
     for up to 300 unknowns. Cost: some tens to hundreds of products, each `12KNd` operations, and
     20 vectors of (K + N) d numbers.
 
@@ -166,7 +166,7 @@ def _least(
     """The least eigenvalue, over the loss, and its vector."""
     if size <= _DENSE:
         matrix = np.array([hessian(row) for row in np.eye(size)])
-        # The point itself is an eigenvector outside the tangent space: out of the way with it.
+        # The point itself is an eigenvector outside the tangent space: its eigenvalue is raised.
         matrix += _bound(matrix) * np.outer(hessian.unit, hessian.unit)
         values, vectors = eigh(0.5 * (matrix + matrix.T), subset_by_index=(0, 0))
         return float(values[0]), vectors[:, 0]
@@ -185,8 +185,8 @@ def _lanczos(
     rng = np.random.default_rng(seed)
     start = rng.standard_normal(size)
     hessian.tangent(start)
-    # The largest eigenvalue, roughly, by a few power steps: what the point's own direction, an
-    # eigenvector of value 0 outside the tangent space, is lifted by.
+    # The largest eigenvalue, roughly, by a few power steps. By it the eigenvalue 0 of the point's
+    # own direction, which is outside the tangent space, is raised.
     probe = start / np.linalg.norm(start)
     lift = 0.0
     for _ in range(5):

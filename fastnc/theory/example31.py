@@ -21,8 +21,8 @@ _V = np.array([1.0, 1.0, -1.0, -1.0])
 class Example31:
     """The point (7) for K = 4, n = 1, d = 4 with the *sum* loss: `W = H = C M`.
 
-    Its gradient is parallel to itself, so that descent only scales it; it separates the classes,
-    and along it lies a KKT point of (5) whose objective is 4, where collapse has 3.
+    Its gradient is parallel to the point, so that descent only scales it; it separates the classes,
+    and one multiple of it is a KKT point of (5) with objective 4, where collapse has 3.
 
     Parameters
     ----------
@@ -102,8 +102,8 @@ class Example31:
         """The way out: `W' = H' = C / sqrt(1 + 2 t^2) (M + t v v^T)`, `v = (1, 1, -1, -1)`.
 
         The norm is that of (7), the loss falls strictly on 0 <= t <= 1/2, and t = 1/2 is the
-        simplex ETF, the optimum of Theorem 3.3. It takes the place of (10), which does not work
-        for a small beta (see `printed_path`).
+        simplex ETF, the optimum of Theorem 3.3. It replaces (10), along which the loss rises for a
+        small beta (see `printed_path`).
         """
         point = self.C / math.sqrt(1.0 + 2.0 * t * t) * (_M + t * np.outer(_V, _V))
         return point, point.copy()

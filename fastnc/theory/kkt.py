@@ -17,7 +17,7 @@ from fastnc.theory.residuals import Residuals
 class KKT:
     """How nearly (W, H) / sqrt(q_min) is a KKT point of (5), Lemmas 3.2 and 3.3.
 
-    Where a sample is not classified (`margin <= 0`) there is no such point: all but `beta`,
+    Where a sample is misclassified (`margin <= 0`) there is no such point: all but `beta`,
     `misalignment` and `margin` are then NaN.
     """
 
@@ -63,7 +63,7 @@ def kkt(W: Any, H: Any, y: Any) -> KKT:
 
     Notes
     -----
-    Everything is formed of logarithms and of the gradient over the loss: exact at any margin.
+    Everything is computed from logarithms and the gradient over the loss: exact at any margin.
     Cost: `6KNd` operations and N x K numbers.
 
     References

@@ -93,8 +93,8 @@ def margin_ratio(W: Any, H: Any, y: Any) -> Any:
     -----
     Cost: as `margins`. Close to collapse `margin_decomposition(...).deficit` is
     `1 - margin_ratio` without the cancellation. With `d < K - 1` no simplex ETF fits, and 1 is
-    not reached: the best codes known have `(K-1)/K (1 - c)`, c the least largest cosine of K unit
-    vectors in d dimensions, 0 for K <= 2d (5/6 for K = 6, d = 3).
+    not reached: the best codes known have `(K-1)/K (1 - c)`, c the smallest possible largest cosine
+    of K unit vectors in d dimensions, 0 for d + 2 <= K <= 2d (so 5/6 for K = 6, d = 3).
 
     Examples
     --------
@@ -173,7 +173,7 @@ TERMS = (
 
 @serial
 def margin_decomposition(W: Any, H: Any, y: Any) -> MarginDecomposition:
-    """The exact identity behind Lemma 3.1: which part of the norm makes no margin.
+    """The exact identity behind Lemma 3.1: the terms of the norm that add nothing to the margin.
 
     For equal class sizes, with g the mean of the class means m_k, c for centred over classes,
     and qbar the mean over samples of the mean margin over the wrong classes,
@@ -191,7 +191,7 @@ def margin_decomposition(W: Any, H: Any, y: Any) -> MarginDecomposition:
     Raises
     ------
     TypeError, ValueError
-        As `margins`; also where W and H are both 0, whose norm has no parts.
+        As `margins`; also where W and H are both 0, which have no ratio.
 
     Notes
     -----
@@ -267,7 +267,7 @@ def _uneven(W: Floats, H: Floats, y: NDArray[np.int64], weights: Floats, q_min: 
     np.fill_diagonal(share, 0.0)
     total = 0.0
     for block, gaps in _blocks(W, H, y):
-        # The difference first: near collapse every margin is q_min up to O(1).
+        # Subtracted before the sum: near collapse the differences are small beside q_min.
         gaps -= q_min
         gaps[np.arange(len(gaps)), y[block]] = 0.0
         total += float(np.vdot(share[y[block]], gaps))

@@ -1,4 +1,4 @@
-"""Margins in the norms that belong to other rules than gradient descent: l_inf and operator."""
+"""Margins in the norms of other update rules than gradient descent: l_inf and operator norm."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _DENSE = 256
 def margin_ratio_max(W: Any, H: Any, y: Any) -> float:
     """The margin at largest entry 1 over its bound: `q_min / (b max(|W|_max, |H|_max)^2)`, <= 1.
 
-    `b = 4 d floor(K^2/4) / (K (K-1))`, K the classes present: of entries up to 1, `sum_{k, j != k}
-    <w_k - w_j, h_k>` is feature by feature largest at signs that halve the classes, and q_min is at
-    most the mean. (It is Plotkin's bound for codes.) 1 is attained where an equidistant code of
-    that length exists, as for K = 4 and d a multiple of 3.
+    `b = 4 d floor(K^2/4) / (K (K-1))`, K the classes present: with entries up to 1, each feature's
+    term of `sum_{k, j != k} <w_k - w_j, h_k>` is largest for signs that halve the classes, and
+    q_min is at most the mean. (It is Plotkin's bound for codes.) 1 is attained where an equidistant
+    code of that length exists, as for K = 4 and d a multiple of 3.
 
     Examples
     --------

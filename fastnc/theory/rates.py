@@ -18,12 +18,12 @@ Floats = NDArray[np.float64]
 
 
 def exponents(n_classes: int, dim: int) -> dict[str, float]:
-    """Exponents of log t that every column of a generic flow tends to, for `d >= K`.
+    """The exponents with which the columns of a generic flow fall in log t, for `d >= K`.
 
-    `within_class` falls as (log t)^-1/2: the parts of h_i orthogonal to the classifier's span
-    never move, and the rest grows like sqrt(log t). The paper's 1 / log t for it is what a run
-    to log t = 13 looks like. Everything else, `1 - margin_ratio` and `1 - beta` among it, falls
-    as 1 / log t.
+    `within_class` falls as (log t)^-1/2: the components of h_i orthogonal to the classifier's span
+    are constant, and the rest grows like sqrt(log t). The paper's 1 / log t for it is what runs up
+    to log t = 13 suggest. Everything else, `1 - margin_ratio` and `1 - beta` included, falls as
+    1 / log t.
 
     Raises
     ------
@@ -49,9 +49,9 @@ def limits(class_sizes: ArrayLike, dim: int) -> dict[str, float]:
 
     All to 0 for equal class sizes. For unequal ones the limit is the SELI geometry
     (`fastnc.theory.seli`), in which the norms of classes differ, their angles are not those of a
-    simplex, and features and classifier are not dual: these quantities stay. What still vanishes,
-    `within_class` as (log t)^-1/2 and `1 - margin_ratio`, `1 - beta` and the distances to SELI as
-    1 / log t, does so for any sizes.
+    simplex, and features and classifier are not dual: their quantities do not vanish. For any sizes
+    `within_class` vanishes as (log t)^-1/2, and `1 - margin_ratio`, `1 - beta` and the distances to
+    SELI as 1 / log t.
 
     Raises
     ------
@@ -88,16 +88,16 @@ class Constants:
     within_class: float  # within_class * sqrt(a)
     margin_deficit: float  # (1 - margin_ratio) * a, and twice (1 - beta) * a
     equinorm: float  # equinorm_features * a and equinorm_classifier * a
-    smallest_singular_value: float  # of W_c + sqrt(n) M_c: small means a long way to these rates
+    smallest_singular_value: float  # of W_c + sqrt(n) M_c: if it is small, the rates begin late
 
 
 @serial
 def aligned_singular_values(W: Any, H: Any, y: Any) -> Floats:
     """The K - 1 largest singular values of `W_c + sqrt(n) M_c`, descending.
 
-    The part of a start that the flow amplifies; it shrinks `W_c - sqrt(n) M_c`. A direction in
-    which it is small has a low-rank KKT point of (5) for a neighbour, near which the flow lingers
-    for a long log time before the rates of `exponents` show. For unequal class sizes
+    The flow amplifies this combination of W and H, and shrinks `W_c - sqrt(n) M_c`. If a singular
+    value is small, a low-rank KKT point of (5) is close, near which the flow stays for a long log
+    time before the rates of `exponents` show. For unequal class sizes
     `sqrt(n) M_c` becomes `(I - 11^T/K) diag(sqrt n_k) M`.
 
     Parameters, Raises: as `margins`.
@@ -109,7 +109,7 @@ def aligned_singular_values(W: Any, H: Any, y: Any) -> Floats:
     np.add.at(sums, labels, H64)
     total = W64 + sums / np.sqrt(np.maximum(counts, 1))[:, None]
     values = np.linalg.svd(total - total.mean(axis=0), compute_uv=False)[: K - 1]
-    # With fewer features than K - 1 the missing directions have none.
+    # With fewer features than K - 1 the missing singular values are 0.
     return np.pad(values, (0, K - 1 - len(values)))
 
 
@@ -124,8 +124,8 @@ def constants(W: Any, H: Any, y: Any) -> Constants:
         (1 - margin_ratio) a      -> (K |wbar|^2 + N |g_perp|^2 + sum |d_i|^2) / (2 sqrt(n) (K-1))
         equinorm a                -> Std(F_kk) / (4 sqrt(n) r)
 
-    where `F = U (W^T W - H^T H - K wbar wbar^T) U^T`. All that they are made of is conserved or
-    freezes.
+    where `F = U (W^T W - H^T H - K wbar wbar^T) U^T`. All quantities in them are conserved or
+    become constant.
 
     Raises
     ------
@@ -168,7 +168,7 @@ def fitted_exponent(log10_time: ArrayLike, column: ArrayLike, low: float, high: 
             raise TypeError(f"`{name}` must be one number a snapshot; got {x.dtype} {x.shape}.")
     arrays.check_finite_number("low", low)
     arrays.check_finite_number("high", high)
-    # The slope is one over log log t, which begins at t = 1.
+    # log log t is defined for t > 1 only.
     chosen = (
         (times > 0.0)
         & (times >= low * (1.0 - 1e-9))

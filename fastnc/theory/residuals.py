@@ -1,4 +1,4 @@
-"""Residuals and softmax weights at a point, over the loss: what curvature and KKT are made of."""
+"""Residuals and softmax weights at a point, divided by the loss, for curvature and KKT."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Residuals:
         moved += self.H @ dW.T
         moved -= moved[rows, y][:, None]
         label = self.weights[rows, y] * np.einsum("ik,ik->i", self.scaled, moved)
-        # `moved` is 0 at the label, so that the weights there do not count.
+        # `moved` is 0 at the label, where the weight is not divided by the loss.
         moved -= np.einsum("ik,ik->i", self.weights, moved)[:, None]
         # (dr, r) side by side: one product, and no second array of the size of H.
         if self._beside is None:

@@ -1,4 +1,4 @@
-"""The geometry that classes of unequal sizes tend to, simplex-encoded labels, and how far it is."""
+"""The geometry of simplex-encoded labels (SELI), the limit for unequal class sizes; distances."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def encoded_labels(class_sizes: Any) -> tuple[Floats, Floats, Floats]:
     """
     root = np.sqrt(np.asarray(class_sizes, dtype=np.float64))
     V, L, Ut = np.linalg.svd(np.diag(root) - root / len(root))
-    # The last one is 0: every column of the matrix sums to 0.
+    # The last singular value is 0: every column of the matrix sums to 0.
     return V[:, :-1], L[:-1], Ut[:-1].T
 
 
@@ -34,7 +34,7 @@ def seli_distances(W: Any, H: Any, y: Any) -> dict[str, float]:
 
     `|A/|A| - B/|B||` in the Frobenius norm, B the matrix of `encoded_labels`, of A = `W W^T`
     (`seli_classifier`), of A = `diag(sqrt n) M M^T diag(sqrt n)` (`seli_features`) and of
-    A = `W M^T` (`seli_logits`), with W centred, as its mean never moves and no logit gap knows it.
+    A = `W M^T` (`seli_logits`), with W centred: its mean is constant and enters no logit gap.
     0 at the limit of a generic flow, at most 2, NaN where A is 0.
 
     Parameters

@@ -1,4 +1,4 @@
-"""The loss on a sphere: its least value, where it is taken, and great circles (Theorem 3.3)."""
+"""The loss on a sphere: its least value, a minimiser, and great circles (Theorem 3.3)."""
 
 from __future__ import annotations
 
