@@ -46,7 +46,7 @@ def check_features(H: Any, dim: int | None, name: str = "H") -> None:
 
 
 def _holds_floats(H: Any) -> bool:
-    """Whether float32 or float64 hold each of its numbers: decided by what can be read."""
+    """Whether float32 or float64 can hold every number of this dtype."""
     if is_torch(H):
         return bool(H.is_floating_point())
     dtype = np.dtype(H.dtype)
@@ -63,7 +63,7 @@ def _is_number(dtype: np.dtype[Any]) -> bool:
 def check_batch(
     H: Any, y: Any, n_classes: int, dim: int, first: int = 0, ignore_index: int | None = None
 ) -> tuple[Any, Counts]:
-    """(H, labels) ready to be summed: float32 or float64 rows, labels of one's own in int64.
+    """(H, labels) ready to be summed: float32 or float64 rows, a copy of the labels in int64.
 
     Ignored labels are `IGNORED`. Messages count samples from `first` on.
     """
@@ -101,7 +101,7 @@ def native(x: Any) -> Any:
 
 
 class _Memory:
-    """The memory of a read-only array, offered as if it could be written."""
+    """The memory of a read-only array, presented as writable."""
 
     def __init__(self, array: NDArray[Any]) -> None:
         self.array = array
@@ -120,7 +120,7 @@ def kept_samples(y: Counts) -> Counts | None:
 
 
 def refuse_not_finite(H: NDArray[Any], first: int = 0, kept: Counts | None = None) -> None:
-    """Says which sample, counted from `first` on, made a sum not finite."""
+    """Raises because a sum is not finite, and names the sample, counted from `first` on."""
     places = np.arange(len(H)) if kept is None else kept
     bad = ~np.isfinite(H[places])
     if bad.any():
@@ -144,7 +144,7 @@ def moments_of(H: NDArray[Any], y: Counts, n_classes: int, full: bool, first: in
     squares = np.empty(len(present))
     run = class_moments if H.size > 100_000 else class_moments_serial
     run(H, order, starts, means, squares)
-    # The one sample of a class deviates by 0 from itself, infinite or not.
+    # A class's single sample has deviation 0 even if it is infinite: its mean shows it.
     if not (np.isfinite(squares.sum()) and np.isfinite(means).all()):
         refuse_not_finite(H, first, kept)
     within = None
@@ -164,12 +164,12 @@ def scatter_rows(X: Floats, S: Floats) -> None:
     """Adds X^T X to the lower triangle of S, which is in Fortran order."""
     from scipy.linalg.blas import dsyrk
 
-    # The transpose of C-ordered rows is what Fortran reads without a copy.
+    # Fortran reads the transpose of C-ordered rows without a copy.
     dsyrk(1.0, np.ascontiguousarray(X).T, beta=1.0, c=S, lower=1, overwrite_c=1)
 
 
 def batches(H: Any, y: Any, pieces: bool = False) -> Iterator[tuple[int, Any, Any]]:
-    """(number of the first sample, H, y): pieces of 64 MiB of what is on disk, else all at once.
+    """(number of the first sample, H, y): features on disk in pieces of 64 MiB, else all at once.
 
     With `pieces`, arrays in memory come in pieces too.
     """

@@ -1,4 +1,4 @@
-"""The directions of class means: what a second sweep projects deviations on, in two forms."""
+"""The directions of class means, onto which a second pass projects deviations, in two forms."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LEAST_RCOND = 1e-5
 class Directions(NamedTuple):
     """Of the centred class means C (P, d): the pseudo-inverse of C^T C is Q^T diag(weights) Q.
 
-    Where C = A Q, Q is orthonormal; A without rows promises neither. `tilt` and
-    `gain = 1 + gap^T Sigma_B^+ gap` move NC1 to the mean of all samples as g.
+    If A has rows, C = A Q and Q is orthonormal; else neither need hold. `tilt` and
+    `gain = 1 + gap^T Sigma_B^+ gap` correct NC1 for the mean of all samples as g.
     """
 
     Q: Floats
@@ -41,7 +41,7 @@ def directions(C: Floats, sizes: Floats) -> Directions:
 def whitening(C: Floats, sizes: Floats) -> Directions:
     """A Q with weights of 1 and no A, by Cholesky; `directions` where C is not well-conditioned.
 
-    With `G = C C^T + s 11^T`, which has the rank that centring took from C, `Q = G^{-1} C`: as
+    With `G = C C^T + s 11^T`, which restores the rank lost by centring C, `Q = G^{-1} C`: as
     `C^T 1 = 0`, any s > 0 gives `Q^T Q = (C^T C)^+`. With fewer features than classes it is
     `L^{-1}`, `L L^T = C^T C`. A third of the time of eigenvectors.
     """

@@ -1,4 +1,4 @@
-"""From class means and a pass's sums to the metrics: one place for both passes."""
+"""The metrics from class means and sums over samples, for the first and the second pass."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def present_classes(counts: NDArray[np.int64], min_count: int = 1) -> NDArray[np
 
 
 class ClassMeans(NamedTuple):
-    """Class means, and of the samples that are measured about them what the passes tell.
+    """Class means, and sums over the samples that are measured about them.
 
     P classes are present: `means (P, d)`, `present (P,)` their numbers, `sizes (P,)` the samples
     that each mean was made of. `counts (K,)` and `squares (P,)`, the sums of |h - m_y|^2, are of
@@ -74,7 +74,7 @@ def metrics_of_means(
 ) -> CollapseMetrics:
     """The metrics of class means, their directions, and a pass's sums.
 
-    `classifier` is W (K, d) and bias (K,), or no row; `unknown` names what the sums lack.
+    `classifier` is W (K, d) and bias (K,), or has no row; `unknown` names metrics to leave None.
     """
     from fastnc.kernels.cpu.basis import unit_of
     from fastnc.kernels.cpu.deviations import ACCURACY, NEAREST, PROJECTED, TILTED
@@ -89,7 +89,7 @@ def metrics_of_means(
     gap = sample_mean_gap(C, of.sizes)
     unit = unit_of(C)
     energies = pair_energies(C / unit)
-    told: dict[str, float] = {
+    computed: dict[str, float] = {
         "nc1_sample_mean": sums[PROJECTED] / N - sums[TILTED] / (N * P * found.gain),
         "gnc2_log": energies.log,
         "gnc2_riesz": energies.riesz,
@@ -110,16 +110,16 @@ def metrics_of_means(
         absent.update(CLASSIFIER + JOINT + DECISIONS)
         absent.update(name for name in OTHER_FORMS if name not in NEEDS_FEATURES_ONLY)
     else:
-        told |= _classifier(of, C, W, sums, gap, values)
+        computed |= _classifier(of, C, W, sums, gap, values)
         balance = W @ (of.sizes @ means / of.sizes.sum()) + bias
         length = unit_of(balance[None])
-        told["bias_balance"] = length * float(np.linalg.norm(balance / length))
+        computed["bias_balance"] = length * float(np.linalg.norm(balance / length))
         if not told_in_time(W):
             absent.add("one_vs_rest_distance")
-    told |= zip(NAMES, values, strict=True)
+    computed |= zip(NAMES, values, strict=True)
     names = NAMES + FURTHER + OTHER_FORMS
     return CollapseMetrics(
-        **{name: None if name in absent else float(told[name]) for name in names},
+        **{name: None if name in absent else float(computed[name]) for name in names},
         n_classes=P,
         n_samples=int(N),
         dim=means.shape[1],
@@ -132,7 +132,7 @@ def metrics_of_means(
 
 
 def _features(of: ClassMeans, C: Floats, measured: Floats, sums: Floats, values: Floats) -> None:
-    """What the features alone tell, into `values`; CDNV of the classes that have samples."""
+    """The metrics of the features alone, into `values`; CDNV of the classes that have samples."""
     from fastnc.kernels.cpu.geometry import features_geometry
 
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -151,7 +151,7 @@ def _features(of: ClassMeans, C: Floats, measured: Floats, sums: Floats, values:
 def _classifier(
     of: ClassMeans, C: Floats, W: Floats, sums: Floats, gap: Floats, values: Floats
 ) -> dict[str, float]:
-    """What needs a classifier: into `values` what the kernels tell, the other forms returned."""
+    """The metrics that need a classifier: those of `NAMES` into `values`, the others returned."""
     from fastnc.kernels.cpu.basis import unit_of
     from fastnc.kernels.cpu.deviations import MARGIN
     from fastnc.kernels.cpu.geometry import (
@@ -186,8 +186,8 @@ def _classifier(
 def effective_rank(C: Floats) -> float:
     """exp of the entropy of the singular values of C (P, d), as shares of their sum.
 
-    Of those alone that count for NC1, above 1e-6 of the largest; their squares are eigenvalues
-    of the smaller of C C^T and C^T C. NaN where C is zero.
+    Only those that count for NC1, above 1e-6 of the largest; their squares are eigenvalues of the
+    smaller of C C^T and C^T C. NaN where C is zero.
     """
     from scipy.linalg import blas, lapack
 

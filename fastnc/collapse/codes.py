@@ -12,7 +12,7 @@ from fastnc._core.arrays import as_numpy, check_array, check_matrix, is_torch
 from fastnc._core.serial import quiet
 
 Floats = NDArray[np.float64]
-# Beyond so many rows, or multiplications a program's step, all other metrics together are faster.
+# Up to so many rows, and multiplications in a step of nnls, it costs less than all other metrics.
 MOST_ROWS, MOST_WORK = 128, 8192
 
 
@@ -20,9 +20,9 @@ MOST_ROWS, MOST_WORK = 128, 8192
 def one_vs_rest_distance(W: Any) -> float:
     """`min_k dist(w_k, hull{w_j: j != k})` of the directions of the rows of W (K, d).
 
-    The quantity that a softmax code makes as large as it can be (Jiang et al., 2023, definition
-    2.1). The hull's point `sum_j x_j w_j / sum_j x_j` nearest to w_k solves the non-negative least
-    squares problem `min |sum_j x_j (w_j - w_k)|^2 + (1 - sum_j x_j)^2`.
+    The quantity that a softmax code maximises (Jiang et al., 2023, definition 2.1). The hull's
+    point `sum_j x_j w_j / sum_j x_j` nearest to w_k solves the non-negative least squares problem
+    `min |sum_j x_j (w_j - w_k)|^2 + (1 - sum_j x_j)^2`.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def one_vs_rest_distance(W: Any) -> float:
 
 
 def from_hulls(U: Floats) -> Floats:
-    """Of each row of U (K, d) the vector to it from the nearest point of the others' hull."""
+    """For each row of U (K, d) the vector to it from the nearest point of the others' hull."""
     from scipy.optimize import nnls
 
     target = np.zeros(U.shape[1] + 1)
@@ -74,13 +74,13 @@ def from_hulls(U: Floats) -> Floats:
     for k in range(len(U)):
         A = np.vstack([(np.delete(U, k, axis=0) - U[k]).T, np.ones(len(U) - 1)])
         x, _ = nnls(A, target)
-        # The residual of a code far apart is near 1: the distance itself keeps its digits.
+        # Computed directly: nnls's residual is close to 1 if the code is far apart.
         out[k] = -(A[:-1] @ (x / x.sum()))
     return out
 
 
 def told_in_time(W: Floats) -> bool:
-    """Whether `one_vs_rest_distance` takes no longer than the metrics of so large a classifier."""
+    """Whether `one_vs_rest_distance` of W takes no longer than all other metrics."""
     return 2 <= len(W) <= MOST_ROWS and len(W) * min(W.shape) <= MOST_WORK
 
 
@@ -96,9 +96,9 @@ def least_mean_angle(n_classes: int, dim: int) -> float:
 def largest_margin_ratio(n_classes: int, dim: int) -> float:
     """The margin_ratio of the best known code of K directions of equal length in d dimensions.
 
-    Where d >= K - 1 the simplex, 1 (Lemma 3.1). Below, `(K-1)/K (1 - c)` with c the least largest
-    cosine of K unit vectors: d = 1, c = 1; d = 2, the regular polygon; K <= 2 d, c = 0 (Rankin);
-    for more classes c > 0, and c = 0 is a bound that no code attains.
+    Where d >= K - 1 the simplex, 1 (Lemma 3.1). Below, `(K-1)/K (1 - c)` with c the smallest
+    possible largest cosine of K unit vectors: d = 1, c = 1; d = 2, the regular polygon; K <= 2 d,
+    c = 0 (Rankin); for more classes c > 0, and c = 0 is a bound that no code attains.
     """
     K = n_classes
     if dim >= K - 1:

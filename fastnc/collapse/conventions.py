@@ -54,7 +54,7 @@ _PAPYAN: dict[str, tuple[str, Form]] = {
     "NC3: |W/|W| - M/|M||^2": ("nc3_distance", _same),
     "NC4: mismatch": ("nc4_agreement", _complement),
 }
-# Of each source: its label, the attribute of `CollapseMetrics`, and what it makes of the value.
+# For each source: its label, the attribute of `CollapseMetrics`, and a function of the value.
 CONVENTIONS: dict[str, dict[str, tuple[str, Form]]] = {
     "paper": {
         name: (name, _same)
@@ -101,16 +101,16 @@ def check_convention(convention: str) -> None:
 
 
 def sample_mean_gap(C: Floats, sizes: Floats) -> Floats:
-    """From the mean of all samples to the mean of the class means, `g - g_N` (d,)."""
+    """The mean of the class means minus the mean of all samples, `g - g_N` (d,)."""
     gap: Floats = -(sizes @ C) / sizes.sum()
     return gap
 
 
 def classifier_forms(W: Floats, residual: float) -> dict[str, float]:
-    """What W (K, d) tells uncentred; `residual = |W_c W_c^T - a E|^2` (see `pairs_cpu`).
+    """Metrics of the uncentred W (K, d); `residual = |W_c W_c^T - a E|^2` (see `pairs`).
 
-    With w = wbar and u = W_c w, `W W^T = W_c W_c^T + u 1^T + 1 u^T + |w|^2 11^T`; the parts are
-    orthogonal, and only the first has one along E.
+    With w = wbar and u = W_c w, `W W^T = W_c W_c^T + u 1^T + 1 u^T + |w|^2 11^T`; the terms are
+    orthogonal, and only the first has a component along E.
     """
     from fastnc.kernels.cpu.geometry import mean_angle
     from fastnc.kernels.cpu.pairs import simplex_distance
@@ -130,8 +130,8 @@ def classifier_forms(W: Floats, residual: float) -> dict[str, float]:
 def joint_forms(C: Floats, rows: Floats, gap: Floats, residual: float) -> dict[str, float]:
     """nc3_gram for the uncentred `rows` (P, d) of the classes present, about both means.
 
-    With `M = C + 1 s^T`, s the way between the centres, `W M^T` is `W_c C^T`, whose
-    `residual` is given, and three parts orthogonal to it and to E: `(W_c s) 1^T`, `1 (C w)^T` and
+    With `M = C + 1 s^T`, s the difference of the centres, `W M^T` is `W_c C^T`, whose `residual`
+    is given, plus three terms orthogonal to it and to E: `(W_c s) 1^T`, `1 (C w)^T` and
     `<w, s> 11^T`.
     """
     from fastnc.kernels.cpu.pairs import along_simplex, simplex_distance

@@ -45,7 +45,7 @@ class CudaMoments:
             squares = torch.segment_reduce((X * X).sum(1), "sum", lengths=counts, axis=0)
             within = None if self.within is None else X.T @ X
             parts.append((present, counts.double(), means, squares, within))
-        # The one sample of a class deviates by 0 from itself, infinite or not.
+        # A class's single sample has deviation 0 even if it is infinite: its mean shows it.
         total = torch.stack([part[3].sum() + 0.0 * part[2].sum() for part in parts]).sum()
         if not bool(total.isfinite()):
             refuse_not_finite(as_numpy(given), first, kept)
@@ -82,8 +82,8 @@ class CudaMoments:
 def batch_moments(H: Any, y: Any, full: bool) -> tuple[Any, Any, Any, Any, Any]:
     """Of the P classes in a batch: labels, counts, means (P, d), squares, and S (d, d) or None.
 
-    H (n, d) and int64 labels y (n,) on the device; everything returned is float64 there, but the
-    labels. The device is waited for once, to learn P.
+    H (n, d) and int64 labels y (n,) on the device; all results but the labels are float64 there.
+    It waits for the device once, for P.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Norms, projections and decisions about known class means: the second sweep over features."""
+"""Norms, projections and decisions about known class means: the second pass over features."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ UNSEEN, LEFT_OUT = -2, -1
 
 
 class ClassDeviations:
-    """The second pass over features whose class statistics are known: it tells every metric.
+    """The second pass over features whose class statistics are known: it gives every metric.
 
     With `x_i = h_i - m_{y_i}` it sums `|x_i|`, `|h_i - g|` and `|Sigma_B^{-1/2} x_i|^2` (NC1, by
     projection on the at most K-1 directions of Sigma_B: eigenvectors of the smaller of the K x K
     Gram matrix and the d x d Sigma_B, or its Cholesky factor where it is large and well-conditioned
-    and no decision is asked for; no pseudo-inverse is formed), and with a classifier counts how
+    and no decision is needed; no pseudo-inverse is formed), and with a classifier counts how
     often its decision is the nearest class mean, and keeps the smallest margin.
 
     Parameters
@@ -41,7 +41,7 @@ class ClassDeviations:
         The classifier's rows; NumPy or torch. One row (1, d), of two classes, means [0, w].
     bias : (K,), optional
     held_out : bool
-        The samples are others than those of the statistics, and are measured about their means.
+        The samples are not those of the statistics, and are measured about the statistics' means.
     min_count : int
         Classes of which the statistics have fewer samples are left out.
 
@@ -49,10 +49,10 @@ class ClassDeviations:
     ------
     ValueError, TypeError
         Fewer than two classes with samples; W or bias that do not fit; from `update`, a batch that
-        does not fit, a label whose class the statistics have never seen, features that are not
-        finite (which sample): what was gathered before is kept whole. From `metrics`, unless the
-        samples were those of the statistics, by the counts of the classes and the sum of all
-        squared deviations.
+        does not fit, a label whose class has no sample in the statistics, features that are not
+        finite (which sample): the sums stay as they were. From `metrics`, if the counts of the
+        classes or the sum of all squared deviations show that the samples are not those of the
+        statistics.
     RuntimeError
         From `all_reduce`, when called again.
 
@@ -61,7 +61,7 @@ class ClassDeviations:
     Memory K d + min(K, d)^2. Time 2 N d (r + K) + 2 N r K FLOP, r <= min(K - 1, d); without a
     classifier 2 N d r. Products are in float64, except for half and single precision features
     where r >= 48: their centred rows are multiplied in float32. `metrics` takes 2 K^2 d FLOP
-    (with a classifier 10 K^2 d) by tiles: no K x K array is ever held.
+    (with a classifier 10 K^2 d) by blocks: no K x K array is ever held.
 
     Examples
     --------
@@ -122,13 +122,13 @@ class ClassDeviations:
         """Adds a batch of the samples that the statistics were gathered from, or of held-out ones.
 
         Shapes are those of `ClassStatistics.update`; samples with its `ignore_index` and of classes
-        that were left out are passed over.
+        that were left out are skipped.
         """
         self.update_from(0, H, y)
 
     @quiet
     def update_from(self, first: int, H: Any, y: Any) -> None:
-        """`update`, for a batch whose first sample has that number in what messages say."""
+        """`update`, for a batch whose first sample has the number `first` in messages."""
         eps, of_torch = epsilon(H), is_torch(H)
         H, labels = check_batch(H, y, self.n_classes, self.dim, first, self.ignore_index)
         place = np.where(labels < 0, LEFT_OUT, self._pass.row[labels])
@@ -272,7 +272,7 @@ class ClassDeviations:
             )
         first, second = float(of.squares.sum()), float(self._sums[SQUARES])
         energy = first + float(of.sizes @ (of.means**2).sum(axis=1))
-        # Features may be computed anew, with a few roundings' difference in each.
+        # Features that are computed again may differ by a few roundings each.
         noise = max(2.0 * self._least_eps, 1e-13)
         allowed = 1e-6 * first + 2.0 * noise * np.sqrt(first * energy) + noise**2 * energy
         # Below the smallest normal number squares have lost digits of their own.

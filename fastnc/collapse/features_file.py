@@ -20,7 +20,7 @@ from fastnc._core.arrays import as_numpy
 from fastnc.collapse.mapped import mark
 
 KEYS = ("features", "labels", "weight", "bias")
-# What else these are called in files that people have.
+# Other common names of these arrays.
 NAMES = {
     "features": ("feats", "feature", "embeddings", "embedding", "embeds", "H", "X", "x", "h"),
     "labels": ("label", "targets", "target", "y", "Y"),
@@ -62,14 +62,14 @@ def read_features(
         Files that take the place of what `path` holds or has beside it: `.npy`, `.pt` of one
         tensor, and for labels `.csv` of one column or of a column named like labels.
     features_key, labels_key : str, optional
-        What the arrays are called in `path`. Without one, names that many use are found too:
+        The names of the arrays in `path`. By default other common names are found too:
         `embeddings`, `X`, `targets`, `y`, `fc.weight` and so on (`NAMES`).
 
     Returns
     -------
     FeaturesFile
-        Where no array is called like features, all that have a row for each label, by their
-        names: the layers of a network.
+        If no array has a name of features, all arrays with a row for each label, by their names:
+        the layers of a network.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def read_features(
 
 
 def _copy(value: Any) -> Any:
-    """In memory of its own: who cuts the file later, or writes to it, does not reach it."""
+    """A copy in memory, which later changes to the file do not reach."""
     return value.clone() if hasattr(value, "clone") else np.array(value)
 
 
@@ -147,7 +147,7 @@ def read_unlabelled(path: str | os.PathLike[str], features_key: str | None = Non
 
 
 def _named(held: dict[str, Any], key: str, path: Path) -> Any:
-    """What a file holds under a key, or under the one other name of it that many use."""
+    """What a file holds under a key, or under the only other common name of it."""
     if key in held:
         return held[key]
     others = [name for name in NAMES[key] if name in held]
@@ -180,17 +180,17 @@ def _listed(held: dict[str, Any]) -> str:
 
 
 def _whole(read: Callable[[Path], Any], path: Path) -> Any:
-    """What `read` finds in `path`; any damage is one sentence."""
+    """What `read` finds in `path`; any damage is a ValueError of one sentence."""
     if not path.is_file():
         raise FileNotFoundError(f"the file {str(path)!r} does not exist.")
     try:
-        # A shape that overflows must be refused, not warned of as well.
+        # A shape that overflows raises an error: NumPy's warning would be a second message.
         with np.errstate(over="ignore"):
             return read(path)
     except ImportError:
         raise
     except Exception as error:
-        # Readers of foreign files raise whatever the damage leads them to.
+        # The readers of other libraries raise many kinds of errors on damaged files.
         why = " ".join(str(error).split())[:120] or type(error).__name__
         raise ValueError(
             f"the file {str(path)!r} is not readable ({why}); it is damaged, pickled or of "
@@ -225,7 +225,7 @@ def _npz(path: Path) -> dict[str, Any]:
 
 
 def _is_read(archive: zipfile.ZipFile, key: str) -> bool:
-    """Whether a member that cannot be mapped is read: objects of names nobody asks for are not."""
+    """Whether a member that cannot be mapped is read: if its name is known, or it holds numbers."""
     names = {*KEYS, *(name for others in NAMES.values() for name in others)}
     if key in names:
         return True
@@ -242,7 +242,7 @@ def _is_read(archive: zipfile.ZipFile, key: str) -> bool:
 
 
 def _mapped(path: Path, archive: zipfile.ZipFile, name: str) -> NDArray[Any] | None:
-    """A member of an archive as a memory map, where it lies there as it is."""
+    """A member of an archive as a memory map; None where it is compressed or cannot be mapped."""
     try:
         member = archive.getinfo(name)
     except KeyError:
@@ -282,13 +282,13 @@ def _pt(path: Path) -> dict[str, Any]:
         raise ImportError("a `.pt` file needs torch: pip install 'fastnc[torch]'.") from None
     try:
         with warnings.catch_warnings():
-            # Of kinds of tensors that are refused below.
+            # Warnings about kinds of tensors that are refused below.
             warnings.simplefilter("ignore")
             # Files of torch before 1.6 are no zip archives, and cannot be mapped.
             mmap = zipfile.is_zipfile(path)
             held = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError:
-        # Torch's own message says how to load such a file all the same.
+        # Torch's own message explains how to unpickle such a file even so.
         raise ValueError("it holds more than tensors, or is none of torch's") from None
     if not isinstance(held, dict):
         raise ValueError(f"it must hold a dict of tensors; got {type(held).__name__}")
@@ -327,7 +327,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
 
 
 def _bfloat16(path: Path, key: str) -> NDArray[np.float32]:
-    """A tensor of NumPy's missing dtype, as float32: the same bits and sixteen zeros."""
+    """A bfloat16 tensor, a dtype that NumPy lacks, as float32: the same bits and sixteen zeros."""
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         entry = _json.loads(file.read(size))[key]

@@ -14,7 +14,7 @@ from fastnc.collapse.regression import RegressionMetrics
 
 
 class History:
-    """Rows of named numbers, one an epoch; what an epoch does not know is missing there.
+    """Rows of named numbers, one an epoch; an epoch may lack some of them.
 
     Examples
     --------
@@ -42,23 +42,23 @@ class History:
     ) -> None:
         """A row: the epoch, the metrics that are known, and further numbers by name.
 
-        Metrics of several layers have names such as `fc/nc1`. An epoch that is there already is
-        added to.
+        Metrics of several layers have names such as `fc/nc1`. If the epoch has a row already, they
+        are added to it.
         """
         if isinstance(epoch, bool) or not isinstance(epoch, (int, float)):
             raise TypeError(f"`epoch` must be a number; got {epoch!r}.")
         if isinstance(metrics, (CollapseMetrics, LayerTable, RegressionMetrics)):
-            told: dict[str, Any] = dict(metrics.flat())
+            numbers: dict[str, Any] = dict(metrics.flat())
         elif metrics is None or isinstance(metrics, Mapping):
-            told = dict(metrics or {})
+            numbers = dict(metrics or {})
         else:
             raise TypeError(f"`metrics` must be metrics or a dictionary; got {metrics!r}.")
-        told = {name: value for name, value in (told | more).items() if value is not None}
+        numbers = {name: value for name, value in (numbers | more).items() if value is not None}
         for row in self._rows:
             if row["epoch"] == epoch:
-                row.update(told)
+                row.update(numbers)
                 return
-        self._rows.append({"epoch": epoch, **told})
+        self._rows.append({"epoch": epoch, **numbers})
 
     def flat(self, prefix: str = "") -> dict[str, float]:
         """The last row, under `prefix + name`: what loggers take."""
@@ -95,7 +95,7 @@ class History:
         return pd.DataFrame(self._rows, columns=self.keys())
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """A file of comma-separated values, complete or not there; missing ones are empty."""
+        """A file of comma-separated values, written whole or not at all; missing ones are empty."""
         names = self.keys()
 
         def write(file: Any) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fastnc._core.arrays import check_labels, copied
 from fastnc.collapse.mapped import marked_alike
 
-# What stands for an ignored label inside this room.
+# The label of ignored samples within this folder.
 IGNORED = -1
 
 
@@ -26,8 +26,8 @@ def check_ignore_index(ignore_index: Any) -> int | None:
 def with_labels(H: Any, y: Any) -> tuple[Any, NDArray[Any]]:
     """H as (N, d) rows and one integer a row: of (N,), (N, 1), or the shape of the places of H.
 
-    The labels are a copy: they are small, and whoever changes them meanwhile must not lead a
-    kernel astray.
+    The labels are a copy: they are small, and kernels use them as indices, so nobody may change
+    them meanwhile.
     """
     labels = copied("y", y)
     places = tuple(H.shape[:-1])
@@ -57,8 +57,8 @@ def check_range(
 ) -> NDArray[np.int64]:
     """The labels in int64, ignored ones as `IGNORED`; all others must be class numbers.
 
-    Messages count samples from `first` on; `more` is what helps beside relabelling where a label
-    is too large, by default more classes.
+    Messages count samples from `first` on; `more` is the alternative to relabelling that the error
+    offers where a label is too large, by default more classes.
     """
     ignored = _ignored(labels, ignore_index)
     bad = (labels < 0) | (labels >= n_classes)

@@ -1,7 +1,7 @@
 """Features that a file is mapped to, read piece by piece from the file itself.
 
 A map whose file has become shorter ends the process with SIGBUS when it is touched; a read that
-comes back short is an error in a sentence.
+returns too little raises an error.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from fastnc._core.arrays import is_torch
 
-# What `mark` leaves on a tensor.
+# The attribute that `mark` sets on a tensor.
 _PLACE = "_fastnc_place"
 
 
 class MappedFile(NamedTuple):
-    """Where the entry of row i and column j stands in a file: `offset + i * row + j * column`."""
+    """The place in a file of the entry of row i and column j: `offset + i * row + j * column`."""
 
     path: str
     offset: int
@@ -60,12 +60,12 @@ class MappedFile(NamedTuple):
 
 
 def mapped_file(H: Any) -> MappedFile | None:
-    """The file that `H` is mapped to, where its rows or columns stand in it one after the other."""
+    """The file that `H` is mapped to, if its rows or columns are contiguous there; else None."""
     if is_torch(H):
         return getattr(H, _PLACE, None)
     base = H
     while isinstance(base, np.ndarray):
-        # What is written to a map of mode "c" is in memory alone.
+        # Changes to a map of mode "c" are in memory alone.
         if isinstance(base, np.memmap) and not isinstance(base.base, np.memmap):
             if base.filename is None or base.mode == "c" or H.ndim < 2:
                 return None
@@ -85,7 +85,7 @@ def _place(path: str, offset: int, H: NDArray[Any]) -> MappedFile | None:
 def mark(path: Path, tensor: Any) -> Any:
     """`tensor`, which a library has mapped to `path`: from now on it is read as a file.
 
-    Where the system does not say what is mapped where (Linux does), it stays a map.
+    Only on Linux, which lists the maps of a process; elsewhere it stays a map.
     """
     if sys.platform == "linux" and tensor.is_contiguous() and tensor.ndim > 1:
         for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
@@ -100,7 +100,7 @@ def mark(path: Path, tensor: Any) -> Any:
 
 
 def marked_alike(rows: Any, H: Any) -> Any:
-    """`rows`, the tensor `H` with its places one after the other, marked as `H` is."""
+    """`rows`, which is the tensor `H` reshaped to (N, d), marked as `H` is."""
     place = getattr(H, _PLACE, None) if is_torch(H) else None
     if place is not None and rows.data_ptr() == H.data_ptr():
         row = rows.stride(0) * rows.element_size()

@@ -97,7 +97,7 @@ def measure(
     subset: ArrayLike | None = None,
     progress: Progress | None = None,
 ) -> tuple[CollapseMetrics, ClassStatistics, NDArray[Any]]:
-    """What `collapse_metrics` returns, the statistics of its means, and the labels they go by.
+    """What `collapse_metrics` returns, the statistics of its means, and the labels of its classes.
 
     Features and labels may come in several parts.
     """
@@ -166,7 +166,7 @@ def measure(
 def class_statistics(
     H: Any, y: Any, ignore_index: int | None = None
 ) -> tuple[ClassStatistics, NDArray[Any]]:
-    """The first pass alone, and the labels that its classes go by: any that are not negative."""
+    """The first pass alone, and the labels of its classes, which may be any but negative ones."""
     check_features(H, None)
     H, labels = with_labels(H, y)
     names, labels = number_labels(labels, check_ignore_index(ignore_index))

@@ -27,7 +27,7 @@ NAMES = (
     "margin",
     "margin_ratio",
 )
-# What no snapshot of a run holds.
+# Metrics that snapshots of a run do not hold.
 FURTHER = (
     "accuracy",
     "nearest_mean_accuracy",
@@ -47,13 +47,13 @@ CLASSIFIER = (
 )
 JOINT = ("self_duality", "nc3_gram", "nc3_distance", "uniform_duality")
 DECISIONS = ("nc4_agreement", "margin", "margin_ratio", "accuracy")
-# One sample a class is its own mean: of these it can tell nothing.
+# Undefined where every class has a single sample, which is its own mean.
 SPREAD = ("within_class", "nc1", "nc1_quotient", "cdnv", "nc1_sample_mean")
 
 
 @dataclass(frozen=True)
 class CollapseMetrics:
-    """Neural collapse in numbers; None where the input cannot tell, NaN where it is 0/0.
+    """Neural collapse in numbers; None where the input is not enough, NaN where it is 0/0.
 
     Letters: `h_i` features, `m_k` means of the K classes that have samples, `g` their unweighted
     mean (Papyan and rhubarbwu take the same; Zhu and descendants the mean of all samples, equal
@@ -103,8 +103,8 @@ class CollapseMetrics:
     uniform_duality : the variance over classes (ddof 0) of <w_k, m_k - g>. rhubarbwu (ddof 1); Wu
         and Papyan 2024 print Std / Avg of the cosines instead. Needs W.
     one_vs_rest_distance : min_k of the distance of w_k/|w_k| from the convex hull of the others.
-        Jiang et al. 2023. Needs W; None beyond 128 rows or K min(K, d) = 8192, where
-        `fastnc.one_vs_rest_distance(W)` tells it in its own time.
+        Jiang et al. 2023. Needs W; None beyond 128 rows or K min(K, d) = 8192, where it takes long:
+        call `fastnc.one_vs_rest_distance(W)`.
     effective_rank : exp of the entropy of the singular values of M_c, as shares of their sum (those
         below 1e-6 of the largest count as zero): K - 1 at collapse. Roy and Vetterli 2007.
     nc0 : |sum_k w_k|^2 / K. Zhao et al. 2026. Needs W.
@@ -134,7 +134,7 @@ class CollapseMetrics:
     bias_balance : |W g_N + bias|, g_N the mean of all samples. Zhu et al. Needs W.
     gnc2_log_variance, gnc2_distance_variance : the variance over pairs (ddof 0) of
         log(1/|u_i - u_j|), and of |u_i - u_j|. rhubarbwu.
-    nc5 : what `fastnc.nc5` tells, where it was asked.
+    nc5 : the result of `fastnc.nc5`, if it was put here; else None.
 
     Examples
     --------
@@ -231,16 +231,16 @@ class CollapseMetrics:
         return _json.dumps({**self.counts(), **values}, indent=2)
 
     def counts(self) -> dict[str, int]:
-        """What was measured: classes, samples, features, and what was left out where some was."""
-        told = {"n_classes": self.n_classes, "n_samples": self.n_samples, "dim": self.dim}
+        """What was measured: classes, samples, features, and numbers left out if any were."""
+        sizes = {"n_classes": self.n_classes, "n_samples": self.n_samples, "dim": self.dim}
         some = {"n_ignored": self.n_ignored, "n_left_out": self.n_left_out}
-        return told | {name: count for name, count in some.items() if count}
+        return sizes | {name: count for name, count in some.items() if count}
 
     def table(self, convention: str | None = None) -> str:
         """`as_dict` as lines of name, value and, for fastnc's own set, the value at collapse.
 
-        Where K > d + 1 also the best value that so many classes allow in d dimensions; below, what
-        stands in the way of reading the numbers as collapse.
+        Where K > d + 1 also the best value that so many classes allow in d dimensions; below, notes
+        on why the numbers may not mean collapse.
         """
         return report.table(self, convention)
 

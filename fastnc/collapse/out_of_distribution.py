@@ -1,4 +1,4 @@
-"""NC5: features of another distribution stand at right angles to the class means."""
+"""NC5: the mean feature of another distribution is orthogonal to the class means."""
 
 from __future__ import annotations
 

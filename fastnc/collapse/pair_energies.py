@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-# Rows of a tile of pairs: its few arrays of two megabytes stay near the processor.
-TILE = 512
-# From so many rows on a billion pairs are worked out in single precision.
+# Rows of a block of pairs: its few arrays of two megabytes stay in cache.
+BLOCK = 512
+# From so many rows on (1.3e8 pairs) the pairs are computed in single precision.
 SINGLE = 16_384
 # Below this |u_i - u_j|^2 the expansion 2 - 2 cos has cancelled too far.
 CANCELLED = {"float64": 1e-3, "float32": 1e-2}
@@ -45,12 +45,12 @@ def pair_energies(C: Floats) -> PairEnergies:
     with np.errstate(divide="ignore", invalid="ignore"):
         U = C / np.linalg.norm(C, axis=1, keepdims=True)
     U = U.astype(np.float32) if K >= SINGLE else U
-    starts = range(0, K, TILE)
+    starts = range(0, K, BLOCK)
     with one_thread():
         if len(starts) == 1:
             rows = [_row_sums(U, 0)]
         else:
-            # NumPy works outside the interpreter's lock; sums are added in the order of the rows.
+            # NumPy releases the interpreter's lock; sums are added in the order of the rows.
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 rows = list(pool.map(lambda start: _row_sums(U, start), starts))
     totals = np.sum(rows, axis=0) / (K * (K - 1) / 2)
@@ -70,9 +70,9 @@ def _level(K: int) -> float:
 
 
 def _row_sums(U: NDArray[Any], i0: int) -> Floats:
-    """Sums over the pairs of one row of tiles: of log(1/r) and r about the simplex, of r^-s."""
+    """Sums over the pairs of one row of blocks: of log(1/r) and r about the simplex, of r^-s."""
     K, d = U.shape
-    # Python's numbers leave single precision what it is.
+    # Python's floats, unlike NumPy's, do not widen arrays of single precision.
     square, level, s = 2.0 * K / (K - 1), _level(K), d - 2
     distance, sums = float(np.sqrt(square)), np.zeros(5)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
@@ -86,10 +86,10 @@ def _row_sums(U: NDArray[Any], i0: int) -> Floats:
 
 
 def _squared_gaps(U: NDArray[Any], i0: int) -> Iterator[NDArray[Any]]:
-    """`|u_i - u_j|^2` of the pairs i < j with i in the tile of `i0`, a tile's at a time."""
-    A = U[i0 : i0 + TILE]
-    for j0 in range(i0, len(U), TILE):
-        B = U[j0 : j0 + TILE]
+    """`|u_i - u_j|^2` of the pairs i < j with i in the rows from `i0` on, one block at a time."""
+    A = U[i0 : i0 + BLOCK]
+    for j0 in range(i0, len(U), BLOCK):
+        B = U[j0 : j0 + BLOCK]
         gaps = A @ B.T
         gaps *= -2.0
         gaps += 2.0
@@ -97,7 +97,7 @@ def _squared_gaps(U: NDArray[Any], i0: int) -> Iterator[NDArray[Any]]:
             gaps[np.tril_indices(len(A))] = 4.0
         if gaps.min() < CANCELLED[U.dtype.name]:
             i, j = np.nonzero(gaps < CANCELLED[U.dtype.name])
-            for lo in range(0, len(i), TILE):
-                near = slice(lo, lo + TILE)
-                gaps[i[near], j[near]] = ((A[i[near]] - B[j[near]]) ** 2).sum(axis=1)
+            for lo in range(0, len(i), BLOCK):
+                some = slice(lo, lo + BLOCK)
+                gaps[i[some], j[some]] = ((A[i[some]] - B[j[some]]) ** 2).sum(axis=1)
         yield gaps[np.triu_indices(len(A), 1)] if i0 == j0 else gaps.reshape(-1)

@@ -11,7 +11,7 @@ from fastnc._core.arrays import as_numpy
 
 
 def refuse_again(reduced: bool) -> None:
-    """Sums over all ranks must not be summed over the ranks once more."""
+    """Sums over all ranks must not be summed over the ranks again."""
     if reduced:
         raise RuntimeError(
             "`all_reduce` must be called once: this holds the samples of all ranks already, and "

@@ -140,14 +140,14 @@ def _structure(W: Floats, covariance: Floats) -> tuple[float, float]:
     a, t, s, u = (A * S).sum(), np.trace(A), (S * S).sum(), np.trace(S)
     top = float(np.sqrt(values[0]))
     stationary = (a * u - s * t) / (n * a - u * t) if n * a != u * t else 0.0
-    told = []
+    candidates = []
     for c in (0.0, float(np.clip(stationary, 0.0, top)), top):
         B = S - c * np.eye(n)
         size = np.linalg.norm(B)
-        # All eigenvalues alike: B vanishes at the end, and has its direction I until then.
+        # If all eigenvalues are equal, B is a multiple of I that becomes 0 at the end.
         B = B / size if size > 1e-12 * np.sqrt(s) else np.eye(n) / np.sqrt(n)
-        told.append((float(((A / np.linalg.norm(A) - B) ** 2).sum()), c * c))
-    return min(told)
+        candidates.append((float(((A / np.linalg.norm(A) - B) ** 2).sum()), c * c))
+    return min(candidates)
 
 
 def _numbers(name: str, x: Any, shape: tuple[int, int | None]) -> Floats:

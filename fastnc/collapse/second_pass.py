@@ -15,7 +15,7 @@ from fastnc.collapse.class_means import ClassMeans
 
 Floats = NDArray[np.float64]
 # From this many directions on, single-precision features are multiplied in single precision
-# (their deviations are formed in double): below it, memory is what limits, and double is free.
+# (their deviations are formed in double): below it, memory is the bound, and double costs nothing.
 WIDE = 48
 # Class means of at most this many bytes stay in the cache, in whatever order samples come.
 RESIDENT = 1 << 18
@@ -24,7 +24,7 @@ RESIDENT_CUDA = 1 << 24
 
 
 class SecondPass:
-    """What a second pass needs of class means and a classifier, in the forms its kernels read.
+    """Class means and a classifier in the forms that the kernels of a second pass read.
 
     `row (K,)` is the place of each class among those present, negative where it is not.
     """
@@ -56,11 +56,11 @@ class SecondPass:
         return self._triton_sums(H, y) if serves(H) else self._torch_sums(H, y)
 
     def directions(self) -> Directions:
-        """Those that the sums along them are to be read with."""
+        """The directions that the sums refer to."""
         return self._directions(orthonormal=True in self._found)
 
     def _directions(self, orthonormal: bool) -> Directions:
-        """Of the means; those that are not orthonormal are found sooner where there are many."""
+        """Directions of the means; many of them take less time if they need not be orthonormal."""
         from fastnc.kernels.cpu.pairs import centred
 
         orthonormal = orthonormal or self.decides
@@ -135,7 +135,7 @@ class SecondPass:
         return as_numpy(sums)
 
     def _frame_on(self, device: Any, dtype: Any) -> tuple[tuple[Any, ...], Any, Any]:
-        """As tensors there: the frame, the mean of each class, the class of each mean."""
+        """As tensors on the device: the frame, the mean of each class, the class of each mean."""
         import torch
 
         key = dtype, device
@@ -156,7 +156,7 @@ class SecondPass:
         all_labels = torch.from_numpy(y).to(H.device)
         sums = torch.zeros(sums_of.N_SUMS, dtype=torch.float64, device=H.device)
         sums[sums_of.MARGIN] = torch.inf
-        # Without a direction NC1 is not defined, without A no nearest mean is asked for.
+        # Without a direction NC1 is not defined, without A there are no nearest means.
         sums[sums_of.PROJECTED] = 0.0 if len(weights) else torch.nan
         sums[sums_of.NEAREST] = 0.0 if len(A) else torch.nan
         rows = max((1 << 24) // (H.shape[1] + len(A) + len(W)), 1)

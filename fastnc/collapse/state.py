@@ -53,5 +53,5 @@ def arrays_of(state: Any, like: Mapping[str, NDArray[Any]]) -> dict[str, NDArray
 
 
 def plain(value: Any) -> Any:
-    """A Python value again, of what `numpy.savez` made a 0-d array of."""
+    """The Python value that `numpy.savez` has made a 0-d array."""
     return value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value

@@ -1,4 +1,4 @@
-"""Counts, means and scatter of classes in one pass over any batches: the first sweep."""
+"""Counts, means and scatter of classes in one pass over any batches: the first pass."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ClassStatistics:
         Labels lie in 0..K-1.
     dim : int, d >= 1
     scatter : "trace" | "full"
-        "full" keeps the d x d matrix S, from which `metrics` tells `nc1` without a second pass.
+        "full" keeps the d x d matrix S, from which `metrics` has `nc1` without a second pass.
     ignore_index : int, optional
         Samples with that label, -100 say, are left out and counted. Any other label must be a
         class.
@@ -56,7 +56,7 @@ class ClassStatistics:
     ------
     ValueError, TypeError
         From `update`, one sentence for a batch that does not fit, for labels out of range, and
-        for features that are not finite (which sample). What was gathered before is kept whole.
+        for features that are not finite (which sample). The statistics stay as they were.
     RuntimeError
         From `all_reduce`, when called again: that would count every sample once more.
 
@@ -94,7 +94,7 @@ class ClassStatistics:
         self._counts: Counts = np.zeros(n_classes, np.int64)
         self._means: Floats = np.zeros((n_classes, dim))
         self._squares: Floats = np.zeros(n_classes)
-        # Only the lower triangle is kept up to date; Fortran order is what BLAS adds to in place.
+        # Only the lower triangle is kept up to date; Fortran order lets a BLAS add in place.
         self._within: Floats | None = np.zeros((dim, dim), order="F") if scatter == "full" else None
         self._cuda: CudaMoments | None = None
         self._reduced = False
@@ -139,13 +139,13 @@ class ClassStatistics:
 
         Or H (B, T, d) and y (B, T), a sample at every place; labels may also be (n, 1).
         NumPy arrays and CPU tensors are read in place (half precision is widened first); CUDA
-        tensors are summed on their device, in float64, and stay there until they are asked for.
+        tensors are summed on their device, in float64, and the sums stay there until they are read.
         """
         self.update_from(0, H, y)
 
     @quiet
     def update_from(self, first: int, H: Any, y: Any) -> None:
-        """`update`, for a batch whose first sample has that number in what messages say."""
+        """`update`, for a batch whose first sample has the number `first` in messages."""
         of_torch = is_torch(H)
         H, y = check_batch(H, y, self.n_classes, self.dim, first, self.ignore_index)
         ignored = int((y < 0).sum())
@@ -189,7 +189,7 @@ class ClassStatistics:
         from fastnc.kernels.cpu.scatter import merge_moments
 
         if self._within is not None and within is not None:
-            # The means move apart by D: S gains D D^T n_a n_b / n for each class.
+            # With the difference D of the means, S gains D D^T n_a n_b / n for each class.
             ours = self._counts[present]
             share = ours * (counts / (ours + counts))
             gaps = (means - self._means[present]) * np.sqrt(share)[:, None]
@@ -198,7 +198,7 @@ class ClassStatistics:
         merge_moments(present, counts, means, squares, self._counts, self._means, self._squares)
 
     def _fold(self) -> None:
-        """Brings what a CUDA device holds into the arrays here."""
+        """Merges the moments on a CUDA device into the arrays here."""
         if self._cuda is not None:
             moments, self._cuda = self._cuda.moments(), None
             self._merge(*moments)
@@ -273,7 +273,7 @@ class ClassStatistics:
         bias: ArrayLike | None = None,
         min_count: int = 1,
     ) -> CollapseMetrics:
-        """What sums can tell; what needs a second pass (`ClassDeviations`) is None.
+        """The metrics of these sums; those that need a second pass (`ClassDeviations`) are None.
 
         That is everything about the means and the classifier, `nc1_quotient`, `cdnv`, and with
         `scatter="full"` also `nc1`, of the classes that have at least `min_count` samples (then
@@ -297,7 +297,7 @@ class ClassStatistics:
         return metrics_of_means(of, classifier, found, sums, unknown)
 
     def class_means(self, min_count: int = 1) -> ClassMeans:
-        """The means of the classes with at least `min_count` samples, and what else was summed."""
+        """The means of the classes with at least `min_count` samples, and their other sums."""
         counts = self.counts
         present = present_classes(counts, check_count("min_count", min_count, 1))
         kept = np.zeros_like(counts)
@@ -313,7 +313,7 @@ class ClassStatistics:
         )
 
     def resized(self, n_classes: int) -> ClassStatistics:
-        """The same for other classes 0..n_classes-1; those that it has samples of must be among."""
+        """A copy for the classes 0..n_classes-1, which must include all that have samples."""
         more = ClassStatistics(n_classes, self.dim, self.scatter, self.ignore_index)
         more.n_ignored, more._torch, more._reduced = self.n_ignored, self._torch, self._reduced
         self._fold()
