@@ -50,7 +50,7 @@ __all__ = [
     "weight_decay",
 ]
 
-# What a user sees is the public name: of a class, in its repr and when it is pickled.
+# Classes have their public names in their repr and when they are pickled.
 for _name in __all__:
     _class = globals()[_name]
     _class.__name__ = _class.__qualname__ = _name

@@ -21,7 +21,7 @@ def separate(
     K, d = W.shape
     N = len(H)
     rows = np.arange(N)
-    # The multipliers of a balanced optimum: the penalty is as stiff as the problem itself.
+    # The size of the multipliers at a balanced optimum, and a stiffness in proportion.
     typical = 1.0 / np.sqrt(K * N)
     stiffness = 4.0 * typical
     multipliers = np.full((N, K), typical)
@@ -48,11 +48,11 @@ def separate(
     violated = 1.0
     reason = f"{max_rounds} rounds"
     for _ in range(max_rounds):
-        # What is left to gain is of second order in the gradient, the violation of first.
+        # The possible decrease is of second order in the gradient, the violation of first.
         inner = minimise(lagrangian, x, 1.0, max(0.01 * violated**2, 1e-26))
         x, evaluations = inner.x, evaluations + inner.evaluations
         S = slack(x)
-        # Feasibility and complementarity in one: how far the multipliers still move.
+        # Feasibility and complementarity in one: how much the multipliers still change.
         before, violated = violated, float(np.abs(S - multipliers).max()) / stiffness
         multipliers = S
         if violated <= tol:
@@ -61,7 +61,7 @@ def separate(
         if violated > 0.25 * before:
             stiffness = min(2.0 * stiffness, 1e4 * typical)
     W, H = x[: K * d].reshape(K, d), x[K * d :].reshape(N, d)
-    # Equal norms cost nothing and are least: only products of W and H enter the margins.
+    # Equal norms are the least for given margins, which depend only on products of W and H.
     even = np.sqrt(np.linalg.norm(H) / np.linalg.norm(W))
     W, H = W * even, H / even
     Z = H @ W.T

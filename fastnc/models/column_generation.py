@@ -1,11 +1,11 @@
-"""The way out of a local minimum over features that must not be negative: one more direction.
+"""Escape from a local minimum over features that must not be negative, by one more direction.
 
 A column r of W and H, `w_r h_r^T` with h_r >= 0, costs `sqrt(lW lH) |w_r| |h_r|`. With the
 gradient `G = dL/dZ (N, K)` of the loss, an empty column can lower the objective to first order
 exactly if some h >= 0 has `|G^T h| > sqrt(lW lH) |h|`; a local minimum at which none has is the
 global one (Haeffele & Vidal, "Global optimality in tensor factorization", 2015). To maximise over
-h is itself hard in general; classes on their own and a projected power iteration from them are
-what is tried here.
+h is itself hard in general; here the indicators of single classes, and projected power iterations
+from them, are tried.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 
 def escape(model: ReLUFeatures, W: Floats, H: Floats) -> tuple[Floats, Floats] | None:
-    """A point below the local minimum (W, H), or None where no direction was found to help."""
+    """A point below the local minimum (W, H), or None if no direction that helps was found."""
     W, H = _without_doubles(W, H, model.balance)
     masses = np.linalg.norm(W, axis=0) * np.linalg.norm(H, axis=0)
     place = int(np.argmin(masses))
@@ -53,7 +53,7 @@ def _put(
 
 
 def _without_doubles(W: Floats, H: Floats, balance: float) -> tuple[Floats, Floats]:
-    """Copies in which columns of one and the same direction are joined: it costs nothing."""
+    """Copies in which columns of the same direction are joined, at an unchanged objective."""
     W, H = W.copy(), H.copy()
     d = W.shape[1]
     for r in range(d):
@@ -76,7 +76,7 @@ def _gradient(W: Floats, H: Floats, y: NDArray[Any]) -> Floats:
 
 
 def _steepest(G: Floats, y: NDArray[Any], n_classes: int) -> tuple[Floats, float]:
-    """h >= 0 of norm 1 with a large |G^T h|, and that."""
+    """h >= 0 of norm 1 with a large |G^T h|, and this |G^T h|."""
     best, rate = np.zeros(len(G)), 0.0
     for k in range(n_classes):
         h = (y == k) / np.sqrt(np.count_nonzero(y == k))

@@ -38,7 +38,7 @@ def _pulled(x: Array, norm: float, grad: Array, axis: int | None = None) -> Arra
 
 
 class Constrained(Balanced):
-    """The mean cross-entropy of `scale` times the logits; the constraint is the row's own."""
+    """The mean cross-entropy of `scale` times the logits; each model has its own constraint."""
 
     scale = 1.0
     source = "closed form: simplex ETF"
@@ -49,7 +49,7 @@ class Constrained(Balanced):
 
     @property
     def etf_gap(self) -> float:
-        """The logit of the own class above the others at a simplex ETF of these norms."""
+        """The label's logit minus the others at a simplex ETF of these norms."""
         norm_W, norm_H = self.norms()
         n = self.n_samples / self.n_classes
         return self.scale * norm_W * norm_H / math.sqrt(n) / (self.n_classes - 1)
@@ -137,7 +137,7 @@ class NormConstrained(Constrained):
     For d >= K - 1 and equal class sizes the optimum is
     `log(1 + (K-1) exp(-K/(K-1) sqrt(energy_W energy_H)))`, at a simplex ETF; for unequal ones it
     is that of a convex program over the class logits, certified by its duality gap. Both
-    constraints are active there, so runs and solvers live on the boundary.
+    constraints are active there, so runs and solvers stay on the boundary.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ class NormConstrained(Constrained):
         for name in ("energy_W", "energy_H"):
             check_positive(name, getattr(self, name))
             object.__setattr__(self, name, float(getattr(self, name)))
-        # What each class's sum of |h_i|^2 counts; of equal sizes 1 / N.
+        # The weight of each class's sum of |h_i|^2 in the energy; 1 / N for equal sizes.
         share = self.counts * self.n_classes if self.average == "class" else self.n_samples
         object.__setattr__(self, "_share", np.broadcast_to(1.0 / share, self.counts.shape))
 
@@ -192,7 +192,7 @@ class NormConstrained(Constrained):
         )
 
     def _weights(self, H: Array) -> Array:
-        """What |h_i|^2 counts (N, 1), in the precision of H."""
+        """The weight of |h_i|^2 in the energy (N, 1), in the precision of H."""
         share: Array = self._share  # type: ignore[attr-defined]
         return share[self.y].astype(H.dtype)[:, None]
 
@@ -201,7 +201,7 @@ class NormConstrained(Constrained):
 
     def retract(self, W: Array, H: Array) -> tuple[Array, Array]:
         energy = self._energy(H)
-        # What is 0 has no direction: NaN, which the callers tell.
+        # A zero H has no direction: NaN, which the callers report.
         factor = float(np.sqrt(self.energy_H / energy)) if energy > 0.0 else np.nan
         return _scaled(W, self.norms()[0]), H * factor
 
@@ -244,7 +244,7 @@ class Normalized(Constrained):
     n_classes, n_per_class, dim : int
         dim >= 2: unit vectors in one dimension are only +1 and -1.
     temperature : float > 0
-        What the cosines are multiplied by.
+        The factor of the cosines.
     """
 
     n_classes: int

@@ -6,8 +6,8 @@ By the variational form of the nuclear norm, minimising over W and H is minimisi
 
 over the K x K class logits Z, a column a class, as long as d is at least the rank of the answer.
 It is solved in factors `Z diag(sqrt n) = U V^T`, where the nuclear norm is `(|U|^2 + |V|^2)/2`.
-That problem is smooth, and without spurious local minima since the factors have K columns; that
-its answer is the global one is shown afterwards, by a dual point.
+That problem is smooth, and without spurious local minima since the factors have K columns; a dual
+point shows afterwards that the answer is the global one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def imbalanced_cross_entropy(
 ) -> ConvexOptimum:
     """The global optimum of P for class sizes `counts` (K,), certified by the duality gap.
 
-    `root` (K,) takes the place of sqrt n in the penalty, and in X.
+    `root` (K,) replaces sqrt n in the penalty, and in X.
 
     Cost: a few hundred products of K x K matrices; K = 100 takes seconds.
     """
@@ -65,7 +65,7 @@ class _Factored:
 
     def _softmax(self, X: Floats) -> tuple[Floats, Floats, Floats]:
         """Losses (K,), the residuals p - e_k and the probabilities, columns (K, K)."""
-        # A column a class is a sample of the class a row.
+        # Each class's column of logits becomes a row: one sample of that class.
         D = (X / self.root).T
         classes = np.arange(self.K)
         D = D - np.diag(D)[:, None]
@@ -97,10 +97,10 @@ class _Factored:
 
     def certified(self, X: Floats) -> ConvexOptimum:
         """P(X) and its duality gap: with `s = min(1, mu/|G|_2)` and `q_k = e_k + s (p_k - e_k)`,
-        `-sum_k (n_k/N) sum_j q_kj log q_kj` ... is a lower bound of P by Fenchel's inequality.
+        `-sum_k (n_k/N) sum_j q_kj log q_kj` is a lower bound of P by Fenchel's inequality.
         """
         A, sigma, Bt = np.linalg.svd(X)
-        # Directions that the penalty switches off reach zero only up to the solver's accuracy.
+        # Singular values that the penalty makes 0 are 0 only up to the solver's accuracy.
         sigma[sigma < 1e-7 * max(1.0, sigma[0])] = 0.0
         X = (A * sigma) @ Bt
         losses, r, p = self._softmax(X)
@@ -129,7 +129,7 @@ def bounded_cross_entropy(
     zero = np.zeros((len(counts), len(counts)))
     start = _Factored(counts, 1.0, root)
     _, r, _ = start._softmax(zero)
-    # From the norm of the gradient at 0 on, the optimum of P is 0.
+    # If mu is at least the norm of the gradient at 0, the optimum of P is 0.
     high = float(np.linalg.norm(r * (start.share / root), 2))
 
     def excess(log_mu: float) -> float:

@@ -1,4 +1,4 @@
-"""Cross-entropy with weight decay on W and H, a bias or none, labels smoothed or not."""
+"""Cross-entropy with weight decay on W and H, optionally with a bias and label smoothing."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class WeightDecay(Balanced):
 
     With `c = sqrt(n lW lH)` the optimum is a simplex ETF, `W W^T = sqrt(lH/lW) sqrt(n) a C`,
     `C = I - 11^T/K`, with the logit gap `a = log(1/c - K + 1)` if `c < 1/K` and 0 otherwise;
-    its value is `log(1 + (K-1) e^-a) + c (K-1) a`, and b is constant. Labels smoothed by alpha
-    (Zhou et al., 2022) put `c + alpha/K` in the place of c.
+    its value is `log(1 + (K-1) e^-a) + c (K-1) a`, and b is constant. With labels smoothed by alpha
+    (Zhou et al., 2022) `c + alpha/K` replaces c.
 
     Parameters
     ----------

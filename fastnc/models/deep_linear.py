@@ -19,7 +19,7 @@ Layers = tuple[Array, ...]
 
 
 class Fitted(NamedTuple):
-    """Where one start ended."""
+    """The result of one start."""
 
     W: Floats
     H: Floats
@@ -31,7 +31,7 @@ class Fitted(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DeepOptimum(Optimum):
-    """The optimum of a deep model: W is its last layer, `means` are what enters that.
+    """The optimum of a deep model: W is its last layer, `means` are the inputs of that.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class DeepLinear(Balanced):
     ----------
     n_classes, n_per_class : int
     widths : sequence of M int >= 1
-        d_1 of the features, then d_2, ..., d_M of what enters the second, ..., the last layer.
+        d_1, ..., d_M, the input widths of the layers; d_1 is that of the features.
         M = 1 is `squared_error` without a bias.
     weight_decays : float, or sequence of M + 1 floats
         l_0 of the features, then those of W_1, ..., W_M. All positive, or all 0.
@@ -106,9 +106,9 @@ class DeepLinear(Balanced):
         object.__setattr__(self, "weight_decays", tuple(float(x) for x in decays))
         object.__setattr__(self, "dim", widths[-1])
         self._set_up_balanced()
-        # Fewer directions than a simplex is no reason for more starts here.
+        # A dimension too small for a simplex needs no more starts here.
         object.__setattr__(self, "starts", 16)
-        # The least curvature: of the penalty, or of directions that nothing penalises.
+        # The least curvature: that of the penalty, or a guess where there is none.
         object.__setattr__(self, "modulus", min(self.weight_decays) or 1e-3 / self.n_samples)
 
     @property
@@ -123,7 +123,7 @@ class DeepLinear(Balanced):
         return ((self.n_samples, self.widths[0]), *zip(ends, self.widths, strict=True))
 
     def start(self, seed: int = 0, dtype: str = "float64") -> Layers:
-        """Gaussian H_1, W_1, ..., W_M with entries of variance 1 / width of what enters.
+        """Gaussian H_1, W_1, ..., W_M with entries of variance 1 / (number of columns).
 
         W_M is drawn first, then H_1: with one layer the start of the other models.
         """
@@ -142,7 +142,7 @@ class DeepLinear(Balanced):
         return layers[-1], layers[0]
 
     def features(self, layers: Layers) -> Array:
-        """What enters the last layer (N, d_M)."""
+        """The inputs of the last layer (N, d_M)."""
         out = layers[0]
         for W in layers[1:-1]:
             out = out @ W.T
@@ -180,7 +180,7 @@ class DeepLinear(Balanced):
         )
 
     def fit(self, seed: int) -> Fitted:
-        """Where L-BFGS from a Gaussian start ends, in the scales that penalise all alike."""
+        """L-BFGS from a Gaussian start, in scales with equal penalties for all layers."""
         sizes = [rows * columns for rows, columns in self.shapes]
         cuts = np.cumsum(sizes)[:-1]
         scales = [(decay / self.modulus) ** -0.5 if decay else 1.0 for decay in self.weight_decays]
@@ -194,7 +194,7 @@ class DeepLinear(Balanced):
             pairs = zip(gradients, scales, strict=True)
             return value, np.concatenate([(g * scale).ravel() for g, scale in pairs])
 
-        # A product of the size of the labels: too small a one falls into the minimum at 0.
+        # A product of the size of the labels: a smaller one would converge to the minimum at 0.
         size = self.n_per_class ** (0.5 / len(sizes))
         x = np.concatenate([
             (x * (size / np.linalg.norm(x, 2) / scale)).ravel()
@@ -207,7 +207,7 @@ class DeepLinear(Balanced):
         )
 
     def optimum(self) -> DeepOptimum:
-        """The closed form above: the root of one equation for every direction at once."""
+        """The closed form above: the root of one equation, the same for all directions."""
         K, N = self.n_classes, self.n_samples
         root, kept = float(np.sqrt(self.n_per_class)), min(K, *self.widths)
         s, one = _direction(root, N, self.weight_decays)
@@ -238,7 +238,7 @@ def _direction(root: float, N: int, decays: tuple[float, ...]) -> tuple[float, f
     """The best singular value s in 0..root of a direction, and its share of the value.
 
     With `s = x^F`, F factors, the derivative of `(x^F - root)^2 / (2N) + F/2 p x^2` over F x is
-    `x^(F-2) (x^F - root) / N + p`: above its least point it rises, and has one root at most.
+    `x^(F-2) (x^F - root) / N + p`: above its minimum it rises, and has one root at most.
     """
     from scipy.optimize import brentq
 

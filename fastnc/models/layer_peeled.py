@@ -1,4 +1,4 @@
-"""What the rows of Table 1 share: sizes, labels, a start, and the form of a known optimum."""
+"""What the models of Table 1 share: sizes, labels, a start, and the form of a known optimum."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from fastnc._core.html_table import html_table
 Floats = NDArray[np.float64]
 
 
-# Multiplications an evaluation below which a second thread costs more than it brings: seen 16 ms,
-# on a busy machine, against 0.2.
+# Multiplications an evaluation below which a second thread costs more than it saves: on a busy
+# machine an evaluation took 16 ms instead of 0.2.
 _SMALL = 1_000_000
 
 
@@ -56,13 +56,13 @@ class Optimum:
 
     Every rotation of the feature space turns a minimiser into another one; what they have
     in common is in `gram_W` and `gram_H`. (Where d is too small for all directions of a squared
-    error, which of equal ones are kept is a choice, and so are the Gram matrices.)
+    error, the choice among equal ones is arbitrary, and so are the Gram matrices.)
 
     Attributes
     ----------
     value : float
     W : (K, d) float64
-    means : (K, d) float64, the features: every sample sits at its class's row
+    means : (K, d) float64, the features: every sample's are its class's row
     y : (N,) labels
     bias : (K,) float64, or None for a model without one
     source : str, the theorem or the certificate
@@ -110,10 +110,10 @@ class Optimum:
 
 
 class LayerPeeled:
-    """A row of Table 1: W (K, d) and H (N, d) are free but for a penalty or a constraint.
+    """A model of Table 1: W (K, d) and H (N, d) are free but for a penalty or a constraint.
 
-    A row says what its objective is (`value_and_grads`), how a point is put back on its
-    constraint (`retract`, `pullback`, `violation`), and what is known (`optimum`).
+    A model defines its objective (`value_and_grads`), its constraint (`retract`, `pullback`,
+    `violation`), and its known optimum (`optimum`).
     """
 
     n_classes: int
@@ -130,7 +130,7 @@ class LayerPeeled:
     modulus = 1.0
 
     def _set_up(self, counts: NDArray[np.int64]) -> None:
-        """Store what follows from the class sizes; called by a row once it has checked them."""
+        """Store what follows from the class sizes, which the model has checked."""
         y = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
         y.flags.writeable = False
         counts.flags.writeable = False
@@ -138,13 +138,13 @@ class LayerPeeled:
         object.__setattr__(self, "n_classes", len(counts))
         object.__setattr__(self, "counts", counts)
         if self.dim < len(counts) - 1:
-            # Vectors that have no room for a simplex block each other's way: local minima, at
-            # which about every second start was seen to end.
+            # Where no simplex fits there are local minima, at which about half of the starts
+            # ended.
             object.__setattr__(self, "starts", max(self.starts, 64))
         object.__setattr__(self, "y", y)
 
     def _set_weight_decay(self, weight_decay_W: float, weight_decay_H: float) -> None:
-        """Check both penalties and store the scales in which they are alike, and their size."""
+        """Check both penalties; store the scales that make them equal, and their geometric mean."""
         for name, value in (("weight_decay_W", weight_decay_W), ("weight_decay_H", weight_decay_H)):
             if np.isscalar(value) and value == 0:
                 raise ValueError(
@@ -179,7 +179,7 @@ class LayerPeeled:
         """Gaussian W (K, d) and H (N, d) with entries of variance 1/d, put on the constraint.
 
         Drawn as the ULPM's are: the same seed and sizes give the same start, so that runs
-        of different rows can be compared. A free bias starts at zero.
+        of different models can be compared. A free bias starts at zero.
         """
         precision = float_dtype(dtype)
         W, H = gaussian_start(self.n_classes, self.n_samples, self.dim, seed)
@@ -187,14 +187,14 @@ class LayerPeeled:
         return W.astype(precision), H.astype(precision)
 
     def objective(self, W: Any, H: Any, bias: ArrayLike | None = None) -> float:
-        """The objective of this row at W (K, d), H (N, d) and, where it has one, bias (K,).
+        """The objective of this model at W (K, d), H (N, d) and, where it has one, bias (K,).
 
         A constraint is not part of it: see `violation`.
 
         Raises
         ------
         ValueError
-            Arrays of the wrong shape; a bias for a row that has none.
+            Arrays of the wrong shape; a bias for a model that has none.
         """
         check_matrix("W", W, (self.n_classes, self.dim))
         check_matrix("H", H, (self.n_samples, self.dim))
@@ -240,7 +240,7 @@ class LayerPeeled:
 
 
 class Balanced(LayerPeeled):
-    """A row of K classes with n samples each."""
+    """A model of K classes with n samples each."""
 
     n_per_class: int
 
@@ -256,7 +256,7 @@ class Balanced(LayerPeeled):
 
 
 class Unequal(LayerPeeled):
-    """A row whose classes may have any sizes."""
+    """A model whose classes may have any sizes."""
 
     class_sizes: Sequence[int]
 
@@ -292,7 +292,7 @@ def frame(n_classes: int, dim: int) -> Floats:
 
 
 def require_etf(n_classes: int, dim: int) -> None:
-    """Refuse where K vectors of equal angles do not fit: d < K - 1."""
+    """Raise `UnknownOptimum` where no simplex ETF of K classes fits: d < K - 1."""
     if dim < n_classes - 1:
         raise UnknownOptimum(
             f"no closed form is known for dim={dim} < n_classes - 1 = {n_classes - 1}: a simplex "

@@ -35,12 +35,12 @@ def minimise(
     max_evaluations: int = 20_000,
     lower: Floats | None = None,
 ) -> Minimum:
-    """L-BFGS until what is left to gain, `|grad|^2 / (2 modulus)`, is below `tol`.
+    """L-BFGS until an estimate of the further decrease, `|grad|^2 / (2 modulus)`, is below `tol`.
 
-    `tol` is meant relative to the value, unless `relative` is False.
+    `tol` is relative to the value, unless `relative` is False.
     `modulus` is a guess of the smallest curvature that matters (with a penalty: the penalty).
     Directions without curvature, such as rotations of the feature space, have no gradient
-    either. `lower` bounds x from below; what is left then counts free entries only.
+    either. `lower` bounds x from below; the estimate then takes free entries only.
     """
     best = Minimum(x, np.inf, 0, "")
     count = 0
@@ -56,7 +56,7 @@ def minimise(
         value, grad = fun(x)
         if value < best.value:
             free = grad if lower is None else np.where((x > lower) | (grad < 0.0), grad, 0.0)
-            # A modulus that underflowed promises nothing.
+            # With a modulus that underflowed there is no estimate.
             estimate = float(free @ free) / (2.0 * modulus) if modulus > 0.0 else np.inf
             best = Minimum(x.copy(), value, count, "")
         return value, grad
@@ -68,7 +68,7 @@ def minimise(
     from fastnc.kernels.cpu.threads import serial_blas
 
     small_problem = len(x) < 100_000
-    # The method factors 20 x 20 matrices; to share such a one, OpenBLAS takes milliseconds.
+    # The method factors 20 x 20 matrices; OpenBLAS takes milliseconds to share one among threads.
     with serial_blas if small_problem else nullcontext():
         result = _scipy_minimize(
             counted,
@@ -104,7 +104,7 @@ def newton(
 ) -> Floats:
     """Newton steps by MINRES while they shrink the gradient: the last digits near a minimum.
 
-    MINRES copes with the Hessian's null space (rotations), to which the gradient is orthogonal.
+    MINRES allows for the Hessian's null space (rotations), to which the gradient is orthogonal.
     """
     grad = fun(x)[1]
     for _ in range(max_iterations):

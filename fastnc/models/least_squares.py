@@ -1,4 +1,4 @@
-"""Squared error with weight decay, classes of one size or of any."""
+"""Squared error with weight decay, for equal or unequal class sizes."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ class SquaredError(Balanced, _LeastSquares):
 
     With `c = sqrt(n lW lH)` and `s = max(0, 1 - Kc)` the class means' logits are `s I` without a
     bias (an orthogonal frame, d >= K) and `s (I - 11^T/K)` with one (a simplex ETF, d >= K - 1,
-    b = 1/K). The values are `r (c - K c^2/2)`, or `r / (2K)` where s = 0, with r = K and
-    r = K - 1. In a smaller dimension d the optimum keeps d of the r directions, and the others
-    cost 1/(2K) each.
+    b = 1/K). The value is `r (c - K c^2/2)`, or `r / (2K)` where s = 0, with r = K without a bias
+    and r = K - 1 with one. In a smaller dimension d the optimum keeps d of the r directions, and
+    the others cost 1/(2K) each.
 
     Parameters
     ----------
@@ -113,8 +113,8 @@ class ImbalancedSquaredError(Unequal, _LeastSquares):
 
     Without a bias and with `s_k = max(0, sqrt(n_k) - N sqrt(lW lH))` the optimum is an orthogonal
     frame of unequal lengths, of value `sum_k (s_k - sqrt n_k)^2/(2N) + sqrt(lW lH) s_k`; a class
-    with `s_k = 0` is given up. With a free bias, or in a dimension d < K, the singular values of
-    the centred target take the place of sqrt(n_k), and the d largest are kept.
+    with `s_k = 0` has classifier and mean 0. With a free bias, the singular values of the centred
+    target replace sqrt(n_k); in a dimension d < K, the d largest are kept.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Losses of an unconstrained model beside cross-entropy: squared, focal, with smoothed labels.
+"""Losses of an unconstrained model other than cross-entropy: squared, focal, smoothed labels.
 
 With the gaps `g_j = z_j - z_y` of a sample's logits and `s = log sum_{j != y} exp(g_j)`, its
 cross-entropy is `softplus(s)` and the probability of the wrong classes `sigmoid(s)`. Both, and the
@@ -22,7 +22,7 @@ NAMES = ("cross-entropy", "squared", "focal", "smoothed")
 
 
 class OfLogits(NamedTuple):
-    """A mean loss, its logarithm, and dL/dZ (N, K), or dlog L/dZ where that was asked for."""
+    """A mean loss, its logarithm, and dL/dZ (N, K), or dlog L/dZ with `of_log`."""
 
     log_value: float
     value: float
@@ -33,10 +33,10 @@ class LogitLoss:
     """The mean over samples of a loss of their logits."""
 
     has_log = False
-    """Whether the gradient of log L can be told where L itself is no float any more."""
+    """Whether the gradient of log L can be computed where L itself underflows."""
 
     def of_logits(self, Z: Floats, y: Labels, of_log: bool = False) -> OfLogits:
-        """Of logits Z (N, K) in float64."""
+        """The loss of logits Z (N, K) in float64."""
         raise NotImplementedError
 
     def value_and_grads(
@@ -87,7 +87,7 @@ class Smoothed(LogitLoss):
 
 @dataclass(frozen=True)
 class Focal(LogitLoss):
-    """`-(1 - p_y)^gamma log p_y`, Lin et al. (2017): what is already right counts less.
+    """`-(1 - p_y)^gamma log p_y`, Lin et al. (2017): well-classified samples count less.
 
     As its margins grow the loss of a sample vanishes like `exp(-(gamma + 1) margin)`.
     """
@@ -101,7 +101,7 @@ class Focal(LogitLoss):
     def of_logits(self, Z: Floats, y: Labels, of_log: bool = False) -> OfLogits:
         _, s, q = _wrong(Z, y)
         log_wrong, log_right = -np.logaddexp(0.0, -s), -np.logaddexp(0.0, s)
-        # log softplus(s), which is s - e^s / 2 where the sum of softplus would lose it.
+        # log softplus(s), as s - e^s / 2 where softplus itself would underflow.
         low = np.minimum(s, -30.0)
         log_entropy = np.where(s < -30.0, low - 0.5 * np.exp(low), np.log(-log_right))
         losses = self.gamma * log_wrong + log_entropy

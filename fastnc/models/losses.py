@@ -1,4 +1,4 @@
-"""The smooth parts the rows of Table 1 are made of: cross-entropy, squared error, penalties."""
+"""The smooth terms of the models of Table 1: cross-entropy, squared error, penalties."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = NDArray[Any]
 def cross_entropy(W: Array, H: Array, y: Array, bias: Array | None = None) -> Gradients:
     """Mean cross-entropy of the logits `H W^T + bias` on the fused kernel.
 
-    The kernel knows no bias: it becomes one more column of W beside a column of ones of H.
+    The kernel has no bias: it becomes one more column of W, with a column of ones in H.
     """
     from fastnc.kernels.cpu.cross_entropy import loss_and_grads
 

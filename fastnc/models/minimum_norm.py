@@ -1,4 +1,4 @@
-"""The minimum-norm separation problem (5), classes of one size or of any."""
+"""The minimum-norm separation problem (5), for equal or unequal class sizes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Array = NDArray[Any]
 
 
 class MinimumNorm(LayerPeeled):
-    """`min 1/2 (|W|^2 + |H|^2)  subject to  <w_{y_i} - w_j, h_i> >= 1`, whatever the sizes."""
+    """`min 1/2 (|W|^2 + |H|^2)  subject to  <w_{y_i} - w_j, h_i> >= 1`, for any class sizes."""
 
     landscape = "KKT points that are not optimal exist (Example 3.1)"
     starts = 16

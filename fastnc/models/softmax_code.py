@@ -1,4 +1,4 @@
-"""Softmax codes: unit classifiers as far as they can be from the hull of the others."""
+"""Softmax codes: unit classifiers, each as far as possible from the hull of the others."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fastnc.collapse.codes import from_hulls
 from fastnc.models.layer_peeled import Floats, LayerPeeled, Optimum, frame
 from fastnc.models.lbfgs import minimise
 
-# Least-squares programs and a sequential quadratic program of so many unknowns: seconds.
+# Most unknowns of the sequential quadratic program: with so many it takes seconds.
 _POLISHED = 400
-# At the last one, the loss forgets what is above the least margin by more than a hundredth.
+# At the last one, margins that are 0.01 above the least hardly count in the loss.
 _TEMPERATURES = (4.0, 16.0, 64.0, 256.0, 1024.0)
 _SEEDS = 16
 
@@ -28,14 +28,14 @@ class Code(Optimum):
     Attributes
     ----------
     proven : bool
-        Whether no code is known to be farther apart; else this is the best of several starts.
+        Whether the code is known to be optimal; else it is the best of several starts.
     """
 
     proven: bool = True
 
 
 class Fitted(NamedTuple):
-    """A code that one start led to, its features, its distance and what it took."""
+    """The code of one start, its features, its distance, and the evaluations it took."""
 
     W: Floats
     H: Floats
@@ -51,7 +51,7 @@ class SoftmaxCode(LayerPeeled):
     `max over |w_k| = 1 of  min_k dist(w_k, hull{w_j: j != k})`
 
     which is the largest margin `min_k min_{j != k} <w_k - w_j, h_k>` that unit classifiers and
-    unit features reach: where `normalized` goes as its temperature grows. Known for K <= d + 1, a
+    unit features reach: the limit of `normalized` as its temperature grows. Known for K <= d + 1, a
     simplex, K / (K - 1); for d = 2, the regular polygon, `1 - cos(2 pi / K)`; for d + 1 < K <= 2d,
     vertices of the cross-polytope (orthoplex), 1. For more classes `optimum()` is the best of 16
     seeded starts, and its `proven` is False.
@@ -94,7 +94,7 @@ class SoftmaxCode(LayerPeeled):
         return _unit(W), _unit(H)
 
     def optimum(self) -> Code:
-        """The code above. Cost, where none is known: half a minute at K = 100, d = 10."""
+        """The code above. Cost, where no optimum is known: half a minute at K = 100, d = 10."""
         K, d = self.n_classes, self.dim
         W = np.zeros((K, d))
         if d >= K - 1:
@@ -113,10 +113,11 @@ class SoftmaxCode(LayerPeeled):
         return self._code(best.W.copy(), best.value, source, proven=False)
 
     def fit(self, seed: int) -> Fitted:
-        """The code to which the Gaussian start of a seed leads: by a softened least margin.
+        """The code found from the Gaussian start of a seed.
 
-        Cross-entropy of unit vectors at growing temperatures, each from where the last one ended;
-        for small codes then the least margin itself, by sequential quadratic programs.
+        Cross-entropy of unit vectors, a smooth form of the least margin, at growing temperatures,
+        each from the result of the last one; for small codes then the least margin itself, by
+        sequential quadratic programs.
         """
         from fastnc.kernels.cpu.threads import few_threads
         from fastnc.models.constrained import Normalized

@@ -69,12 +69,11 @@ def solve(
 ) -> Solution:
     """Minimise the objective of a model of Table 1 over W and H, from Gaussian starts.
 
-    L-BFGS on the fused kernels, in the scales of W and H that penalise both alike; constraints
-    are taken in by optimising over the direction of what they normalise, there on the logarithm
-    of the loss; features that must not be negative are bounds, and their local minima are left
-    along the direction in which the dual certificate fails; the separation problem is solved by
-    an augmented Lagrangian. The optimum that is known is not used to find a minimum, only to
-    tell whether another start is needed.
+    L-BFGS on the fused kernels, in scales of W and H with equal penalties. Constrained models are
+    optimised over the directions of what they normalise, on the logarithm of the loss. For features
+    that must not be negative there are bounds, and a local minimum is left along a direction in
+    which the dual certificate fails. The separation problem is solved by an augmented Lagrangian. A
+    known optimum is not used to find a minimum, only to decide whether another start is needed.
 
     Parameters
     ----------
@@ -82,11 +81,11 @@ def solve(
     seed : int >= 0
         Of the first start; the next ones use `seed + 1, ...`.
     starts : int >= 1, optional
-        How many starts at most; by default what the landscape of the model asks for. Further
-        starts are only made while the gap is above 1e-8, or unknown.
+        How many starts at most; by default the `starts` of the model. Further starts are only made
+        while the gap is above 1e-8, or unknown.
     beside : sequence of (W, H, bias), optional
-        Further points to start from, before the Gaussian ones: those of a model that this one
-        contains keep it from a value above that one's. Not for models with a constraint.
+        Further points to start from, before the Gaussian ones: from a minimum of a model that this
+        one contains, the value is at most that model's. Not for models with a constraint.
 
     Returns
     -------
@@ -145,7 +144,7 @@ def solve(
         with few_threads(model.is_small, blas=False):
             point, minimum = _fit(model, seed + max(start, 0), at)
         evaluations += minimum.evaluations
-        # The logarithm tells losses apart that a float cannot hold.
+        # The logarithm distinguishes losses that are too small for a float.
         log_value = minimum.value if isinstance(model, Constrained) else -np.inf
         value = model.value_and_grads(*point).value if np.isfinite(minimum.value) else np.inf
         if best is None or (value, log_value) < best[:2]:
@@ -189,7 +188,7 @@ def _by_itself(model: DeepLinear | SoftmaxCode, seed: int, at_most: int) -> Solu
         with few_threads(model.is_small, blas=False):
             found = model.fit(seed + made - 1)
         evaluations += found.evaluations
-        # A code's distance is to be large, an objective small.
+        # A code's distance is maximised, an objective minimised.
         gap = (found.value - optimum.value) / (optimum.value or 1.0)
         gap = -gap if isinstance(model, SoftmaxCode) else gap
         if best is None or gap < best_gap:
@@ -221,7 +220,7 @@ def _relative_gap(value: float, log_value: float, optimum: Optimum) -> float:
 
 
 def _fit(model: LayerPeeled, seed: int, at: Point | None) -> tuple[Point, Minimum]:
-    """One start, `at` a point or a Gaussian one: a feasible point, and how the search went."""
+    """One start, from the point `at` or a Gaussian one: a feasible point, and the minimum found."""
     K, d, N = model.n_classes, model.dim, model.n_samples
     W, H = model.init(seed)
     match model:
@@ -233,7 +232,7 @@ def _fit(model: LayerPeeled, seed: int, at: Point | None) -> tuple[Point, Minimu
         case Constrained():
             return _fit_constrained(model, W, H)
 
-    # W and H have one and the same penalty in these scales, and a start of equal norms.
+    # W and H have the same penalty in these scales, and a start of equal norms.
     sizes = (K * d, N * d, K if model.has_bias else 0)
     scales = np.repeat([model.balance, 1.0 / model.balance, 1.0], sizes)
 
@@ -267,7 +266,7 @@ def _fit(model: LayerPeeled, seed: int, at: Point | None) -> tuple[Point, Minimu
 
 
 def _fit_constrained(model: Constrained, W: Floats, H: Floats) -> tuple[Point, Minimum]:
-    """Over the directions of what is normalised; the logarithm keeps small losses apart."""
+    """Minimises the logarithm of the loss over the directions of W and H."""
     cut, shapes = W.size, (W.shape, H.shape)
 
     def split(x: Floats) -> tuple[Floats, Floats]:
@@ -280,7 +279,7 @@ def _fit_constrained(model: Constrained, W: Floats, H: Floats) -> tuple[Point, M
         return g.value, np.concatenate([grad_W.ravel(), grad_H.ravel()])
 
     x = np.concatenate([W.ravel(), H.ravel()])
-    # Logits that hardly differ bend the objective by their square, in directions of norm |x|.
+    # For small logit gaps the curvature is proportional to their square, over |x|^2.
     modulus = 1e-3 * min(1.0, model.etf_gap) ** 2 / float(x @ x)
     minimum = minimise(objective, x, modulus, relative=False)
     W, H = model.retract(*split(minimum.x))

@@ -25,8 +25,8 @@ class ULPM:
     """The unconstrained layer-peeled model, equation (4) of the paper, with the mean loss.
 
     `min over W, H of (1/N) sum_i log(1 + sum_{j != y_i} exp(<w_j - w_{y_i}, h_i>))`, or of
-    another loss of the logits. `descend` moves it by any of them; kernels, curvatures, `flow`,
-    devices and ranks know cross-entropy.
+    another loss of the logits. `descend` minimises any of them; kernels, curvatures, `flow`,
+    devices and ranks are for cross-entropy only.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ class ULPM:
 
         Squared: the logits are the labels, of the d largest classes where d < K. Smoothed: the
         gap of the logits is `log(1 + K (1 - a) / a)`, a the smoothing; d >= K - 1. Every
-        invertible map of the features makes other ones, as nothing is penalised.
+        invertible map of the features gives other ones, as nothing is penalised.
 
         Raises
         ------

@@ -35,7 +35,7 @@ class Imbalanced(_Decayed):
 
     The optimum is that of a convex program over the class logits (`fastnc.models.convex`), solved
     here and certified by its duality gap. Minority collapse: classes of size n_k have one common
-    classifier, and features that do not tell them apart, exactly if
+    classifier, and features that do not separate them, exactly if
     `sqrt(n_k) <= N sqrt(lW lH)` (see `collapsed`).
 
     Parameters
@@ -62,7 +62,7 @@ class Imbalanced(_Decayed):
         """Which classes (K,) have `sqrt(n_k) <= N sqrt(lW lH)`.
 
         At an optimum where such classes of one size share their logits, the gradient along
-        the directions that tell them apart has the singular value sqrt(n_k)/N, and the nuclear
+        the directions that separate them has the singular value sqrt(n_k)/N, and the nuclear
         norm keeps those directions at zero while that is at most sqrt(lW lH).
         """
         mu = self.modulus
@@ -93,9 +93,9 @@ class ReLUFeatures(_Decayed):
     Each class takes a direction of its own, with the logit gap
     `M_k = max(0, log((K-1) (sqrt(n_k) / (N sqrt(lW lH (K-1)/K)) - 1)))`, and the value is
     `sum_k (n_k/N) log(1 + (K-1) e^(-M_k)) + sqrt(lW lH n_k (K-1)/K) M_k`: class means are
-    orthogonal, a class with M_k = 0 is given up. Known for d >= the number of the others. That
+    orthogonal, a class with M_k = 0 has mean 0. Known for d >= the number of the others. That
     it is the global optimum follows from the dual: the columns of the gradient then have
-    no positive scalar products, so that no non-negative mixture of classes can gain.
+    no positive scalar products, so that no non-negative mixture of classes lowers the objective.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ class ReLUFeatures(_Decayed):
         return max(0.0, -float(H.min()))
 
     def optimum(self) -> Optimum:
-        """The closed form above, if `dim` has room for every class that is not given up."""
+        """The closed form above, if `dim` is at least the number of classes with M_k > 0."""
         K, N, n = self.n_classes, self.n_samples, self.counts
         mu = self.modulus
         room = np.maximum(np.sqrt(n) / (N * mu * np.sqrt((K - 1) / K)) - 1.0, 0.0)
