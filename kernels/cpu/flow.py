@@ -8,7 +8,7 @@ are described in `fastnc/dynamics/integrator/newton.py`. 6KNd operations for the
 (7d + 3K) KN and (Kd)^2 multiply-adds, complex or real, for a direct solve; 12KNd operations for a
 Hessian product, of which an iterative solve makes one or two at each of its steps. Small problems
 are bound by latency, not by arithmetic: 10 us for a right-hand side and 60 us for a direct solve at
-K = 5, n = 10, d = 20. Large ones are bound by the matrix products, which NumPy's BLAS computes.
+K = 5, n = 10, d = 20. Large ones are bound by the matrix products, which a BLAS computes.
 """
 
 import math
