@@ -97,7 +97,7 @@ def metrics(
             if ood is not None:
                 told = replace(told, nc5=_nc5(_parts(train, name), ood, keys, ignore_index))
             found[name], figures[name] = told, (statistics, names)
-    from fastnc.cli._results import drawn, noted
+    from fastnc.cli._results import noted
 
     folder = out_dir(out)
     if len(layers) > 1:
