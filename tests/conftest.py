@@ -1,6 +1,8 @@
 """What every test is run under: no GPU kernel without its interpreter, no figure on a screen."""
 
 import os
+import signal
+from collections import Counter
 
 # Those run under Triton's interpreter, in a process that `test_gpu_kernels` starts, or on a GPU.
 if "TRITON_INTERPRET" not in os.environ and "FASTNC_TEST_DEVICE" not in os.environ:
@@ -18,3 +20,19 @@ os.environ["COLUMNS"] = "200"
 # Of a job that started the tests, and not of what they start.
 for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "OMP_NUM_THREADS"):
     os.environ.pop(name, None)
+# A shell's background job ignores Ctrl-C, and a job under `nohup` a lost terminal; so would what
+# the tests start and then interrupt.
+for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(
+            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        )
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first, by their number of tests: workers then end together.
+
+    The one test that runs a whole process of interpreted kernels goes before all.
+    """
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.stem != "test_gpu_kernels", -tests[item.path]))

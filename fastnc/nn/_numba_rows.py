@@ -15,7 +15,7 @@ from torch import Tensor, empty_like
 
 from fastnc.kernels.cpu.cross_entropy import numbers
 from fastnc.kernels.cpu.plan import plan
-from fastnc.kernels.cpu.threads import launch, one_thread
+from fastnc.kernels.cpu.threads import one_thread
 from fastnc.kernels.cpu.weighted_cross_entropy import examine, loss_and_grads
 from fastnc.kernels.cpu.weighted_loss import (
     BIAS,
@@ -171,7 +171,6 @@ def _of_the_others(problem: Problem, upstream: Tensor | None) -> Result:
 @contextmanager
 def _torch_threads() -> Iterator[None]:
     """As many threads as torch may use, and nobody else's parallel loop meanwhile."""
-    launch()
     before = numba.get_num_threads()
     threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     if threads != before:

@@ -59,8 +59,6 @@ def cfunc(signature, **options):
     def decorate(function):
         if threads.forked():
             function = _without_threads(function)
-        else:
-            threads.launch()
         compiled = CFunc(function, normalize_signature(signature), locals={}, options=options)
         compiled._cache = KernelCache(function)
         compiled.compile()

@@ -9,7 +9,6 @@ Numba's threads belong to the process that started them. GNU OpenMP's do not sur
 can it start others in the child: there, `forked()` is true, and kernels run on one thread.
 """
 
-import functools
 import os
 import sys
 import threading
@@ -59,16 +58,22 @@ class _SerialBlas(ContextDecorator):
 
 
 def _launch():
-    """Numba's threads, with every OpenMP's number as it was.
+    """Start Numba's threads, with every OpenMP's state as it was.
 
-    Launching them sets the number of threads of the OpenMP they use, which is torch's where torch
-    is loaded: it turned `torch.set_num_threads(1)` into 2.
+    Starting them sets the number of threads and of nested levels of the OpenMP they use, which is
+    torch's where torch is loaded: it turned `torch.set_num_threads(1)` into 2.
     """
-    libraries = ThreadpoolController().select(user_api="openmp").lib_controllers
-    before = [library.num_threads for library in libraries]
+    with suppress(ImportError):
+        from numba.np.ufunc import omppool  # noqa: F401  (loads the library whose state is kept)
+    libraries = [
+        library.dynlib
+        for library in ThreadpoolController().select(user_api="openmp").lib_controllers
+    ]
+    before = [(lib.omp_get_max_threads(), lib.omp_get_max_active_levels()) for lib in libraries]
     numba.get_num_threads()
-    for library, number in zip(libraries, before, strict=True):
-        library.set_num_threads(number)
+    for lib, (threads, levels) in zip(libraries, before, strict=True):
+        lib.omp_set_num_threads(threads)
+        lib.omp_set_max_active_levels(levels)
 
 
 _launch()
@@ -93,24 +98,6 @@ def _in_child():
 os.register_at_fork(after_in_child=_in_child)
 
 
-@functools.cache
-def launch():
-    """Numba's threads are there; OpenMP, which torch shares with them, is left as it was found."""
-    if parallel._is_initialized:
-        return
-    with suppress(ImportError):
-        from numba.np.ufunc import omppool  # noqa: F401  (loads the library whose state is kept)
-    libraries = [
-        library.dynlib
-        for library in ThreadpoolController().select(user_api="openmp").lib_controllers
-    ]
-    before = [(lib.omp_get_max_threads(), lib.omp_get_max_active_levels()) for lib in libraries]
-    numba.get_num_threads()
-    for lib, (threads, levels) in zip(libraries, before, strict=True):
-        lib.omp_set_num_threads(threads)
-        lib.omp_set_max_active_levels(levels)
-
-
 def _threads_given():
     """OMP_NUM_THREADS unless NUMBA_NUM_THREADS is set: torchrun gives each rank one thread."""
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
@@ -126,14 +113,12 @@ def n_threads():
     """How many threads a parallel kernel uses if the calling thread starts it now."""
     if _forked:
         return 1
-    launch()
     return min(numba.get_num_threads(), THREADS_GIVEN)
 
 
 @contextmanager
 def at_most(n):
     """No more than `n` threads for the parallel kernels that are called in here."""
-    launch()
     before = numba.get_num_threads()
     if n < before:
         numba.set_num_threads(n)
