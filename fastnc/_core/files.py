@@ -124,6 +124,9 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"{what} {str(path)!r} does not exist.")
     try:
         with open(path, "rb") as file:
+            if not file.peek(1).startswith((b"PK", b"\x93NUMPY")):
+                # NumPy takes it for a pickle, and tells how to load one.
+                raise ValueError("not an archive of arrays")
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("not an archive of arrays")

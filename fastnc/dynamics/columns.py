@@ -59,7 +59,7 @@ class Columns:
         row = {}
         for name, function in self._functions.items():
             if function is not None:
-                row[name] = float(function(W, H, y))
+                row[name] = _number(name, function(W, H, y))
             elif name == "sharpness":
                 last = next(reversed(self._starts.values()), None)
                 row[name], vector = sharpness(W, H, y, last)
@@ -132,3 +132,14 @@ def _curvature(W: Array, H: Array, y: NDArray[np.int64]) -> float:
     except (ValueError, ArithmeticError):
         # Of a loss below 1e-290 there is no number to tell.
         return math.nan
+
+
+def _number(name: str, value: Any) -> float:
+    """What a function of `measure` returned: a number, or an array of one."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        got = f"shape {value.shape}" if hasattr(value, "shape") else repr(value)
+        raise TypeError(
+            f"`measure[{name!r}]` must return one number; got {got}. Return a float."
+        ) from None

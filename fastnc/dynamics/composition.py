@@ -107,6 +107,11 @@ def composed(
         arrays.check_choice("freeze", freeze, ("W", "H"))
     if rule is None:
         rule = GradientDescent(lr if schedule == "constant" else LossScaled())
+    elif isinstance(rule, type) and isinstance(rule, Rule):
+        raise TypeError(
+            f"`rule` must be made first; got the class {rule.__name__}. Write "
+            f"`rule={rule.__name__}(...)`."
+        )
     elif not isinstance(rule, Rule):
         raise TypeError(
             "`rule` must be one of `fastnc.rules` or have `init(W, H)` and `update(...)`; got "

@@ -134,3 +134,13 @@ def test_two_writers_of_one_file(tmp_path):
 def test_a_folder_that_is_gone_is_named(tmp_path):
     with pytest.raises(OSError, match=r"'.*a\.bin' cannot be written: No such file or directory\."):
         atomic_write(tmp_path / "gone" / "a.bin", lambda file: file.write(b"new"))
+
+
+def test_nobody_is_told_to_unpickle(tmp_path):
+    """NumPy's own message names the keyword that runs what a file holds."""
+    path = tmp_path / "junk.npz"
+    for content in (b"hello", b"\x80\x04N."):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"readable \(not an archive of arrays\)") as refused:
+            read_npz(path, "the trajectory")
+        assert "allow_pickle" not in str(refused.value)

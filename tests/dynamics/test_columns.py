@@ -60,6 +60,8 @@ def test_columns_of_a_run_and_their_bits_after_a_stop(tmp_path):
     [
         ("sharpnes", "`measure` must hold 'sharpness' or 'tangent_curvature', or a dict of func"),
         ({"trace": 3}, "`measure` must name functions of W, H and y; got 'trace': int"),
+        ({"W": lambda W, H, y: W}, r"`measure\['W'\]` must return one number; got shape"),
+        ({"none": lambda W, H, y: None}, r"`measure\['none'\]` must return one number; got None"),
     ],
 )
 def test_refusals(asked, sentence):

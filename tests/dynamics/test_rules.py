@@ -315,6 +315,7 @@ def test_a_rule_that_diverges_says_after_which_epoch():
         (lambda: R.SharpnessAware(1.0, radius=0.0), "`radius` must be a positive number"),
         (lambda: R.Cosine(1.0, 0), "`epochs` must be an integer of at least 1"),
         (lambda: R.WarmUp(R.Polyak(), 5), "`then` must be a number or a schedule of the epoch"),
+        (lambda: fastnc.descend(MODEL, rule=R.Adam), "`rule` must be made first; got the class Ad"),
         (lambda: fastnc.descend(MODEL, rule="adam"), "`rule` must be one of `fastnc.rules` or ha"),
         (lambda: fastnc.descend(MODEL, 0.1, rule=R.Adam()), "`lr` and `schedule` belong to the r"),
         (lambda: fastnc.descend(MODEL, (R.Polyak(), 1.0)), r"a pair \(lr_W, lr_H\) must hold num"),
