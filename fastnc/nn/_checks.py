@@ -110,7 +110,10 @@ def check(
             f"`target` must have one label a sample, ({N},); got {tuple(target.shape)}."
         )
     elif target.dtype == torch.bool or target.is_complex():
-        raise DtypeError(f"`target` must hold integers or probabilities; got {target.dtype}.")
+        raise DtypeError(
+            f"`target` must hold integers or probabilities; got {target.dtype}. Convert it: "
+            "`target.long()`."
+        )
     for name, given in (("linear_bias", linear_bias), ("weight", weight)):
         if given is not None:
             check_tensor(name, given)

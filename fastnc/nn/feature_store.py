@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -14,6 +15,19 @@ from torch import Tensor
 ROWS = 16_384
 # This share of the memory that is free may be filled; the network needs some too.
 SHARE = 0.8
+_PLACES = ("memory", "device", "nothing")
+
+
+def check_keep(keep: Any) -> None:
+    """`keep` must be a word or a path; a name with neither folder nor ending is a misspelt word."""
+    rule = "`keep` must be 'memory', 'device', 'nothing' or a path"
+    if not isinstance(keep, (str, os.PathLike)):
+        # A number would be taken for a file that is open already.
+        raise TypeError(f"{rule}; got {keep!r}.")
+    bare = isinstance(keep, str) and os.sep not in keep and not Path(keep).suffix
+    if bare and keep not in _PLACES:
+        path = os.path.join(".", keep or "features")
+        raise ValueError(f"{rule}; got {keep!r}. If that is a file, write {path!r}.")
 
 
 class FeatureStore:

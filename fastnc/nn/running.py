@@ -117,8 +117,14 @@ def check_negative(y: Tensor, ignore_index: int | None) -> None:
 def integers(y: Any) -> Tensor:
     """Labels as int64, in the shape in which they were given."""
     check_unmasked("y", y)
-    y = torch.as_tensor(y).detach()
+    try:
+        y = torch.as_tensor(y).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"labels must be integers; got {getattr(y, 'dtype', type(y).__name__)}. Relabel: "
+            "`np.unique(y, return_inverse=True)[1]`."
+        ) from None
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise ValueError(f"labels must be integers; got {y.dtype}.")
+        raise ValueError(f"labels must be integers; got {y.dtype}. Convert them: `y.long()`.")
     labels: Tensor = y.to(torch.int64)
     return labels

@@ -10,12 +10,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastnc._core.files import describe
 from fastnc.nn.loss import LinearCrossEntropyLoss
 
 # Modules whose features come last in a tensor of any number of dimensions.
 _LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.MultiheadAttention)
 # Modules that keep channels second in tensors of three dimensions too.
 _SECOND = (nn.Conv1d, nn.BatchNorm1d, nn.AdaptiveAvgPool1d, nn.AvgPool1d, nn.MaxPool1d)
+# What is tracked where nothing is named: the last layer of torchvision's VGG.
+_DEFAULT = "classifier.6"
 _LOSSES = (LinearCrossEntropyLoss, getattr(nn, "LinearCrossEntropyLoss", LinearCrossEntropyLoss))
 
 
@@ -54,9 +57,38 @@ class TrackedLayer:
         return h.dim() == 3 and not isinstance(self.module, _SECOND)
 
 
-def find_layers(module: nn.Module, wanted: Any, at: str, features: str) -> list[TrackedLayer]:
-    """The layers that names, modules, globs or "linear" name, each once."""
-    known = natural_names(module)
+def layer_or_layers(
+    module: nn.Module, layer: Any, layers: Any, at: str, features: str
+) -> list[TrackedLayer]:
+    """The layers of `layers`, or the one of `layer`."""
+    if layers is not None:
+        if layer is not None:
+            raise ValueError(
+                f"`layer` must not be given beside `layers`; got {describe(layer)}. Name it there."
+            )
+        return find_layers(module, layers, at, features, "layers")
+    return [one_layer(module, layer, at, features, "layer")]
+
+
+def one_layer(
+    module: nn.Module, wanted: Any, at: str, features: str, argument: str
+) -> TrackedLayer:
+    """The layer that a name or a module names."""
+    found = find_layers(module, wanted, at, features, argument)
+    if len(found) > 1:
+        raise ValueError(
+            f"`{argument}` must name one layer; {describe(wanted)} names {len(found)}."
+            + (" Pass it as `layers`." if argument == "layer" else " Pass one name.")
+        )
+    return found[0]
+
+
+def find_layers(
+    module: nn.Module, wanted: Any, at: str, features: str, argument: str
+) -> list[TrackedLayer]:
+    """The layers that names, modules, globs or "linear" name, each once; None is the default's."""
+    known, default = natural_names(module), wanted is None
+    wanted = _DEFAULT if default else wanted
     if isinstance(wanted, (str, nn.Module)) or not isinstance(wanted, Iterable):
         wanted = (wanted,)
     found: dict[str, nn.Module] = {}
@@ -64,21 +96,26 @@ def find_layers(module: nn.Module, wanted: Any, at: str, features: str) -> list[
         if isinstance(each, nn.Module):
             names = [name for name, other in known.items() if other is each]
             if not names:
-                raise ValueError("`layer` must belong to `module`; got another module's.")
+                raise ValueError(f"`{argument}` must belong to `module`; got another module's.")
             found[names[0]] = each
+        elif not isinstance(each, str):
+            raise TypeError(
+                f"`{argument}` must be a string, a name in `module.named_modules()`, or a module "
+                f"of it; got {describe(each)}."
+            )
         elif each in known and each:
             found[each] = known[each]
         elif each == "linear":
             found |= {name: known[name] for name in linear_names(known)}
-        elif isinstance(each, str) and any(sign in each for sign in "*?["):
+        elif any(sign in each for sign in "*?["):
             matching = [name for name in known if name and fnmatch.fnmatchcase(name, each)]
             if not matching:
-                raise _no_such_layer(each, known)
+                raise _no_such_layer(argument, each, known, default)
             found |= {name: known[name] for name in matching}
         else:
-            raise _no_such_layer(each, known)
+            raise _no_such_layer(argument, each, known, default)
     if not found:
-        raise ValueError("`layers` must name at least one layer; got none.")
+        raise ValueError(f"`{argument}` must name at least one layer; got none.")
     return [TrackedLayer(name, layer, at, features) for name, layer in found.items()]
 
 
@@ -112,13 +149,16 @@ def _whole(parameter: Any) -> Any:
     return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
 
 
-def _no_such_layer(layer: Any, known: Mapping[str, nn.Module]) -> ValueError:
-    near = difflib.get_close_matches(str(layer), [name for name in known if name], 3, 0.5)
+def _no_such_layer(
+    argument: str, layer: str, known: Mapping[str, nn.Module], default: bool
+) -> ValueError:
+    near = difflib.get_close_matches(layer, [name for name in known if name], 3, 0.5)
     # What most people look for: a network's last linear layers.
     last = [name for name in linear_names(known)[-2:] if name not in near]
     told = ", ".join(map(repr, near + last[::-1])) or "none"
+    said = f"{layer!r}, the default" if default else f"{layer!r}"
     return ValueError(
-        f"`layer` must name a layer of the module; there is no {layer!r}. Near it, or last, are "
+        f"`{argument}` must name a layer of the module; there is no {said}. Near it, or last, are "
         f"{told}; see `module.named_modules()`."
     )
 

@@ -15,20 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from fastnc._core.arrays import check_choice
+from fastnc._core.files import describe
 from fastnc.collapse.deviations import ClassDeviations
 from fastnc.collapse.layer_table import LayerTable
 from fastnc.collapse.metrics import CollapseMetrics
 from fastnc.collapse.statistics import ClassStatistics, Scatter
-from fastnc.nn.feature_store import FeatureStore
+from fastnc.nn.feature_store import FeatureStore, check_keep
 from fastnc.nn.hooks import Hooks
 from fastnc.nn.kept import Kept
 from fastnc.nn.rank_agreement import all_or_none, check_inputs, largest, several_ranks
 from fastnc.nn.running import Running, check_negative, integers
 from fastnc.nn.tracked_layer import (
     TrackedLayer,
-    find_layers,
+    layer_or_layers,
     linear_names,
     natural_names,
+    one_layer,
     unwrapped,
     weight_and_bias,
 )
@@ -49,9 +51,9 @@ class CollapseTracker:
     ----------
     module : torch.nn.Module
         The model; a `DistributedDataParallel` or `torch.compile` wrapper is looked through.
-    layer : str or torch.nn.Module
-        The one layer to track, by its name in `module.named_modules()`; the default is the last of
-        torchvision's VGG. A loss that holds a linear layer is that layer.
+    layer : str or torch.nn.Module, optional
+        The one layer to track, by its name in `module.named_modules()`; "classifier.6", the last of
+        torchvision's VGG, if nothing is named. A loss that holds a linear layer is that layer.
     layers : list of str or torch.nn.Module, or a str, optional
         Several instead: names, globs (`"features.*"`), or `"linear"` for every layer with a weight
         (K, d). `metrics` and so on then give a dictionary by name.
@@ -80,9 +82,9 @@ class CollapseTracker:
     Raises
     ------
     ValueError
-        The module has no such layer; later, features that do not fit each other.
+        The module has no such layer, `keep` is no such word; later, features that do not fit.
     TypeError
-        `module` is no module, or `keep` neither a word nor a path.
+        `module` is no module, a layer no name, or `keep` neither a word nor a path.
     RuntimeError
         Opened while it is open.
     MemoryError
@@ -113,7 +115,7 @@ class CollapseTracker:
     def __init__(
         self,
         module: nn.Module,
-        layer: str | nn.Module = "classifier.6",
+        layer: str | nn.Module | None = None,
         *,
         layers: str | Iterable[str | nn.Module] | None = None,
         at: Literal["input", "output"] = "input",
@@ -124,28 +126,31 @@ class CollapseTracker:
         ignore_index: int | None = None,
         min_count: int = 1,
     ) -> None:
-        if not isinstance(keep, (str, os.PathLike)):
-            # A number would be taken for a file that is open already.
-            raise TypeError(
-                f"`keep` must be 'memory', 'device', 'nothing' or a path; got {keep!r}."
-            )
+        check_keep(keep)
         if not isinstance(module, nn.Module):
             raise TypeError(f"`module` must be a torch.nn.Module; got {type(module).__name__}.")
         check_choice("at", at, ("input", "output"))
         check_choice("features", features, ("flatten", "mean", "places"))
         self._module = unwrapped(module)
         self._several = layers is not None
-        self._layers = find_layers(self._module, layer if layers is None else layers, at, features)
+        self._layers = layer_or_layers(self._module, layer, layers, at, features)
         known = natural_names(self._module)
         self._hooks = Hooks([known[name] for name in linear_names(known)])
         self._named: nn.Module | None = None
         if classifier is not None and classifier != "last":
-            self._named = find_layers(self._module, classifier, at, features)[0].module
+            self._named = one_layer(self._module, classifier, at, features, "classifier").module
         self._by_order = classifier == "last"
         self._keep, self._scatter = keep, scatter
         self._ignore_index, self._min_count = ignore_index, min_count
         self._second: dict[str, bool] | None = None
         self._clear()
+
+    def __repr__(self) -> str:
+        names = [layer.name for layer in self._layers]
+        which = f"layers={describe(names)}" if self._several else f"layer={names[0]!r}"
+        counts = [sum(self._inputs[name]) + self._running[name].n_rows for name in names]
+        said = " to ".join(map(str, dict.fromkeys((min(counts), max(counts)))))
+        return f"CollapseTracker({which}, keep={os.fspath(self._keep)!r}): {said} samples"
 
     def _clear(self) -> None:
         self._stores: dict[str, FeatureStore] = {}

@@ -103,6 +103,14 @@ def test_the_hugging_face_trainer(tmp_path):
     assert trainer.evaluate()["nc/nc1"] == pytest.approx(callback.metrics.nc1)
 
 
+def test_the_trainer_names_a_layer_only_where_none_is_named():
+    pytest.importorskip("transformers")
+    from fastnc.nn.callbacks import TrainerCollapse
+
+    assert TrainerCollapse().layer == "classifier"
+    assert TrainerCollapse(layers=["net.0", "net.2"]).layer is None
+
+
 def test_torchmetrics():
     torchmetrics = pytest.importorskip("torchmetrics")
     from fastnc.nn.callbacks import TorchmetricsCollapse

@@ -128,7 +128,9 @@ def test_globs_linear_layers_and_the_classifier():
 
 def test_names_that_people_look_for():
     resnet18 = pytest.importorskip("torchvision").models.resnet18
-    with pytest.raises(ValueError, match=r"no 'classifier.6'\. Near it, or last, are .*'fc'"):
+    with pytest.raises(
+        ValueError, match=r"no 'classifier.6', the default\. Near it, or last, are .*'fc'"
+    ):
         CollapseTracker(resnet18())
 
 

@@ -197,7 +197,7 @@ H0, W0, Y0 = torch.zeros(3, 2), torch.zeros(4, 2), torch.tensor([0, 1, 2])
         (TypeError, (H0, W0, Y0), {"weight": [1.0] * 4}, r"`weight` must be a torch.Tensor; got list"),
         (TypeError, (H0, W0, Y0), {"ignore_index": 1.5}, r"`ignore_index` must be an integer; got 1.5"),
         (ValueError, (H0, W0, Y0), {"label_smoothing": "0.1"}, r"`label_smoothing` must lie in \[0, 1\]; got '0.1'"),
-        (TypeError, (H0, W0, Y0 > 0), {}, r"`target` must hold integers or probabilities; got torch.bool"),
+        (TypeError, (H0, W0, Y0 > 0), {}, r"`target` must hold integers or probabilities; got torch.bool. Convert it: `target.long\(\)`"),
         (ValueError, (H0, W0, torch.tensor([0, 4, 1])), {}, r"`target` must lie in 0..3 .* got 4 at index 1"),
         (ValueError, (H0, W0, torch.tensor([0, -1, 1])), {}, r"or be `ignore_index`, -100; got -1 at index 1"),
         (ValueError, (H0, W0, Y0), {"linear_bias": torch.zeros(3)}, r"`linear_bias` must have shape \(4,\); got \(3,\)"),

@@ -183,10 +183,82 @@ def test_names_that_miss():
         CollapseTracker(network(), "clasifier.1")
     with pytest.raises(ValueError, match=r"no 'zzz'. Near it, or last, are 'classifier.1', 'body'"):
         CollapseTracker(network(), "zzz")
-    with pytest.raises(ValueError, match=r"no 'classifier.6'. Near it, .* 'classifier.1'"):
+    # Nobody wrote this name.
+    with pytest.raises(ValueError, match=r"no 'classifier.6', the default. Near .* 'classifier.1'"):
         CollapseTracker(network())
+    with pytest.raises(ValueError, match=r"no 'classifier.6'. Near it, .* 'classifier.1'"):
+        CollapseTracker(network(), "classifier.6")
+    with pytest.raises(ValueError, match=r"`classifier` must name a layer .* there is no 'head'"):
+        CollapseTracker(network(), "body", classifier="head")
     with pytest.raises(ValueError, match=r"`layer` must belong to `module`"):
         CollapseTracker(network(), nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "sentence"),
+    [
+        (
+            {"layer": 2},
+            TypeError,
+            r"`layer` must be a string, a name in .*, or a module of it; got 2",
+        ),
+        ({"layers": ["body", 2]}, TypeError, r"`layers` must be a string, .*; got 2"),
+        ({"layers": [["body"]]}, TypeError, r"`layers` must be a string, .*; got \['body'\]"),
+        (
+            {"layer": "classifier.6", "layers": ["body"]},
+            ValueError,
+            r"`layer` must not be given beside `layers`; got 'classifier.6'. Name it there",
+        ),
+        ({"layer": "classifier*"}, ValueError, r"must name one layer; .* names 3. Pass it as `lay"),
+        (
+            {"layer": "body", "classifier": "linear"},
+            ValueError,
+            r"`classifier` must name one layer",
+        ),
+        ({"layer": []}, ValueError, r"`layer` must name at least one layer; got none"),
+        (
+            {"layer": "body", "keep": "ram"},
+            ValueError,
+            r"'nothing' or a path; got 'ram'. .* './ram'",
+        ),
+        ({"layer": "body", "keep": ""}, ValueError, r"`keep` must be .*; got ''. .* './features'"),
+    ],
+)
+def test_layers_and_places_that_are_none(options, error, sentence):
+    with pytest.raises(error, match=sentence):
+        CollapseTracker(network(), **options)
+
+
+def test_files_have_a_folder_or_an_ending(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, (x, y) = network(), data()
+    for keep in ("features.bin", "./features"):
+        with torch.no_grad(), CollapseTracker(model, "body", keep=keep) as tracker:
+            model(x)
+        assert (tmp_path / keep).stat().st_size == x.nbytes
+        assert tracker.metrics(y).n_samples == 110
+
+
+@pytest.mark.parametrize("keep", ["memory", "nothing"])
+def test_one_line_about_itself(keep):
+    model, (x, y) = network(), data()
+    tracker = CollapseTracker(model, "classifier.1", keep=keep)
+    head = f"CollapseTracker(layer='classifier.1', keep='{keep}')"
+    assert repr(tracker) == f"{head}: 0 samples"
+    with torch.no_grad(), tracker:
+        tracker.labels(y)
+        model(x)
+        assert repr(tracker) == f"{head}: 110 samples"
+    several = CollapseTracker(model, layers=["body", "classifier.1"], keep=keep)
+    with torch.no_grad(), several:
+        several.labels(y)
+        model(x)
+        several.labels(y[:1])
+        model.body(x[:1])
+    # The body has seen one more; its labels are told to the sums when every layer has it.
+    most = "" if keep == "nothing" else " to 111"
+    names = "layers=['body', 'classifier.1']"
+    assert repr(several) == f"CollapseTracker({names}, keep='{keep}'): 110{most} samples"
 
 
 def test_refusals():
@@ -200,10 +272,16 @@ def test_refusals():
         tracker.metrics(y[:-1])
     with pytest.raises(ValueError, match=r"110 samples entered the layer, and 0 labels"):
         tracker.metrics()
-    with pytest.raises(ValueError, match=r"labels must be integers; got torch.float32"):
+    with pytest.raises(
+        ValueError, match=r"integers; got torch.float32. Convert them: `y.long\(\)`"
+    ):
         tracker.metrics(y.float())
     with pytest.raises(ValueError, match=r"labels must be integers; got torch.bool"):
         tracker.labels(y > 0)
+    with pytest.raises(ValueError, match=r"labels must be integers; got <U3. Relabel: `np.unique"):
+        tracker.labels(np.array(["cat"] * 110))
+    with pytest.raises(ValueError, match=r"labels must be integers; got list. Relabel: `np.unique"):
+        tracker.labels(["cat"] * 110)
     with pytest.raises(
         ValueError, match=r"`y` must lie in 0..2 .* or track a layer with more rows"
     ):

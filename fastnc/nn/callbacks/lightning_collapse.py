@@ -31,7 +31,7 @@ class LightningCollapse(Callback):
 
     def __init__(
         self,
-        layer: str = "classifier.6",
+        layer: str | None = None,
         labels: Callable[[Any], Any] | None = None,
         prefix: str = "nc/",
         **options: Any,

@@ -18,8 +18,9 @@ class TrainerCollapse(TrainerCallback):
 
     Parameters
     ----------
-    layer : str
-        Such as "classifier" or "lm_head"; or `layers=...`, and all else `CollapseTracker` takes.
+    layer : str, optional
+        Such as "lm_head", by default "classifier"; or `layers=...`, and all else that
+        `CollapseTracker` takes.
     dataloader : iterable of dictionaries, optional
         By default the Trainer's loader of the evaluation set.
     labels : str
@@ -29,12 +30,14 @@ class TrainerCollapse(TrainerCallback):
 
     def __init__(
         self,
-        layer: str = "classifier",
+        layer: str | None = None,
         dataloader: Any = None,
         labels: str = "labels",
         prefix: str = "nc/",
         **options: Any,
     ) -> None:
+        if layer is None and options.get("layers") is None:
+            layer = "classifier"
         self.layer, self.dataloader, self.key = layer, dataloader, labels
         self.prefix, self.options = prefix, options
         self.history = History()
