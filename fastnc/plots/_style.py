@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastnc._core.environment import own_version, provenance_line
 from fastnc._core.files import atomic_write
+from fastnc.dynamics.trajectories import Trajectories
+from fastnc.dynamics.trajectory import Trajectory
 
 FEATURES = "#1f77b4"
 CLASSIFIER = "#d62728"
@@ -130,6 +132,25 @@ def grid(axes: Axes, which: str = "both", axis: str = "both") -> None:
     """A light grid behind what is drawn."""
     axes.grid(True, which=which, axis=axis, color="0.9", lw=0.6)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
+
+
+def check_run(run: Any, name: str = "run") -> None:
+    """What is drawn must be one run."""
+    if not isinstance(run, Trajectory):
+        several = f" Draw one of them, `{name}[0]`, or all by `sweep_bands`."
+        raise TypeError(
+            f"`{name}` must be a Trajectory, as runs return and `fastnc.Trajectory.load` reads; "
+            f"got {type(run).__name__}." + (several if isinstance(run, Trajectories) else "")
+        )
+
+
+def check_runs(runs: Any) -> None:
+    """What is drawn must be many runs."""
+    if not isinstance(runs, Trajectories):
+        raise TypeError(
+            "`runs` must be Trajectories, as `fastnc.sweep` returns; got "
+            f"{type(runs).__name__}. Of a list: `fastnc.Trajectories(runs)`."
+        )
 
 
 def settings(about: dict[str, Any]) -> str:

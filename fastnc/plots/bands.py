@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fastnc.dynamics.trajectories import Trajectories
-from fastnc.plots._style import grid, log_log_time, log_values, without_rounding
+from fastnc.plots._style import check_runs, grid, log_log_time, log_values, without_rounding
 from fastnc.plots.collapse import PANELS, panel_label, summary_times, time_label, time_text
 
 # Half of the runs lie in the band, nine in ten between the thin lines.
@@ -22,6 +22,7 @@ def sweep_bands(runs: Trajectories, title: str | None = None) -> Figure:
     (shape, step size, dtype). x is log log t, y is logarithmic, and the panels of a column share
     it. Times below 10 are left out.
     """
+    check_runs(runs)
     settings = runs.settings()
     if not 1 <= len(settings) <= _MOST_ROWS:
         raise ValueError(
@@ -78,6 +79,7 @@ def _bands(axes: Axes, runs: Trajectories, column: str, colour: str, label: str)
 
 def bands_summary(runs: Trajectories) -> str:
     """A text table for each setting: median [5 %, 95 %] of Figure 2's quantities and the margin."""
+    check_runs(runs)
     names = [name for _, lines in PANELS for name, *_ in lines] + ["margin", "margin_ratio"]
     width = max(map(len, names))
     tables = []

@@ -10,6 +10,7 @@ from fastnc.plots._style import (
     CLASSIFIER,
     FEATURES,
     FORMULAS,
+    check_run,
     grid,
     log_log_time,
     log_values,
@@ -48,6 +49,7 @@ def figure2(run: Trajectory, title: str | None = None) -> Figure:
     normalised classifiers. All are 0 at collapse. Times below 10 are left out. `title` is by
     default the run's settings.
     """
+    check_run(run)
     figure = Figure(figsize=(13.0, 3.4), layout="constrained")
     log10_time = run.log10_time
     shown = log10_time >= 1.0
@@ -81,6 +83,7 @@ def panel_label(lines: Lines) -> str:
 
 def summary(run: Trajectory) -> str:
     """A text table of Figure 2's quantities and the margin at t = 10, 100, ... and the end."""
+    check_run(run)
     names = [name for _, lines in PANELS for name, *_ in lines] + ["nc1", "margin", "margin_ratio"]
     names = [name for name in names if name in run]
     if not len(run):

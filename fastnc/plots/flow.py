@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from fastnc.collapse.codes import largest_margin_ratio
 from fastnc.dynamics.trajectory import Trajectory
-from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL, legend, log_log_time, log_values
+from fastnc.plots._style import (
+    CLASSIFIER,
+    FEATURES,
+    NEUTRAL,
+    check_run,
+    legend,
+    log_log_time,
+    log_values,
+)
 from fastnc.plots.collapse import PANELS
 from fastnc.plots.margin import stack_missing
 from fastnc.theory.rates import Constants, constants, exponents, fitted_exponent, limits
@@ -41,6 +49,8 @@ def long_horizon(
         Of `fastnc.descend`.
     """
     _check(run)
+    if descent is not None:
+        check_run(descent, "descent")
     if descent is not None and "lr" not in descent.about:
         raise ValueError("`descent` must be of `fastnc.descend`: its times are `lr * epoch`.")
     figure = Figure(figsize=(15.0, 6.8), layout="constrained")
@@ -123,6 +133,7 @@ def flow_summary(run: Trajectory) -> str:
 
 
 def _check_flow(run: Trajectory) -> None:
+    check_run(run)
     if run.time != "log10_time":
         raise ValueError("`run` must be of `fastnc.flow`; for a descent there is `figure2`.")
 

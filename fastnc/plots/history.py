@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,6 +54,11 @@ def trend(
     >>> len(fastnc.plots.trend(runs, ["nc1", "margin"]).axes)
     2
     """
+    if not hasattr(history, "keys") and not isinstance(history, Iterable):
+        raise TypeError(
+            "`history` must be a History, a Trajectory, or a sequence of them; got "
+            f"{type(history).__name__}."
+        )
     histories: list[Columns] = [history] if hasattr(history, "keys") else list(history)  # type: ignore[list-item]
     if not histories or not names:
         raise ValueError("`history` must hold at least one run, and `names` one column; got none.")

@@ -6,7 +6,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fastnc.dynamics.trajectory import Trajectory
-from fastnc.plots._style import NEUTRAL, grid, legend, log_values, settings, without_rounding
+from fastnc.plots._style import (
+    NEUTRAL,
+    check_run,
+    grid,
+    legend,
+    log_values,
+    settings,
+    without_rounding,
+)
 from fastnc.plots.collapse import PANELS, panel_label
 
 _NAMES = [name for _, lines in PANELS for name, *_ in lines]
@@ -37,6 +45,8 @@ def peeled(run: Trajectory, alone: Trajectory, title: str | None = None) -> Figu
     >>> len(fastnc.plots.peeled(run, fastnc.peel(run, epochs=100)).axes)
     4
     """
+    check_run(run)
+    check_run(alone, "alone")
     figure = Figure(figsize=(13.0, 3.6), layout="constrained")
     for axes, (heading, lines) in zip(figure.subplots(1, 4), PANELS, strict=True):
         for name, colour, label in lines:
@@ -66,6 +76,8 @@ def peeled_summary(run: Trajectory, alone: Trajectory) -> str:
     Columns: the network at the first measurement with every sample on the right side, and at its
     end; the layer-peeled model at its end.
     """
+    check_run(run)
+    check_run(alone, "alone")
     right = np.asarray(run["margin"] > 0.0)
     first = int(np.argmax(right)) if right.any() else 0
     names = [*_NAMES, "margin", "margin_ratio", "log_loss"]

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fastnc.dynamics.trajectory import Trajectory
-from fastnc.plots._style import log_log_time, settings
+from fastnc.plots._style import check_run, log_log_time, settings
 from fastnc.plots.collapse import time_label
 from fastnc.theory.margin import TERMS
 
@@ -27,6 +27,7 @@ def missing_margin(run: Trajectory, title: str | None = None) -> Figure:
     Left: the shares themselves, whose sum is `1 - margin_ratio`. Right: relative to that sum,
     which shows what is left at the end.
     """
+    check_run(run)
     figure = Figure(figsize=(11.0, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     stack_missing(left, run, relative=False)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fastnc.dynamics.trajectories import Trajectories
+from fastnc.plots._style import check_runs
 
 # Heading, column, and what is drawn of it.
 Drawn = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -30,6 +31,7 @@ def rules_compared(runs: Trajectories, title: str | None = None) -> Figure:
     logarithmic, and so is y but for the loss, of which log10 is drawn. A margin is shown as 1 minus
     its ratio, where that is positive: 0 is collapse for l2, an upper bound for the others.
     """
+    check_runs(runs)
     settings = runs.settings()
     if not 1 <= len(settings) <= _MOST:
         raise ValueError(
@@ -74,6 +76,7 @@ def _shared(names: list[str]) -> list[str]:
 
 def rules_summary(runs: Trajectories) -> str:
     """A text table: a setting a line, the medians of what the figure shows at the last epoch."""
+    check_runs(runs)
     names = (
         "log_loss",
         "margin_ratio",

@@ -16,6 +16,7 @@ from fastnc.plots._style import (
     FEATURES,
     FORMULAS,
     NEUTRAL,
+    check_run,
     grid,
     legend,
     log_values,
@@ -63,6 +64,7 @@ def figure3(run: Trajectory, title: str | None = None) -> Figure:
     >>> len(fastnc.plots.figure3(run).axes)
     6
     """
+    check_run(run)
     if run.time != "epoch":
         raise ValueError(
             f"`run` must have epochs; its time is {run.time!r}. Draw it with `figure2`."

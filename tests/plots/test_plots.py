@@ -85,3 +85,39 @@ def test_runs_that_cannot_be_drawn():
             told(fastnc.descend(model, epochs=20))
     with pytest.raises(ValueError, match=r"`descent` must be of `fastnc.descend`: its times are"):
         plots.long_horizon(flow, flow)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        plots.figure2, plots.figure3, plots.summary, plots.missing_margin, plots.long_horizon,
+        plots.flow_summary, lambda run: plots.peeled(run, run),
+        lambda run: plots.peeled_summary(run, run),
+    ],
+)  # fmt: skip
+def test_what_is_no_run(draw):
+    for given in (3, "run.npz", None):
+        said = rf"`run` must be a Trajectory, .*; got {type(given).__name__}\.$"
+        with pytest.raises(TypeError, match=said):
+            draw(given)
+    with pytest.raises(
+        TypeError, match=r"got Trajectories\. Draw one of them, `run\[0\]`, or all by"
+    ):
+        draw(fastnc.Trajectories([]))
+
+
+def test_what_is_no_run_beside_a_run():
+    model = fastnc.ULPM(3, 2, 4)
+    flow, descent = fastnc.flow(model, 20.0, snapshots=5), fastnc.descend(model, epochs=20)
+    with pytest.raises(TypeError, match=r"`descent` must be a Trajectory, .*; got int"):
+        plots.long_horizon(flow, 3)
+    for told in (plots.peeled, plots.peeled_summary):
+        with pytest.raises(TypeError, match=r"`alone` must be a Trajectory, .*; got int"):
+            told(descent, 3)
+    for told in (plots.sweep_bands, plots.bands_summary, plots.rules_compared, plots.rules_summary):
+        with pytest.raises(
+            TypeError, match=r"`runs` must be Trajectories, .*got Trajectory\. Of a"
+        ):
+            told(descent)
+    with pytest.raises(TypeError, match=r"`history` must be a History, a Trajectory, .*; got int"):
+        plots.trend(3)
