@@ -158,6 +158,8 @@ class ClassDeviations:
         """Adds what `other`, made from the same statistics and classifier, has gathered."""
         if not isinstance(other, ClassDeviations):
             raise TypeError(f"`other` must be ClassDeviations; got {type(other).__name__}.")
+        if other is self:
+            raise ValueError("`other` must be other deviations; got these, to be counted twice.")
         same = (
             np.array_equal(self._of.counts, other._of.counts)
             and np.array_equal(self._of.means, other._of.means)

@@ -167,6 +167,8 @@ class ClassStatistics:
         """Adds what `other` has gathered, as if its batches had been given to this one."""
         if not isinstance(other, ClassStatistics):
             raise TypeError(f"`other` must be ClassStatistics; got {type(other).__name__}.")
+        if other is self:
+            raise ValueError("`other` must be other statistics; got these, to be counted twice.")
         ours = (self.n_classes, self.dim, self.scatter)
         theirs = (other.n_classes, other.dim, other.scatter)
         if ours != theirs:

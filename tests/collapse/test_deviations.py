@@ -105,6 +105,8 @@ def test_other_mistakes_in_a_sentence():
         fastnc.ClassDeviations(fastnc.ClassStatistics(3, 2))
     with pytest.raises(TypeError, match=r"`other` must be ClassDeviations; got ClassStatistics"):
         t.merge(statistics())
+    with pytest.raises(ValueError, match=r"must be other deviations; got these, to be counted tw"):
+        t.merge(t)
     with pytest.raises(ValueError, match=r"`other` must come from the same statistics and class"):
         t.merge(second([], W=2 * W))
     with pytest.raises(ValueError, match=r"what `state_dict` gave; 'sums' is missing"):

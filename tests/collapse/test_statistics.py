@@ -162,6 +162,8 @@ def test_other_mistakes_in_a_sentence():
         fastnc.ClassStatistics(3, 2, scatter="some")
     with pytest.raises(TypeError, match=r"`other` must be ClassStatistics; got dict"):
         s.merge({})
+    with pytest.raises(ValueError, match=r"must be other statistics; got these, to be counted tw"):
+        s.merge(s)
     with pytest.raises(ValueError, match=r"`other` must have the same n_classes, dim and scatter"):
         s.merge(gathered(WHOLE, "trace"))
     with pytest.raises(ValueError, match=r"`state` must be of \{'n_classes': 7, .*; got \{'n_cl"):
