@@ -19,6 +19,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 _NAMES = "__names__"
+# Endings that promise another format than that of `write_npz`.
+_OTHER_FORMATS = (
+    ".csv", ".tsv", ".txt", ".json", ".npy", ".pt", ".pth", ".pkl", ".h5", ".hdf5", ".mat",
+    ".parquet", ".xlsx", ".safetensors", ".png", ".pdf",
+)  # fmt: skip
 # What reading the expected arrays from a file of another kind may raise.
 FOREIGN = (KeyError, IndexError, ValueError, TypeError, OverflowError, RecursionError)
 
@@ -98,6 +103,16 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def check_npz_name(path: str | os.PathLike[str]) -> None:
+    """`path`, where a user's arrays are to be written, must not end as files of other formats."""
+    suffix = Path(path).suffix
+    if suffix.lower() in _OTHER_FORMATS:
+        raise ValueError(
+            f"`path` must not end in {suffix!r}, since an '.npz' is written; got {str(path)!r}. "
+            "For a table there is `to_csv`."
+        )
+
+
 def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> Path:
     """Write arrays as an uncompressed `.npz`, atomically.
 
@@ -114,12 +129,16 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
     ------
     FileNotFoundError
         There is no such file.
+    IsADirectoryError
+        It is a folder.
     ValueError
         The file is not a whole `.npz`, or holds pickled objects.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"`path` must be that of a file; got {type(path).__name__}.")
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{what} {str(path)!r} is a folder; name the file in it.")
     if not path.is_file():
         raise FileNotFoundError(f"{what} {str(path)!r} does not exist.")
     try:

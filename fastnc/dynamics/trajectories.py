@@ -16,7 +16,14 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastnc._core.files import FOREIGN, atomic_write, read_npz, scalar, write_npz
+from fastnc._core.files import (
+    FOREIGN,
+    atomic_write,
+    check_npz_name,
+    read_npz,
+    scalar,
+    write_npz,
+)
 from fastnc.dynamics.trajectory import Trajectory, layers_of
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -98,6 +105,7 @@ class Trajectories(Sequence[Trajectory]):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write every run to one `.npz` (no pickle), atomically."""
+        check_npz_name(path)
         try:
             return write_npz(path, self.arrays())
         except OSError as error:
@@ -113,6 +121,8 @@ class Trajectories(Sequence[Trajectory]):
         ------
         FileNotFoundError
             There is no such file.
+        IsADirectoryError
+            It is a folder.
         ValueError
             The file is damaged or holds no trajectories.
         """

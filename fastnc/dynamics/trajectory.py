@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastnc._core.environment import provenance
-from fastnc._core.files import FOREIGN, atomic_write, read_npz, write_npz
+from fastnc._core.files import FOREIGN, atomic_write, check_npz_name, read_npz, write_npz
 from fastnc._core.html_table import html_table
 
 _COLUMN, _LAYER = "column/", "layer/"
@@ -141,6 +141,7 @@ class Trajectory:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write everything to one `.npz` (no pickle), atomically."""
+        check_npz_name(path)
         arrays = {_COLUMN + name: values for name, values in self._columns.items()}
         about = np.array(json.dumps(self.about))
         arrays |= {"W": self.W, "H": self.H, "y": self.y, "about": about}
@@ -160,6 +161,8 @@ class Trajectory:
         ------
         FileNotFoundError
             There is no such file.
+        IsADirectoryError
+            It is a folder.
         ValueError
             The file is damaged or is not a trajectory.
         """

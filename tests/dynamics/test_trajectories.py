@@ -97,5 +97,7 @@ def test_refusals(runs, tmp_path):
         _ = Trajectories([]).longest
     with pytest.raises(ValueError, match=r"`q` must lie in 0..1; got 50"):
         runs.quantiles("margin", 50)
+    with pytest.raises(IsADirectoryError, match=r"the trajectories '.*' is a folder; name the"):
+        Trajectories.load(tmp_path)
     with pytest.raises(ValueError, match="does not hold trajectories"):
         Trajectories.load(runs[0].save(tmp_path / "run.npz"))

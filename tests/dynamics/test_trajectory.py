@@ -52,10 +52,24 @@ def test_csv_keeps_every_digit(run, tmp_path):
     assert np.isnan(float(rows[2]["margin"]))
 
 
+def test_names_of_other_formats(run, tmp_path):
+    """A file of arrays under such a name is what no reader of that format takes."""
+    for name in ("run.csv", "run.JSON", "run.pt"):
+        with pytest.raises(ValueError, match=rf"must not end in '.*, .*{name}'\. .* is `to_csv`"):
+            run.save(tmp_path / name)
+    with pytest.raises(ValueError, match=r"`path` must not end in '.csv'"):
+        fastnc.Trajectories([run]).save(tmp_path / "runs.csv")
+    assert not list(tmp_path.iterdir())
+    for name in ("run", "run.lr5"):
+        assert len(Trajectory.load(run.save(tmp_path / name))) == 4
+
+
 def test_other_files_are_refused(run, tmp_path):
     np.savez(tmp_path / "x.npz", W=np.ones(3))
     with pytest.raises(ValueError, match="is not a trajectory"):
         Trajectory.load(tmp_path / "x.npz")
+    with pytest.raises(IsADirectoryError, match=r"the trajectory '.*' is a folder; name the file"):
+        Trajectory.load(tmp_path)
     with pytest.raises(ValueError, match="must be some, of one length"):
         Trajectory({"epoch": [1], "margin": [1, 2]}, run.W, run.H, run.y, {})
 
