@@ -150,7 +150,8 @@ def loss(
     Returns
     -------
     float, or for tensors a 0-d tensor
-        Losses are summed in float64.
+        Losses are summed in float64. No graph is recorded, here and below: autograd differentiates
+        `fastnc.nn.linear_cross_entropy`.
 
     Raises
     ------

@@ -134,6 +134,10 @@ def test_shapes_and_dtypes_that_do_not_fit(problem):
         ((W, H.astype("float32"), y), r"`H` must have the dtype of `W`, float64; got float32\. C"),
         ((W, H, y + 1), r"`y` must lie in 0\.\.3 \(4 classes were given\); got 4 at index"),
         ((W, H, y[:-1]), r"`y` must have one label a sample \(30\); got 29"),
+        (
+            (H, W, y),
+            r"one label a sample \(4\); got 30, as many as `W` has rows\. Swap `W` and `H`\.",
+        ),
         ((W, H, y * 1.0), r"`y` must hold integers; got float64"),
         ((W.tolist(), H, y), r"`W` must be a NumPy array or a torch tensor; got list"),
     ]

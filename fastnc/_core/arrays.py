@@ -66,10 +66,12 @@ def check_array(name: str, x: Any) -> None:
         return
     offers = all(hasattr(x, name) for name in ("dtype", "shape", "__array__"))
     if isinstance(x, type) or not offers or _array_shape(x) != x.shape:
-        way_out = next((way for way in _WAYS_OUT if hasattr(type(x), way)), None)
+        way_out = next((f".{way}()" for way in _WAYS_OUT if hasattr(type(x), way)), "")
+        # A linear layer's is an attribute of the object alone.
+        way_out = way_out or (".weight" if hasattr(x, "weight") else "")
         raise TypeError(
             f"`{name}` must be a NumPy array or a torch tensor; got {type(x).__name__}."
-            + (f" Give what its `.{way_out}()` returns." if way_out else "")
+            + (f" Give its `{way_out}`." if way_out else "")
         )
 
 
@@ -219,7 +221,7 @@ def check_labels(
     """A copy of `y` in NumPy, which must be `n_samples` integers in 0..n_classes-1.
 
     Either may be None, and is then not checked.
-    `more` is the alternative to relabelling that the error offers.
+    `more` is the alternative to relabelling that the error offers; "" if they are no labels.
     """
     # A copy: kernels use labels as indices, so nobody may change them after this check.
     labels = copied(name, y)
@@ -227,9 +229,14 @@ def check_labels(
         raise ValueError(f"`{name}` must have 1 dimension; got shape {labels.shape}.")
     # `np.integer` is a base of the timedelta too.
     if labels.dtype.kind not in "iu":
-        raise TypeError(f"`{name}` must hold integers; got {labels.dtype}.")
+        way_out = _to_integers(name, labels) if more else "."
+        raise TypeError(f"`{name}` must hold integers; got {labels.dtype}{way_out}")
     if n_samples is not None and len(labels) != n_samples:
-        raise ValueError(f"`{name}` must have one label a sample ({n_samples}); got {len(labels)}.")
+        # Both counts are given where there are W (n_classes, d) and H (n_samples, d).
+        swapped = ", as many as `W` has rows. Swap `W` and `H`" if len(labels) == n_classes else ""
+        raise ValueError(
+            f"`{name}` must have one label a sample ({n_samples}); got {len(labels)}{swapped}."
+        )
     if (
         n_classes is not None
         and len(labels)
@@ -241,6 +248,16 @@ def check_labels(
             f"got {labels[index]} at index {index}. Relabel, or {more}."
         )
     return labels
+
+
+def _to_integers(name: str, labels: np.ndarray) -> str:
+    """How labels of another kind become integers: the end of a sentence."""
+    whole = labels.dtype.kind == "b" or (
+        labels.dtype.kind == "f" and bool((np.isfinite(labels) & (labels == np.rint(labels))).all())
+    )
+    if whole:
+        return f". Convert them: `np.asarray({name}).astype(int)`, a tensor by `.long()`."
+    return f". Relabel: `np.unique({name}, return_inverse=True)[1]`."
 
 
 def _is_number(value: Any) -> bool:

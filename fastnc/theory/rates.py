@@ -58,7 +58,7 @@ def limits(class_sizes: ArrayLike, dim: int) -> dict[str, float]:
     ValueError
         A class without a sample, or `dim < K - 1`, whose limit is not known.
     """
-    counts = arrays.check_labels(class_sizes, None, None, "class_sizes")
+    counts = arrays.check_labels(class_sizes, None, None, "class_sizes", "")
     K = len(counts)
     if K < 2:
         raise ValueError(f"`class_sizes` must be of at least 2 classes; got {counts.tolist()}.")

@@ -146,6 +146,49 @@ def test_labels(y, error, sentence):
     arrays.check_labels(np.array([-7, 900]), 2, None)
 
 
+@pytest.mark.parametrize(
+    ("y", "sentence"),
+    [
+        (
+            np.array([0.0, 2.0]),
+            r"got float64\. Convert them: `np\.asarray\(y\)\.astype\(int\)`, a t",
+        ),
+        (np.array([True, False]), r"got bool\. Convert them: `.*`, a tensor by `\.long\(\)`\."),
+        # What is between two integers, or none at all, would be cut off.
+        (
+            np.array([0.0, 0.5]),
+            r"got float64\. Relabel: `np\.unique\(y, return_inverse=True\)\[1\]`",
+        ),
+        (np.array([0.0, np.nan]), r"got float64\. Relabel: `np\.unique\(y"),
+        (np.array([0.0, np.inf]), r"got float64\. Relabel: `np\.unique\(y"),
+        (["cat", "dog"], r"got <U3\. Relabel: `np\.unique\(y, return_inverse=True\)\[1\]`"),
+    ],
+)
+def test_labels_become_integers(y, sentence):
+    for call in (
+        lambda: arrays.check_labels(y, 2, 3),
+        lambda: fastnc.collapse_metrics(np.zeros((2, 3)), y),
+    ):
+        with pytest.raises(TypeError, match=rf"`y` must hold integers; {sentence}"):
+            call()
+    with pytest.raises(TypeError, match=r"`class_sizes` must hold integers; got [^ ]*\.$"):
+        fastnc.theory.limits(y, 4)
+
+
+def test_a_layer_has_a_weight():
+    nn = pytest.importorskip("torch.nn")
+    for call in (
+        lambda: fastnc.loss(nn.Linear(4, 3), H, MODEL.y),
+        lambda: fastnc.collapse_metrics(H, MODEL.y, nn.Linear(4, 3)),
+    ):
+        with pytest.raises(
+            TypeError, match=r"`W` must be a .*; got Linear\. Give its `\.weight`\."
+        ):
+            call()
+    with pytest.raises(TypeError, match=r"got ReLU\.$"):
+        fastnc.loss(nn.ReLU(), H, MODEL.y)
+
+
 def test_numbers():
     for bad in (0.0, -1.0, np.inf, np.nan, "1", None):
         with pytest.raises((ValueError, TypeError), match=r"`lr` must be a positive number; got"):
