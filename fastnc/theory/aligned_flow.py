@@ -48,6 +48,9 @@ class AlignedFlow:
         arrays.check_count("n_per_class", self.n_per_class, 1)
         arrays.check_positive("u", self.u)
         arrays.check_positive("v", self.v)
+        # In float32 the bounds below would overflow.
+        for name in ("u", "v"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         if max(self.u, self.v) > LARGEST or self.u * self.v < SMALLEST:
             raise ValueError(
                 f"`u` and `v` must be at most {LARGEST:g} and have a product of at least "
