@@ -6,7 +6,7 @@ looked at here. What the compiler refuses is a row too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -63,6 +63,15 @@ def forms(shape: Any, K: int) -> Iterator[tuple[str, Any]]:
         yield f"chunk {chunk}", shape._replace(chunk=chunk)
 
 
+def milliseconds_of(call: Callable[[], None], dry: bool) -> str:
+    """What a call takes, or why there is no such call."""
+    try:
+        call()
+        return f"{seconds_of(call, dry, False) * 1e3:.4g}"
+    except Exception as failure:
+        return (str(failure).splitlines() or [type(failure).__name__])[0][:80]
+
+
 def small_problems(device: str, dry: bool) -> Iterator[tuple[str, str, str]]:
     """Epochs of the paper's problem in float64, products made by lanes or by tensor cores."""
     B, K, d, n, epochs = (2, 2, 3, 2, 2) if dry else (1024, 5, 20, 10, 1000)
@@ -81,10 +90,7 @@ def small_problems(device: str, dry: bool) -> Iterator[tuple[str, str, str]]:
 
         trajectory_gpu.SHIPPED_PRODUCTS, trajectory_gpu.WARPS = products, warps
         try:
-            call()
-            found = f"{seconds_of(call, dry, False) * 1e3:.4g}"
-        except Exception as failure:
-            found = (str(failure).splitlines() or [type(failure).__name__])[0][:80]
+            found = milliseconds_of(call, dry)
         finally:
             trajectory_gpu.SHIPPED_PRODUCTS, trajectory_gpu.WARPS = SHIPPED
         what = f"products, {warps} warps" if products else "as shipped"
@@ -106,10 +112,7 @@ def variants(device: str, dry: bool) -> Iterator[tuple[str, str, str]]:
 
             cross_entropy_gpu.plan = lambda *_, shape=shape: shape
             try:
-                call()
-                found = f"{seconds_of(call, dry, False) * 1e3:.4g}"
-            except Exception as failure:
-                found = (str(failure).splitlines() or [type(failure).__name__])[0][:80]
+                found = milliseconds_of(call, dry)
             finally:
                 cross_entropy_gpu.plan = plan
             yield f"gradients, K={K}, d={d}, N={N}", what, found

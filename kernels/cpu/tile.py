@@ -102,20 +102,24 @@ def _product_tile(
 
             sums = emit.accumulate(count_, [emit.zero] * (n_rows * n_vectors), body)
             scale = emit.splat(alpha_)
+
+            def finish(added):
+                for i in range(n_rows):
+                    row = emit.offset(C_, (i, ldc_))
+                    for f in range(n_vectors):
+                        place, total = emit.skip(row, f * emit.lanes), sums[i * n_vectors + f]
+                        if added:
+                            total = emit.multiply_add(scale, total, emit.load(place))
+                        else:
+                            total = builder.fmul(scale, total)
+                        emit.store(total, place)
+
             # One branch: a select for each vector would become a branch each.
-            with builder.if_else(keep_) as (added, stored):
-                for place, choice in enumerate((added, stored)):
-                    with choice:
-                        for i in range(n_rows):
-                            row = emit.offset(C_, (i, ldc_))
-                            for f in range(n_vectors):
-                                target = emit.skip(row, f * emit.lanes)
-                                total = sums[i * n_vectors + f]
-                                if place == 0:
-                                    total = emit.multiply_add(scale, total, emit.load(target))
-                                else:
-                                    total = builder.fmul(scale, total)
-                                emit.store(total, target)
+            with builder.if_else(keep_) as (adding, storing):
+                with adding:
+                    finish(True)
+                with storing:
+                    finish(False)
 
         across = builder.icmp_signed("==", step_i_, ir.Constant(step_i_.type, 1))
 
