@@ -73,6 +73,7 @@ def rename(path: Path) -> Path:
     run = json.loads(path.read_text())
     name = f"python{platform.python_version()}"
     run["env_name"], run["python"] = name, platform.python_version()
+    run["params"]["python"] = platform.python_version()
     renamed = path.with_name(f"{run['commit_hash'][:8]}-{name}.json")
     renamed.write_text(json.dumps(run))
     if renamed != path:

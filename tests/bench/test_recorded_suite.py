@@ -24,7 +24,8 @@ def write(folder, name, date, result):
     (folder / "machine.json").write_text(json.dumps({"cpu": "A", "num_cpu": "2", "os": "Linux 6"}))
     run = {
         "commit_hash": HASH, "env_name": "existing-py_home_me_bin_python", "date": date,
-        "python": "/home/me/bin/python", "result_columns": ["result", "params", "version"],
+        "python": "/home/me/bin/python", "params": {"python": "/home/me/bin/python"},
+        "result_columns": ["result", "params", "version"],
         "results": result,
     }  # fmt: skip
     (folder / name).write_text(json.dumps(run))
