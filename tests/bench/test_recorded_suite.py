@@ -78,3 +78,8 @@ def test_it_looks_where_asv_writes():
     module = BENCH / "recorded_suite.py"
     config = json.loads((BENCH / "asv.conf.json").read_text())
     assert config["results_dir"] == "results/asv" and '"results" / "asv"' in module.read_text()
+
+
+def test_it_measures_all_threads():
+    """A forked process has one thread for its kernels: each benchmark starts anew."""
+    assert json.loads((BENCH / "asv.conf.json").read_text())["launch_method"] == "spawn"
