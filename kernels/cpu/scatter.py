@@ -23,7 +23,7 @@ import numpy as np
 from numba import prange
 
 from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
-from fastnc.kernels.cpu.projections import LANES, load_double, multiply_add, sum_of_lanes
+from fastnc.kernels.cpu.projections import LANES, load_double, multiply_add, prefetch, sum_of_lanes
 from fastnc.kernels.cpu.simd import add, sub, zeros
 from fastnc.kernels.cpu.simd_blocks import load_like, store
 
@@ -82,7 +82,15 @@ def _sum_slice(H, order, lo, hi, j0, n, sums):
     while i + 4 <= hi:
         a, b = order[i] * d + j0, order[i + 1] * d + j0
         c, e = order[i + 2] * d + j0, order[i + 3] * d + j0
+        # The next four rows may be anywhere: memory is asked for them meanwhile.
+        after = min(i + 4, len(order) - 4)
+        next_a, next_b = order[after] * d + j0, order[after + 1] * d + j0
+        next_c, next_e = order[after + 2] * d + j0, order[after + 3] * d + j0
         for j in range(0, n, LANES):
+            prefetch(H, next_a + j, LANES)
+            prefetch(H, next_b + j, LANES)
+            prefetch(H, next_c + j, LANES)
+            prefetch(H, next_e + j, LANES)
             first = load_double(H, shift + j, zero)
             u = sub(load_double(H, a + j, zero), first)
             v = sub(load_double(H, b + j, zero), first)
