@@ -1,1 +1,1 @@
-"""What moves W and H, and what a run leaves behind."""
+"""Descent, flow and sweeps of the model, and the trajectories they return."""

@@ -1,4 +1,4 @@
-"""Where a run was, in one file: a stepper's state, the rows so far, and which problem it was."""
+"""A checkpoint: a stepper's state, the rows so far, and the problem they belong to, in one file."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _STATE, _COLUMN = "state/", "column/"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A moment of a run; `problem` holds JSON values that a resumed run must share."""
+    """A run at one time; `problem` holds JSON values that a resumed run must share."""
 
     problem: dict[str, Any]
     state: dict[str, NDArray[Any]]
     columns: dict[str, NDArray[Any]]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one `.npz` atomically: a kill leaves the last one or this one, whole."""
+        """Write one `.npz` atomically: a kill leaves the previous file or this one, complete."""
         arrays = {_STATE + name: values for name, values in self.state.items()}
         arrays |= {_COLUMN + name: values for name, values in self.columns.items()}
         arrays["problem"] = np.array(json.dumps(self.problem))
@@ -57,7 +57,7 @@ class Checkpoint:
     def rows(
         self, path: str | os.PathLike[str], time: str, due: Container[float]
     ) -> list[dict[str, Any]]:
-        """The snapshots, one dict a row, at those of the times that are `due`."""
+        """The snapshots whose times are in `due`, one dict a row."""
         if time not in self.columns:
             raise foreign(path)
         lists = [values.tolist() for values in self.columns.values()]
@@ -65,8 +65,8 @@ class Checkpoint:
         return [row for row in rows if row[time] in due]
 
 
-def place(path: str | os.PathLike[str] | None, resume: bool) -> Path | None:
-    """Where a checkpoint is to be, told to be impossible before hours are spent and not after."""
+def checkpoint_path(path: str | os.PathLike[str] | None, resume: bool) -> Path | None:
+    """The path of a checkpoint; raises before the run if no file can be written there."""
     if path is None:
         if resume:
             raise ValueError("`resume` must have a file to go on from; give `checkpoint`.")
@@ -82,10 +82,10 @@ def place(path: str | os.PathLike[str] | None, resume: bool) -> Path | None:
     return found
 
 
-def fitting(state: Mapping[str, NDArray[Any]], own: Mapping[str, NDArray[Any]]) -> None:
-    """A state's arrays must have the names, shapes and dtypes of one's own, and its epoch a sense.
+def check_state(state: Mapping[str, NDArray[Any]], own: Mapping[str, NDArray[Any]]) -> None:
+    """`state` must have the names, shapes and dtypes of `own`, and no negative epoch.
 
-    Kernels check nothing: what does not fit must not reach them.
+    Kernels check nothing: arrays that do not fit must not reach them.
     """
     theirs, ours = ({k: (v.shape, v.dtype) for k, v in s.items()} for s in (state, own))
     if theirs != ours or ("epoch" in state and state["epoch"] < 0):
@@ -93,7 +93,7 @@ def fitting(state: Mapping[str, NDArray[Any]], own: Mapping[str, NDArray[Any]]) 
 
 
 def foreign(path: str | os.PathLike[str]) -> ValueError:
-    """What to raise for a readable file that is no checkpoint of such a run."""
+    """The error for a readable file that is no checkpoint of such a run."""
     return ValueError(
         f"the checkpoint {str(path)!r} is not one that fastnc wrote. Nothing was changed."
     )
@@ -103,7 +103,7 @@ def check_same_problem(
     path: str | os.PathLike[str], found: dict[str, Any], problem: dict[str, Any]
 ) -> None:
     """A checkpoint's problem must be the one at hand; the message says which value differs."""
-    # Of a run of another kind that is what is told, not what only one of them has.
+    # A difference of kind comes first: it explains all the others.
     for name in sorted(problem.keys() | found.keys(), key=lambda name: (name != "kind", name)):
         if problem.get(name) != found.get(name):
             raise ValueError(

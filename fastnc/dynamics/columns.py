@@ -1,4 +1,4 @@
-"""Further columns of a run, which are not free: curvatures, and functions of one's own."""
+"""The further columns that `measure=` requests: curvatures, and functions of the user."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ NAMED = ("sharpness", "tangent_curvature")
 _STATE = "further/"
 
 
-def column_names(asked: Any) -> list[str]:
-    """The names of the columns that `measure=` asks for, checked."""
-    return list(_functions(asked))
+def column_names(measure: Any) -> list[str]:
+    """The names of the columns that `measure` requests, checked."""
+    return list(_functions(measure))
 
 
-def _functions(asked: Any) -> dict[str, Callable[[Array, Array, Array], float] | None]:
-    """A function for each name, None for those that are known here."""
+def _functions(measure: Any) -> dict[str, Callable[[Array, Array, Array], float] | None]:
+    """A function for each name, None for those of `NAMED`."""
     found: dict[str, Callable[[Array, Array, Array], float] | None] = {}
-    for one in (asked,) if isinstance(asked, (str, Mapping)) else asked:
+    for one in (measure,) if isinstance(measure, (str, Mapping)) else measure:
         if isinstance(one, Mapping):
             for name, function in one.items():
                 if not isinstance(name, str) or not callable(function):
@@ -42,19 +42,20 @@ def _functions(asked: Any) -> dict[str, Callable[[Array, Array, Array], float] |
 
 
 class Columns:
-    """What `measure=` asked for, at one point after another.
+    """The columns that `measure` requests, at one snapshot after another.
 
-    The sharpness is found by Lanczos from where it was found last: that vector is state. So is the
-    one before it, since a run that is prolonged forgets its last row where that is off its grid.
+    Lanczos for the sharpness starts from the eigenvector of the snapshot before, which is therefore
+    state. So is the one before that: a run with a later end drops its last row if that is not among
+    its own epochs.
     """
 
-    def __init__(self, asked: Any = ()) -> None:
-        self._functions = _functions(asked)
+    def __init__(self, measure: Any = ()) -> None:
+        self._functions = _functions(measure)
         self.names = tuple(self._functions)
         self._starts: dict[float, Array] = {}
 
     def of(self, time: float, W: Array, H: Array, y: NDArray[np.int64]) -> dict[str, float]:
-        """The columns at W (K, d), H (N, d); NaN where one cannot be told."""
+        """The columns at W (K, d), H (N, d); NaN where one has no value."""
         W, H = (np.asarray(x, dtype=np.float64) for x in (W, H))
         row = {}
         for name, function in self._functions.items():
@@ -79,7 +80,7 @@ class Columns:
         }
 
     def restored(self, state: dict[str, Array], times: Container[float]) -> dict[str, Array]:
-        """Take up one's own part of a state, at those times that still count; the rest of it."""
+        """Restore the starts at `times` from a state; returns the other entries of the state."""
         own = {name: x for name, x in state.items() if name.startswith(_STATE)}
         if own.keys() != self.state().keys():
             raise ValueError("a state of other columns")
@@ -97,10 +98,11 @@ def sharpness(
 ) -> tuple[float, Array]:
     """The largest eigenvalue of the Hessian of the mean loss (4), and its vector.
 
-    Lanczos (scipy's `eigsh`) on products with the Hessian over the loss, exact at any margin, to
-    a relative 1e-8. Gradient descent is stable while it is below 2 / lr.
+    To a relative 1e-8 by Lanczos (scipy's `eigsh`), up to 64 unknowns by a dense eigen-solver, on
+    products with the Hessian over the loss, which are exact at any margin. Gradient descent is
+    stable while the sharpness is below 2 / lr.
 
-    Cost: some ten to fifty products, each `12KNd` operations.
+    Cost: some tens of products of `12KNd` operations each.
     """
     from scipy.sparse.linalg import LinearOperator, eigsh
 
@@ -130,7 +132,7 @@ def _curvature(W: Array, H: Array, y: NDArray[np.int64]) -> float:
     try:
         return float(tangent_curvature(W, H, y)[0])
     except (ValueError, ArithmeticError):
-        # Of a loss below 1e-290 there is no number to tell.
+        # The curvature of a loss below 1e-290 is not a float.
         return math.nan
 
 

@@ -1,4 +1,4 @@
-"""Which parts of a descent were asked for, and the stepper that puts them together."""
+"""The parts of a descent (gradient, rule, schedule), checked, and the stepper that joins them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Composition:
 
     @property
     def plain_rate(self) -> float | None:
-        """The step size of plain gradient descent with one, None of anything else."""
+        """The constant step size of plain gradient descent; None for any other descent."""
         rule = self.rule
         if type(rule) is not GradientDescent or rule.weight_decay or self.freeze is not None:
             return None
@@ -66,14 +66,14 @@ class Composition:
     def about(self) -> dict[str, Any]:
         """JSON values that a resumed run must share."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
-        found["rule"] = spoken(self.rule)
+        found["rule"] = rule_text(self.rule)
         if self.plain_rate is not None:
             return {"lr": self.plain_rate, **found}
         return found
 
 
-def spoken(rule: Any) -> str:
-    """A rule's `repr`, without what differs from one process to the next."""
+def rule_text(rule: Any) -> str:
+    """A rule's `repr` without addresses, which differ between processes."""
     if "__repr__" not in {name for kind in type(rule).__mro__[:-1] for name in vars(kind)}:
         return f"{type(rule).__module__}.{type(rule).__qualname__}"
     return re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", repr(rule))
@@ -91,7 +91,7 @@ def composed(
     freeze: str | None = None,
     device: str = "cpu",
 ) -> Composition:
-    """The parts, each checked by itself."""
+    """The composition of these parts, each checked on its own."""
     check_rate(lr)
     arrays.check_at_least_zero("noise", noise)
     arrays.check_at_least_zero("label_noise", label_noise)
@@ -138,7 +138,7 @@ def composed(
 def choose_stepper(
     model: Any, W: NDArray[Any], H: NDArray[Any], parts: Composition, seed: int
 ) -> Stepper:
-    """The way to move `model` that was asked for; imports only that one."""
+    """The stepper for these parts; imports no other one."""
     check_together(model, parts)
     if isinstance(model, ULPM) and not (W.any() or H.any() or parts.noise):
         raise ValueError(
@@ -151,17 +151,17 @@ def choose_stepper(
 
         if lr is not None:
             return CudaDescent(W, H, model.y, lr)
-        return _on_a_device(model, W, H, parts, seed)
+        return _device_stepper(model, W, H, parts, seed)
     if isinstance(model, ULPM):
         if lr is not None and model.logit_loss is None:
             from fastnc.dynamics.steppers.plain import PlainDescent
 
             return PlainDescent(W, H, model.y, lr)
-        return _of_the_ulpm(model, W, H, parts, seed)
-    return _of_a_row(model, W, H, parts, seed)
+        return _ulpm_stepper(model, W, H, parts, seed)
+    return _penalised_stepper(model, W, H, parts, seed)
 
 
-def _of_the_ulpm(
+def _ulpm_stepper(
     model: ULPM, W: NDArray[Any], H: NDArray[Any], parts: Composition, seed: int
 ) -> Stepper:
     from fastnc.dynamics import gradients as g
@@ -189,7 +189,7 @@ def _of_the_ulpm(
     )  # fmt: skip
 
 
-def _of_a_row(
+def _penalised_stepper(
     model: Any, W: NDArray[Any], H: NDArray[Any], parts: Composition, seed: int
 ) -> Stepper:
     from fastnc.dynamics import gradients as g
@@ -207,7 +207,7 @@ def _of_a_row(
     return PenalisedDescent(model, source, parts.rule, W, H, parts.freeze or ())
 
 
-def _on_a_device(
+def _device_stepper(
     model: Any, W: NDArray[Any], H: NDArray[Any], parts: Composition, seed: int
 ) -> Stepper:
     need_torch_and_triton()
@@ -235,7 +235,7 @@ def _on_a_device(
 
 
 def check_together(model: Any, parts: Composition) -> None:
-    """Refuse what cannot go together; the message names both parts and the reason."""
+    """Raise where two parts cannot be combined; the message names both and the reason."""
     ulpm, rule = isinstance(model, ULPM), parts.rule
     name, lr = type(model).__name__, getattr(parts.rule, "lr", None)
     if isinstance(model, MinimumNorm):
@@ -256,7 +256,7 @@ def check_together(model: Any, parts: Composition) -> None:
         )
     of_log_loss = isinstance(lr, Schedule) and lr.of_log_loss
     other = ulpm and model.logit_loss is not None
-    for asked, what, why in (
+    for conflict, what, why in (
         (
             other and of_log_loss and not (model.logit_loss.has_log and isinstance(lr, Polyak)),
             f"the schedule {lr!r} and loss={getattr(model, 'loss', '')!r}",
@@ -316,7 +316,7 @@ def check_together(model: Any, parts: Composition) -> None:
             "`fastnc.rules` or functions of the epoch. Use device='cpu'.",
         ),
     ):  # fmt: skip
-        if asked:
+        if conflict:
             raise ValueError(f"{what} do not go together: {why}")
     if parts.batch_size is not None and parts.batch_size > model.n_samples:
         raise ValueError(
@@ -327,12 +327,12 @@ def check_together(model: Any, parts: Composition) -> None:
 
 ON_A_DEVICE: tuple[type, ...] = (GradientDescent, Momentum, Adam, AdamW)
 DECAYED = (weight_decay, imbalanced, squared_error, imbalanced_squared_error)
-# What needs no number that is told by the whole of a gradient, of which each rank has a part.
+# Rules that need no norm of a whole gradient: each rank has some rows of it.
 OF_RANKS = ON_A_DEVICE
 
 
 def check_over_ranks(parts: Composition) -> None:
-    """Refuse what the ranks of a sharded run cannot do."""
+    """Raise where the ranks of a sharded run cannot do these parts."""
     rule, lr = parts.rule, getattr(parts.rule, "lr", None)
     looks = isinstance(lr, Schedule) and type(lr).__call__ is Schedule.__call__
     known = isinstance(rule, BuiltIn) and type(rule) in OF_RANKS and not rule.scale_free
@@ -341,13 +341,13 @@ def check_over_ranks(parts: Composition) -> None:
     raise ValueError(
         "`sharded` goes with the exact gradient and GradientDescent, Momentum, Adam or AdamW with "
         "a schedule of the epoch: each rank has a part of a gradient only, and none of its norm; "
-        f"got {spoken(rule)}"
+        f"got {rule_text(rule)}"
         f"{'' if parts.full_batch else ', with noise or batches'}. Leave out `sharded`."
     )
 
 
 def _on_devices(rule: Any, lr: Any) -> bool:
-    """Whether a rule has a form for tensors, and its step size one that need not be fetched."""
+    """Whether a rule has a form for tensors, and its step size needs no wait for the device."""
     looks = isinstance(lr, Schedule) and type(lr).at is not Schedule.at
     return type(rule) in ON_A_DEVICE and (not looks or type(lr) in (LossScaled, Polyak))
 

@@ -1,7 +1,7 @@
-"""Where a descent's gradients come from on a CUDA device: as `gradients`, on tensors.
+"""Sources of gradients on a CUDA device: those of `gradients`, for tensors.
 
-Nothing here waits for the device: losses, residuals and steps are tensors there. Batches, flipped
-labels and noise are drawn by generators of the device, whose numbers are not those of NumPy's.
+Nothing here waits for the device: losses, residuals and steps stay tensors. Batches, flipped
+labels and noise are drawn by the device's generators, whose numbers differ from NumPy's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Rows = Tensor | None
 
 
 class Wanted(NamedTuple):
-    """What is asked for beside the gradients."""
+    """Which numbers are computed beside the gradients."""
 
     of_log_loss: bool = False
     """Gradients of log L, and log L itself."""
@@ -35,7 +35,7 @@ class Wanted(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Gradients of L or of log L; numbers that were asked for, as tensors () in float64."""
+    """Gradients of L or of log L; the wanted numbers, as tensors () in float64."""
 
     gradients: Factors
     log_loss: Tensor | None = None
@@ -48,7 +48,7 @@ class FullBatch:
 
     steps = 1
     has_log = captures = True
-    """Whether it can tell the gradients of log L; whether a CUDA graph can hold its epochs."""
+    """Whether it has gradients of log L; whether a CUDA graph can hold its epochs."""
 
     def __init__(self, labels: Tensor) -> None:
         self.labels = labels
@@ -86,9 +86,9 @@ class FullBatch:
 
 
 def largest_gap(W: Tensor, H: Tensor, y: Tensor) -> Tensor:
-    """`max_i log sum_{j != y_i} exp(z_j - z_y)`: of the sample whose residual is largest.
+    """`max_i log sum_{j != y_i} exp(z_j - z_y)`, of the sample with the largest residual.
 
-    That is `1 / (1 + e^-gap)`, and its own largest entry is at the label.
+    The largest entry of that residual, `1 / (1 + e^-gap)`, is at the label.
     """
     W, largest = W.double(), torch.full((), -math.inf, dtype=torch.float64, device=W.device)
     rows = max(1, _CHUNK_BYTES // (8 * sum(W.shape)))
@@ -122,7 +122,7 @@ class MiniBatch(FullBatch):
         self.drawing = Drawing(seed, BATCHES, labels.device)
 
     def epoch(self) -> Iterator[Rows]:
-        """All samples dealt out in batches of nearly one size, or as many draws of `size`."""
+        """Batches of nearly equal size that take each sample once, or as many draws of `size`."""
         n, steps, options = len(self.labels), self.steps, self.drawing.options
         if self.replacement:
             for _ in range(steps):
@@ -144,7 +144,7 @@ class MiniBatch(FullBatch):
 
 
 class LabelNoise:
-    """Another source, each label of which is a wrong one with probability `share`, each step."""
+    """A source whose labels each step replaces, with probability `share`, by a wrong class."""
 
     captures = False
 
@@ -168,7 +168,7 @@ class LabelNoise:
 
 
 class GaussianNoise:
-    """Another source, to each entry of whose gradients `size` times a standard normal is added."""
+    """A source with `size` times a standard normal number added to each entry of its gradients."""
 
     has_log = captures = False
 
@@ -213,7 +213,7 @@ class OverRanks(FullBatch):
 
 
 def generators(source: Any) -> dict[str, torch.Generator]:
-    """The generators of a source and of what is inside it, by name."""
+    """The generators of a source and of the sources it wraps, by class name."""
     found = {}
     while source is not None:
         if hasattr(source, "drawing"):

@@ -1,4 +1,4 @@
-"""The problems of a sweep on CUDA devices: each has a share, of which small ones go at once."""
+"""The problems of a sweep on CUDA devices: each device runs a share, small problems together."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Stop = Callable[[], str]
 def on_devices(
     numbers: Sequence[int], begin: Begin, store: Store, every: float, stop: Stop, bar: Bar
 ) -> None:
-    """All problems to their ends, which go to `store`; every visible device has its own share.
+    """Run all problems to their ends, into `store`; every visible device runs its own share.
 
-    Each run has the bits that it has alone, whatever device it is made on.
+    Each run has the same bits as alone, on whichever device.
 
     Raises
     ------
     Interrupted
-        `stop` said by what; what is under way has been saved.
+        `stop` gave a reason; unfinished runs have been saved.
     """
     import torch
 
@@ -53,7 +53,7 @@ def on_devices(
     with ThreadPoolExecutor(devices, "fastnc-device") as pool:
         pending = [pool.submit(work, device) for device in range(devices)]
     errors = [error for future in pending if (error := future.exception()) is not None]
-    # What stopped the others, not that they were stopped.
+    # The error that stopped the other devices, not their `Interrupted`.
     for error in sorted(errors, key=lambda error: isinstance(error, Interrupted)):
         raise error
 

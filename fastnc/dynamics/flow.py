@@ -12,8 +12,8 @@ The system is stiff, with eigenvalues of the size of log t. The Radau IIA method
 classifier, to rounding; its Newton systems are solved by structure (`integrator/newton.py`).
 Snapshots are ends of steps, never interpolated.
 
-Models with weight decay have a minimum, which the flow reaches at times of the order of the
-reciprocal of the decays; there is no tail.
+With weight decay there is a minimum, which the flow reaches at times of the order of the
+reciprocal of the decays.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from fastnc._core import arrays
 from fastnc._core.serial import quiet
-from fastnc.dynamics.checkpoint import place
+from fastnc.dynamics.checkpoint import checkpoint_path
 from fastnc.dynamics.integrator.equation import Decays
 from fastnc.dynamics.integrator.objective import MOST_UNKNOWNS, ObjectiveFlow, Unknowns
 from fastnc.dynamics.integrator.stepper import FlowStepper, stretched
@@ -45,10 +45,10 @@ from fastnc.models import (
 
 Solver = Literal["auto", "direct", "krylov"]
 
-# Up to this K d a factorisation costs at most some Hessian products more than MINRES does.
+# Up to this K d a factorisation costs at most a few Hessian products more than MINRES.
 _DIRECT = 100
 # A penalised flow is at rest after some dozen times the reciprocal of its smaller decay. Far
-# beyond, t times the rounding of a gradient that vanishes would move W and H again.
+# beyond, t times the rounding of the vanishing gradient would change W and H again.
 _AT_REST, _STILL_AT_REST = 1e3, 1e6
 
 
@@ -76,51 +76,49 @@ def flow(
     Parameters
     ----------
     model : ULPM, models.deep_linear, or a model with weight decay and without a constraint
-        Any K, n, d, any class sizes. Beside cross-entropy of W H^T, alone or with weight decay, a
-        matrix of the square of all numbers that move is formed, of 2000 of them at most.
+        Any K, n, d, any class sizes. Any other loss than the cross-entropy of W H^T, alone or with
+        weight decay, needs a dense Jacobian, and may have 2000 unknowns at most.
     log10_time : float > 0, optional
-        Decimal logarithm of the last time: 1000 (the default of a ULPM), 100_000, 1e7, ... A model
-        with weight decays comes to rest: by default at 1000 over the smaller of them, and at most
-        at 1e6 over it. Other losses of a ULPM, and layers without decay: 4, and 8 at most.
+        Decimal logarithm of the last time: 1000 (the default of a ULPM), 100_000, 1e7, ... With
+        weight decays the flow comes to rest: by default it ends at 1000 over the smaller of them,
+        at most at 1e6 over it. Other losses of a ULPM, and layers without decay: 4, at most 8.
     seed : int >= 0
         Of `model.init`.
     W, H : (K, d), (N, d) arrays, optional
-        Where to start instead.
+        The start instead.
     snapshots : int >= 1
         Snapshots a decade of t from 0.1 to 10, and then a decade of log t.
-    rtol : float
-        Relative tolerance, 1e-11 at least. Of the exact law, the margin and the loss are good to
-        a tenth of it. Of logits of the size of log t it must not be much more than 1, so that
-        the default goes to log10 t = 10^8 or so, and the smallest to 10^10.
+    rtol : float in 1e-11..1e-2
+        Relative tolerance; the margin and the loss of the exact law are within a tenth of it.
+        Logits are of the size of log t, and `rtol` times log t must not be much more than 1: the
+        default serves to log10 t = 10^8 or so, the smallest to 10^10.
     solver : "auto", "direct" or "krylov"
         Of the Newton systems: "direct" eliminates the features and factorises K d unknowns,
         "krylov" needs only Hessian products (MINRES). Both make the same steps, to `rtol`. "auto"
-        is "direct" up to K d = 100 of a ULPM, where it costs little more and keeps what is
-        conserved to rounding at any horizon, else "krylov".
+        is "direct" for a ULPM up to K d = 100, where it costs little more and keeps the conserved
+        quantities to rounding at any horizon, else "krylov".
     device : "cpu" or "cuda"
-        Where the flow is integrated, in float64; on a device by "krylov". W and H come to the host
-        for snapshots and checkpoints.
+        Where the flow is integrated, in float64; "cuda" needs "krylov". W and H are fetched for
+        snapshots and checkpoints.
     checkpoint : path, optional
         File to which the state is written every `checkpoint_every` seconds (0: as often as the
         run looks at its clock) and at the end.
     resume : bool
-        Go on from `checkpoint` if it exists, which may be of a nearer horizon. The end has the
-        same bits as without a stop; after a nearer horizon that is no snapshot of this run, the
-        same to `rtol`.
+        Go on from `checkpoint` if it exists, which may have an earlier last time. The end has the
+        same bits as without a stop; to `rtol` if that last time is no snapshot of this run.
     progress : bool
         Show a progress bar on a terminal.
 
     Returns
     -------
     Trajectory
-        Its first column is `log10_time`, -inf at t = 0. Beside the columns of every run that of a
-        ULPM has `conserved_drift` (the largest change of an entry of `W^T W - H^T H`, over |W|^2)
-        and the terms of `margin_decomposition`, with unequal classes also the distances to the
-        geometry they tend to (`theory.seli_distances`), that of another model `objective`, and of
-        a deep one `balancedness`. `about`
-        has the final drifts, the work done, and the `start_singular_values` (see
-        `fastnc.theory.rates.aligned_singular_values`), the smallest of which tells how long the
-        start lingers.
+        Its first column is `log10_time`, -inf at t = 0. Further columns of a ULPM:
+        `conserved_drift` (the largest change of an entry of `W^T W - H^T H`, over |W|^2), the terms
+        of `margin_decomposition`, and with unequal classes the distances to the limit
+        (`theory.seli_distances`); of other models `objective`, and of a deep one `balancedness`.
+        `about` has the final drifts, the work done, and the `start_singular_values` (see
+        `fastnc.theory.rates.aligned_singular_values`): the smaller the last one, the longer the
+        flow stays near a point of lower rank.
 
     Raises
     ------
@@ -146,7 +144,7 @@ def flow(
     100.0
     """
     arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
-    path = place(checkpoint, resume)
+    path = checkpoint_path(checkpoint, resume)
     run = prepare_flow(model, log10_time, seed, W, H, snapshots, rtol, solver, device)
     return run.go(path, checkpoint_every, resume, progress)
 
@@ -162,7 +160,7 @@ def prepare_flow(
     solver: Solver,
     device: str = "cpu",
 ) -> Run:
-    """A flow at t = 0, its arguments checked as `flow` describes them."""
+    """A flow at t = 0; its arguments, those of `flow`, are checked."""
     decays = _decays(model)
     log10_time = _horizon(log10_time, model, decays)
     arrays.check_positive("log10_time", log10_time)
@@ -228,7 +226,7 @@ def snapshot_times(log10_time: float, a_decade: int) -> NDArray[np.float64]:
 
 
 def _decays(model: Any) -> Decays:
-    """The weight decays of a model, the largest rate of one that has none and comes to rest."""
+    """The weight decays of W and H; of a deep model the least and the largest decay."""
     match model:
         case ULPM():
             return Decays()
@@ -275,7 +273,7 @@ def _horizon(log10_time: float | None, model: Any, decays: Decays) -> float:
 
 
 def _chosen(solver: str, model: Any, decays: Decays, device: str = "cpu") -> str:
-    """The solver that was asked for, or the one that was found to be the faster."""
+    """The solver that `solver` names, or the default, which was measured to be the faster."""
     arrays.check_choice("solver", solver, ("auto", "direct", "krylov"))
     arrays.check_choice("device", device, ("cpu", "cuda"))
     if not _structured(model):

@@ -1,4 +1,4 @@
-"""Where a descent's gradients come from: all samples, some of them, a model, several ranks."""
+"""Sources of gradients: all samples, minibatches, a model of Table 1, several ranks."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Rows = NDArray[np.int64] | None
 
 
 class Found(NamedTuple):
-    """A loss and its gradients; of its logarithm where that was asked for.
+    """A loss and its gradients, or those of its logarithm.
 
-    `residual` is then the largest entry of dlog L/dZ, where that was asked for.
+    `residual` is the largest entry of dlog L/dZ, NaN unless it was requested.
     """
 
     log_loss: float
@@ -32,10 +32,10 @@ class Found(NamedTuple):
 
 
 class Source(Protocol):
-    """What gradients a descent takes, an epoch at a time."""
+    """A source of gradients, an epoch at a time."""
 
     has_log: bool
-    """Whether it can tell the gradients of log L."""
+    """Whether it has gradients of log L."""
 
     def epoch(self) -> Iterator[Rows]:
         """The samples of each step of an epoch; None stands for all."""
@@ -56,15 +56,15 @@ class FullBatch:
         yield None
 
     def at(self, factors: Arrays, rows: Rows, of_log_loss: bool, residual: bool) -> Found:
-        """By the compiled kernels; other losses, and where residuals are asked for, by NumPy."""
+        """By the compiled kernels; by NumPy for other losses, and where `residual` is set."""
         return self.of(factors[0], factors[1], self.y, of_log_loss, residual)
 
     def of(self, W: Array, H: Array, y: Array, of_log_loss: bool, residual: bool) -> Found:
         """The mean loss of some samples and its gradients."""
         if self.loss is None:
             return of_samples(W, H, y, of_log_loss, residual)
-        told, grads = self.loss.value_and_grads(W, H, y, of_log_loss)
-        return Found(told.log_value, told.value, (grads.W, grads.H))
+        value, grads = self.loss.value_and_grads(W, H, y, of_log_loss)
+        return Found(value.log_value, value.value, (grads.W, grads.H))
 
 
 def of_samples(W: Array, H: Array, y: Array, of_log_loss: bool, residual: bool) -> Found:
@@ -99,7 +99,7 @@ def _of_log(log_sum: float, n: int, gradients: Arrays, residual: float) -> Found
 class MiniBatch(FullBatch):
     """The mean loss of some samples a step; those not drawn have a gradient of 0.
 
-    Without replacement an epoch deals all samples out, in batches of nearly one size; with it,
+    Without replacement an epoch takes each sample once, in batches of nearly equal size; with it,
     each of as many steps draws `size` samples.
     """
 
@@ -139,9 +139,9 @@ class MiniBatch(FullBatch):
 
 
 class LabelNoise:
-    """Another source, each label of which is another class's with probability `share`, each step.
+    """A source whose labels each step replaces, with probability `share`, by a wrong class.
 
-    The other class is drawn uniformly from the K - 1 wrong ones.
+    That class is drawn uniformly from the K - 1 wrong ones.
     """
 
     def __init__(self, source: FullBatch, n_classes: int, share: float, seed: int) -> None:
@@ -162,7 +162,7 @@ class LabelNoise:
 
 
 class GaussianNoise:
-    """Another source, to each entry of whose gradients `size` times a standard normal is added.
+    """A source with `size` times a standard normal number added to each entry of its gradients.
 
     Each step draws for W first, then for H, then for a bias, in float64.
     """
@@ -188,7 +188,7 @@ class GaussianNoise:
 
 
 class Penalised:
-    """The objective of a row of Table 1; on a constraint the Riemannian gradient."""
+    """The objective of a model of Table 1; with a constraint the Riemannian gradient."""
 
     has_log = False
 
@@ -242,7 +242,7 @@ class OverRanks:
         self.workers.sum(torch.from_numpy(shared))
         value = float(shared[-1])
         if not math.isfinite(value):
-            # No rank's W may look finite where another rank's rows are not.
+            # W must not stay finite here where another rank's rows are not.
             shared.fill(math.nan)
         grad_W = shared[:-1].reshape(W.shape).astype(W.dtype)
         log_value = math.log(value) if value > 0.0 else -math.inf
@@ -250,7 +250,7 @@ class OverRanks:
 
 
 def streams(source: Any) -> dict[str, Stream | Draws]:
-    """The generators of a source and of what is inside it, by name."""
+    """The generators of a source and of the sources it wraps, by class name."""
     found: dict[str, Stream | Draws] = {}
     while source is not None:
         if hasattr(source, "stream"):

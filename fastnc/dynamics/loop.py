@@ -1,4 +1,4 @@
-"""The one loop around everything that moves: slices, snapshots, checkpoints, a stop, progress."""
+"""The loop of every run: slices of steps, snapshots, checkpoints, interrupts, progress."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ import numpy as np
 from fastnc._core.interrupts import Interrupted
 from fastnc._core.progress import Bar
 
-# Steps are made in slices of about this long, so that Ctrl-C, the clock of the checkpoints and
-# the progress bar are looked at between them. Slices change no bit of the result.
+# Steps are made in slices of about this duration, between which Ctrl-C, the checkpoint's clock
+# and the progress bar have their turn. Slices change no bit of the result.
 _SECONDS_A_SLICE = 0.2
 
 
 class Moving(Protocol):
-    """What the loop drives: one run, or several that move as one."""
+    """What the loop drives: one run, or several in common steps."""
 
     @property
     def done(self) -> float:
-        """What has been made, in the units of the progress bar."""
+        """The progress so far, in the units of the progress bar."""
 
     def arrive(self) -> bool:
-        """Measure where that is due; true where there is nothing left to do."""
+        """Measure, if a snapshot is due; True if the run is at its end."""
 
     def move(self, steps: int) -> int:
-        """Make at most so many steps, none beyond the next snapshot; how many were made."""
+        """Make at most `steps` steps, none beyond the next snapshot; returns how many were made."""
 
     def save(self) -> None:
-        """Write the state to where checkpoints go, if anywhere."""
+        """Write the checkpoint, if the run has one."""
 
     def interrupted(self, by: str) -> Interrupted:
-        """What to raise where something asked to stop; the state has been saved."""
+        """The error for a run that is stopped; the state has been saved."""
 
 
 def drive(
@@ -44,26 +44,26 @@ def drive(
     bar: Bar,
     seconds: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Move to the end; the state is saved every `every` seconds meanwhile, and when stopped.
+    """Run to the end; saves the state every `every` seconds, and when stopped.
 
     Raises
     ------
     Interrupted
-        `stop` said by what.
+        `stop` gave a reason.
     """
     saved, steps = seconds(), 1
     while not moving.arrive():
         now = seconds()
-        asked = stop()
-        if asked or now - saved >= every:
+        reason = stop()
+        if reason or now - saved >= every:
             moving.save()
             saved = now
-        if asked:
-            raise moving.interrupted(asked)
+        if reason:
+            raise moving.interrupted(reason)
         before = moving.done
         made = moving.move(steps)
         bar.update(moving.done - before)
-        # Twice as many next time, unless that would take too long or this was no full slice.
+        # Twice as many next time, unless that would take too long or this slice was cut short.
         took = seconds() - now
         if took > _SECONDS_A_SLICE:
             steps = max(1, steps // 2)

@@ -32,9 +32,9 @@ def peel(
 ) -> Trajectory:
     """The layer-peeled model from where a network stopped: gradient descent on W, H, b alone.
 
-    The bridge between the two halves of section 4: descent on the mean loss, in float64, of the
-    trained last layer and features, which the network no longer holds together. Features may
-    become negative. Equivalent to `fastnc.descend` where there is no bias.
+    This joins the two halves of section 4: descent on the mean loss, in float64, from the trained
+    last layer and features, which are now free variables. Features may become negative.
+    Equivalent to `fastnc.descend` where there is no bias.
 
     Parameters
     ----------
@@ -50,8 +50,9 @@ def peel(
         start, the bias a column of W beside a feature 1: below it each of W and H alone would
         descend.
     snapshots : int >= 1
-        A decade of epochs.
+        Snapshots a decade of epochs.
     progress : bool
+        Show a progress bar on a terminal.
 
     Returns
     -------
@@ -61,9 +62,11 @@ def peel(
     Raises
     ------
     ValueError
-        The run holds no features, as one that was interrupted; or the arrays do not fit.
+        The run was stopped and holds no features, or the arrays do not fit.
     TypeError
         A trajectory was given and arrays beside it, or W without H and y.
+    Diverged, Interrupted
+        As of `fastnc.descend`.
 
     Examples
     --------

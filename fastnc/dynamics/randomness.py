@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Streams of one seed, apart from the one that the start was drawn from.
+# Numbers of a seed's streams; the start is drawn from the seed itself.
 NOISE, BATCHES, LABELS = 1, 2, 3
 
 
@@ -19,7 +19,7 @@ class Stream:
         self.draw = np.random.Generator(self._bits)
 
     def words(self) -> NDArray[np.uint64]:
-        """The state: 128-bit numbers as pairs of 64-bit words."""
+        """The state (6,), 128-bit numbers as pairs of 64-bit words."""
         raw: dict[str, Any] = dict(self._bits.state)
         numbers = (raw["state"]["state"], raw["state"]["inc"])
         words = [part for number in numbers for part in divmod(number, 1 << 64)]
@@ -56,7 +56,7 @@ class Draws:
         return out
 
     def numbers(self, n: int, count: int) -> NDArray[np.int64]:
-        """So many numbers of 0..n - 1, any of them more than once."""
+        """`count` numbers of 0..n - 1, drawn with replacement."""
         from fastnc.kernels.cpu.draws import draw
 
         out = np.empty(count, np.int64)

@@ -25,8 +25,8 @@ def measure(
 ) -> dict[str, float]:
     """The columns of a run at W (K, d) and this rank's rows of H (n, d), or of `H + H_low`.
 
-    As `fastnc.dynamics.snapshot.measure`, to rounding; everything is summed in float64, where the
-    tensors are. H is read chunk by chunk and never leaves its device.
+    As `fastnc.dynamics.snapshot.measure`, to rounding; everything is summed in float64 on the
+    device of the tensors. H is read chunk by chunk and never leaves it.
     """
     from fastnc import ClassDeviations, ClassStatistics
 
@@ -51,7 +51,7 @@ def measure(
 
 
 def _norm(W: Tensor, H: Tensor, H_low: Tensor | None, workers: Workers) -> float:
-    """The largest norm of W and of any rank's rows, infinite where one is not finite."""
+    """The largest norm, over the ranks, of W and a rank's rows together; infinite if not finite."""
     square = (W * W).sum()
     for _, h in _wide(H, H_low):
         square = square + (h * h).sum()
@@ -68,15 +68,16 @@ def objective(
     workers: Workers,
     H_low: Tensor | None = None,
 ) -> dict[str, float]:
-    """The columns of `fastnc.snapshot` that tell of the objective, over all ranks' samples.
+    """The columns `OBJECTIVE` and `NORMS` of `dynamics.snapshot`, over all ranks' samples.
 
     The layer-peeled variables are W (K, d) and H (N, d), of which each rank holds some rows; the
     bias, where there is one, enters the logits and is held fixed: it joins W as a column beside
     a constant feature, and leaves the gradients. `margin` is q_min of all samples. With `H_low`
     the features are `H + H_low`.
 
-    Cost: two passes over H in float64, by chunks, since `1 - beta` is a norm that must be known
-    first; K d + 6 numbers are exchanged.
+    Cost: four passes over H in float64, by chunks: two for the objective, as `1 - beta` needs the
+    norms of theta and of the gradient first, and two for `NORMS`. K d + d^2 + K + 7 numbers are
+    exchanged (beyond d = 1024 d numbers for each Lanczos product in the place of d^2).
     """
     W = W.double()
     # Everything is divided by e^peak, the largest loss of a chunk, and so survives any margin.
@@ -105,8 +106,8 @@ def objective(
     log_grad_norm = mean_log_loss + math.log(slope / total) if slope > 0.0 else -math.inf
     gap = math.nan
     if norm > 0.0 and slope > 0.0:
-        # theta and the gradient become opposite: their normalised sum is 1 - beta without the
-        # cancellation that a scalar product close to 1 would carry.
+        # Half the square of the sum of theta and the gradient, both normalised, is 1 - beta
+        # without the cancellation of a subtraction from 1.
         square = torch.zeros((), dtype=torch.float64, device=W.device)
         for h, log_loss, _, dH in _chunks(W, bias, H, y, H_low):
             square += (h / norm + dH * (torch.exp(log_loss - highest) / slope)).square().sum()
@@ -129,7 +130,7 @@ def objective(
 def _norms(
     W: Tensor, H: Tensor, y: Tensor, margin: float | None, workers: Workers, H_low: Tensor | None
 ) -> dict[str, float]:
-    """The margin in the norms of other rules than gradient descent."""
+    """The margin ratios in the norms of sign and of spectral descent."""
     if margin is None or not margin < math.inf:
         return dict.fromkeys(NORMS, math.nan)
     K, d = W.shape
@@ -166,7 +167,7 @@ def _largest_square(H: Tensor, H_low: Tensor | None, d: int, workers: Workers) -
 
 
 def _wide(H: Tensor, H_low: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-    """Which rows, and those of H in float64 with what rounding took from them."""
+    """Ranges of rows, and those rows of `H + H_low` in float64."""
     rows = max(1, _CHUNK_BYTES // (8 * (H.shape[1] + 1)))
     for low in range(0, len(H), rows):
         part = slice(low, min(low + rows, len(H)))
@@ -177,7 +178,7 @@ def _wide(H: Tensor, H_low: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
 def _chunks(
     W: Tensor, bias: Tensor | None, H: Tensor, y: Tensor, H_low: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Some rows of H in float64, log of their summed loss, its gradients over it, a chunk each."""
+    """For each chunk: rows of H in float64, log of their summed loss, the gradients of that log."""
     from fastnc import log_loss_and_grads
 
     d = W.shape[1]

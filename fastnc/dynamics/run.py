@@ -1,4 +1,4 @@
-"""One run under the loop: its snapshots, its checkpoint, and where it stopped being finite."""
+"""One run under the loop: its snapshots, its checkpoint, and the epoch at which it diverges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastnc._core.files import FOREIGN
 from fastnc._core.interrupts import Diverged, Interrupted, deferred_interrupt
 from fastnc._core.progress import Bar, progress_bar
 from fastnc._core.serial import quiet
-from fastnc.dynamics.behind import Behind
+from fastnc.dynamics.background_writer import BackgroundWriter
 from fastnc.dynamics.checkpoint import Checkpoint, foreign
 from fastnc.dynamics.columns import Columns
 from fastnc.dynamics.loop import drive
@@ -28,10 +28,10 @@ Callback = Callable[[dict[str, float]], object]
 
 
 class Run:
-    """A run from where `stepper` stands to the last of the times that are `due`.
+    """A run from the time of `stepper` to the last of the times `due`.
 
-    `about` says which problem it is: a checkpoint of another one is refused. `callback` gets each
-    snapshot, and ends the run by a true result. `further` columns are measured of W and H.
+    `about` describes the problem: a checkpoint of another one is refused. `callback` gets each
+    snapshot, and ends the run by a true result. `further` columns are measured at each snapshot.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class Run:
         self.rows: list[dict[str, float]] = []
         self.stopped = ""
         self._next = 0
-        self._behind = Behind()
+        self._writer = BackgroundWriter()
 
     def go(self, path: Path | None, every: float, resume: bool, progress: bool) -> Trajectory:
-        """Run to the end; raises `Diverged` or `Interrupted` with what there is by then."""
+        """Run to the end; raises `Diverged` or `Interrupted` with the snapshots so far."""
         if resume and path is not None and path.exists():
             self.take_up(path)
         kind = self.about.get("kind", "run")
@@ -63,42 +63,42 @@ class Run:
             run = self.loop(path, every, interrupted, bar)
             self.save()
             with self.carried():
-                self._behind.wait()
+                self._writer.wait()
         return run
 
     @quiet
     def loop(
         self, path: Path | None, every: float, interrupted: Callable[[], str], bar: Bar
     ) -> Trajectory:
-        """Run to the end on this thread; the state goes to `path` meanwhile, not at the end."""
+        """Run to the end on this thread; saves the state to `path` on the way, not at the end."""
         from fastnc.kernels.cpu.threads import serial_blas
 
         self.path = path
         # A BLAS adds in another order on two threads: a run must not depend on their number.
         with serial_blas, self.carried():
             try:
-                drive(self, every, lambda: self.stop_asked(interrupted), bar, self.seconds)
+                drive(self, every, lambda: self.stop_reason(interrupted), bar, self.seconds)
             finally:
-                # What is said of a file holds once it is there.
-                self._behind.wait()
+                # Messages name the file, which must be written by then.
+                self._writer.wait()
         return self.trajectory(self.stopped)
 
     def seconds(self) -> float:
-        """Seconds of a clock by which slices and checkpoints are timed."""
+        """The clock, in seconds, of slices and checkpoints."""
         return time.monotonic()
 
-    def stop_asked(self, interrupted: Callable[[], str]) -> str:
-        """What asked to stop, if anything did."""
+    def stop_reason(self, interrupted: Callable[[], str]) -> str:
+        """The reason to stop, empty if there is none."""
         return interrupted()
 
     @property
     def total(self) -> float:
-        """What there is to make, in the units of the progress bar."""
+        """The length of the run, in the units of the progress bar."""
         return self.due[-1]
 
     @property
     def done(self) -> float:
-        """What has been made of it."""
+        """The progress so far."""
         return self.stepper.done
 
     @property
@@ -117,7 +117,7 @@ class Run:
         return not self.at_the_end and self.stepper.time == self.upcoming
 
     def arrive(self) -> bool:
-        """A row, where one is due; true at the end, or where the callback wants it."""
+        """Measure, if a snapshot is due; True at the end, or if the callback stops the run."""
         if self.is_due:
             with np.errstate(all="ignore"):
                 measured = self.stepper.measure()
@@ -129,7 +129,7 @@ class Run:
         return bool(self.stopped)
 
     def record(self, measured: dict[str, float]) -> None:
-        """Take what was measured at a time that is due; Diverged where it is not finite."""
+        """Append the row of a time that is due; raises Diverged where the loss is not finite."""
         if not math.isfinite(measured["log_loss"]):
             raise self.diverged(self.stepper.time, self.stepper.time)
         row = {self.stepper.clock: self.upcoming, **measured}
@@ -139,7 +139,7 @@ class Run:
         self._next += 1
 
     def move(self, steps: int) -> int:
-        """At most so many steps; Diverged, back at the last finite state, where there is none."""
+        """Make at most `steps` steps; if they diverge, return to the last finite state and raise."""
         kept, before = self.stepper.keep(steps), self.stepper.time
         try:
             made = self.stepper.advance(self.upcoming, steps)
@@ -149,7 +149,7 @@ class Run:
             return made
         if not kept:
             raise self.diverged(before, self.stepper.time)
-        # Which step was it? No later one is finite either, so halve the slice.
+        # Bisection for the first step that is not finite: no later one is finite either.
         low, high = 0, made
         while high - low > 1:
             middle = (low + high) // 2
@@ -164,11 +164,11 @@ class Run:
         raise self.diverged(self.stepper.time, bad)
 
     def diverged(self, good: float, bad: float) -> Diverged:
-        """What to raise where the run is not finite at `bad` and perhaps was so at `good`."""
+        """The error of a run that is not finite at `bad`, and is at `good` if that is earlier."""
         return Diverged(self.stepper.why(good, bad), self.trajectory("diverged"))
 
     def interrupted(self, by: str) -> Interrupted:
-        """What to raise where something asked to stop; the state has been saved."""
+        """The error of a run that is stopped; the state has been saved."""
         saved = ""
         if self.path is not None:
             saved = f"; the state is in {str(self.path)!r}: resume to go on with the same bits"
@@ -178,9 +178,9 @@ class Run:
         )
 
     def trajectory(self, stopped: str) -> Trajectory:
-        """The rows so far, and where the run stands."""
+        """The rows so far, and the current W and H."""
         about = {**self.about, **self.stepper.report(), "stopped": stopped}
-        # Most models have neither, and their steppers do not speak of them.
+        # Most steppers have neither attribute.
         bias, layers = getattr(self.stepper, "bias", None), getattr(self.stepper, "layers", ())
         W, H = self.stepper.W, self.stepper.H
         return Trajectory(self._columns(), W, H, self.y, about, bias, layers)
@@ -197,7 +197,7 @@ class Run:
 
     @contextmanager
     def carried(self) -> Iterator[None]:
-        """A file that cannot be written takes no run with it: the error carries what there is.
+        """An OSError gets the run, which would be lost otherwise.
 
         `.run` is the `Trajectory` so far, `.write` writes the state to another file.
         """
@@ -210,25 +210,25 @@ class Run:
             raise
 
     def write(self, path: Path) -> None:
-        """Write the state and the rows to a file; a large one of a device meanwhile."""
-        self._behind.wait()
+        """Write the state and the rows to a file; a large state of a device in the background."""
+        self._writer.wait()
         further, columns = self.further.state(), self._columns()
 
         def save(own: dict[str, NDArray[Any]]) -> None:
             Checkpoint(self.about, {**own, **further}, columns).save(path)
 
-        # Steppers that live on a device have it; the copy is then under way.
+        # Steppers on a device have it: it starts the copy to the host.
         begin = getattr(self.stepper, "state_later", None)
         later = None if begin is None else begin()
         if later is None:
             save(self.stepper.state())
         else:
-            self._behind.start(lambda: save(later()))
+            self._writer.start(lambda: save(later()))
 
     def take_up(self, path: Path) -> None:
         """Go on from the checkpoint at `path`, which must be of the same problem."""
         found = Checkpoint.load(path, self.about)
-        # The last row of a run that was shorter may lie off this one's grid.
+        # The last row of a shorter run may not be due in this one.
         rows = found.rows(path, self.stepper.clock, set(self.due))
         try:
             times = {row[self.stepper.clock] for row in rows}

@@ -25,12 +25,12 @@ from fastnc.dynamics.steppers.sharded import ShardedDescent
 from fastnc.dynamics.trajectory import Trajectory
 from fastnc.models import ULPM
 
-# Entries of H that are drawn at once, on every rank, until its own rows come.
+# Entries of H that are drawn at a time: every rank draws all rows up to its own.
 _BLOCK = 1 << 22
 
 
 class RankedRun(Run):
-    """A run that all ranks make together: they save and stop at the same step."""
+    """A run of several ranks, which save and stop at the same step."""
 
     workers: Workers
     device: Any = "cpu"
@@ -40,18 +40,18 @@ class RankedRun(Run):
         now = torch.tensor(time.monotonic(), dtype=torch.float64, device=self.device)
         return float(self.workers.first(now))
 
-    def stop_asked(self, interrupted: Callable[[], str]) -> str:
-        """What asked any rank to stop."""
+    def stop_reason(self, interrupted: Callable[[], str]) -> str:
+        """The reason of any rank to stop, empty if none has one."""
         names = ["", *ASKING.values()]
-        asked = torch.tensor(names.index(interrupted()), device=self.device)
-        return names[int(self.workers.largest(asked))]
+        reason = torch.tensor(names.index(interrupted()), device=self.device)
+        return names[int(self.workers.largest(reason))]
 
 
 class ShardedRun(RankedRun):
-    """A run in which every rank makes the same epochs, and keeps what it has in its own files.
+    """A run in which every rank makes the same epochs, and writes its state to its own files.
 
-    A checkpoint of several files can be cut between two of them by a kill: each rank therefore
-    writes by turns to two, and a resumed run goes on from the latest epoch that all ranks have.
+    A kill can leave the ranks' files at different epochs. So each rank writes to two files by
+    turns, and a resumed run goes on from the latest epoch that all ranks have.
     """
 
     _saves = 0
@@ -79,7 +79,7 @@ class ShardedRun(RankedRun):
             return
         turn = everyones[self.workers.rank].index(max(common))
         self.take_up(files[turn])
-        # The next save leaves alone the one that was taken up.
+        # The next save must not overwrite the file that was read.
         self._saves = turn + 1
 
     def _epoch_of(self, file: Path) -> int:
@@ -164,18 +164,18 @@ def prepare_sharded(
     run = ShardedRun(stepper, y, about, snapshot_epochs(epochs, snapshots), callback)
     run.workers = workers
     if parts.device == "cuda":
-        # What ranks tell each other is where NCCL takes it from.
+        # NCCL exchanges tensors of a device only.
         run.device = stepper.labels.device
     return run
 
 
 def check_on_devices(workers: Workers) -> None:
-    """Ranks that run on GPUs must speak by NCCL: a captured graph can hold no other sums.
+    """Ranks on GPUs must use NCCL: a captured CUDA graph can hold no other sums.
 
     Raises
     ------
     ImportError, ValueError
-        torch or triton cannot be imported, there is no GPU, or the ranks speak otherwise.
+        torch or triton cannot be imported, there is no GPU, or the ranks use another backend.
     """
     need_torch_and_triton()
     need_gpu("device='cuda'")

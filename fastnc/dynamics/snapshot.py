@@ -1,4 +1,4 @@
-"""One row of a trajectory: everything that is measured of (W, H) at one moment."""
+"""One row of a trajectory: all that is measured at one W and H."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def measure(W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64]) -> dict[str,
 
 
 def _norms(W: Floats, H: Floats, y: NDArray[np.int64], margin: float) -> dict[str, float]:
-    """The margin in the norms of other rules than gradient descent."""
+    """The margin ratios in the norms of sign and of spectral descent."""
     from fastnc.kernels.cpu.threads import serial_blas
 
     counts = np.bincount(y)
     largest = max(float(np.abs(W).max()), float(np.abs(H).max()))
-    # In an order of its own, whatever another library has set.
+    # On one thread: the order of a BLAS's sums depends on their number.
     with serial_blas:
         square = max(spectral_square(W), spectral_square(H))
     found = ratio_max(margin, counts, W.shape[1], largest), ratio_spectral(margin, counts, square)
@@ -98,8 +98,8 @@ def _objective(W: Floats, H: Floats, y: NDArray[np.int64]) -> list[float]:
     norm_W, norm_H = float(np.linalg.norm(W)), float(np.linalg.norm(H))
     norm = math.hypot(norm_W, norm_H)
     slope = math.hypot(float(np.linalg.norm(grad_W)), float(np.linalg.norm(grad_H)))
-    # theta and the gradient become opposite: their normalised sum is 1 - beta without the
-    # cancellation that a scalar product close to 1 would carry.
+    # Half the square of the sum of theta and the gradient, both normalised, is 1 - beta without
+    # the cancellation of a subtraction from 1.
     gap = math.nan
     if norm > 0.0 and slope > 0.0:
         grad_W /= slope

@@ -1,4 +1,4 @@
-"""Where a run starts: copies of what was given, or the model's own Gaussian start."""
+"""The start of a run: copies of the given W and H, or the model's own Gaussian start."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def start(
             f"got {type(model).__name__}."
         )
     given = {name: x for name, x in (("W", W), ("H", H)) if x is not None}
-    # In a model of several layers the features are of another width than the last layer.
+    # The features of a model of several layers are not as wide as its last layer.
     width = getattr(model, "feature_dim", model.dim)
     shapes = {"W": (model.n_classes, model.dim), "H": (model.n_samples, width)}
     for name, x in given.items():

@@ -1,4 +1,4 @@
-"""Many descents at once, one a thread, each in the bits that it has alone."""
+"""Many descents or flows at once, one a thread, each with the same bits as alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastnc._core import arrays
 from fastnc._core.interrupts import Diverged, Interrupted, deferred_interrupt
 from fastnc._core.progress import Bar, SharedBar, progress_bar
 from fastnc._core.serial import quiet
-from fastnc.dynamics.checkpoint import place
+from fastnc.dynamics.checkpoint import checkpoint_path
 from fastnc.dynamics.columns import column_names
 from fastnc.dynamics.composition import Composition, composed
 from fastnc.dynamics.descent import prepare
@@ -29,7 +29,7 @@ from fastnc.dynamics.trajectory import Trajectory
 
 Problem = tuple[Any, Composition, int]
 
-# How often the calling thread looks for Ctrl-C, for runs that are done and at the clock.
+# Between two looks of the calling thread for Ctrl-C, finished runs and a due checkpoint.
 _SECONDS_A_LOOK = 0.1
 
 
@@ -69,7 +69,7 @@ def sweep(
     Parameters
     ----------
     model : a model, or several
-        Of any sizes: this is how n, d and K are swept.
+        Of any sizes: so n, d and K can be swept.
     lr : float > 0, or several
         Step sizes of gradient descent.
     epochs : int >= 1
@@ -78,23 +78,23 @@ def sweep(
     snapshots : int >= 1
         Snapshots a decade of epochs.
     rules : one of `fastnc.rules`, or several
-        In the place of `lr`.
+        Instead of `lr`.
     batch_size : int >= 1 or None, or several
     replacement, label_noise, noise, freeze, measure
         Of every run, as `descend` has them.
     method : "descend" or "flow"
     log10_time, rtol, solver
-        Of every flow, as `flow` has them; nothing of a descent goes with them.
+        Of every flow, as `flow` has them.
     dtype : "float32" or "float64", optional
     device : "cpu" or "cuda"
         On a GPU all small problems of one shape run at once, others one after another; several
         GPUs share the problems. Each has the bits of `descend(..., device="cuda")`.
     threads : int >= 1, optional
-        Runs at once; by default one a core that may be used. Problems that are themselves worth
-        several threads run one after another instead.
+        Runs at once; by default one for each usable core. Problems that use several threads
+        themselves run one after another instead.
     checkpoint : path, optional
-        File of the runs that are done, written every `checkpoint_every` seconds and at the end;
-        runs under way that last longer leave files beside it, which go when they are done.
+        File of the finished runs, written every `checkpoint_every` seconds and at the end.
+        Unfinished runs that last longer write files beside it, which are deleted at their ends.
     resume : bool
         Go on from `checkpoint` if it exists.
     progress : bool
@@ -104,15 +104,19 @@ def sweep(
     -------
     Trajectories
         A list of `Trajectory`: models outermost, then rules or step sizes, then batch sizes, then
-        seeds. A run that
-        diverged holds what there was until then, and its `.about["stopped"]` is "diverged".
+        seeds. A run that diverged has its snapshots until then, and "diverged" as its
+        `.about["stopped"]`.
 
     Raises
     ------
     ValueError, TypeError
         Arguments that make no sense, or a checkpoint that is damaged or of another sweep.
     Interrupted
-        Ctrl-C; the checkpoint, if any, has been written; `.run` holds the runs that were done.
+        Ctrl-C; the checkpoint, if any, has been written; `.run` holds the finished runs.
+
+    Notes
+    -----
+    Cost: that of the runs, divided among `threads`.
 
     Examples
     --------
@@ -158,7 +162,7 @@ def sweep(
         steps = [(5.0, rule) for rule in rules]
     settings = [setting(rate, rule, size) for rate, rule in steps for size in sizes]
     arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
-    path = place(checkpoint, resume)
+    path = checkpoint_path(checkpoint, resume)
     if threads is None:
         from fastnc.kernels.cpu.threads import n_threads
 
@@ -172,7 +176,7 @@ def sweep(
         return prepare(one, parts, epochs, seed, None, None, snapshots, dtype, measure=measure)
 
     problems = list(itertools.product(models, settings, seeds))
-    # A mistake in any argument is told before the first epoch is made.
+    # Every argument is checked before the first epoch.
     for seed in seeds:
         arrays.check_count("seed", seed, 0)
     totals, horizons, unit = [], [], "epochs"
@@ -309,7 +313,7 @@ class _Sweep:
                             self.store.save()
                         saved = time.monotonic()
             finally:
-                # Whatever ends this loop, a second Ctrl-C too, ends the threads at their slice.
+                # Whatever ends this loop, also a second Ctrl-C, ends the threads after a slice.
                 over.set()
         self.store.save()
 

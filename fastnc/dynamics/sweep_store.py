@@ -1,4 +1,4 @@
-"""The file of a sweep: the runs that are done, and beside it those that are under way."""
+"""The files of a sweep: one of its finished runs, and one for each unfinished run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastnc.dynamics.trajectory import Trajectory
 
 @dataclass
 class Store:
-    """The runs that are done, and the files of all that is not."""
+    """The finished runs, and the files of the others."""
 
     path: Path | None
     about: dict[str, Any]
@@ -26,16 +26,16 @@ class Store:
     written: int = 0
 
     def part(self, i: int) -> Path | None:
-        """The file of run i while it is under way."""
-        # A name that nobody else gives: "run-0.npz" beside "run.npz" may be a user's own.
+        """The file of run i while it is unfinished."""
+        # A name of our own: "run-0.npz" beside "run.npz" may be a user's.
         return self.path and self.path.with_name(f"{self.path.stem}-underway{i}{self.path.suffix}")
 
     def runs(self) -> Trajectories:
-        """The runs that are done, in the order of their numbers."""
+        """The finished runs, in the order of their numbers."""
         return Trajectories(self.done[i] for i in sorted(self.done))
 
     def clear(self) -> None:
-        """Forget what another sweep has left under way in this place."""
+        """Delete the files of unfinished runs that another sweep left here."""
         if self.path is not None:
             stem = re.escape(f"{self.path.stem}-underway")
             ours = re.compile(rf"{stem}\d+{re.escape(self.path.suffix)}")
@@ -44,7 +44,7 @@ class Store:
                     part.unlink()
 
     def save(self) -> None:
-        """Write the runs that are done; their own files are then not needed any more."""
+        """Write the finished runs, and delete the files that they had before."""
         if self.path is None or (self.written == len(self.done) and self.path.exists()):
             return
         numbers = sorted(self.done)
@@ -58,7 +58,7 @@ class Store:
                 part.unlink(missing_ok=True)
 
     def take_up(self) -> None:
-        """The runs of the checkpoint, if there is one, which must be of this sweep."""
+        """Read the runs of the checkpoint, if there is one, which must be of this sweep."""
         if self.path is None or not self.path.exists():
             return
         arrays = read_npz(self.path, "the checkpoint")

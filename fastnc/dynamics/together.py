@@ -1,4 +1,4 @@
-"""Runs that move as one under the loop: one clock, a row each, and an end of its own for each."""
+"""Several runs under one loop: common steps, and for each run its own rows and its own end."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from fastnc.dynamics.trajectory import Trajectory
 
 
 class Many(Protocol):
-    """What moves the steppers of several runs at once."""
+    """Steps for the steppers of several runs at once."""
 
     def advance(self, due: float, steps: int) -> int:
-        """At most so many steps of all, not beyond `due`; how many were made."""
+        """Make at most `steps` steps of all, not beyond `due`; returns how many were made."""
 
     def finite(self) -> NDArray[np.bool_]:
         """Which of them are finite."""
 
     def roll_back(self, b: int, steps: int) -> None:
-        """Stepper b to where it was before the last `advance`, which was by so many steps."""
+        """Return stepper b to its state before the last `advance`, which made `steps` steps."""
 
     def measure(self) -> list[dict[str, float]]:
         """The columns of a snapshot of each."""
 
 
 class Together:
-    """Runs of one shape, at one time, with the same times due; `many` moves their steppers.
+    """Runs of one shape, at one epoch, with the same epochs due; `many` makes their steps.
 
-    One that diverges is replayed alone, to find its epoch, and stays where it was.
+    A run that diverges is repeated alone from the last slice, to find the epoch, and ends there.
     """
 
     def __init__(self, runs: Sequence[Run], many: Many, paths: Sequence[Path | None]) -> None:
@@ -45,7 +45,7 @@ class Together:
             run.path = path
 
     def go(self, every: float, stop: Callable[[], str], bar: Bar) -> list[Trajectory]:
-        """All runs to their ends, each with the bits that it has alone."""
+        """Run all to their ends, each with the same bits as alone."""
         drive(self, every, stop, bar)
         return [self.ended[b] for b in range(len(self.runs))]
 
@@ -55,7 +55,7 @@ class Together:
         return sum(run.total if b in self.ended else run.done for b, run in enumerate(self.runs))
 
     def arrive(self) -> bool:
-        """A row for each run where one is due; what is resumed at a snapshot has it already."""
+        """Measure each run where that is due; a run resumed at a snapshot has its row already."""
         left = [b for b in range(len(self.runs)) if b not in self.ended]
         due = [b for b in left if self.runs[b].is_due]
         if due:
@@ -69,7 +69,7 @@ class Together:
         return len(self.ended) == len(self.runs)
 
     def move(self, steps: int) -> int:
-        """At most so many steps of all."""
+        """Make at most `steps` steps of all."""
         made = self.many.advance(next(self._moving()).upcoming, steps)
         for b in np.flatnonzero(~self.many.finite()).tolist():
             if b not in self.ended:
@@ -83,7 +83,7 @@ class Together:
             run.save()
 
     def interrupted(self, by: str) -> Interrupted:
-        """What to raise when stopped: the rows of the first run."""
+        """The error when stopped, with the rows of the first run."""
         return self.runs[0].interrupted(by)
 
     def _moving(self) -> Any:

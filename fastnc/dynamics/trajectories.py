@@ -109,7 +109,7 @@ class Trajectories(Sequence[Trajectory]):
         try:
             return write_npz(path, self.arrays())
         except OSError as error:
-            # Whoever catches it has the runs still, and can save them elsewhere.
+            # So that the caller can save the runs elsewhere.
             error.run = self  # type: ignore[attr-defined]
             raise
 
@@ -138,20 +138,20 @@ class Trajectories(Sequence[Trajectory]):
         """Write one line a snapshot, with the run's number, setting, sizes and seed, atomically."""
         text = io.StringIO(newline="")
         writer = csv.writer(text)
-        # Runs of other models may have columns that the longest one has not.
+        # Runs of other models may have columns that the longest one lacks.
         names = dict.fromkeys((*self.longest.columns, *(n for r in self._runs for n in r.columns)))
-        told = ("model", "rule", "lr", "batch_size", "seed")
-        writer.writerow(("run", *told, "n_samples", "class_sizes", *names))
+        options = ("model", "rule", "lr", "batch_size", "seed")
+        writer.writerow(("run", *options, "n_samples", "class_sizes", *names))
         for i, run in enumerate(self._runs):
             sizes = " ".join(map(str, np.bincount(run.y, minlength=len(run.W)).tolist()))
-            about = (i, *(run.about.get(name) for name in told), len(run.y), sizes)
+            about = (i, *(run.about.get(name) for name in options), len(run.y), sizes)
             none = [""] * len(run)
             columns = (run[name].tolist() if name in run else none for name in names)
             writer.writerows((*about, *row) for row in zip(*columns, strict=True) if len(run))
         return atomic_write(path, lambda file: file.write(text.getvalue().encode()))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """All of it as arrays: the runs of one shape and one y are stacked."""
+        """All runs as arrays by name: those of one shape and one y are stacked."""
         groups: dict[Any, list[int]] = {}
         for i, run in enumerate(self._runs):
             widest = run.columns if len(run) else ()
@@ -185,7 +185,7 @@ class Trajectories(Sequence[Trajectory]):
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Trajectories:
-        """The runs that `arrays` took apart."""
+        """The runs of what `arrays` returned."""
         runs: dict[int, Trajectory] = {}
         for g in range(int(scalar(arrays["n_groups"]))):
             group = {
@@ -207,13 +207,13 @@ class Trajectories(Sequence[Trajectory]):
         return cls(runs[i] for i in sorted(runs))
 
 
-def _moved_by(about: dict[str, Any]) -> str:
+def _short_rule(about: dict[str, Any]) -> str:
     """The rule in short, as `Adam(0.01)`, or the kind of the run where it has none."""
     rule = str(about.get("rule") or about.get("kind", "run"))
     found = re.match(r"(?:[\w.<>]+\.)?(\w+)(?:\(lr=(.*))?", rule)
     if found is None or found[2] is None:
         return found[1] if found else rule
-    # What stands first in the parentheses, up to the comma that is not within others.
+    # The first argument: up to a comma that no inner parentheses enclose.
     depth, lr = 0, ""
     for letter in found[2]:
         depth += (letter in "([") - (letter in ")]")
@@ -226,7 +226,7 @@ def _moved_by(about: dict[str, Any]) -> str:
 
 
 def _setting(run: Trajectory) -> str:
-    """What was run but for the seed, in short; a flow has no step size."""
+    """What was run, without the seed, in short; a flow has no step size."""
     (K, d), N, about = run.W.shape, len(run.H), run.about
     model = about.get("model")
     plain = model == f"ULPM(n_classes={K}, dim={d})"
@@ -237,7 +237,7 @@ def _setting(run: Trajectory) -> str:
         parts.append(
             f"sizes {sizes.tolist()}" if K <= 10 else f"sizes #{crc32(sizes.tobytes()):08x}"
         )
-    parts.append(f"lr={about['lr']:g}" if "lr" in about else _moved_by(about))
+    parts.append(f"lr={about['lr']:g}" if "lr" in about else _short_rule(about))
     if about.get("batch_size"):
         parts.append(f"batches of {about['batch_size']}")
     return ", ".join([*parts, *([about["dtype"]] if "dtype" in about else [])])

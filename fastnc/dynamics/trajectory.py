@@ -1,4 +1,4 @@
-"""What a run leaves behind: one column a quantity, one row a snapshot, and where it ended."""
+"""What a run returns: a column for each quantity, a row for each snapshot, and the last W and H."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class Trajectory:
     columns : mapping of str to (S,) array
         One row a snapshot; the first column is the time.
     W, H, y : (K, d), (N, d), (N,) arrays
-        Where the run ended, and its labels.
+        At the end of the run, and its labels.
     about : mapping of JSON values
         What was run: model, lr, seed, ...; `provenance` (version, commit, processor, system,
         Python, libraries and date, as text) is added where it is not given.
     bias : (K,) array, optional
-        Where the run ended, of a model or a network that has one.
+        At the end of the run, of a model or a network that has one.
     layers : sequence of arrays
-        H_1, W_1, ..., W_M where a run of `models.deep_linear` ended; W is then W_M, and H what
-        enters it.
+        H_1, W_1, ..., W_M at the end of a run of `models.deep_linear`; W is then W_M, and H is the
+        input of the last layer.
 
     Examples
     --------
@@ -127,7 +127,7 @@ class Trajectory:
         return f"Trajectory(K={K}, d={d}, N={len(self.H)}, {len(self)} snapshots to {last})"
 
     def _repr_html_(self) -> str:
-        """Every column where it begins and ends: the table for a notebook."""
+        """The first and last value of every column: the table for a notebook."""
         ends = (0, -1) if len(self) else ()
         rows = [[name, *(f"{self[name][i]:.6g}" for i in ends)] for name in self.columns]
         return html_table(repr(self), ["column", "first", "last"][: 1 + len(ends)], rows)
@@ -149,7 +149,7 @@ class Trajectory:
         try:
             return write_npz(path, arrays if self.bias is None else {**arrays, "bias": self.bias})
         except OSError as error:
-            # Whoever catches it has the run still, and can save it elsewhere.
+            # So that the caller can save the run elsewhere.
             error.run = self  # type: ignore[attr-defined]
             raise
 
@@ -203,7 +203,7 @@ class Trajectory:
         )
         if not columns or not fits:
             raise ValueError("not a trajectory")
-        # Of a file that does not say where it was made, nobody knows.
+        # A file without provenance must not get that of this process.
         return cls(columns, W, H, y, {"provenance": {}, **about}, bias, layers)
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:

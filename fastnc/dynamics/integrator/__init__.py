@@ -1,1 +1,1 @@
-"""The implicit integrator of gradient flow: its Newton systems, its state, its loop."""
+"""The implicit integrator of gradient flow: its Newton systems, its state, its stepper."""

@@ -26,7 +26,7 @@ from fastnc.theory.residuals import Residuals
 
 Array = NDArray[Any]
 
-# The relative error of an iterative solve, and when it is given up.
+# The relative error of an iterative solve, and the most products it may take.
 ERROR, MOST_PRODUCTS = 1e-3, 2000
 
 
@@ -99,9 +99,9 @@ class KrylovSolver:
         self.jacobian, self.sigma = jacobian, sigma
 
     def solve(self, right: Array) -> Array:
-        """The unknowns to a relative error of `ERROR`: Newton's own iteration does the rest.
+        """The unknowns to a relative error of `ERROR`, which Newton's iteration reduces further.
 
-        NaN where `MOST_PRODUCTS` products do not do: Newton then gives the step up for half of it.
+        NaN where `MOST_PRODUCTS` products do not suffice: the step is then halved.
         """
         from fastnc.kernels.cpu.flow import minimal_residual
 

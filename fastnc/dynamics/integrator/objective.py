@@ -1,7 +1,7 @@
 """Gradient flow of any smooth objective without a constraint, for problems of moderate size.
 
-As `equation`, whose clock this is, `d theta / dx = -t' grad F(theta)`; but nothing is known of F
-beside its gradient. The Jacobian is formed by differences of that, and factorised as it stands.
+As in `equation`, with the same clock, `d theta / dx = -t' grad F(theta)`; but only the gradient of
+F is known. The Jacobian is formed by differences of it, and factorised as a dense matrix.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from fastnc.models.deep_linear import DeepLinear
 
 Array = NDArray[Any]
 
-# Unknowns whose Jacobian, a square of them, is formed and factorised: a second each time.
+# The most unknowns: to form and factorise their Jacobian then takes a second each time.
 MOST_UNKNOWNS = 2000
-# Of four points the rounding is 1e-13 of a gradient, the rest h^4 / 30 of its fifth derivative.
+# With four points the rounding is 1e-13 of a gradient, the error h^4 / 30 of its fifth derivative.
 _DIFFERENCE = 1e-3
 
 
 class Unknowns(NamedTuple):
-    """What a model's flow moves: W, H, and further factors by name."""
+    """The unknowns of a model's flow: W, H, and further factors by name."""
 
     model: Any
     names: tuple[str, ...]
@@ -35,7 +35,7 @@ class Unknowns(NamedTuple):
 
     @classmethod
     def of(cls, model: Any, seed: int, W: Array, H: Array) -> tuple[Unknowns, Array]:
-        """Those of a model, and where they start: a bias at 0, layers between at their own."""
+        """Those of a model, and their start: a bias at 0, layers between at the model's start."""
         named = {"W": W, "H": H}
         if isinstance(model, DeepLinear):
             named |= {f"W{i}": x for i, x in enumerate(model.start(seed)[1:-1], 1)}
@@ -68,7 +68,7 @@ class Unknowns(NamedTuple):
 
 
 class DenseFactors:
-    """`sigma I - J` of a Jacobian that is there."""
+    """`sigma I - J` as a factorised dense matrix."""
 
     def __init__(self, matrix: Array) -> None:
         from scipy.linalg import lu_factor
@@ -104,11 +104,11 @@ class ObjectiveEquation:
         n, h = len(theta), _DIFFERENCE * max(1.0, float(np.abs(theta).max()))
         hessian = np.empty((n, n))
         for i in range(n):
-            moved = theta.copy()
+            shifted = theta.copy()
             row = np.zeros(n)
             for steps, weight in ((-2, 1.0), (-1, -8.0), (1, 8.0), (2, -1.0)):
-                moved[i] = theta[i] + steps * h
-                row += weight * self.unknowns.value_and_gradient(moved)[1]
+                shifted[i] = theta[i] + steps * h
+                row += weight * self.unknowns.value_and_gradient(shifted)[1]
             hessian[i] = row / (12.0 * h)
         return -_speed(x) * 0.5 * (hessian + hessian.T)
 
@@ -119,7 +119,7 @@ class ObjectiveEquation:
 
 
 class ObjectiveFlow(FlowStepper):
-    """The flow from where `unknowns` start; all else is as of the unconstrained model."""
+    """The flow of `unknowns` from theta; all else is as for the unconstrained model."""
 
     def __init__(self, unknowns: Unknowns, theta: Array, rtol: float) -> None:
         self.model, self.y, self.rtol = unknowns.model, unknowns.model.y, rtol
@@ -139,7 +139,7 @@ class ObjectiveFlow(FlowStepper):
 
     @property
     def H(self) -> Array:
-        """The features (N, d): what enters the last layer."""
+        """The features (N, d), the input of the last layer."""
         if isinstance(self.model, DeepLinear):
             return self.model.features(self.layers)
         return self._now()["H"].copy()

@@ -1,8 +1,8 @@
 """The flow on a CUDA device: vectors, right-hand side, Hessian products and MINRES of tensors.
 
-As `equation` and `newton` have them in NumPy. The right-hand side comes of the kernels in float64;
-products with the Hessian over the loss are four products of matrices, which torch makes. Only
-scalars come to the host: the lengths that end an iteration.
+As `equation` and `newton` in NumPy. The kernels compute the right-hand side, in float64; torch
+computes products with the Hessian over the loss, six products of matrices each. Only scalars are
+fetched: the norms that end an iteration.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class OnTheDevice:
         self.device = device
 
     def placed(self, array: Array) -> Tensor:
-        """A copy there."""
+        """A copy on the device."""
         return torch.from_numpy(np.array(array, dtype=np.float64)).to(self.device)
 
     def fetched(self, vector: Tensor) -> Array:
-        """A copy here."""
+        """A copy on the host."""
         return np.array(vector.cpu().numpy())
 
     def zeros(self, rows: int, like: Tensor) -> Tensor:
@@ -42,11 +42,11 @@ class OnTheDevice:
         return like.new_zeros((rows, len(like)))
 
     def combined(self, weights: Array, rows: Tensor) -> Tensor:
-        """A product of small and large."""
+        """`weights @ rows`."""
         return self.placed(weights) @ rows
 
     def larger(self, a: Tensor, b: Tensor) -> Tensor:
-        """The larger entries."""
+        """The larger of each two entries."""
         return torch.maximum(a, b)
 
     def rms(self, x: Tensor) -> float:
@@ -66,7 +66,7 @@ class Residuals:
         s = torch.where(m > 0.0, m, unit)
         r = torch.exp(gaps - s)
         S = r.sum(1, keepdim=True)
-        # In units of e^s: of the sample's own where it is not separated, then the unit is 1.
+        # In units of e^s: a common one where a sample is separated, else its own.
         x = torch.exp(unit) * S
         den = torch.where(m > 0.0, torch.exp(-s) + S, 1.0 + x)
         ratio = torch.where(x > 1e-30, torch.log1p(x) / x, 1.0)
@@ -83,14 +83,14 @@ class Residuals:
         """The Hessian of (4), divided by the loss, times a direction: exact at any margin."""
         (K, d), N = self.W.shape, len(self.H)
         dW, dH = x[: K * d].view(K, d), x[K * d :].view(N, d)
-        moved = dH @ self.W.T
-        moved.addmm_(self.H, dW.T)
-        moved -= moved.gather(1, self.label)
+        dZ = dH @ self.W.T
+        dZ.addmm_(self.H, dW.T)
+        dZ -= dZ.gather(1, self.label)
         own = self.weights.gather(1, self.label)
-        at_label = -own * (self.scaled * moved).sum(1, keepdim=True)
-        # `moved` is 0 at the label, so that the weights there do not count.
-        moved -= (self.weights * moved).sum(1, keepdim=True)
-        dr = (self.scaled * moved).scatter_(1, self.label, at_label)
+        at_label = -own * (self.scaled * dZ).sum(1, keepdim=True)
+        # dZ is 0 at the label, so that the weights there do not count.
+        dZ -= (self.weights * dZ).sum(1, keepdim=True)
+        dr = (self.scaled * dZ).scatter_(1, self.label, at_label)
         out = torch.empty_like(x)
         torch.mm(dr.T, self.H, out=out[: K * d].view(K, d)).addmm_(self.residuals.T, dH)
         torch.mm(dr, self.W, out=out[K * d :].view(N, d)).addmm_(self.residuals, dW)
@@ -125,7 +125,7 @@ class DeviceSolver:
         self.jacobian, self.sigma = jacobian, sigma
 
     def solve(self, right: Tensor) -> Tensor:
-        """The unknowns, as `newton.KrylovSolver` finds them; NaN where they are not found."""
+        """The unknowns, as of `newton.KrylovSolver`; NaN where the iteration does not converge."""
         product = self.jacobian.product
         found = minimal_residual(product, complex(self.sigma), right, ERROR, MOST_PRODUCTS)
         return torch.full_like(right, math.nan) if found is None else found
@@ -168,17 +168,17 @@ class DeviceEquation(FlowEquation):
         return float(Residuals(*self.split(theta), self.labels).log_loss) - math.log(self.N)
 
     def _speed_of(self, x: float, log_loss: Tensor) -> Tensor:
-        """The flow's speed, of the logarithm of the summed loss there."""
+        """b, the flow's speed, from the logarithm of the summed loss."""
         return math.cosh(x) * (log_loss + (math.sinh(x) - math.log(self.N))).exp()
 
 
 def minimal_residual(
     product: Callable[[Tensor], Tensor], sigma: complex, right: Tensor, tolerance: float, most: int
 ) -> Tensor | None:
-    """`(sigma I + A) out = right` to a relative `tolerance`; None where `most` products do not do.
+    """`(sigma I + A) out = right` to a relative `tolerance`; None if `most` products are too few.
 
-    A is real and symmetric, `product` multiplies by it. As `kernels.cpu.flow.minimal_residual`,
-    where the method is described; of a real vector with a real sigma everything remains real.
+    A is real and symmetric, `product` multiplies by it. The method is described in
+    `kernels.cpu.flow.minimal_residual`; with a real vector and a real sigma everything is real.
     """
     is_complex = right.is_complex()
 
@@ -191,7 +191,7 @@ def minimal_residual(
         return out
     v, v_before = right / length, torch.zeros_like(right)
     p, p_before = torch.zeros_like(right), torch.zeros_like(right)
-    near: complex
+    upper1: complex
     beta, left = 0.0, complex(length)
     c, s, c_before, s_before = 1.0, 0j, 1.0, 0j
     for _ in range(most):
@@ -200,8 +200,8 @@ def minimal_residual(
         u -= alpha * v + beta * v_before
         beta_next = float(u.norm())
         # The column (beta, alpha + sigma, beta_next) under the two rotations before, and its own.
-        far, near, diagonal = s_before * beta, c_before * beta, alpha + sigma
-        near, diagonal = c * near + s * diagonal, c * diagonal - s.conjugate() * near
+        upper2, upper1, diagonal = s_before * beta, c_before * beta, alpha + sigma
+        upper1, diagonal = c * upper1 + s * diagonal, c * diagonal - s.conjugate() * upper1
         own = abs(diagonal)
         norm = math.hypot(own, beta_next)
         if not 0.0 < norm < math.inf:
@@ -209,7 +209,7 @@ def minimal_residual(
         phase = diagonal / own if own > 0.0 else 1.0 + 0j
         c_before, s_before = c, s
         c, s = own / norm, phase * (beta_next / norm)
-        new = (v - of(near) * p - of(far) * p_before) * of(1.0 / (phase * norm))
+        new = (v - of(upper1) * p - of(upper2) * p_before) * of(1.0 / (phase * norm))
         p_before, p = p, new
         out += of(c * left) * new
         left *= -s.conjugate()

@@ -1,14 +1,14 @@
 """Radau IIA of order 5, Hairer & Wanner, "Solving Ordinary Differential Equations II", IV.8.
 
-A collocation method of three stages for `theta' = f(x, theta)`, L-stable: what it needs beside f
-are solves with `sigma I - J`, J the Jacobian of f, for one real sigma and one complex one. With the
+A collocation method of three stages for `theta' = f(x, theta)`, L-stable. Beside f it needs
+solves with `sigma I - J`, J the Jacobian of f, for one real sigma and one complex one. With the
 stages' increments `Z_i = theta(x + c_i h) - theta(x)` a step of size h is
 
     Z = h A F(Z),      theta_1 = theta_0 + Z_3      (c_3 = 1),
 
-a system of 3n unknowns, solved by simplified Newton iterations. The eigenvectors of `A^-1` take it
-apart into one real system of n unknowns and one complex one, which is why three stages cost little
-more than one.
+a system of 3n unknowns, solved by simplified Newton iterations. The eigenvectors of `A^-1` split it
+into one real system of n unknowns and one complex one, so that three stages cost little more than
+one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _THROUGH_STAGES = np.linalg.inv(_C[:, None] ** (1, 2, 3))
 
 _MAX_ITERATIONS = 6
 _LEAST_FACTOR, _MOST_FACTOR = 0.2, 10.0
-# A step that would grow by less stays as it is, and its factorisation with it.
+# A step that would grow by less keeps its size and its factorisation.
 _WORTH_A_FACTORISATION = 1.2
 # Factors of a step that differs by less are used as they are: Newton's rate is what that costs.
 _SAME_STEP = 0.02
@@ -58,7 +58,7 @@ class Factors(Protocol):
 
 
 class Vectors(Protocol):
-    """Where vectors of the unknowns live, and what is done with them there."""
+    """The operations on vectors of the unknowns, in host or device memory."""
 
     def placed(self, array: Array) -> Vector:
         """A vector of an array."""
@@ -95,11 +95,11 @@ class OnTheHost:
         return np.zeros((rows, len(like)))
 
     def combined(self, weights: Array, rows: Array) -> Array:
-        """A product of small and large."""
+        """`weights @ rows`."""
         return np.asarray(weights @ rows)
 
     def larger(self, a: Array, b: Array) -> Array:
-        """The larger entries."""
+        """The larger of each two entries."""
         return np.maximum(a, b)
 
     def rms(self, x: Array) -> float:
@@ -124,7 +124,7 @@ class Equation(Protocol):
 
 @dataclass
 class RadauState:
-    """Where the integration stands: with these numbers it goes on with the same bits."""
+    """The state of an integration, from which it goes on with the same bits."""
 
     x: float
     theta: Vector  # (n,)
@@ -156,13 +156,13 @@ class RadauState:
 
 
 class StepFailed(ArithmeticError):
-    """No step is small enough; the message says why."""
+    """No step is small enough to be accepted."""
 
 
 class Radau:
-    """The method at work on one equation, from `x` and `theta` on.
+    """The method for one equation, from `x` and `theta` on.
 
-    `rtol * |theta_i| + atol` is what the error of a step may be in entry i.
+    The error of a step in entry i is at most about `rtol * |theta_i| + atol`.
     """
 
     def __init__(
@@ -170,8 +170,8 @@ class Radau:
     ) -> None:
         self.equation, self.rtol, self.atol = equation, rtol, atol
         self.vectors = equation.vectors
-        # To iterate far below the error of a step is a waste, and below the rounding of an entry
-        # of the size of theta, some hundred ulp in a Newton residual, it never ends.
+        # More digits than the error of a step are a waste, and below the rounding of an entry of
+        # theta, some hundred ulp in a Newton residual, the iteration never ends.
         eps = float(np.finfo(np.float64).eps)
         self.newton_tol = max(1e3 * eps / rtol, min(0.03, rtol**0.5))
         slope = equation.derivative(x, theta)
@@ -219,7 +219,7 @@ class Radau:
         s.x = bound if left == 1 else s.x + h
         s.theta, s.slope = theta, self.equation.derivative(s.x, theta)
         s.stages, s.last_step, s.last_error = Z, h, error
-        # Slow convergence is an old Jacobian's; a step that grows needs new factors in any case.
+        # Slow convergence means an old Jacobian; a larger step needs new factors in any case.
         if iterations > 2 and rate > 1e-3:
             self._renew()
         elif factor < _WORTH_A_FACTORISATION:
@@ -227,7 +227,7 @@ class Radau:
         s.step = h * min(_MOST_FACTOR, factor)
 
     def _renew(self) -> None:
-        """The Jacobian where the integration stands."""
+        """Form the Jacobian at the current point."""
         s = self.state
         s.jacobian_x, s.jacobian_theta, s.factored_step = s.x, s.theta, 0.0
         self._jacobian = self.equation.jacobian(s.x, s.theta)
@@ -278,7 +278,7 @@ class Radau:
         return None
 
     def _extrapolated(self, h: float) -> Vector:
-        """Where Newton starts: the polynomial of the step before, gone on."""
+        """The start of Newton's iteration: the polynomial of the step before, extrapolated."""
         s = self.state
         if s.last_step == 0.0:
             return self.vectors.zeros(3, s.theta)

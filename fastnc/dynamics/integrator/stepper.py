@@ -1,4 +1,4 @@
-"""Gradient flow under the run loop: a clock of log10 t, snapshots, and failures in a sentence."""
+"""Gradient flow under the run loop: its clock log10 t, its snapshots, its error messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc.dynamics.checkpoint import fitting
+from fastnc.dynamics.checkpoint import check_state
 from fastnc.dynamics.integrator.equation import Decays, FlowEquation
 from fastnc.dynamics.integrator.radau import Radau
 from fastnc.dynamics.snapshot import measure
@@ -21,13 +21,13 @@ from fastnc.theory.seli import seli_distances
 
 Array = NDArray[Any]
 
-# log of t times the loss: of the order of 0 wherever the classes become separated. Otherwise the
-# gradient is a cancellation down to 1 / t, and its rounding, times t, is what shrinks the steps.
+# log of t times the loss, which is about 0 where the classes become separated. Otherwise the
+# gradient cancels down to 1 / t, and its rounding, times t, makes the steps small.
 _LOG_VANISHING = 9.0
-# Steps in x = log log t are of the size of 1e-2; this many in a row below that are a stall.
+# Steps in x = log log t are about 1e-2; so many in a row below `_TINY_STEP` are a stall.
 _TINY_STEP, _PATIENCE = 1e-4, 60
-# Where a step's error is more than the loss forgives, steps are cut at random; so many of them
-# together go further than this otherwise.
+# Where the error of a step changes the loss, steps are rejected at random. Elsewhere so many steps
+# together advance by more than `_LEAST_ADVANCE`.
 _STEPS_A_LOOK, _LEAST_ADVANCE = 100, 0.1
 
 
@@ -61,8 +61,8 @@ class FlowStepper:
         device: str = "cpu",
     ) -> None:
         self.model, self.y, self.rtol = model, model.y, rtol
-        # The flow never leaves the span of the rows it starts from, and nothing measured depends
-        # on a rotation: with d > K + N, coordinates in that span are an exact reduction.
+        # The flow never leaves the span of the rows of its start, and nothing measured depends on
+        # a rotation: with d > K + N, coordinates in that span are an exact reduction.
         self._basis: Array | None = None
         if W.shape[1] > len(W) + len(H):
             basis, coordinates = np.linalg.qr(np.concatenate([W, H]).T)
@@ -74,8 +74,8 @@ class FlowStepper:
         self._gram, self._mean = W.T @ W - H.T @ H, W.mean(axis=0)
         self._aligned = aligned_singular_values(W, H, self.y).tolist()
         theta = np.concatenate([W.ravel(), H.ravel()])
-        # The error of what is stiff comes to several times that of its steps: a sixth of what
-        # was asked for leaves the exact law a tenth of it.
+        # The error of stiff components is several times that of a step: steps with rtol / 6 keep
+        # the exact law to rtol / 10.
         step_rtol = max(rtol / 6.0, 1e-11)
         atol = 1e-2 * step_rtol * float(np.sqrt(np.mean(theta**2)))
         with self._guard():
@@ -122,7 +122,7 @@ class FlowStepper:
         return self.equation.split(self.equation.vectors.fetched(self.method.state.theta))
 
     def advance(self, due: float, steps: int) -> int:
-        """At most so many steps of the integrator, not beyond log10 t = `due`."""
+        """Make at most `steps` steps of the integrator, not beyond log10 t = `due`."""
         bound, made = stretched(due), 0
         with self._guard():
             while made < steps and self._time != due:
@@ -145,7 +145,7 @@ class FlowStepper:
         self._look_for_a_crawl(self.method.state.x)
 
     def _look_for_a_crawl(self, x: float) -> None:
-        """Ends a flow that hardly moves since its tolerance is none any more."""
+        """Raise where the flow hardly advances because `rtol` is too large for its logits."""
         if self.equation.work["steps"] % _STEPS_A_LOOK:
             return
         if x - self._looked_at < _LEAST_ADVANCE and self._too_coarse(x):
@@ -153,7 +153,7 @@ class FlowStepper:
         self._looked_at = x
 
     def _too_coarse(self, x: float) -> str:
-        """What is wrong where `rtol` of the logits is no small number, or nothing."""
+        """The message where `rtol` times the logits is not small, else an empty text."""
         log_t = math.sinh(x)
         if self.rtol * log_t <= 1.0 or self.equation.decays != (0.0, 0.0):
             return ""
@@ -164,7 +164,7 @@ class FlowStepper:
         )
 
     def _look_for_a_stall(self, step: float) -> None:
-        """Ends a flow whose steps stay tiny while the loss does not vanish."""
+        """Raise where steps stay tiny while the loss does not vanish."""
         tiny = step < _TINY_STEP and self.method.state.x > 1.0
         self._tiny_steps = self._tiny_steps + 1 if tiny else 0
         if self._tiny_steps >= _PATIENCE:
@@ -174,7 +174,7 @@ class FlowStepper:
                 raise self._failed(self.method.state.x, why)
 
     def _does_not_vanish(self) -> str:
-        """What is wrong where t times the loss is large, or nothing."""
+        """The message where t times the loss is large, else an empty text."""
         s = self.method.state
         log_loss = self.equation.mean_log_loss(s.theta)
         if math.sinh(s.x) + log_loss <= _LOG_VANISHING or self.equation.decays != (0.0, 0.0):
@@ -195,19 +195,19 @@ class FlowStepper:
         return True
 
     def keep(self, steps: int) -> bool:
-        """Nothing is kept, as nothing will be rolled back."""
+        """False: nothing will be rolled back."""
         return False
 
     def roll_back(self) -> None:
-        """Never asked for."""
+        """Never called, as `keep` returns False."""
         raise NotImplementedError
 
     def why(self, good: float, bad: float) -> str:
-        """The start is too large: no step is taken that is not finite."""
+        """That the start is too large: a step that is not finite is never taken."""
         return "the loss of the start is not finite: a logit overflows. Scale `W` and `H` down."
 
     def measure(self) -> dict[str, float]:
-        """The columns of every run, what is missing to collapse, and what should be conserved."""
+        """The columns of every run, the terms missing to collapse, and the conserved quantity."""
         W, H = self._split()
         with self._guard():
             row = measure(W, H, self.y)
@@ -222,7 +222,7 @@ class FlowStepper:
         return row
 
     def _drifts(self) -> dict[str, float]:
-        """Changes of what the flow conserves: of `W^T W - H^T H` over |W|^2, of the mean."""
+        """Changes of the conserved quantities: `W^T W - H^T H` over |W|^2, the mean classifier."""
         W, H = self._split()
         gram = float(np.abs(W.T @ W - H.T @ H - self._gram).max())
         return {
@@ -231,7 +231,7 @@ class FlowStepper:
         }
 
     def state(self) -> dict[str, Array]:
-        """The integrator's own, the work done, and the watch for stalls."""
+        """The integrator's state, the work done, and the counters of stalls."""
         return {
             **self.method.state.arrays(self.equation.vectors),
             **{f"work/{name}": np.array(count) for name, count in self.equation.work.items()},
@@ -241,8 +241,8 @@ class FlowStepper:
         }
 
     def restore(self, state: dict[str, Array]) -> None:
-        """Take up a state that `state` returned."""
-        fitting(state, self.state())
+        """Restore a state that `state` returned."""
+        check_state(state, self.state())
         with self._guard():
             try:
                 self.method.restore(state)
@@ -261,14 +261,14 @@ class FlowStepper:
         }  # fmt: skip
 
     def place(self, last: float) -> str:
-        """log10 t, and where it shall end."""
+        """The current log10 t and the last one."""
         return f"log10 t = {self._time:.6g} of {last:g}"
 
 
 def _equation(
     shape: tuple[int, int], y: NDArray[np.int64], solver: str, decays: Decays, device: str
 ) -> FlowEquation:
-    """The flow where it is to be integrated."""
+    """The equation on the CPU or on a CUDA device."""
     if device == "cpu":
         return FlowEquation(shape, y, solver, decays)
     from fastnc._core.cuda import check_gpu, need_gpu, need_torch_and_triton

@@ -38,12 +38,12 @@ class Adam(BuiltIn):
 
     @property
     def scale_free(self) -> bool:  # type: ignore[override]
-        """Whether the size of the gradients does not matter."""
+        """Whether the steps do not depend on the scale of the gradients."""
         return self.eps == 0.0 and self.coupled == 0.0
 
     @property
     def coupled(self) -> float:
-        """The decay that joins the gradient."""
+        """The decay that is added to the gradient."""
         return self.weight_decay
 
     def init(self, *factors: Array) -> dict[str, Array]:
@@ -51,7 +51,7 @@ class Adam(BuiltIn):
         return {f"{name}{i}": np.zeros_like(x) for i, x in enumerate(factors) for name in "mv"}
 
     def rescale(self, state: dict[str, Array], ratio: float) -> None:
-        """m is of the unit of a gradient, v of its square."""
+        """m times `ratio`, v times its square."""
         for name, x in state.items():
             x *= x.dtype.type(ratio if name[0] == "m" else ratio**2)
 
@@ -72,7 +72,7 @@ class Adam(BuiltIn):
             root = np.sqrt(v)
             root *= kind(1.0 / second)
             root += kind(self.eps)
-            # What has never had a gradient does not move.
+            # An entry that never had a gradient keeps its value.
             np.divide(m, root, out=root, where=root > 0.0)
             changes.append(root * kind(-rates[i] / first))
         return tuple(changes)
@@ -82,15 +82,15 @@ class Adam(BuiltIn):
 class AdamW(Adam):
     """Adam with `theta <- (1 - lr weight_decay) theta` beside its step: decoupled decay.
 
-    Every entry is drawn to at most `1 / weight_decay`: with a constant `lr` the direction tends to
-    the optimum of the l_inf ball of that radius.
+    The limit of every entry is at most `1 / weight_decay`: with a constant `lr`, W and H tend to
+    the optimum in the l_inf ball of that radius.
     """
 
     weight_decay: float = 1e-2
 
     @property
     def coupled(self) -> float:
-        """None."""
+        """0: the decay is not added to the gradient."""
         return 0.0
 
     def update(

@@ -14,8 +14,8 @@ from fastnc.dynamics.rules.rule import Array, Arrays, BuiltIn, check_fraction, d
 class Momentum(BuiltIn):
     """`m <- momentum m + g`, `theta -= lr m`; Nesterov: `theta -= lr (g + momentum m)`.
 
-    As `torch.optim.SGD` has it, from m = 0 and without dampening. With a constant `lr` it goes in
-    the end where gradient descent with `lr / (1 - momentum)` goes.
+    As `torch.optim.SGD`, from m = 0 and without dampening. With a constant `lr` its limit is that
+    of gradient descent with `lr / (1 - momentum)`.
     """
 
     momentum: float = 0.9

@@ -16,7 +16,7 @@ from fastnc.dynamics.rules.rule import Array, Arrays, BuiltIn
 class NormalizedDescent(BuiltIn):
     """`theta -= lr (grad L / |grad L| + weight_decay theta)`, one norm, or one `per_factor`.
 
-    It goes where gradient descent goes, at a rate of 1 / epochs where that has 1 / log epochs.
+    Its direction has the limit of gradient descent's, at the rate 1 / epochs, not 1 / log epochs.
     """
 
     lr: Any = 1e-1
@@ -31,7 +31,7 @@ class NormalizedDescent(BuiltIn):
     def update(
         self, factors: Arrays, gradients: Arrays, state: dict[str, Array], rates: Arrays, step: int
     ) -> Arrays:
-        """`-lr g / |g|`; what has no gradient does not move."""
+        """`-lr g / |g|`; 0 where g is 0."""
         norms = [float(np.linalg.norm(g)) for g in gradients]
         if not self.per_factor:
             norms = [math.hypot(*norms)] * len(norms)

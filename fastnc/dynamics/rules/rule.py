@@ -1,4 +1,4 @@
-"""What an update rule is: a state made for W and H, and a change of both for their gradients."""
+"""The protocol of an update rule, and the base class of the built-in ones."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from fastnc.dynamics.rules.schedules import Schedule
 
 Array = NDArray[Any]
 Arrays = tuple[Array, ...]
-# A number, one for each factor, or what tells it for an epoch.
+# A number, a pair of numbers, a schedule, or a function of the epoch.
 Rate = Any
 
 
 @runtime_checkable
 class Rule(Protocol):
-    """Anything that has these two methods may be a rule; NumPy is all it needs.
+    """Any object with these two methods may be a rule; it needs NumPy only.
 
-    The factors are W (K, d), H (N, d) and, of a model that has one, the bias (K,). `lr`, if there
-    is such an attribute, is a number, a pair `(lr_W, lr_H)` or a schedule; it is 1 otherwise.
+    The factors are W (K, d), H (N, d) and, of a model that has one, the bias (K,). The attribute
+    `lr` is a number, a pair `(lr_W, lr_H)` or a schedule; without it the step size is 1.
     """
 
     def init(self, *factors: Array) -> dict[str, Array]:
@@ -41,8 +41,8 @@ class Rule(Protocol):
 class BuiltIn:
     """A rule of fastnc: its step size, checked.
 
-    `scale_free` rules move alike when all gradients are multiplied by one number. They are given
-    the gradients of log L, which leave no range of floats, and go on at any margin.
+    The steps of a `scale_free` rule do not change when all gradients are multiplied by one number.
+    It gets the gradients of log L, which neither overflow nor underflow, and works at any margin.
     """
 
     lr: Rate = 5.0
@@ -56,7 +56,7 @@ class BuiltIn:
         return {}
 
     def rescale(self, state: dict[str, Array], ratio: float) -> None:
-        """The unit of the gradients shrank by `ratio`: what the state holds grows by it."""
+        """Multiply the state where the unit of the gradients shrank by `ratio`."""
 
     @property
     def name(self) -> str:

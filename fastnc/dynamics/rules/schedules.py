@@ -1,4 +1,4 @@
-"""Step sizes that change: by the epoch, or by where the descent stands."""
+"""Step sizes that change with the epoch, or with the current W, H and gradients."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fastnc._core import arrays
 
 
 class Standing(NamedTuple):
-    """Where a descent stands when its step size is asked for.
+    """The current point of a descent, from which `Schedule.at` computes a step size.
 
-    `gradients` are those of the loss, or of its logarithm where `of_log_loss`; then `residual` is
-    the largest entry of dlog L/dZ.
+    `gradients` are those of the loss, or of its logarithm if `of_log_loss`; then `residual` is the
+    largest entry of dlog L/dZ, for `LossScaled` only.
     """
 
     epoch: int
@@ -37,7 +37,7 @@ class Schedule:
         raise NotImplementedError
 
     def at(self, standing: Standing) -> float:
-        """The step size there."""
+        """The step size at `standing`; by default that of its epoch."""
         return self(standing.epoch)
 
 
@@ -119,7 +119,7 @@ class WarmUp(Schedule):
         if getattr(self.then, "of_log_loss", False):
             raise ValueError(
                 f"`then` must be a number or a schedule of the epoch; {self.then!r} needs no "
-                "warm-up: it looks at the point where it stands."
+                "warm-up: it depends on the current point."
             )
 
     def __call__(self, epoch: float) -> float:
@@ -129,10 +129,10 @@ class WarmUp(Schedule):
 
 @dataclass(frozen=True)
 class Polyak(Schedule):
-    """Polyak's step `factor (L - least) / |grad L|^2`, L and its gradient where it stands.
+    """Polyak's step `factor (L - least) / |grad L|^2`, at the current point.
 
-    Along the gradient of log L, where `least` is 0, it is `factor / |grad log L|^2`, a number at
-    any margin. Other models have a least value: their `optimum().value`.
+    With `least` 0 it is `factor / |grad log L|^2` along the gradient of log L, finite at any
+    margin. Of a model with a positive minimum `least` is its `optimum().value`.
     """
 
     least: float = 0.0
@@ -154,11 +154,11 @@ class Polyak(Schedule):
 
 @dataclass(frozen=True)
 class LossScaled(Schedule):
-    """The step of section 5.3's wish: `factor / (max|G| max(|W|_2^2, |H|_2^2, 1))` along log L.
+    """A step as section 5.3 asks for, `factor / (max|G| max(|W|_2^2, |H|_2^2, 1))` along log L.
 
-    G is dlog L/dZ. Its factors alone, W or H, bend log L by at most `max|G|` times the square of
-    the other one's spectral norm; moving together, and with K logits a sample, by up to four
-    times that, so that the loss falls with a factor of 1/4; on 226 random problems it always did.
+    G is dlog L/dZ. The curvature of log L in W alone, or in H alone, is at most `max|G|` times the
+    squared spectral norm of the other factor; in both, with K logits a sample, up to four times
+    that. So the loss falls with a factor of 1/4; on 226 random problems it always did.
     400 steps reach a margin ratio of .99, for which plain descent needs more than 3e5 epochs.
     1 - beta falls as 1 / (factor epochs): K = 3, n = d = 10 is at beta = .99958 after 3000 epochs,
     and at .99987 with a factor of .8, the largest without a cycle of two on those problems. There

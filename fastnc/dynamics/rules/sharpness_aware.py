@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: the gradient from a little higher up."""
+"""Sharpness-aware minimisation: the gradient is taken a short way uphill."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fastnc.dynamics.rules.rule import Arrays
 class SharpnessAware(GradientDescent):
     """`theta -= lr grad L(theta + radius g / |g|)`, g = grad L(theta) (SAM).
 
-    Two gradients a step, of the same samples. As the loss vanishes its climb stays of the length
-    `radius`, so that in the end it is plain descent on a loss that is a little larger.
+    Two gradients a step, of the same samples. The climb keeps the length `radius` as the loss
+    vanishes: in the limit this is plain descent on a slightly larger loss.
     """
 
     radius: float = 0.05
@@ -27,7 +27,7 @@ class SharpnessAware(GradientDescent):
         arrays.check_positive("radius", self.radius)
 
     def climb(self, gradients: Arrays) -> Arrays:
-        """Where the gradient is taken, from here: `radius g / |g|`."""
+        """`radius g / |g|`: from theta to the point at which the gradient is taken."""
         norm = math.hypot(*(float(np.linalg.norm(g)) for g in gradients))
         scale = self.radius / norm if norm > 0.0 else 0.0
         return tuple(g * g.dtype.type(scale) for g in gradients)

@@ -15,10 +15,10 @@ from fastnc.dynamics.rules.rule import Array, Arrays, BuiltIn
 class SpectralDescent(BuiltIn):
     """`X -= lr (U V^T + weight_decay X)` for each factor, `grad_X L = U S V^T`.
 
-    Steepest descent in the operator norm, which is Muon without momentum and with the polar factor
-    itself in the place of a polynomial. Its direction tends to a maximum of the margin in that norm
-    (`margin_ratio_spectral`). Singular values below 1e-12 of the largest have no direction. A bias
-    moves by its gradient over the norm.
+    Steepest descent in the operator norm: Muon without momentum, with the polar factor itself
+    instead of a polynomial. Its direction tends to a maximum of the margin in that norm
+    (`margin_ratio_spectral`). Singular values below 1e-12 of the largest count as 0. The step of a
+    bias is its gradient over the norm.
     """
 
     lr: Any = 1e-2
@@ -40,7 +40,7 @@ class SpectralDescent(BuiltIn):
 
 
 def polar_factor(g: Array) -> Array:
-    """`U V^T` of the thin SVD `g = U S V^T`, in float64; what has no direction is left out."""
+    """`U V^T` of the thin SVD `g = U S V^T`, in float64, of singular values above 1e-12 s_1."""
     matrix = np.atleast_2d(np.asarray(g, dtype=np.float64))
     if not np.isfinite(matrix).all():
         return np.full(g.shape, np.nan)

@@ -1,4 +1,4 @@
-"""Minibatches on a small problem by the rules of the compiled loop, epochs in one call."""
+"""Descent by minibatches on a small problem, many epochs in one compiled call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def serves(model: Any, rule: Any, source: Any) -> bool:
 
 
 class CompiledBatches(compiled.CompiledDescent):
-    """A rule's steps by the samples of a batch; in float32 compensated."""
+    """A rule's steps on the mean loss (4) of a batch; in float32 compensated."""
 
     def __init__(
         self, W: Array, H: Array, source: MiniBatch, rule: Any, freeze: Sequence[str] = ()
@@ -32,12 +32,12 @@ class CompiledBatches(compiled.CompiledDescent):
         self.n_steps = -(-len(self.y) // self.size)
 
     def arrays(self) -> dict[str, Array]:
-        """W, H, what rounding took from them, their moments, and the generator."""
+        """W, H, their low parts, their moments, and the generator's state."""
         words = {f"random/{name}": stream.words() for name, stream in self.streams.items()}
         return {**super().arrays(), **words}
 
     def put(self, arrays: dict[str, Array]) -> None:
-        """Overwrite all of it."""
+        """Overwrite all of these."""
         for name, x in super().arrays().items():
             np.copyto(x, arrays[name])
         for name, stream in self.streams.items():

@@ -1,4 +1,4 @@
-"""Gradient descent on the mean loss (4) with a bias: the last layer of a network, peeled."""
+"""Gradient descent on the mean loss (4) with a bias: a network's last layer and its features."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Floats = NDArray[np.float64]
 class BiasedDescent(HostEpochs):
     """`x -= lr dL/dx` of W, H and the bias b of the logits `W h + b`, in float64.
 
-    The bias is a further column of W beside a feature that is 1 and stays so, so that the loss's
-    tail is as exact as without one. Loss, margin and decisions are measured with the bias; the
-    gradient's norm, `beta` and `epsilon` are those of W and H, as in a training.
+    The bias is a further column of W beside a constant feature 1, so that small losses are as
+    exact as without a bias. Loss, margin and decisions are measured with the bias; the gradient's
+    norm, `beta` and `epsilon` are those of W and H, as in a training.
     """
 
     def __init__(self, W: Floats, H: Floats, bias: Floats, y: NDArray[np.int64], lr: float) -> None:
@@ -59,7 +59,7 @@ class BiasedDescent(HostEpochs):
             return dict.fromkeys(("log_loss", *row), math.nan)
         gap = math.nan
         if slope > 0.0:
-            # As a norm: a difference of 1 and beta would lose the digits.
+            # As a norm: the subtraction of beta from 1 would cancel.
             gap = 0.5 * float(np.linalg.norm(gradient / slope + theta / norm)) ** 2
         log_grad_norm = float(log_loss) + math.log(slope) if slope > 0.0 else -math.inf
         margin = row["margin"]

@@ -1,4 +1,4 @@
-"""Momentum, Adam and gradient descent with a schedule on a small problem, epochs in one call."""
+"""Momentum, Adam, scheduled gradient descent on small problems: many epochs in a compiled call."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from fastnc.dynamics.steppers.composed import rate_at
 from fastnc.dynamics.steppers.epochs import HostEpochs
 
 Array = NDArray[Any]
-# Beside a smaller one the least number whose root the kernel takes is not nothing.
+# The kernel adds `adam.least` under its root, which is not negligible beside a smaller epsilon.
 _LEAST_EPSILON = 1e-12
-# Rows of the kernel's numbers that are made for one call of it.
+# Rows of the kernel's numbers in one call of it.
 ROWS = 8192
 
 
@@ -26,7 +26,7 @@ def _settled(rule: Any, step: int) -> bool:
     """Whether the kernel's numbers are the same from that step on."""
     if any(callable(lr) for lr in (rule.lr if isinstance(rule.lr, tuple) else (rule.lr,))):
         return False
-    # Both means are as good as full where 1 - beta^t is 1.
+    # Adam's corrections are 1 where 1 - beta^t is.
     return not isinstance(rule, Adam) or all(1.0 - b**step == 1.0 for b in rule.betas)
 
 
@@ -61,7 +61,7 @@ class CompiledDescent(HostEpochs):
         self._same = np.zeros((0, 12), W.dtype)
 
     def arrays(self) -> dict[str, Array]:
-        """W, H, what rounding took from them, and their moments."""
+        """W, H, their low parts, and their moments."""
         found = dict(super().arrays())
         for name, pair in (("first", self.first), ("second", self.second)):
             if pair[0].size:
@@ -93,9 +93,9 @@ class CompiledDescent(HostEpochs):
         return prepared(self.W, self.H, low, self.first, self.second, self.y, *rule)
 
     def _numbers(self, epoch: int, epochs: int, steps: int = 1) -> Array:
-        """What the kernel needs from `epoch` on of each epoch, of `steps` steps, and factor.
+        """The kernel's numbers for `epochs` epochs of `steps` steps each, from `epoch` on.
 
-        Rows of 12, a step each: see `ruled_epoch`.
+        Rows of 12, a step each, six for W and six for H: see `ruled_epoch`.
         """
         rule, rows = self.rule, epochs * steps
         t = np.arange(epoch * steps + 1, epoch * steps + rows + 1)
@@ -133,7 +133,7 @@ class CompiledDescent(HostEpochs):
         return np.array([rate_at(lr, nothing._replace(epoch=epoch)) for epoch in some])
 
     def blame(self) -> str:
-        """The step size, as the rule has it."""
+        """The step size, as the user gave it."""
         if isinstance(self.lr, (int, float)):
             return super().blame()
         return f"the steps of `lr`={self.lr!r} are too large for this problem. Take smaller ones."

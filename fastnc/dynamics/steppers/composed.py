@@ -21,21 +21,21 @@ Arrays = tuple[Array, ...]
 
 
 class ComposedDescent(HostEpochs):
-    """Each step `theta += rule's change` for the source's gradients and the schedule's step size.
+    """Each step adds the rule's change for the source's gradients and the schedule's step size.
 
-    In float32 every factor carries what rounding took from its updates, whatever the rule, unless
-    `retract` puts each point back on a constraint.
+    In float32 the rounding error of each update is added to the next one (Kahan), unless `retract`
+    puts W and H back on a constraint.
 
     Parameters
     ----------
-    source : where gradients come from
-    rule : what it makes of them
+    source : the gradients
+    rule : the changes for them
     W, H : the factors, overwritten; `bias` a third one, `further` ones by name
     y : the labels of `H`
-    freeze : names of factors that do not move
-    retract : what puts W and H on the model's constraint after a step
-    guard : a context in which epochs are made
-    objective : what snapshots tell of W and H beside the ULPM's columns
+    freeze : names of factors that stay constant
+    retract : function that puts W and H on the model's constraint after a step
+    guard : context manager around the epochs
+    objective : function of W and H, the column `objective` of the snapshots
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ComposedDescent(HostEpochs):
         self.memory = {f"rule/{name}": x for name, x in rule.init(*self.factors).items()}
         self.lr = getattr(rule, "lr", 1.0)
         self.streams = streams(source)
-        # Steps made, and the log of the unit in which a rule without a scale holds its memory.
+        # Steps made, and the log of the gradients' unit in a scale-free rule's memory.
         self.counts = np.array([0.0, math.nan])
         looks = isinstance(self.lr, Schedule) and self.lr.of_log_loss
         self.of_log_loss = source.has_log and (looks or bool(getattr(rule, "scale_free", False)))
@@ -105,7 +105,7 @@ class ComposedDescent(HostEpochs):
         return {name.removeprefix("rule/"): x for name, x in self.memory.items()}
 
     def _frozen(self, found: Found) -> Found:
-        """A factor that does not move has no gradient: no norm that is taken counts it."""
+        """The gradients with 0 for the frozen factors, which then count in no norm."""
         if not self.freeze:
             return found
         return found._replace(
@@ -116,7 +116,7 @@ class ComposedDescent(HostEpochs):
         )
 
     def _rates(self, epoch: int, found: Found) -> tuple[Any, ...]:
-        """The step size of each factor, in its dtype; what is neither W nor H takes W's."""
+        """The step size of each factor, in its dtype; W's for all but W and H."""
         kind = self.W.dtype.type
         pair = self.lr if isinstance(self.lr, tuple) else (self.lr, self.lr)
         standing = Standing(epoch, *found[:2], self.factors, found.gradients, found.residual)
@@ -124,21 +124,21 @@ class ComposedDescent(HostEpochs):
         return (*rates, *rates[:1] * (len(self.factors) - 2))
 
     def measure(self) -> dict[str, float]:
-        """The columns of a run, and the objective where it is another."""
+        """The columns of a run, and the model's objective where that is not (4)."""
         row = super().measure()
         if self.objective is not None:
             row["objective"] = self.objective(*self.wide())
         return row
 
     def arrays(self) -> dict[str, Array]:
-        """Factors, what rounding took from them, the rule's memory, the generators."""
+        """The factors, their low parts, the rule's memory, the generators' states."""
         found = dict(zip(self.names, self.factors, strict=True))
         found |= {f"{n}_low": x for n, x in zip(self.names, self.low, strict=True)}
         found |= {f"random/{name}": stream.words() for name, stream in self.streams.items()}
         return {**found, **self.memory, "counts": self.counts}
 
     def put(self, arrays: dict[str, Array]) -> None:
-        """Overwrite all of it."""
+        """Overwrite all of these."""
         for name, x in self.arrays().items():
             if not name.startswith("random/"):
                 np.copyto(x, arrays[name])
@@ -146,14 +146,14 @@ class ComposedDescent(HostEpochs):
             stream.put(arrays[f"random/{name}"])
 
     def blame(self) -> str:
-        """The step size, as the rule has it."""
+        """The step size, as the user gave it."""
         if isinstance(self.lr, (int, float)):
             return super().blame()
         return f"the steps of `lr`={self.lr!r} are too large for this problem. Take smaller ones."
 
 
 def rate_at(lr: Any, standing: Standing) -> float:
-    """The step size of a number, a schedule or a function of the epoch, where a descent stands."""
+    """The step size of a number, a schedule or a function of the epoch, at `standing`."""
     if isinstance(lr, Schedule):
         return lr.at(standing)
     if callable(lr):

@@ -9,25 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core.cuda import check_gpu, check_memory, need_gpu, need_torch_and_triton, on_device_of
-from fastnc.dynamics.checkpoint import fitting
+from fastnc.dynamics.checkpoint import check_state
 from fastnc.dynamics.snapshot import measure
 from fastnc.dynamics.steppers.epochs import CHEAP_TO_COPY, Epochs
 
 EPOCHS_A_GRAPH = 64
-# From this many K N d on an epoch takes so long that its launches are hidden behind it.
+# From this K N d on an epoch takes so long that its launches cost nothing.
 LARGE = 10**10
-# Up to this many K N d a snapshot is measured sooner on the CPU than by many small launches.
+# Up to this K N d a snapshot is measured faster on the CPU than by many small launches.
 ON_THE_HOST = 10**7
 
 
 class CudaDescent(Epochs):
     """`W -= lr dL/dW`, `H -= lr dL/dH` with nothing fetched to the host between snapshots.
 
-    A small problem makes its epochs inside one kernel; one whose epochs are short replays a
-    captured CUDA graph of 64 of them, and takes the rest one by one. In float32 both W and H
-    carry what rounding took from their updates: the state is the sum of `W` and `W_low`.
-    Snapshots of a large problem are measured on the device, of `H + H_low` in float64: H comes
-    to the host for checkpoints and at the end.
+    A small problem makes its epochs inside one kernel; one with short epochs replays a captured
+    CUDA graph of 64 epochs, and makes the rest one by one. In float32 the rounding errors of the
+    updates are kept: the state is `W + W_low`, `H + H_low`. Snapshots of a large problem are
+    measured on the device in float64: H is fetched for checkpoints and at the end.
     """
 
     def __init__(self, W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64], lr: Any) -> None:
@@ -46,7 +45,7 @@ class CudaDescent(Epochs):
         self.tensors: dict[str, Any] = dict(
             zip(("W", "H", "W_low", "H_low"), (on_device, H_, *low), strict=True)
         )
-        # Of the mean over all samples, of which a rank of several has some.
+        # Of the mean over all samples; ranks, which have some samples each, overwrite it.
         self.scale = 1.0 / len(y)
         self._graph: Any = None
         self._kept: tuple[int, dict[str, Any]] | None = None
@@ -89,11 +88,11 @@ class CudaDescent(Epochs):
             self.descend(epochs)
 
     def finite(self) -> bool:
-        """Whether W is finite: one number is fetched, and so the device has been waited for."""
+        """Whether W is finite: fetches one number, and so waits for the device."""
         return bool(self.tensors["W"].sum().isfinite())
 
     def keep(self, steps: int) -> bool:
-        """A copy of the state on the device; none where memory lacks, or an epoch costs less."""
+        """Copy the state on the device; False without memory, or if an epoch costs less."""
         import torch
 
         if steps == 1 and self.tensors["H"].numel() > CHEAP_TO_COPY:
@@ -117,7 +116,7 @@ class CudaDescent(Epochs):
                 x.copy_(kept[name])
 
     def measure(self) -> dict[str, float]:
-        """The columns of a run at the current W and H; on the device where that is sooner."""
+        """The columns of a run at the current W and H; on the device where that is faster."""
         # Samples of one class have no geometry of means, and a margin all the same.
         if self.work > ON_THE_HOST and self.y.min() < self.y.max():
             from fastnc._core.ranks import Alone
@@ -131,7 +130,7 @@ class CudaDescent(Epochs):
         return measure(*self.wide(), self.y)
 
     def wide(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """W and H with what rounding took from them, fetched from the device."""
+        """`W + W_low` and `H + H_low` in float64 (W and H if there are none), on the host."""
         W, H = (
             _fetch(self.tensors[name])
             if not self.tensors[f"{name}_low"].numel()
@@ -148,10 +147,10 @@ class CudaDescent(Epochs):
         return {**copies, "epoch": np.array(self.epoch)}
 
     def state_later(self) -> Callable[[], dict[str, NDArray[Any]]] | None:
-        """What waits for a copy of the state that is under way, and returns it; None of small ones.
+        """Start a copy of the state; returns a function that waits for it. None of small ones.
 
-        Neither the host nor later epochs wait for it: they come after it in the device's queue. It
-        lands in memory that the driver does not page, and is valid until the next call.
+        The host does not wait, and later epochs come after the copy in the device's queue. It goes
+        to page-locked memory, and is valid until the next call.
         """
         import torch
 
@@ -179,7 +178,7 @@ class CudaDescent(Epochs):
         import torch
 
         own = {name: _like(x) for name, x in self.tensors.items()}
-        fitting(state, {**own, "epoch": np.array(0)})
+        check_state(state, {**own, "epoch": np.array(0)})
         self.epoch = int(state["epoch"])
         for name, x in self.tensors.items():
             # In place: a captured graph holds these addresses.
@@ -197,7 +196,7 @@ class CudaDescent(Epochs):
         import torch
 
         graph = torch.cuda.CUDAGraph()
-        # Other threads wait for events meanwhile: one that writes a checkpoint, NCCL's own.
+        # Other threads may wait for events during a capture: the writer of checkpoints, NCCL's.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.descend(EPOCHS_A_GRAPH)
         return graph
@@ -208,6 +207,6 @@ def _fetch(x: Any) -> NDArray[Any]:
 
 
 def _like(x: Any) -> NDArray[Any]:
-    """An array of the shape and dtype of a tensor, of no memory; nothing is fetched."""
+    """An array of a tensor's shape and dtype that takes no memory; nothing is fetched."""
     dtype = str(x.dtype).removeprefix("torch.")
     return np.broadcast_to(np.zeros((), dtype), tuple(x.shape))

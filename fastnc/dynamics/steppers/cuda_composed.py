@@ -1,4 +1,4 @@
-"""Any source of gradients, update rule and schedule that a CUDA device knows."""
+"""Descent composed of a source of gradients, an update rule and a schedule, on a CUDA device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core.cuda import on_device_of
-from fastnc.dynamics.checkpoint import fitting
+from fastnc.dynamics.checkpoint import check_state
 from fastnc.dynamics.device_gradients import Wanted, generators
 from fastnc.dynamics.rules import LossScaled, Momentum, Polyak, Schedule, Standing
 from fastnc.dynamics.rules.adam import Adam
@@ -18,21 +18,21 @@ from fastnc.dynamics.steppers import cuda
 from fastnc.dynamics.steppers.composed import rate_at
 from fastnc.dynamics.steppers.cuda import CudaDescent
 
-# Of a step, told by its epoch: the step sizes of W and of H, and Adam's two corrections.
+# Numbers of a step: the step sizes of W and of H, and Adam's two corrections.
 _COEFFICIENTS = 4
 _RANDOM = "random/"
 
 
 class CudaComposed(CudaDescent):
-    """The rule's formula on tensors, the gradient by the kernels; nothing is fetched between.
+    """The rule's formula on tensors, gradients by the kernels; only snapshots fetch anything.
 
-    As `ComposedDescent` in NumPy, to rounding; in float32 updates are compensated as well. What
-    depends on the epoch alone goes to the device as a table for some epochs at once, so that a
-    graph can hold them; what looks at the point where it stands is computed there.
+    As `ComposedDescent` in NumPy, to rounding; in float32 updates are compensated as well. Numbers
+    that depend on the epoch alone are copied to the device as a table of some epochs, so that a
+    graph can hold these; step sizes that depend on the current point are computed there.
 
     Parameters
     ----------
-    source_of : makes the source of gradients, for the labels and W on the device
+    source_of : function of the labels and W on the device that makes the source of gradients
     bias : whether there is a third factor, which starts at 0
     """
 
@@ -64,7 +64,7 @@ class CudaComposed(CudaDescent):
             residual=isinstance(self.lr, LossScaled),
             value=isinstance(self.lr, Polyak) and not looks,
         )
-        # The log of the unit in which a rule without a scale holds its memory.
+        # The log of the gradients' unit in a scale-free rule's memory.
         self.tensors["unit"] = self.labels.new_full((1,), math.nan, dtype=torch.float64)
         self._table = self.labels.new_zeros(
             (cuda.EPOCHS_A_GRAPH * self.source.steps, _COEFFICIENTS), dtype=torch.float64
@@ -84,7 +84,7 @@ class CudaComposed(CudaDescent):
 
     def make(self, epochs: int) -> None:
         """That many epochs; the device is not waited for."""
-        # An eigenvalue is found by a library that no graph holds.
+        # The eigenvalue solver cannot be captured.
         captures = self.source.captures and not self.wanted.residual and self.work < cuda.LARGE
         with on_device_of(self.tensors["W"]):
             for first in range(self.epoch, self.epoch + epochs, cuda.EPOCHS_A_GRAPH):
@@ -93,14 +93,14 @@ class CudaComposed(CudaDescent):
                 if n < cuda.EPOCHS_A_GRAPH or not captures:
                     self.descend(n)
                 elif self._graph is None:
-                    # The first ones compile what a capture must find compiled.
+                    # These epochs compile the kernels, which a capture must not do.
                     self.descend(n)
                     self._graph = self.capture()
                 else:
                     self._graph.replay()
 
     def _fill(self, first: int, epochs: int) -> None:
-        """The table of the steps of some epochs."""
+        """Fill the table for the steps of some epochs."""
         import torch
 
         pair = self.lr if isinstance(self.lr, tuple) else (self.lr, self.lr)
@@ -114,7 +114,7 @@ class CudaComposed(CudaDescent):
         self._table[: len(rows)].copy_(torch.tensor(rows, dtype=torch.float64))
 
     def descend(self, epochs: int) -> None:
-        """That many epochs by launches of their own, by the table."""
+        """That many epochs by single launches, with the table's numbers."""
         step = 0
         for _ in range(epochs):
             for rows in self.source.epoch():
@@ -136,7 +136,7 @@ class CudaComposed(CudaDescent):
             self._move(name, g, rates[name == "H"], coefficients)
 
     def _rates(self, found: Any, moving: dict[str, Any], coefficients: Any) -> Any:
-        """The step sizes of W, and so of a bias, and of H."""
+        """The step sizes of W, which a bias has too, and of H."""
         if isinstance(self.lr, LossScaled):
             largest = max_spectral_square(self.tensors["W"], self.tensors["H"]).clamp(min=1.0)
             rate = self.lr.factor / (found.residual * largest)
@@ -149,7 +149,7 @@ class CudaComposed(CudaDescent):
         return coefficients[0], coefficients[1]
 
     def _rescale(self, log_loss: Any) -> None:
-        """The unit of the gradients shrank: what Adam remembers grows."""
+        """Rescale Adam's moments, as the unit of the gradients shrank."""
         unit = self.tensors["unit"]
         if _kind(self.rule) is Adam:
             ratio = (unit[0] - log_loss).clamp(max=700.0).exp().nan_to_num(1.0)
@@ -175,7 +175,7 @@ class CudaComposed(CudaDescent):
                 m = self.tensors[f"m{name}"].mul_(b1).add_(g, alpha=1.0 - b1)
                 v = self.tensors[f"v{name}"].mul_(b2).addcmul_(g, g, value=1.0 - b2)
                 root = v.sqrt().mul_(coefficients[2]).add_(rule.eps)
-                # What has never had a gradient does not move.
+                # An entry that never had a gradient keeps its value.
                 change = torch.where(root > 0.0, m / root, root) * (-lr * coefficients[3])
                 if rule.weight_decay and not rule.coupled:
                     change = change - x * (lr * rule.weight_decay)
@@ -191,7 +191,7 @@ class CudaComposed(CudaDescent):
         low.sub_(x - before)
 
     def keep(self, steps: int) -> bool:
-        """A copy of the state on the device, and of the generators'."""
+        """Copy the state on the device, and the generators' states."""
         kept = super().keep(steps)
         if kept:
             self._drawn = {n: g.get_state() for n, g in generators(self.source).items()}
@@ -217,24 +217,24 @@ class CudaComposed(CudaDescent):
         return None if later is None else lambda: {**later(), **random}
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        """Take up a state of `state`; ValueError where it does not fit."""
+        """Restore a state that `state` returned; ValueError where it does not fit."""
         import torch
 
         random = {name: x for name, x in state.items() if name.startswith(_RANDOM)}
-        fitting(random, self._random())
+        check_state(random, self._random())
         super().restore({name: x for name, x in state.items() if name not in random})
         for name, generator in generators(self.source).items():
             generator.set_state(torch.from_numpy(random[f"{_RANDOM}{name}"].copy()))
 
     def blame(self) -> str:
-        """The step size, as the rule has it."""
+        """The step size, as the user gave it."""
         if isinstance(self.lr, (int, float)):
             return super().blame()
         return f"the steps of `lr`={self.lr!r} are too large for this problem. Take smaller ones."
 
 
 def max_spectral_square(*matrices: Any) -> Any:
-    """The largest singular value of several, squared, by smaller Gram matrices in float64."""
+    """The square of the largest singular value of several matrices, by Gram matrices in float64."""
     import torch
 
     found = []
@@ -251,7 +251,7 @@ def max_spectral_square(*matrices: Any) -> Any:
 
 
 def _corrections(rule: Any, step: int) -> tuple[float, float]:
-    """What Adam's means of the first `step` gradients are multiplied by: of g^2 as a root, of g."""
+    """Adam's `(1 - b2^t)^-1/2`, a factor of sqrt(v), and `1 / (1 - b1^t)`, one of m, at t = step."""
     if _kind(rule) is not Adam:
         return 1.0, 1.0
     b1, b2 = rule.betas

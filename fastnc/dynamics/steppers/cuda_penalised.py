@@ -33,11 +33,14 @@ class CudaPenalised(CudaComposed):
         self.model = model
 
     def measure(self) -> dict[str, float]:
-        """The columns of a run, and the objective, both of the factors with their low parts."""
+        """The columns of a run, of the factors with their low parts, and the objective.
+
+        The objective of a large problem is that of the factors without their low parts.
+        """
         row = super().measure()
         if self.work <= ON_THE_HOST:
             return {**row, "objective": self.model.objective(*self.wide(), self._bias())}
-        # In the dtype of the run: its digits are those of a sum in float64.
+        # From the factors in the run's dtype; the sums are in float64.
         source = Penalised(self.labels, self.model)
         there = (self.tensors["W"], self.tensors["H"], self.tensors.get("bias"))
         return {**row, "objective": source.objective(*there)}

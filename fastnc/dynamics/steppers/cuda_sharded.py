@@ -27,20 +27,20 @@ def sharded_stepper(
     n_samples: int,
     workers: Workers,
 ) -> CudaDescent:
-    """Plain descent in one pass, any other rule by its formula: W and this rank's rows of H."""
+    """The stepper of W and a rank's rows of H: plain descent in one pass, or a rule's formula."""
     if parts.plain_rate is not None:
         return ShardedPlain(W, H, y, parts.plain_rate, n_samples, workers)
     return ShardedRule(W, H, y, parts.rule, parts.freeze, n_samples, workers)
 
 
 class _Sharded(CudaDescent):
-    """What the ranks decide and measure together."""
+    """Copies and snapshots that all ranks make together."""
 
     workers: Workers
 
     @property
     def is_small(self) -> bool:
-        """Never: ranks meet at every epoch."""
+        """Never: the ranks exchange sums at every epoch."""
         return False
 
     def keep(self, steps: int) -> bool:
@@ -58,9 +58,9 @@ class _Sharded(CudaDescent):
 
 
 class ShardedPlain(_Sharded):
-    """`W -= lr dL/dW`, `H -= lr dL/dH`; of an epoch K d float64 numbers are exchanged.
+    """`W -= lr dL/dW`, `H -= lr dL/dH`; an epoch exchanges K d float64 numbers.
 
-    W has the same bits on every rank. Its gradient travels while the last rows of H make their
+    W has the same bits on every rank. Its gradient is exchanged while the last rows of H make their
     step (K > 128; for fewer classes one kernel makes both), and a captured graph holds both.
     """
 
@@ -78,7 +78,7 @@ class ShardedPlain(_Sharded):
         self._shared = torch.empty_like(self.tensors["W"], dtype=torch.float64)
 
     def descend(self, epochs: int) -> None:
-        """That many epochs by launches of their own."""
+        """That many epochs by single launches."""
         from fastnc.kernels.gpu.cross_entropy import step_over_ranks
         from fastnc.kernels.gpu.plan import EXACT
 

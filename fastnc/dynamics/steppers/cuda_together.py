@@ -19,9 +19,10 @@ def fits(stepper: Stepper) -> bool:
 
 
 class CudaTogether:
-    """The states of many `CudaDescent` in one tensor each, of which each keeps its own part.
+    """Many `CudaDescent` whose tensors are slices of common ones.
 
-    Of one shape, label vector and dtype, at one epoch; each gets the bits that it has alone.
+    All have one shape, label vector and dtype, and are at one epoch; each gets the same bits as
+    alone.
     """
 
     def __init__(self, steppers: Sequence[CudaDescent]) -> None:
@@ -38,7 +39,7 @@ class CudaTogether:
         self._kept: dict[str, Any] = {}
 
     def advance(self, due: float, steps: int) -> int:
-        """At most so many epochs of all; the device is not waited for."""
+        """Make at most `steps` epochs of all; the device is not waited for."""
         from fastnc.kernels.gpu.trajectory import descend_many
 
         made = min(steps, int(due) - self.steppers[0].epoch)
@@ -54,7 +55,7 @@ class CudaTogether:
         return np.asarray(finite.cpu().numpy())
 
     def roll_back(self, b: int, steps: int) -> None:
-        """Problem b to where it was before the last `advance`, which was by so many steps."""
+        """Return problem b to its state before the last `advance`, which made `steps` epochs."""
         for name, x in self._kept.items():
             self.tensors[name][b].copy_(x[b])
         self.steppers[b].epoch -= steps

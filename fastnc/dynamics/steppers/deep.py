@@ -20,9 +20,9 @@ Array = NDArray[Any]
 
 
 class DeepDescent(ComposedDescent):
-    """W, the last layer, H, the free features, and the layers between as further factors.
+    """The factors are W, the last layer, H, the free features, and the layers between.
 
-    Snapshots measure the last layer and what enters it, and gain the columns `objective` and
+    Snapshots measure the last layer and its input, and gain the columns `objective` and
     `balancedness`.
     """
 
@@ -45,7 +45,7 @@ class DeepDescent(ComposedDescent):
 
     @property
     def layers(self) -> tuple[Array, ...]:
-        """H_1, W_1, ..., W_M, with what rounding took from them."""
+        """H_1, W_1, ..., W_M, with their low parts."""
         if not self.low[0].size:
             wide = self.factors
         else:
@@ -55,12 +55,12 @@ class DeepDescent(ComposedDescent):
 
     @property
     def H(self) -> Array:
-        """What enters the last layer."""
+        """The input of the last layer."""
         return self.model.features((self.factors[1], *self.factors[2:], self.factors[0]))
 
     @H.setter
     def H(self, value: Array) -> None:
-        """What moves is in `factors`."""
+        """Ignored: H is computed from `factors`."""
 
     def measure(self) -> dict[str, float]:
         """The columns of a run of the last layer, the objective and the balancedness."""

@@ -1,4 +1,4 @@
-"""What steppers share whose clock counts epochs, and those of them that live in NumPy arrays."""
+"""The base of steppers whose clock counts epochs, and of those of NumPy arrays."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc.dynamics.checkpoint import fitting
+from fastnc.dynamics.checkpoint import check_state
 from fastnc.dynamics.snapshot import measure
 
-# A slice of one epoch over more features than this is not preceded by a copy of the state, which
-# would cost as much as the epoch: should it diverge, W and H are lost and the snapshots are not.
+# With more entries of H than this a slice of one epoch has no copy of the state, which would cost
+# as much as the epoch: if it diverges, W and H are lost and the snapshots are not.
 CHEAP_TO_COPY = 1_000_000
 
 
@@ -26,7 +26,7 @@ class Epochs:
 
     @property
     def time(self) -> int:
-        """The epoch it stands at."""
+        """The current epoch."""
         return self.epoch
 
     @property
@@ -35,7 +35,7 @@ class Epochs:
         return self.epoch
 
     def advance(self, due: float, steps: int) -> int:
-        """Make at most so many epochs, not beyond the epoch `due`; how many were made."""
+        """Make at most `steps` epochs, not beyond the epoch `due`; returns how many were made."""
         made = min(steps, int(due) - self.epoch)
         self.make(made)
         self.epoch += made
@@ -50,11 +50,11 @@ class Epochs:
         return {"epochs": self.epoch}
 
     def place(self, last: float) -> str:
-        """The epoch, and how many there will be."""
+        """The current epoch and the last one."""
         return f"epoch {self.epoch} of {int(last)}"
 
     def why(self, good: float, bad: float) -> str:
-        """The step is too large, or the start is."""
+        """That the step or the start is too large, or that one feature cannot separate."""
         if bad == 0:
             return "the loss of the start is not finite: a logit overflows. Scale `W` and `H` down."
         where = f"after epoch {bad:.0f}"
@@ -69,15 +69,16 @@ class Epochs:
         return f"W or H is not finite {where}: {self.blame()}"
 
     def blame(self) -> str:
-        """What makes a descent diverge."""
+        """The cause of a divergence, and the way out."""
         step = "the step is" if self.lr is None else f"the step `lr`={self.lr:g} is"
         return f"{step} too large for this problem. Take a smaller one."
 
 
 class HostEpochs(Epochs):
-    """Epochs of W and H in NumPy arrays; in float32 with `W_low`, `H_low`, what rounding took.
+    """Epochs of W and H in NumPy arrays; in float32 with their low parts `W_low`, `H_low`.
 
-    The state is then the sum of `W` and `W_low`, without which a run stalls at a margin of 17.5.
+    The state is then `W + W_low`, `H + H_low`: without the low parts, which hold the rounding
+    errors of the updates, a run stalls at a margin of 17.5.
     """
 
     def __init__(self, W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64]) -> None:
@@ -87,17 +88,8 @@ class HostEpochs(Epochs):
         self.H_low = np.zeros_like(H) if compensated else np.zeros((0, 0), H.dtype)
         self._kept: tuple[int, dict[str, NDArray[Any]]] | None = None
 
-    def blame(self) -> str:
-        """Three classes on a line, or as any other descent."""
-        if self.W.shape[1] == 1 and len(np.unique(self.y)) > 2:
-            return (
-                "on a line, `dim`=1, at most two classes can be separated, so that the loss does "
-                "not vanish while W and H grow. Take `dim` of at least 2."
-            )
-        return super().blame()
-
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The arrays that change, as they are, by name."""
+        """The arrays that change, not copied, by name."""
         return {"W": self.W, "H": self.H, "W_low": self.W_low, "H_low": self.H_low}
 
     def measure(self) -> dict[str, float]:
@@ -105,7 +97,7 @@ class HostEpochs(Epochs):
         return measure(*self.wide(), self.y)
 
     def wide(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """W and H with what rounding took from them."""
+        """`W + W_low` and `H + H_low` in float64; W and H if there are no low parts."""
         if not self.W_low.size:
             return self.W, self.H
         return (
@@ -122,7 +114,7 @@ class HostEpochs(Epochs):
         return bool(np.isfinite(self.W).all())
 
     def keep(self, steps: int) -> bool:
-        """Copy the state into room of its own, if that costs less than the steps."""
+        """Copy the state, if that costs less than the steps."""
         if steps == 1 and self.H.size > CHEAP_TO_COPY:
             return False
         now = self.arrays()
@@ -135,7 +127,7 @@ class HostEpochs(Epochs):
         return True
 
     def roll_back(self) -> None:
-        """Return to what `keep` kept."""
+        """Return to the copy of `keep`."""
         if self._kept is not None:
             self.epoch, kept = self._kept
             self.put(kept)
@@ -151,7 +143,7 @@ class HostEpochs(Epochs):
         return {**copies, "epoch": np.array(self.epoch)}
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        """Take up a state of `state`; ValueError where it does not fit."""
-        fitting(state, {**self.arrays(), "epoch": np.array(0)})
+        """Restore a state that `state` returned; ValueError where it does not fit."""
+        check_state(state, {**self.arrays(), "epoch": np.array(0)})
         self.epoch = int(state["epoch"])
         self.put(state)

@@ -1,4 +1,4 @@
-"""Descent on the objective of a model of Table 1, on its constraint if it has one."""
+"""Descent on the objective of a model of Table 1, within its constraint if it has one."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fastnc.models.layer_peeled import LayerPeeled
 
 
 class PenalisedDescent(ComposedDescent):
-    """A rule's steps, and back onto the constraint.
+    """A rule's steps, each followed by a retraction onto the constraint.
 
     On a sphere, with bounded energies (both active at every minimiser, and kept so) and with
-    unit rows the gradient is the Riemannian one and the way back is a normalisation; features
-    that must not be negative are projected. A free bias starts at zero and descends too.
+    unit rows the gradient is the Riemannian one and the retraction a normalisation; features that
+    must not be negative are projected. A free bias starts at zero and descends too.
     Snapshots gain the column `objective`; the others are measured of W and H as the ULPM's are,
     without the bias, the temperature or the penalty.
     """

@@ -18,8 +18,8 @@ from fastnc.dynamics.steppers.composed import ComposedDescent
 class ShardedDescent(ComposedDescent):
     """A rule's steps; each rank holds all of W and some rows of H, and the rule's memory of them.
 
-    Of an epoch only dL/dW and the loss, K d + 1 numbers, are exchanged: every other part of the
-    gradient lives where its rows are. W has the same bits on every rank.
+    An epoch exchanges dL/dW and the loss, K d + 1 numbers: the gradient by H stays with the rows.
+    W has the same bits on every rank.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Files that are written by a thread of their own, while the run goes on."""
+"""One background thread that writes files while a run continues."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import threading
 from collections.abc import Callable
 
 
-class Behind:
-    """One piece of work at a time; what it raises is raised by whoever waits for it."""
+class BackgroundWriter:
+    """One piece of work at a time; the next `wait` raises its error."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
     def start(self, work: Callable[[], object]) -> None:
-        """Do `work` meanwhile, once that before it is done."""
+        """Begin `work` in the background, once the work before it has ended."""
         self.wait()
 
         def guarded() -> None:
@@ -23,11 +23,11 @@ class Behind:
             except BaseException as error:
                 self._error = error
 
-        self._thread = threading.Thread(target=guarded, name="fastnc-behind")
+        self._thread = threading.Thread(target=guarded, name="fastnc-writer")
         self._thread.start()
 
     def wait(self) -> None:
-        """Until nothing is under way; raises what went wrong."""
+        """Wait for the end of the work; raises its error."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
