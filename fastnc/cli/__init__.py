@@ -24,7 +24,7 @@ COMMANDS = (
     "ulpm", "flow", "sweep", "compare", "train", "metrics", "verify", "table1", "plot", "info",
     "cache",
 )  # fmt: skip
-# Of a sentence that quotes a file; 200,000 names of arrays make it as long as a book.
+# The most characters of an error message: one that quotes a file may be very long.
 LONGEST = 2000
 
 
@@ -45,7 +45,7 @@ def build() -> typer.Typer:
 def main() -> None:
     """Run the command line; exit status 0, 1 (it failed), 2 (bad input) or 130 (Ctrl-C)."""
     for stream in (sys.stdout, sys.stderr):
-        # A terminal may not have the letters of a path; Python has no stream where it was closed.
+        # A terminal may lack letters of a path; a closed stream is None.
         if stream is not None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     build()()
@@ -79,7 +79,7 @@ def _help(command: Callable[..., Any]) -> str | None:
 
 
 def whole_number(text: str) -> int:
-    """`1000000`, or `1e6`: any way to write it, as long as it is whole."""
+    """The integer of a text such as `1000000` or `1e6`."""
     try:
         return int(text)
     except ValueError:
@@ -106,7 +106,7 @@ def _whole_numbers(command: Callable[..., Any]) -> Callable[..., Any]:
 def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> Any:
-        # Figures are only saved here: a notebook's backend, or a screen, is nothing to wait for.
+        # Figures are only saved here: no notebook's backend and no screen is needed.
         os.environ["MPLBACKEND"] = "Agg"
         resumable = "resume" in options
         folder = claimed(options["out"], options["resume"]) if resumable else nullcontext()
@@ -114,7 +114,7 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             with folder:
                 return command(*args, **options)
         except BrokenPipeError:
-            # Whoever read the output has left: that is no mistake, and nobody hears of it.
+            # The reader of the output has ended, which is no error.
             raise
         except (ValueError, TypeError, OSError, ImportError) as error:
             status, said = 2, str(error) + rescued(error)
@@ -137,7 +137,7 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _one_line(said: str) -> str:
-    """Without line breaks and what a terminal obeys, both of which names in a file may hold."""
+    """The text without line breaks and control characters, which names in a file may contain."""
     words = " ".join(said.split())
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in words[: LONGEST + 1])
     return shown if len(words) <= LONGEST else shown[:LONGEST] + "..."

@@ -1,4 +1,4 @@
-"""The folder of `--out`: of one command at a time, and what was there before is moved aside."""
+"""The folder of `--out`: for one command at a time; earlier results are moved to a subfolder."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ RESULTS = re.compile(
     r"|figure2|figure3|depth|flow|margin|sweep|compare|provenance)"
     r"[-\w]*\.(npz|pt|csv|json|png|pdf)"
 )
-# A command that was refused, or that made nothing, leaves everything where it was.
+# After these errors a command that wrote nothing moves the earlier results back.
 REFUSED = (ValueError, TypeError, OSError, ImportError)
 
 
 @contextmanager
 def claimed(out: Path, resumes: bool) -> Iterator[None]:
-    """While it is open no other command writes to `out`; unless it `resumes`, `out` is emptied.
+    """Lock `out` against other commands; unless the command `resumes`, move earlier results away.
 
-    Earlier results go to a folder `earlier-1`, `earlier-2`, ... in `out`. Of the ranks that
-    torchrun starts, the first one does all this for the others.
+    They go to a folder `earlier-1`, `earlier-2`, ... in `out`. Of the ranks that torchrun starts,
+    the first one does all this for the others.
     """
     if int(os.environ.get("RANK", "0")) > 0 and "LOCAL_RANK" in os.environ:
         yield
@@ -38,17 +38,17 @@ def claimed(out: Path, resumes: bool) -> Iterator[None]:
                 f"`--out` {str(folder)!r} is being written by another fastnc command. Wait for "
                 "it, or name another folder."
             )
-        moved = None if resumes else _move_aside(folder)
+        aside = None if resumes else _move_aside(folder)
         try:
             yield
         except REFUSED:
-            if moved is not None and not _results(folder):
-                _move_back(moved)
-                moved = None
+            if aside is not None and not _results(folder):
+                _move_back(aside)
+                aside = None
             raise
         finally:
-            if moved is not None:
-                print(f"Earlier results of {folder} are now in {moved}.")
+            if aside is not None:
+                print(f"Earlier results of {folder} are now in {aside}.")
     finally:
         os.close(handle)
 

@@ -1,4 +1,4 @@
-"""The unconstrained model as it is typed: sizes, or the samples of each class, and a loss."""
+"""The options of the unconstrained model: sizes, or the samples of each class, and a loss."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Loss = Literal["cross-entropy", "squared", "focal", "smoothed"]
 
 
 def model_of(n_classes: int, n_per_class: int, dim: int, class_sizes: str | None, loss: str) -> Any:
-    """The model that was typed.
+    """The model of these options.
 
     Raises
     ------
     ValueError
-        Class sizes that are none, or that go against the other two.
+        Class sizes that are no sizes, or that contradict `n_classes` or `n_per_class`.
     """
     import numpy as np
 

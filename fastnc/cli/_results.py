@@ -1,4 +1,4 @@
-"""What a command leaves behind: figures that may fail, and another place for a run."""
+"""The files of a command: figures that may fail, provenance, and another folder for a run."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PROVENANCE = "provenance.json"
 
 
 def drawn(draw: Callable[[], Figure], stem: Path) -> list[Path]:
-    """The files of a figure; where it cannot be drawn, none and one line that says why.
+    """Write a figure; if that fails, as without the LaTeX of a style, print the reason in a line.
 
-    Tables and numbers do not depend on it: LaTeX that is asked for and not there, say.
+    Returns its files, none if it fails: tables and numbers do not depend on it.
     """
     from fastnc.plots import save
 
@@ -31,9 +31,9 @@ def drawn(draw: Callable[[], Figure], stem: Path) -> list[Path]:
 
 
 def noted(folder: Path, written: Sequence[Path]) -> list[Path]:
-    """`written`, and the file that says of each of them what command, code and machine made it.
+    """`written` and `provenance.json`, which has the command, code and machine of each of them.
 
-    A table in CSV has no place for that. Other commands' files in the folder keep their entries.
+    A CSV file has no place for these. Other commands' files in the folder keep their entries.
     """
     from fastnc._core.environment import provenance
     from fastnc._core.files import atomic_write
@@ -51,7 +51,7 @@ def noted(folder: Path, written: Sequence[Path]) -> list[Path]:
 
 
 def rescued(error: BaseException) -> str:
-    """Where the run is that its own folder did not take, if the error carries one."""
+    """Save the run of an error of its own folder elsewhere; returns a sentence that says where."""
     run = getattr(error, "run", None)
     if run is None or not isinstance(error, OSError):
         return ""
@@ -62,7 +62,7 @@ def rescued(error: BaseException) -> str:
             written.append(run.save(folder / ("run.npz" if hasattr(run, "W") else "runs.npz")))
         write: Any = getattr(error, "write", None)
         if write is not None and hasattr(run, "W"):
-            # Of a training the network is there, and nowhere else.
+            # The network of a training is in its checkpoint only.
             suffix = ".pt" if run.about.get("kind") == "training" else ".npz"
             write(folder / f"checkpoint{suffix}")
             written += sorted(folder.glob(f"checkpoint*{suffix}"))

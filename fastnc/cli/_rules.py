@@ -1,4 +1,4 @@
-"""Update rules as they are typed: `adam`, `adam:1e-2`, `Momentum(2, nesterov=True)`."""
+"""Update rules from text: `adam`, `adam:1e-2`, `Momentum(2, nesterov=True)`."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ SCHEDULE = (
 )
 
 
-def moved_by(rule: str | None, schedule: str | None, lr: Any) -> dict[str, Any]:
-    """`lr` and `rule` of `descend`, as they were typed.
+def lr_and_rule(rule: str | None, schedule: str | None, lr: Any) -> dict[str, Any]:
+    """The arguments `lr` and `rule` of `descend`.
 
     Raises
     ------
     ValueError
-        No rule, no schedule, or both of `lr` and a schedule.
+        A text is no rule or no schedule, or both `lr` and a schedule were given.
     """
     if schedule is None:
         return {"lr": lr} if rule is None else {"lr": lr, "rule": rule_of(rule)}
@@ -47,12 +47,12 @@ def moved_by(rule: str | None, schedule: str | None, lr: Any) -> dict[str, Any]:
 
 
 def schedule_of(text: str) -> Any:
-    """The schedule that was typed.
+    """The schedule of a text.
 
     Raises
     ------
     ValueError
-        It is none, or its numbers make no sense.
+        The text is no schedule, or its numbers make no sense.
     """
     from fastnc.dynamics.rules import LossScaled, Schedule
 
@@ -73,12 +73,12 @@ def schedule_of(text: str) -> Any:
 
 
 def rule_of(text: str) -> Any:
-    """The rule that was typed.
+    """The rule of a text.
 
     Raises
     ------
     ValueError
-        It is none, or its numbers make no sense.
+        The text is no rule, or its numbers make no sense.
     """
     name, colon, lr = text.partition(":")
     if name.isidentifier():
@@ -93,11 +93,11 @@ def rule_of(text: str) -> Any:
 
 
 class _NoRule(Exception):
-    """What was typed is neither a literal nor a rule or schedule."""
+    """The text is neither a literal nor a rule or schedule."""
 
 
 def _made(node: ast.expr) -> Any:
-    """Literals, tuples of them, and calls of what `fastnc.rules` has; nothing else is evaluated."""
+    """Literals, tuples of them, and calls of names of `fastnc.rules`; nothing else is evaluated."""
     from fastnc.dynamics import rules
 
     match node:

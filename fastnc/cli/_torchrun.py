@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def joined_ranks(device: str | None) -> Iterator[tuple[int, int]]:
-    """This rank and how many there are, (0, 1) of a process alone; joined while it is open."""
+    """This rank and the number of ranks, joined inside the context; (0, 1) without torchrun."""
     if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield 0, 1
         return

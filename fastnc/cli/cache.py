@@ -1,4 +1,4 @@
-"""`fastnc cache`: where compiled kernels are kept, how many, and away with them."""
+"""`fastnc cache`: the folders of compiled kernels, their sizes, and their removal."""
 
 from __future__ import annotations
 

@@ -45,9 +45,8 @@ def compare(
 ) -> None:
     """Which update rule goes to which maximum margin, and how fast: medians and bands over starts.
 
-    Writes compare.png, compare.pdf, runs.npz, runs.csv and checkpoint.npz to --out. A margin is
-    told in three norms: l2 (gradient descent, momentum, normalized), max (sign, Adam), operator
-    (spectral).
+    Writes compare.png, compare.pdf, runs.npz, runs.csv and checkpoint.npz to --out. Margins are in
+    three norms: l2 (gradient descent, momentum, normalized), max (sign, Adam), operator (spectral).
     """
     from fastnc._core import arrays
     from fastnc._core.files import out_dir
@@ -73,15 +72,15 @@ def compare(
     except Interrupted as stop:
         if len(stop.run):
             print(f"The {len(stop.run)} runs so far are in {stop.run.save(folder / 'runs.npz')}.")
-            _tell(stop.run, folder)
+            _report(stop.run, folder)
         print("Go on with the same command and --resume.")
         raise
     kept = runs.save(folder / "runs.npz")
-    print("\nWritten:", kept, *_tell(runs, folder), sep="\n  ")
+    print("\nWritten:", kept, *_report(runs, folder), sep="\n  ")
 
 
-def _tell(runs: Trajectories, folder: Path) -> list[Path]:
-    """Print what became of the runs, and write their table and figure."""
+def _report(runs: Trajectories, folder: Path) -> list[Path]:
+    """Print a summary of the runs, and write their table and figure."""
     from fastnc.cli._results import drawn, noted
     from fastnc.plots import rules_compared, rules_summary
 

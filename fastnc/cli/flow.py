@@ -1,4 +1,4 @@
-"""`fastnc flow`: the paper's model under gradient flow, as far as one likes."""
+"""`fastnc flow`: the paper's model under gradient flow, to any time."""
 
 from __future__ import annotations
 
@@ -66,16 +66,16 @@ def flow(
     except (Diverged, Interrupted) as stop:
         stop.run.save(folder / "run.npz")
         print(f"The snapshots so far are in {folder / 'run.npz'}.")
-        _tell(stop.run, folder)
+        _report(stop.run, folder)
         if isinstance(stop, Interrupted):
             print("Go on with the same command and --resume.")
         raise
     kept = run.save(folder / "run.npz")
-    print("\nWritten:", kept, *_tell(run, folder), sep="\n  ")
+    print("\nWritten:", kept, *_report(run, folder), sep="\n  ")
 
 
-def _tell(run: Trajectory, folder: Path) -> list[Path]:
-    """Print what became of a flow, and write its table and figures, as far as it came."""
+def _report(run: Trajectory, folder: Path) -> list[Path]:
+    """Print a summary of a flow, finished or not, and write its table and figures."""
     from fastnc.cli._results import drawn, noted
     from fastnc.plots import flow_summary, long_horizon, missing_margin, summary
 

@@ -1,10 +1,10 @@
-"""`fastnc info`: what a report of a fault needs to say about the machine."""
+"""`fastnc info`: the machine and the versions, for a bug report."""
 
 from __future__ import annotations
 
 
 def info() -> None:
-    """Versions, processor, vector width, BLAS, threads, GPU and cache: for a report of a fault."""
+    """Versions, processor, vector width, BLAS, threads, GPU and cache: for a bug report."""
     from threadpoolctl import threadpool_info
 
     from fastnc._core.environment import provenance
@@ -38,7 +38,7 @@ def _layer() -> str:
 
 
 def _gpu() -> str:
-    """The GPUs that torch sees; how they cannot be used, where they cannot."""
+    """The GPUs that torch sees, or why there is none."""
     try:
         import torch
     except ImportError:

@@ -1,4 +1,4 @@
-"""`fastnc metrics`: how far the features of a saved network have collapsed."""
+"""`fastnc metrics`: the neural collapse of saved features."""
 
 from __future__ import annotations
 
@@ -89,14 +89,14 @@ def metrics(
             if apart:
                 _, statistics, names = measure(_parts(train, name), *given)
                 parts = _numbered(_parts(held, name), names, ignore_index)
-                told, _, _ = measure(
+                measured, _, _ = measure(
                     parts, W, b, statistics, ignore_index, min_count, None, bar.update
                 )
             else:
-                told, statistics, names = measure(_parts(held, name), *given)
+                measured, statistics, names = measure(_parts(held, name), *given)
             if ood is not None:
-                told = replace(told, nc5=_nc5(_parts(train, name), ood, keys, ignore_index))
-            found[name], figures[name] = told, (statistics, names)
+                measured = replace(measured, nc5=_nc5(_parts(train, name), ood, keys, ignore_index))
+            found[name], figures[name] = measured, (statistics, names)
     from fastnc.cli._results import noted
 
     folder = out_dir(out)
@@ -109,16 +109,16 @@ def metrics(
 
         written += drawn(lambda: profile(found), folder / "layers")
     else:
-        told, (statistics, names) = next(iter(found.values())), next(iter(figures.values()))
-        text = told.json(convention) + "\n"
+        measured, (statistics, names) = next(iter(found.values())), next(iter(figures.values()))
+        text = measured.json(convention) + "\n"
         written = [atomic_write(folder / "metrics.json", lambda f: f.write(text.encode()))]
-        print(told.table(convention), flush=True)
-        tabular = f"{told.to_latex(convention)}% {provenance_line()}\n"
+        print(measured.table(convention), flush=True)
+        tabular = f"{measured.to_latex(convention)}% {provenance_line()}\n"
         written += [atomic_write(folder / "metrics.tex", lambda f: f.write(tabular.encode()))]
         from fastnc.plots import collapse_figure
 
         named = names[statistics.counts > 0]
-        written += drawn(lambda: collapse_figure(told, statistics, named), folder / "metrics")
+        written += drawn(lambda: collapse_figure(measured, statistics, named), folder / "metrics")
     print("\nWritten:", *noted(folder, written), sep="\n  ")
 
 
@@ -170,7 +170,7 @@ def _numbered(
     """Held-out samples with the class numbers of the training labels `names`."""
     import numpy as np
 
-    told = []
+    numbered = []
     for H, y in parts:
         y = np.asarray(y).reshape(-1)
         ignored = np.zeros(len(y), bool) if ignore_index is None else y == ignore_index
@@ -179,8 +179,8 @@ def _numbered(
             raise ValueError(
                 f"held-out labels must occur among the training labels; got {y[unknown][0]}."
             )
-        told.append((H, np.where(ignored, y, np.searchsorted(names, y))))
-    return told
+        numbered.append((H, np.where(ignored, y, np.searchsorted(names, y))))
+    return numbered
 
 
 def _classifier(held: list[FeaturesFile]) -> tuple[Any, Any]:
@@ -210,7 +210,7 @@ def _nc5(
 
 @contextmanager
 def _words_of_files() -> Iterator[None]:
-    """Messages name what the files call it: features and labels, not H and y."""
+    """Errors with the names of the files' arrays: features and labels, not H and y."""
     words = {"`H`": "`features`", "`y`": "`labels`", "`W`": "`weight`"}
     try:
         yield

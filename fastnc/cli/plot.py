@@ -40,7 +40,7 @@ def plot(
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """Names without an ending, each once: with the folder's name, then a number, where need be."""
+    """Names without an ending, made unique by the folder's name, then by a number."""
     names = [path.stem for path in paths]
     names = [
         f"{path.resolve().parent.name}-{path.stem}" if names.count(path.stem) > 1 else path.stem
@@ -64,7 +64,7 @@ def _file(given: Path) -> Path:
 
 
 def _suited(path: Path) -> tuple[Any, dict[str, Callable[[Any], Any]]]:
-    """What the file holds, and name to function of the figures that suit it."""
+    """The runs of a file, and the functions of their figures by name."""
     from fastnc import plots
     from fastnc.dynamics.trajectories import Trajectories
     from fastnc.dynamics.trajectory import Trajectory

@@ -65,7 +65,7 @@ def sweep(
         float, typer.Option(help="Seconds between checkpoints; 0: at every opportunity.")
     ] = 60.0,
 ) -> None:
-    """Many runs of `fastnc ulpm` at once: medians, and where half and nine in ten of the runs lie.
+    """Many runs of `fastnc ulpm` at once: medians, and bands of half and nine in ten of the runs.
 
     Every combination of the given --n-classes, --n-per-class, --class-sizes, --dim, --lr or --rule,
     --schedule and --batch-size is a setting of its own, run from --seeds starts. Writes sweep.png,
@@ -77,7 +77,7 @@ def sweep(
     from fastnc._core.files import out_dir
     from fastnc._core.interrupts import Interrupted
     from fastnc.cli._models import model_of
-    from fastnc.cli._rules import moved_by
+    from fastnc.cli._rules import lr_and_rule
     from fastnc.dynamics.sweep import sweep as run_sweep
 
     arrays.check_count("seeds", seeds, 1)
@@ -95,39 +95,42 @@ def sweep(
             )
         if dtype != "float64":
             raise ValueError(f"a flow must be of float64; got --dtype {dtype}.")
-        how: dict[str, Any] = {"method": "flow", "log10_time": log10_time}
+        options: dict[str, Any] = {"method": "flow", "log10_time": log10_time}
     else:
         if log10_time is not None:
             raise ValueError("`--log10-time` must come with --method flow; leave it out.")
-        steps = [moved_by(*step) for step in product(rule or everyone, schedule or everyone, lr)]
-        how = {"epochs": epochs, "batch_size": batch_size or None, "noise": noise, "dtype": dtype}
+        steps = [lr_and_rule(*step) for step in product(rule or everyone, schedule or everyone, lr)]
+        options = {
+            "epochs": epochs, "batch_size": batch_size or None, "noise": noise, "dtype": dtype
+        }  # fmt: skip
         if rule:
             if lr != [5.0]:
                 raise ValueError("`--lr` and `--rule` do not go together; write --rule adam:1e-2.")
-            how["rules"] = [step["rule"] for step in steps]
+            options["rules"] = [step["rule"] for step in steps]
         else:
-            how["lr"] = [step["lr"] for step in steps]
+            options["lr"] = [step["lr"] for step in steps]
     folder = out_dir(out)
     checkpoint = folder / "checkpoint.npz"
     if resume and not checkpoint.exists():
         print(f"No checkpoint in {folder}: starting afresh.")
     try:
         runs = run_sweep(
-            models, seeds=range(seed, seed + seeds), snapshots=snapshots, threads=threads, **how,
+            models, seeds=range(seed, seed + seeds), snapshots=snapshots, threads=threads,
             checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume, progress=True,
+            **options,
         )  # fmt: skip
     except Interrupted as stop:
         if len(stop.run):
             print(f"The {len(stop.run)} runs so far are in {stop.run.save(folder / 'runs.npz')}.")
-            _tell(stop.run, folder)
+            _report(stop.run, folder)
         print("Go on with the same command and --resume.")
         raise
     kept = runs.save(folder / "runs.npz")
-    print("\nWritten:", kept, *_tell(runs, folder), sep="\n  ")
+    print("\nWritten:", kept, *_report(runs, folder), sep="\n  ")
 
 
-def _tell(runs: Trajectories, folder: Path) -> list[Path]:
-    """Print what became of the runs, and write their table and figure."""
+def _report(runs: Trajectories, folder: Path) -> list[Path]:
+    """Print a summary of the runs, and write their table and figure."""
     from fastnc.cli._results import drawn, noted
     from fastnc.plots import bands_summary, sweep_bands
 

@@ -1,4 +1,4 @@
-"""`fastnc table1`: every model of Table 1, fitted and laid beside its known optimum."""
+"""`fastnc table1`: every model of Table 1, fitted, beside its known optimum."""
 
 from __future__ import annotations
 

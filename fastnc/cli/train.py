@@ -107,7 +107,7 @@ def train(
         float, typer.Option(help="Seconds between checkpoints; 0: after every batch.")
     ] = 300.0,
 ) -> None:
-    """Train a network far past zero error, and measure the collapse on the way.
+    """Train a network far past zero error, and measure its collapse meanwhile.
 
     The defaults are the paper's: VGG-13 on FashionMNIST. Writes figure3.png, figure3.pdf, run.npz,
     run.csv and checkpoint.pt to --out; with --peel also peeled.npz, and peeled.png and .pdf, the
@@ -199,7 +199,7 @@ def train(
 
 
 def _peeled(run: Trajectory, epochs: int, folder: Path) -> list[Path]:
-    """Go on with the layer-peeled model alone, tell how it went, and write it."""
+    """Go on with the layer-peeled model alone, print a summary of it, and write it."""
     from fastnc.cli._results import drawn
     from fastnc.dynamics.peel import peel
     from fastnc.plots import peeled, peeled_summary

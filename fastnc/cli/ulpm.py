@@ -1,4 +1,4 @@
-"""`fastnc ulpm`: the paper's Figure 2, from nothing to the picture."""
+"""`fastnc ulpm`: gradient descent on the paper's model, and its Figure 2."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def ulpm(
     from fastnc._core.files import out_dir
     from fastnc._core.interrupts import Diverged, Interrupted
     from fastnc.cli._models import model_of
-    from fastnc.cli._rules import moved_by
+    from fastnc.cli._rules import lr_and_rule
     from fastnc.cli._torchrun import joined_ranks
     from fastnc.dynamics.descent import descend
 
     model = model_of(n_classes, n_per_class, dim, class_sizes, loss)
-    moved = moved_by(rule, schedule, lr)
+    chosen = lr_and_rule(rule, schedule, lr)
     folder = out_dir(out)
     checkpoint = folder / "checkpoint.npz"
     with joined_ranks(device) as (rank, ranks):
@@ -65,7 +65,7 @@ def ulpm(
         try:
             run = descend(
                 model, epochs=epochs, seed=seed, snapshots=snapshots, dtype=dtype, device=device,
-                **moved, batch_size=batch_size, noise=noise,
+                **chosen, batch_size=batch_size, noise=noise,
                 checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume,
                 sharded=ranks > 1, progress=True,
             )  # fmt: skip
@@ -73,18 +73,18 @@ def ulpm(
             stop.run.save(kept)
             print(f"The snapshots so far are in {kept}.")
             if rank == 0:
-                _tell(stop.run, folder)
+                _report(stop.run, folder)
             if isinstance(stop, Interrupted):
                 print("Go on with the same command and --resume.")
             raise
     run.save(kept)
     if rank > 0:
         return
-    print("\nWritten:", kept, *_tell(run, folder), sep="\n  ")
+    print("\nWritten:", kept, *_report(run, folder), sep="\n  ")
 
 
-def _tell(run: Trajectory, folder: Path) -> list[Path]:
-    """Print what became of a run, and write its table and its figure, as far as it came."""
+def _report(run: Trajectory, folder: Path) -> list[Path]:
+    """Print a summary of a run, finished or not, and write its table and its figure."""
     from fastnc.cli._results import drawn, noted
     from fastnc.plots import figure2, summary
 

@@ -139,7 +139,7 @@ class Run:
         self._next += 1
 
     def move(self, steps: int) -> int:
-        """Make at most `steps` steps; if they diverge, return to the last finite state and raise."""
+        """Make at most `steps` steps; raises at the last finite state if they diverge."""
         kept, before = self.stepper.keep(steps), self.stepper.time
         try:
             made = self.stepper.advance(self.upcoming, steps)

@@ -1,4 +1,4 @@
-"""How a checked problem enters autograd: which form of the loss it takes."""
+"""Which form of the loss a checked problem takes in autograd."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastnc.nn._surroundings import plain, pulled_back, recorded, transformed
 
 
 def apply(problem: Problem) -> Tensor:
-    """The loss, differentiable any number of times by whatever is differentiated."""
+    """The loss, differentiable any number of times."""
     loss: Tensor
     if plain(problem) and not (transformed() or recorded() or by_target(problem)):
         loss = Eager.apply(*problem[:3], problem, None) if problem.wanted else evaluate(problem)[0]
@@ -41,7 +41,7 @@ def divided(problem: Problem) -> bool:
 
 
 def wanted_of(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> int:
-    """`Problem.wanted`: what autograd would ask for."""
+    """`Problem.wanted`: the gradients that autograd may request."""
     if not torch.is_grad_enabled():
         return 0
     wanted: int = input.requires_grad + 2 * linear_weight.requires_grad
@@ -49,7 +49,7 @@ def wanted_of(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) 
 
 
 def recordable(problem: Problem) -> Problem:
-    """A trace may be run later with tensors of which more is wanted."""
+    """The problem for an operator; in a trace with all gradients, which later calls may want."""
     if torch._C._get_tracing_state() is None:
         return problem
     return problem._replace(wanted=3 if problem.linear_bias is None else 7)

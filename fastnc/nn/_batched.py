@@ -1,7 +1,7 @@
-"""Batches of upstream gradients, as `is_grads_batched` hands them through.
+"""Batches of upstream gradients, as `is_grads_batched` passes them.
 
-Autograd's own batching has rules for few operations, so what is under it is taken out of it, goes
-through `torch.vmap`, and is put back.
+Autograd's own batching supports few operations. So batches are unwrapped, computed by `torch.vmap`,
+and wrapped again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def is_batch(x: Tensor | None) -> bool:
-    """Whether `x` stands for a batch, under autograd's own batching: it has no memory then."""
+    """Whether `x` stands for a batch under autograd's own batching, and so has no memory."""
     return x is not None and not torch._C._has_storage(x)
 
 
@@ -24,7 +24,7 @@ def over_batches(
     """`function(*tensors)` with batches in and out; None stays None."""
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
-    # Only a batch is taken apart: of a tensor that is none, one would be made.
+    # Unwrapping a tensor that is no batch would make a batch of it.
     dims = tuple(0 if is_batch(x) else None for x in tensors)
     whole = [torch._remove_batch_dim(x, level, 1, 0) if is_batch(x) else x for x in tensors]  # type: ignore[arg-type]
     torch._C._vmapmode_decrement_nesting()

@@ -1,8 +1,8 @@
-"""What the loss yields beside itself: log-sum-exp, predictions, entropies, and what they add.
+"""The loss with its further outputs: log-sum-exp, predictions, entropies, and the z-loss.
 
-All of it comes of the loss's own pass over the logits (`_together`), as an operator where somebody
-writes operators down; under transforms, and where the target itself is differentiated, of the
-formula in torch's operations.
+All of them come from the loss's own pass over the logits (`_together`), as an operator where
+operators are recorded; under transforms, and where the target is differentiated, from the formula
+in torch's operations.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fastnc.nn._torch_rows import Asked
 
 
 class Output(NamedTuple):
-    """The loss, and for each sample what was asked for."""
+    """The loss, and the requested numbers of each sample."""
 
     loss: Tensor
     lse: Tensor | None
@@ -30,7 +30,7 @@ class Output(NamedTuple):
 
 
 class OutputWithEntropies(NamedTuple):
-    """The loss, and for each sample what was asked for, with entropies."""
+    """The loss, and the requested numbers of each sample, with entropies."""
 
     loss: Tensor
     lse: Tensor | None
@@ -54,7 +54,7 @@ class Extras(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Of each sample, in the working dtype: its loss without z-loss, and what was asked for."""
+    """Of each sample, in the working dtype: its loss without z-loss, and the requested numbers."""
 
     losses: Tensor
     lse: Tensor | None
@@ -95,7 +95,7 @@ def _values(problem: Problem, asked: Asked) -> Rows:
 
 
 def _widened(problem: Problem) -> Problem:
-    """Half precision is rounded once, at the end."""
+    """The problem in the working dtype: half precision is rounded once, at the end."""
     dtype = working_dtype(problem.input, problem.linear_weight, problem.target)
     bias = problem.linear_bias
     return problem._replace(
@@ -106,7 +106,7 @@ def _widened(problem: Problem) -> Problem:
 
 
 def scaled_and_capped(problem: Problem, extras: Extras) -> Problem:
-    """`logit_scale` in the classifier, whose rows are usually fewer than the input's."""
+    """The problem with `softcap`, and with `logit_scale` in the classifier: it has fewer rows."""
     problem = problem._replace(softcap=extras.softcap)
     if extras.logit_scale is None:
         return problem
@@ -123,7 +123,7 @@ def _asking(problem: Problem) -> Problem:
 
 
 def rows(problem: Problem, extras: Extras) -> Rows:
-    """What each sample has, its loss without z-loss."""
+    """The `Rows` of a problem."""
     with torch.autocast(problem.input.device.type, enabled=False):
         problem = _widened(scaled_and_capped(problem, extras))
         problem = _asking(problem._replace(reduction="none"))

@@ -1,4 +1,4 @@
-"""What the arguments of the loss must be; a refusal names argument, rule and way out."""
+"""Checks of the loss's arguments; each message names the argument, the rule and the way out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_options(reduction: str, label_smoothing: float) -> None:
 def check_extras(
     options: Any, z_loss_weight: float, logit_scale: float | Tensor | None, softcap: float | None
 ) -> None:
-    """What most calls leave alone."""
+    """The options that torch's loss does not have."""
     if options is not None and type(options).__name__ != "LinearCrossEntropyOptions":
         raise TypeError(
             "`options` must be a torch.nn.LinearCrossEntropyOptions or None; got "
@@ -78,7 +78,7 @@ def check(
     N, d = input.shape
     K, columns = linear_weight.shape
     if isinstance(d, Tensor):
-        # A trace would keep what is looked at as a constant; the operator looks for itself.
+        # A trace would record the sizes as constants; the operator checks them itself.
         return
     if columns != d:
         raise ShapeError(
@@ -135,7 +135,7 @@ def check(
 
 
 def refusal(*tensors: Any) -> Exception | None:
-    """Why tensors that are not dense rows of numbers are not taken, or None if all of them are."""
+    """The error for tensors that are not dense, or None if all are."""
     for x in tensors:
         if isinstance(x, Tensor):
             nested, quantised = x.is_nested, x.is_quantized

@@ -17,9 +17,9 @@ from fastnc.nn._problem import Problem, Result, loss_dtype, working_dtype
 def evaluate(problem: Problem, upstream: Tensor | None = None) -> Result:
     """The loss in its dtype, and the gradients that are wanted.
 
-    Gradients are those of a reduced loss, or of `sum_i upstream_i loss_i`, and in the working
-    dtype, float32 or float64: half precision has no room for what is yet to be multiplied by an
-    upstream gradient.
+    Gradients are those of a reduced loss, or of `sum_i upstream_i loss_i`, in the working dtype,
+    float32 or float64: in half precision they might underflow before an upstream gradient
+    multiplies them.
     """
     input, linear_weight, _, target, *_ = problem
     dtype = working_dtype(input, linear_weight, target)
@@ -47,7 +47,7 @@ def numba_rows() -> Any:
 
 
 def _degenerate(problem: Problem, upstream: Tensor | None) -> Result:
-    """No class or no feature: nothing that a kernel could do."""
+    """The loss without a class or a feature, which kernels do not take."""
     plain = problem._replace(
         input=problem.input.detach(), linear_weight=problem.linear_weight.detach()
     )

@@ -1,7 +1,7 @@
 """The loss as an autograd `Function`, where a call's fixed cost counts.
 
-Gradients of a reduced loss are made together with it; those of "none" when they are asked for.
-What is differentiated again, or in forward mode, goes by `fastnc.nn._formula`.
+Gradients of a reduced loss are computed with it; those of "none" in the backward pass. Second
+derivatives and forward mode use `fastnc.nn._formula`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from fastnc.nn._usual import Laid
 
 
 class Eager(torch.autograd.Function):
-    # Each argument costs time both ways, so those without a gradient are one; a `setup_context`
-    # would have every call look up its own signature.
+    # Each argument costs time forward and backward, so those without a gradient are packed into
+    # one; with `setup_context` every call would inspect its signature.
     @staticmethod
     def forward(
         ctx: Any,
@@ -49,8 +49,8 @@ class Eager(torch.autograd.Function):
         (upstream,) = grad_outputs
         if not alone() or is_batch(upstream):
             return (*_exotic(ctx, upstream), None, None)
-        # Handed over, not shared, so that a leaf need not copy what it receives; a second pass
-        # through a retained graph makes them again. Autograd itself casts to the leaf's dtype.
+        # Given away, so that a leaf need not copy its gradient; a second pass through a retained
+        # graph computes them again. Autograd itself casts to the leaf's dtype.
         made, ctx.grads = ctx.grads, None
         if made is None:
             problem = Problem(*ctx.saved_tensors, *ctx.options)
@@ -65,12 +65,12 @@ class Eager(torch.autograd.Function):
         return (*made, None, None)
 
 
-# Past what `Function.apply` does before it, for transforms that `_usual` has seen are not there.
+# Without the checks for transforms of `Function.apply`, which `_usual` has made.
 apply_usual: Any = super(torch.autograd.Function, Eager).apply
 
 
 class _Gradients(torch.autograd.Function):
-    """Hands gradients through; differentiated again, they are Hessian products."""
+    """The identity on gradients, whose own derivative is a Hessian product."""
 
     @staticmethod
     def forward(
@@ -112,14 +112,14 @@ class _Gradients(torch.autograd.Function):
 
 def _times(made: Any, upstream: Tensor) -> Any:
     """Gradients times the upstream one, in place."""
-    # On the CPU a look at the scalar is free, and saves a pass over N x d in the usual case.
+    # On the CPU to read the scalar costs nothing, and saves a pass over N x d in the usual case.
     if upstream.is_cpu and upstream.item() == 1.0:
         return made
     return [g if g is None else g.mul_(upstream.to(g.dtype)) for g in made]
 
 
 def _exotic(ctx: Any, upstream: Tensor) -> Any:
-    """For a batch of upstream gradients, in forward mode, or while operators are recorded."""
+    """Gradients by a batch of upstream ones, in forward mode, or while operators are recorded."""
     again = torch.is_grad_enabled()
     if ctx.grads is not None and not again:
         return [g if g is None else g * upstream.to(g.dtype) for g in ctx.grads]

@@ -1,7 +1,7 @@
 """The loss as differentiable torch operations: every derivative of any order follows from it.
 
-Gaps D_j = z_j - z_y are taken first, and the label's own leaves the sum before anything is
-exponentiated, so that torch's derivatives of what follows keep their digits in the terminal phase:
+Gaps D_j = z_j - z_y are taken first, and the label's own gap is removed before the exponential, so
+that torch's derivatives keep their digits in the terminal phase:
 
     loss_i = A_i log(1 + sum_{j != y} e^{D_j}) - sum_j B_ij D_ij
 
@@ -35,7 +35,7 @@ def loss(problem: Problem) -> Tensor:
 def together(
     problem: Problem, z_loss_weight: float = 0.0, entropies: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The loss with its z-loss, and of each sample the log-sum-exp and the entropy."""
+    """The loss with its z-loss, the log-sum-exp (N,) and the entropies (N,)."""
     kind = loss_dtype(problem.input, problem.linear_weight, problem.target)
     with torch.autocast(problem.input.device.type, enabled=False):
         z = logits(problem)
@@ -51,7 +51,7 @@ def together(
 def reduced(
     problem: Problem, losses: Tensor, lse: Tensor | None = None, z_loss_weight: float = 0.0
 ) -> Tensor:
-    """Losses of any shape with z-losses of `lse`, as `problem` has them reduced, in float64."""
+    """Losses of any shape plus z-losses of `lse`, reduced as `problem` says, sums in float64."""
     target, weight, reduction = problem.target, problem.weight, problem.reduction
     z_losses = None if lse is None or not z_loss_weight else z_loss_weight * lse.square()
     if reduction == "none":
@@ -69,13 +69,13 @@ def reduced(
 
 
 def mean(total: Tensor, divisor: Tensor) -> Tensor:
-    """NaN of no sample at all, as torch's, with gradients of zero."""
+    """`total / divisor`; without samples NaN, as torch has it, with gradients of zero."""
     none = divisor == 0
     return torch.where(none, torch.nan, total / torch.where(none, 1.0, divisor))
 
 
 def divisor(n: int, target: Tensor, weight: Tensor | None, counted: Tensor | None) -> Tensor:
-    """By what a mean divides: the weights of the labels that count, or the number of losses."""
+    """The divisor of a mean: the summed weights of the labels that count, or n."""
     if counted is None:
         return torch.full((), n, dtype=torch.float64, device=target.device)
     if weight is None:
@@ -85,7 +85,7 @@ def divisor(n: int, target: Tensor, weight: Tensor | None, counted: Tensor | Non
 
 
 def raw_logits(problem: Problem, input: Tensor) -> Tensor:
-    """(N, K), capped, of `input` in the place of the problem's."""
+    """The capped logits (N, K) of `input`."""
     _, linear_weight, linear_bias, target, *_ = problem
     dtype = working_dtype(input, linear_weight, target)
     z = input.to(dtype) @ linear_weight.to(dtype).mT
@@ -97,10 +97,10 @@ def raw_logits(problem: Problem, input: Tensor) -> Tensor:
 
 
 def logits(problem: Problem) -> Tensor:
-    """(N, K), capped; a row that is to be ignored is that of an input of zeros."""
+    """The capped logits (N, K), ignored rows as of an input of zeros."""
     input, target = problem.input, problem.target
     if not target.is_floating_point():
-        # It may hold NaN, which must reach no gradient.
+        # An ignored row may hold NaN, which must reach no gradient.
         counted = (target.to(torch.int64) != problem.ignore_index).unsqueeze(1)
         input = torch.where(counted, input, 0.0)
     return raw_logits(problem, input)
@@ -119,7 +119,7 @@ def _losses(problem: Problem, z: Tensor) -> tuple[Tensor, Tensor | None]:
     weight = None if weight is None else weight.to(dtype)
     counted = poison = None
     if K == 0:
-        # A class of no consequence: there is nothing to be had from it, and nothing to gather.
+        # Without a class `gather` has no index: one with the logit 0 is added.
         z = F.pad(z, (0, 1))
         weight = None if weight is None else F.pad(weight, (0, 1))
         target = F.pad(target, (0, 1)) if target.is_floating_point() else target
@@ -146,7 +146,7 @@ def _losses(problem: Problem, z: Tensor) -> tuple[Tensor, Tensor | None]:
     each = A * log_partition(gaps, label)
     if B is not None:
         each = each - (B * gaps.scatter(1, label, 0.0)).sum(1)
-    # A label's logit that is not finite shows.
+    # A label's logit that is not finite makes the loss NaN.
     each = each + 0.0 * gaps.gather(1, label).squeeze(1)
     if counted is not None and poison is not None:
         each = torch.where(counted, each, 0.0)
@@ -157,9 +157,8 @@ def _losses(problem: Problem, z: Tensor) -> tuple[Tensor, Tensor | None]:
 def log_partition(gaps: Tensor, label: Tensor) -> Tensor:
     """`log sum_j e^{D_j}`, D_y = 0; derivatives `p_j` and `p_j (delta_jk - p_k)` for j, k != y.
 
-    Its value is `softplus(log sum_{j != y} e^{D_j})`, which keeps its digits in the tail. What is
-    differentiated is the plain sum: every derivative of it keeps them, as long as the label's own
-    entry is a constant.
+    Its value is `softplus(log sum_{j != y} e^{D_j})`, which keeps its digits in the tail; its
+    derivatives are those of the plain sum, which keep them if the label's own entry is constant.
     """
     others = gaps.detach().scatter(1, label, torch.finfo(gaps.dtype).min / 2)
     value = F.softplus(torch.logsumexp(others, 1), threshold=_LINEAR_FROM[gaps.dtype])
@@ -178,7 +177,7 @@ def softmax_entropies(z: Tensor) -> Tensor:
 
 
 def tanh(x: Tensor) -> Tensor:
-    """tanh by an expression whose derivative does not cancel where it levels off."""
+    """tanh by an expression whose derivative does not cancel for large |x|."""
     e = torch.exp(-2.0 * x.abs())
     far = x.sign() * (1.0 - e) / (1.0 + e)
     return torch.where(x.abs() < 1.0, torch.tanh(x), far)
@@ -187,7 +186,7 @@ def tanh(x: Tensor) -> Tensor:
 def gradients(problem: Problem, upstream: Tensor) -> tuple[Tensor, ...]:
     """`upstream` times the derivatives of the loss by input, linear_weight (and linear_bias).
 
-    Differentiable by all of them, by whatever torch has for it.
+    Differentiable by all of them, in every way that torch has.
     """
     leaves = widened(problem)
     pull: Any
@@ -215,7 +214,7 @@ def hessian_products(
 
 
 def widened(problem: Problem) -> list[Tensor]:
-    """Half precision has no room for what is yet to be multiplied."""
+    """Input, weight and bias in the working dtype."""
     dtype = working_dtype(problem.input, problem.linear_weight, problem.target)
     return [x.to(dtype) for x in problem[:3] if isinstance(x, Tensor)]
 

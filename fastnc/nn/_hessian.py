@@ -12,7 +12,7 @@ from fastnc.nn._problem import Problem, working_dtype
 
 
 def serves(problem: Problem) -> bool:
-    """Whether the kernel does: a reduced loss of labels on the CPU without weights or smoothing."""
+    """Whether the kernel can: a reduced loss of labels on the CPU without weights or smoothing."""
     return (
         problem.input.is_cpu
         and not problem.target.is_floating_point()
@@ -28,8 +28,8 @@ def products(problem: Problem, upstream: Tensor, directions: tuple[Tensor | None
 
     With `u` the upstream gradient and `v` the direction: `<v, grad>` by u, and `u Hess v`.
 
-    Cost: `12 K N d` FLOP for the products and `6 K N d` for the first, which is made from them:
-    a bias is one feature more, of ones.
+    Cost: `14 K N d` FLOP for the Hessian product and `6 K N d` for the gradient. A bias is one more
+    feature, of ones.
     """
     from fastnc.nn._dispatch import evaluate
 

@@ -1,7 +1,8 @@
-"""Labels that fit no class: refused where they can be read without waiting, NaN elsewhere.
+"""Labels that fit no class: refused in host memory, NaN on a device.
 
-A device's labels are not waited for, and no assertion is left there either, since one that fails
-ends every tensor of the process: the loss of such a sample, and what it adds to gradients, is NaN.
+Labels of a device are not waited for. No assertion is launched there either, since a failed one
+makes every CUDA tensor of the process unusable: the loss of such a sample, and its part of the
+gradients, is NaN.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def look(target: Tensor, n_classes: int, ignore_index: int) -> None:
 
 
 def misfits(target: Tensor, n_classes: int, ignore_index: int) -> Tensor:
-    """Which of some int64 labels are neither a class nor `ignore_index`."""
+    """Which int64 labels are neither a class nor `ignore_index`."""
     return (target != ignore_index) & ((target < 0) | (target >= n_classes))
 
 

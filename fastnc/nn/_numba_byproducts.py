@@ -1,7 +1,7 @@
-"""What the loss yields beside itself on the CPU, for classes and few logits: products, one C call.
+"""The loss and its further outputs on the CPU, for class targets and few logits, by one C call.
 
-`_torch_rows` has the same for everything else; some sixty of torch's operations take longer than a
-small problem does.
+`_torch_rows` has the same for everything else, in some sixty torch operations, whose fixed cost is
+more than that of a small problem.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _KINDS = {torch.float32: np.dtype("float32"), torch.float64: np.dtype("float64")
 def one_pass(
     dtype: torch.dtype, problem: Problem, asked: Asked, upstream: Upstream | None
 ) -> Pass | None:
-    """As `_torch_rows.one_pass`; None where labels are to be ignored, and nothing was done.
+    """As `_torch_rows.one_pass`; None if there are labels to ignore, without any result.
 
-    Memory for all logits.
+    Cost: as there, and memory for all logits.
     """
     (
         input, linear_weight, linear_bias, target, weight, reduction, ignore_index, smoothing,
@@ -53,7 +53,7 @@ def one_pass(
     entropies = H.new_empty(N) if asked.entropies else None
     total = H.new_empty((), dtype=torch.float64)
     flags = MEAN if reduction == "mean" else 0
-    # What is held here lives as long as its address is in use.
+    # References: these tensors must live as long as their addresses are in use.
     held = [None if weight is None else _laid(weight, dtype)]
     if held[0] is not None:
         flags |= WEIGHT
@@ -89,7 +89,7 @@ def one_pass(
 
 
 def _laid(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """With its elements side by side in memory, in `dtype`."""
+    """`x` contiguous, in `dtype`."""
     if x._is_zerotensor():
         # It has a shape and no memory.
         return torch.zeros(x.shape, dtype=dtype, device=x.device)

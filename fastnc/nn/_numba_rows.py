@@ -34,15 +34,15 @@ from fastnc.nn._labels import bad_label
 from fastnc.nn._problem import Problem, Result
 from fastnc.nn._usual import Laid
 
-# From this many numbers on NumPy asks for large pages, which torch does not: fresh memory is most
-# of a small K's cost.
+# From this many numbers on NumPy requests large pages, which torch does not: with few classes most
+# of the time goes into new memory.
 _LARGE = 1 << 20
 _KINDS: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype("float32"),
     torch.float64: np.dtype("float64"),
 }
 
-# What a number is made like: on this device, whichever the default is, and in fewer steps.
+# Templates of scalar results: on the CPU whatever the default device is, and faster than `empty`.
 _SCALARS = {dtype: torch.empty((), dtype=dtype, device="cpu") for dtype in _KINDS}
 
 
@@ -61,7 +61,7 @@ def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = Non
 
 
 def evaluate_laid(problem: Problem, scale: Tensor | None, laid: Laid) -> Result:
-    """The same of tensors of one dtype, row by row in memory."""
+    """The same for contiguous tensors of one dtype."""
     H, W, bias, y, weight, reduction, ignore_index, smoothing, flags, _ = problem
     K, d, N, H_at, W_at, y_at = laid
     few = N * d < _LARGE and K * d < _LARGE
@@ -71,11 +71,11 @@ def evaluate_laid(problem: Problem, scale: Tensor | None, laid: Laid) -> Result:
         None if not flags & GRAD_W else empty_like(W) if few else _fresh(W),
         H.new_empty(K) if flags & GRAD_BIAS else None,
     )
-    how = _how(K, d, N, H.dtype)
-    if how is None:
+    one_call = _one_call(K, d, N, H.dtype)
+    if one_call is None:
         found = _by_arrays(problem, scale, outs)
     else:
-        call, numbers_at, _ = how
+        call, numbers_at, _ = one_call
         if reduction != "sum":
             flags += MEAN if reduction == "mean" else LOSSES
         bias_at = weight_at = scale_at = 0
@@ -101,21 +101,21 @@ def evaluate_laid(problem: Problem, scale: Tensor | None, laid: Laid) -> Result:
 
 
 @lru_cache(maxsize=256)
-def _how(K: int, d: int, N: int, dtype: torch.dtype) -> Any:
-    """The C function, the address of the plan's numbers, and what holds them.
+def _one_call(K: int, d: int, N: int, dtype: torch.dtype) -> Any:
+    """The C function, the address of the plan's numbers, and the array that holds them.
 
-    None where more than one thread, or a BLAS, is at work.
+    None where the plan has several threads or a BLAS.
     """
     kind = _KINDS[dtype]
-    how = plan(K, d, N, kind.itemsize)
-    if how.parts > 1 or how.products == "blas":
+    planned = plan(K, d, N, kind.itemsize)
+    if planned.parts > 1 or planned.products == "blas":
         return None
-    held = np.array(numbers(how, kind), np.int64)
+    held = np.array(numbers(planned, kind), np.int64)
     return loss_call(kind), held.ctypes.data, held
 
 
 def _by_arrays(problem: Problem, scale: Tensor | None, outs: Result) -> Any:
-    """What more than one thread works on; answers as `loss_call` does."""
+    """By several threads or a BLAS; returns what a `loss_call` returns."""
     loss, *grads = outs
     W, H, y = (x.detach().numpy() for x in (problem.linear_weight, problem.input, problem.target))
     empty = np.empty(0, W.dtype)
@@ -152,7 +152,7 @@ def _by_arrays(problem: Problem, scale: Tensor | None, outs: Result) -> Any:
 
 @torch.no_grad()
 def _of_the_others(problem: Problem, upstream: Tensor | None) -> Result:
-    """The same of the samples that are not to be ignored, among zeros for those that are."""
+    """The same for the samples that are not ignored, with zeros for the ignored ones."""
     kept = torch.nonzero(problem.target != problem.ignore_index).squeeze(1)
     others = problem._replace(input=problem.input[kept], target=problem.target[kept])
     scale = None if upstream is None else upstream[kept]
@@ -170,7 +170,7 @@ def _of_the_others(problem: Problem, upstream: Tensor | None) -> Result:
 
 @contextmanager
 def _torch_threads() -> Iterator[None]:
-    """As many threads as torch may use, and nobody else's parallel loop meanwhile."""
+    """As many Numba threads as torch may use, and no other parallel loop at the same time."""
     before = numba.get_num_threads()
     threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     if threads != before:
@@ -184,7 +184,7 @@ def _torch_threads() -> Iterator[None]:
 
 
 def _laid(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """With its elements side by side in memory, in `dtype`."""
+    """`x` contiguous, in `dtype`."""
     if x.dtype is dtype and x.is_contiguous() and not x.is_neg() and (x.data_ptr() or not len(x)):
         return x
     if x._is_zerotensor():

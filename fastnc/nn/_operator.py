@@ -1,8 +1,8 @@
-"""The loss as operators of torch, which compilers, tracers and exporters can write down.
+"""The loss as operators of torch, which compilers, tracers and exporters can record.
 
-`fastnc::linear_cross_entropy` returns the loss and, of a reduced one, its gradients, which its own
-derivative multiplies; differentiated themselves they are Hessian products.
-`fastnc::linear_cross_entropy_rows_backward` makes the gradients of "none".
+`fastnc::linear_cross_entropy` returns the loss and, if reduced, its gradients, which its backward
+pass multiplies; their own derivatives are Hessian products.
+`fastnc::linear_cross_entropy_rows_backward` computes the gradients of "none".
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _with_gradients(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def look_again(input: Tensor, linear_weight: Tensor, *rest: Any) -> None:
-    """What was recorded may be run with tensors of other shapes."""
+    """Check again: a recorded call may run with tensors of other shapes."""
     if input.dim() != 2 or linear_weight.dim() != 2:
         raise ShapeError(
             "`input` and `linear_weight` must be (N, d) and (K, d); got "
@@ -95,7 +95,7 @@ def look_again(input: Tensor, linear_weight: Tensor, *rest: Any) -> None:
 
 
 def filled(input: Tensor, grads: Iterable[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
-    """An operator returns tensors: empty ones where nothing was wanted."""
+    """The gradients as an operator returns them, with an empty tensor for each None."""
     made = [input.new_empty(0) if g is None else g for g in grads]
     return made[0], made[1], made[2]
 
@@ -174,10 +174,10 @@ rows_backward.register_autograd(_rows_backward_backward, setup_context=_remember
 
 
 class Carried(torch.autograd.Function):
-    """The operator for `torch.func.grad`, `vjp` and `jacrev`, of which registrations know nothing.
+    """The operator for `torch.func.grad`, `vjp` and `jacrev`, which `register_autograd` lacks.
 
-    Gradients are outputs, as they are there, so that a transform around this one finds what they
-    depend on.
+    Gradients are outputs, as they are of the operator, so that an outer transform can differentiate
+    them.
     """
 
     @staticmethod

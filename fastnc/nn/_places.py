@@ -72,7 +72,7 @@ def _each(whole: Problem, lead: tuple[int, ...], n_places: int, ignore_index: in
     H, W = whole.input, W
     for i in range(max(n_places, 1)):
         if n_places == 0:
-            # Nothing to compute, and still shapes, dtypes and devices to be looked at.
+            # Nothing to compute, but shapes, dtypes and devices are checked all the same.
             bias = None if b is None else W.new_zeros(K)
             labels = y.new_zeros(lead)
             check(H, W.new_zeros(K, d), labels, bias, whole.weight, ignore_index)
@@ -90,7 +90,7 @@ def _each(whole: Problem, lead: tuple[int, ...], n_places: int, ignore_index: in
 
 
 def _total(whole: Problem, parts: list[Problem]) -> Tensor:
-    """A sum or a mean over all places, each of which makes its gradients with its sum."""
+    """A sum or a mean over all places; each computes its gradients with its sum."""
     input, linear_weight, _, target, weight, reduction, ignore_index, *_ = whole
     kind = loss_dtype(input, linear_weight, target)
     with torch.autocast(input.device.type, enabled=False):
@@ -105,7 +105,7 @@ def _total(whole: Problem, parts: list[Problem]) -> Tensor:
 
 
 def _nothing_of(whole: Problem) -> Tensor:
-    """0 that depends on what is differentiated, so that an empty loss has gradients of zero."""
+    """0 that depends on the tensors, so that an empty loss has gradients of zero."""
     return sum((x[:0].sum() for x in whole[:3] if isinstance(x, Tensor)), torch.zeros(()))
 
 

@@ -1,4 +1,4 @@
-"""One problem as it travels from the public function to the code that computes it."""
+"""A problem as the public function passes it to the code that computes it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Result = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 class Problem(NamedTuple):
     """Checked tensors and options of `linear_cross_entropy`, `input (N, d)`.
 
-    `wanted` is the sum of 1 (input), 2 (linear_weight) and 4 (linear_bias), whose gradients are
-    asked for. `softcap` is 0 where logits are not capped.
+    `wanted` is the sum of 1 (input), 2 (linear_weight) and 4 (linear_bias), for each gradient that
+    is to be computed. `softcap` is 0 where logits are not capped.
     """
 
     input: Tensor
@@ -30,7 +30,7 @@ class Problem(NamedTuple):
 
 
 def loss_dtype(input: Tensor, linear_weight: Tensor, target: Tensor) -> torch.dtype:
-    """That of torch's own: of operands and probabilities, but float32 where autocast is on."""
+    """The loss's dtype, as torch has it: that of the operands, float32 for half under autocast."""
     dtype = input.dtype
     if dtype == linear_weight.dtype == torch.float32 and target.dtype == torch.int64:
         return dtype
@@ -44,7 +44,7 @@ def loss_dtype(input: Tensor, linear_weight: Tensor, target: Tensor) -> torch.dt
 
 
 def working_dtype(input: Tensor, linear_weight: Tensor, target: Tensor) -> torch.dtype:
-    """In which everything is computed: float64 where any of them is, float32 otherwise."""
+    """The dtype of all computations: float64 if one of the tensors has it, float32 otherwise."""
     if torch.float64 in (input.dtype, linear_weight.dtype, target.dtype):
         return torch.float64
     return torch.float32

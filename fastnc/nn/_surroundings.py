@@ -1,4 +1,4 @@
-"""What a call stands in: a tensor may be more than its numbers, and a call may be recorded."""
+"""The context of a call: transforms, forward mode, recording, subclasses of tensors."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _PLAIN = (Tensor, nn.Parameter, type(None))
 _forward_ad: Any = torch.autograd.forward_ad
 
 
-# Looked up once: a small call has few of these lookups' time to spare.
+# Looked up once: attribute lookups are a measurable part of a small call.
 _transforms_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _tracing_state = torch._C._get_tracing_state
 
 
 def transformed() -> bool:
-    """Whether derivatives may be asked for that a kernel's addresses would lose.
+    """Whether a transform of `torch.func` or forward mode is active.
 
-    Under the transforms of `torch.func` and in forward mode a tensor is more than its numbers.
+    A kernel reads addresses, and would lose the derivatives that tensors then carry.
     """
     return _transforms_active() or _forward_ad._current_level >= 0
 
 
 def pulled_back() -> bool:
-    """Whether all transforms around are of reverse mode, which ask for gradients and no more."""
+    """Whether all active transforms are of reverse mode, and so need gradients only."""
     if _forward_ad._current_level >= 0 or not _transforms_active():
         return False
     stack = torch._C._functorch.get_interpreter_stack() or []
@@ -37,7 +37,7 @@ def pulled_back() -> bool:
 
 
 def recorded() -> bool:
-    """Whether somebody writes down which operators run: a compiler, a tracer, a dispatch mode."""
+    """Whether operators are recorded: by a compiler, a tracer or a dispatch mode."""
     return torch.compiler.is_compiling() or _dispatch_modes() > 0 or _tracing_state() is not None
 
 
@@ -53,8 +53,8 @@ def alone() -> bool:
 
 
 def plain(problem: Problem) -> bool:
-    """Whether its tensors are torch's own kind, and no subclass with ideas of its own."""
-    # Written out: a loop over five would cost a call some hundredths of its time.
+    """Whether all tensors are of torch's own classes."""
+    # Written out: a loop over five tensors takes some hundredths of a small call.
     return (
         type(problem[0]) in _PLAIN
         and type(problem[1]) in _PLAIN

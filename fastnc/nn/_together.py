@@ -1,8 +1,8 @@
-"""The loss and what it yields beside itself from one pass, as an autograd `Function`.
+"""The loss and its further outputs from one pass, as an autograd `Function`.
 
-With a reduced loss its gradients, z-loss included, are made in the pass; those by the log-sum-exp
-or the entropies, and all of "none", when they are asked for. What is differentiated again goes by
-the formula in torch's operations.
+The gradients of a reduced loss, z-loss included, are computed in the pass; those of log-sum-exp and
+entropies, and all of "none", in the backward pass. Second derivatives use the formula in torch's
+operations.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastnc.nn._torch_rows import Asked, Pass, Upstream, one_pass
 
 Grads = list[Tensor | None]
 
-# Up to here one thread has them done before torch's operations have begun.
+# Up to this many logits one thread is faster than the start of torch's operations.
 _FEW_LOGITS = 1 << 16
 
 
@@ -42,7 +42,7 @@ class Together(torch.autograd.Function):
         ctx.grads = made.grads if problem.reduction != "none" and problem.wanted else None
         if made.predictions is not None:
             ctx.mark_non_differentiable(made.predictions)
-        # The z-loss wants it, and nobody asked for it.
+        # The z-loss may need it though it was not requested.
         lse = made.lse if asked.lse else None
         return made.loss, lse, made.predictions, made.entropies
 
@@ -66,15 +66,15 @@ class Together(torch.autograd.Function):
 
 
 def forward_pass(problem: Problem, asked: Asked) -> Pass:
-    """Everything that is asked for, and the gradients of a reduced loss."""
+    """All requested outputs, and the gradients of a reduced loss."""
     reduced = problem.reduction != "none"
     return _pass(problem if reduced else problem._replace(wanted=0), asked)
 
 
 def backward_pass(problem: Problem, asked: Asked, upstream: Upstream) -> Grads:
-    """Gradients by what samples have: losses of "none", log-sum-exps, entropies."""
+    """Gradients by upstream gradients of the samples' losses, log-sum-exps and entropies."""
     if asked.z_loss_weight and upstream.losses is not None:
-        # A z-loss is made of the log-sum-exp.
+        # The z-loss depends on the log-sum-exp.
         values = _pass(problem._replace(wanted=0), Asked(lse=True)).lse
         by_z = 2.0 * asked.z_loss_weight * cast(Tensor, values) * upstream.losses
         upstream = upstream._replace(lse=by_z if upstream.lse is None else by_z + upstream.lse)
@@ -91,7 +91,7 @@ def _pass(problem: Problem, asked: Asked, upstream: Upstream | None = None) -> P
             if made is not None:
                 return made  # type: ignore[no-any-return]
         return one_pass(dtype, problem, asked, upstream)
-    # No class or no feature: nothing that a pass over logits could do.
+    # Without a class or a feature there are no logits to pass over.
     with torch.no_grad():
         values = _formula.together(problem, asked.z_loss_weight, asked.entropies)
         predictions = _formula.predictions(problem) if asked.predictions else None
@@ -109,7 +109,7 @@ def _by_numba() -> Any:
 
 
 def added(some: Grads, more: Grads) -> Grads:
-    """Their sums, where both are there."""
+    """Sums of gradients, None being 0."""
     return [a if b is None else b if a is None else a + b for a, b in zip(some, more, strict=True)]
 
 
@@ -123,7 +123,7 @@ def _wanted(problem: Problem, made: tuple[Tensor, ...]) -> Grads:
 def pulled(problem: Problem, asked: Asked, upstream: Upstream) -> tuple[Tensor, ...]:
     """The gradients by input, linear_weight (and bias), by torch's operations.
 
-    Differentiable again, by upstream gradients too, and for batches of these.
+    Differentiable again, also by upstream gradients, and for batches of these.
     """
     leaves = _formula.widened(problem)
     used = [i for i, u in enumerate(upstream) if u is not None]
@@ -148,7 +148,7 @@ def pulled(problem: Problem, asked: Asked, upstream: Upstream) -> tuple[Tensor, 
 def pulled_again(
     problem: Problem, asked: Asked, upstream: Upstream, directions: tuple[Tensor | None, ...]
 ) -> tuple[list[Tensor | None], Grads]:
-    """Derivatives of `sum <direction, gradient>` by what is upstream, and by the leaves."""
+    """Derivatives of `sum <direction, gradient>` by the upstream gradients, and by the leaves."""
     leaves = _formula.widened(problem)
     used = [i for i, u in enumerate(upstream) if u is not None]
 

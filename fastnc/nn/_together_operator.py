@@ -1,8 +1,8 @@
-"""The loss and what it yields beside itself as operators that compilers and tracers write down.
+"""The loss and its further outputs as operators that compilers and tracers can record.
 
 `fastnc::linear_cross_entropy_together` is the pass of `_together`, with the gradients of a reduced
-loss; `fastnc::linear_cross_entropy_together_backward` makes those by what samples have. Empty
-tensors stand where nothing was asked for.
+loss; `fastnc::linear_cross_entropy_together_backward` computes the other gradients. Outputs that
+were not requested are empty tensors.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _chosen(made: Any, wanted: int) -> list[Tensor | None]:
 
 
 def _cast(grads: Any, tensors: Any) -> list[Tensor | None]:
-    """Each in the dtype of what it belongs to."""
+    """Each gradient in the dtype of its tensor."""
     pairs = zip(grads, tensors[:3], strict=True)
     return [None if g is None else g.to(x.dtype) for g, x in pairs]
 

@@ -1,14 +1,14 @@
 """The loss in plain torch operations, a block of rows at a time: any device, any target.
 
-The formula of `fastnc.reference.softmax`, row by row scaled by A_i, and, where the target is
-spread over the classes (label smoothing, probabilities), moved by B:
+The formula of `fastnc.reference.softmax`, row by row scaled by A_i and, where the target is
+spread over the classes (label smoothing, probabilities), shifted by B:
 
     loss_i = A_i log(1 + S_i) - sum_j B_ij D_ij,    dloss_i / dz_ij = A_i p_ij - B_ij
 
-with B, all of it, at the label where nothing is spread. What the loss yields beside itself comes of
-the same block: the log-sum-exp, whose derivative is p_ij, the class of the largest logit, and the
-softmax's entropy E_i, with the derivative `-p_ij (log p_ij + E_i)`. Logits may be capped,
-`z = c tanh(z' / c)`, whose derivative is `4 e / (1 + e)^2`, `e = exp(-2 |z'| / c)`.
+where B is at the label alone if nothing is spread. The further outputs come from the same block:
+the log-sum-exp, whose derivative is p_ij, the class of the largest logit, and the softmax's entropy
+E_i, whose derivative is `-p_ij (log p_ij + E_i)`. Logits may be capped, `z = c tanh(z' / c)`, with
+the derivative `4 e / (1 + e)^2`, `e = exp(-2 |z'| / c)`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from torch import Tensor
 from fastnc.nn._labels import look, misfits
 from fastnc.nn._problem import Problem, Result
 
-# A block's logits and what is made of them stay within a last-level cache.
+# A block's logits and their softmax stay within a last-level cache.
 _ENTRIES_A_BLOCK = 1 << 20
 
 
 class Asked(NamedTuple):
-    """What is wanted of each sample beside its loss, and what is added to that."""
+    """The requested outputs of each sample beside its loss, and the weight of its z-loss."""
 
     lse: bool = False
     predictions: bool = False
@@ -36,7 +36,7 @@ class Asked(NamedTuple):
 
 
 class Upstream(NamedTuple):
-    """Gradients (N,) by what a sample has; None where nothing depends on it."""
+    """Upstream gradients (N,) of each output of a sample; None where nothing depends on it."""
 
     losses: Tensor | None = None
     lse: Tensor | None = None
@@ -44,7 +44,7 @@ class Upstream(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """Of one pass: the loss, float64 where it is reduced, what was asked for, and gradients."""
+    """Results of one pass: the loss, float64 if reduced, the requested outputs, the gradients."""
 
     loss: Tensor
     lse: Tensor | None
@@ -57,7 +57,7 @@ _NOTHING = Asked()
 
 
 def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = None) -> Result:
-    """The loss, in float64 where it is reduced, and the gradients that are wanted."""
+    """The loss, in float64 if reduced, and the wanted gradients."""
     made = one_pass(dtype, problem, _NOTHING, None if upstream is None else Upstream(upstream))
     return made.loss, made.grads[0], made.grads[1], made.grads[2]
 
@@ -65,13 +65,13 @@ def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = Non
 def one_pass(
     dtype: torch.dtype, problem: Problem, asked: Asked, upstream: Upstream | None = None
 ) -> Pass:
-    """Everything that is made of the logits, from logits made once.
+    """All requested outputs and gradients from one computation of the logits.
 
     Gradients are those of the reduced loss, z-loss included, or of the sum over samples of
-    `upstream` times what it belongs to.
+    `upstream` times the outputs.
 
-    Cost: `2 K N d` FLOP, and as many again for each of the two large gradients; memory for
-    one block of logits. A device is not waited for.
+    Cost: `2 K N d` FLOP, and as many again for each of the gradients by input and weight; memory
+    for one block of logits. A device is not waited for.
     """
     (
         input, linear_weight, linear_bias, target, weight, reduction, ignore_index,
@@ -90,7 +90,7 @@ def one_pass(
         counted = target != ignore_index
         bad = misfits(target, K, ignore_index)
         if target.is_cpu and bool(counted.all()):
-            # Nothing to be left out: a look is free where nobody is waited for.
+            # No sample is ignored: on the CPU to check that needs no wait.
             counted = bad = None
             divisor = weight[target].sum(dtype=torch.float64)
         else:
@@ -132,7 +132,7 @@ def one_pass(
         else:
             r = block.along(*(None if u is None else u.detach()[part] for u in upstream))
         if counted is not None:
-            # What is ignored may hold NaN, which `0 * NaN` would hand on.
+            # Ignored rows may hold NaN, and `0 * NaN` is NaN.
             r, h = (torch.where(counted[part].unsqueeze(1), x, 0.0) for x in (r, h))
         if slope is not None:
             r *= slope
@@ -159,7 +159,7 @@ def one_pass(
 
 @dataclass(frozen=True)
 class _Spread:
-    """How each row's target lies on the classes."""
+    """The weights of the classes in each row's target."""
 
     target: Tensor  # (N,) classes, or (N, K) probabilities
     weight: Tensor  # (K,)
@@ -175,7 +175,8 @@ class _Spread:
             if self.smoothing > 0.0:
                 B = B * (1.0 - self.smoothing) + self.smoothing / K
             B = B * self.weight
-            # Near its optimum the class with most of the target wins: few digits cancel.
+            # Near its optimum the class with most of the target has the largest logit: few digits
+            # cancel.
             return B.argmax(1, keepdim=True), B.sum(1, keepdim=True, dtype=torch.float64), B
         label = target.unsqueeze(1)
         A = own = self.weight[label]
@@ -195,20 +196,20 @@ class _Spread:
 
 
 def summed(r: Tensor, W: Tensor) -> Tensor:
-    """`r @ W` of one row or one column, which a BLAS would add up one number after another."""
+    """`r @ W` of one row or one column, which a BLAS would sum in sequence."""
     one_column = W.shape[1] == 1
     return (r * W.mT).sum(1, keepdim=True) if one_column else (r.mT * W).sum(0, keepdim=True)
 
 
 def _capped(z: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
-    """`c tanh(z / c)` and its derivative, which keeps its digits where the first levels off."""
+    """`c tanh(z / c)` and its derivative, which keeps its digits for large |z|."""
     z = z / softcap
     e = torch.exp(-2.0 * z.abs())
     return softcap * torch.tanh(z), 4.0 * e / (1.0 + e).square()
 
 
 class _Block:
-    """Softmax of some rows of logits, and what is made of it; sums are taken in float64."""
+    """The softmax of some rows of logits, and its outputs; sums are taken in float64."""
 
     def __init__(self, z: Tensor, label: Tensor, A: Tensor, B: Tensor | None) -> None:
         wide = torch.float64
@@ -221,7 +222,7 @@ class _Block:
         gaps = others.sub_(largest)
         self.e = torch.exp(gaps)
         if self.dtype == wide:
-            # The largest of the others apart: where it is 1, the rest would lose digits beside it.
+            # Without the largest of the others: beside its 1 the rest would lose digits.
             e_top = self.e.gather(1, at)
             S = self.e.scatter_(1, at, 0.0).sum(1, keepdim=True)
             self.e.scatter_(1, at, e_top)
@@ -240,7 +241,7 @@ class _Block:
         else:
             # Of terms of one sign.
             losses = A * self.rest - (B * self.gaps).sum(1, keepdim=True, dtype=wide)
-        # A label's logit that is not finite shows.
+        # A label's logit that is not finite makes the loss NaN.
         self.losses = (losses + 0.0 * z_y).squeeze(1).to(z.dtype)
 
     @property
@@ -265,9 +266,9 @@ class _Block:
         return -terms.sum(1, keepdim=True, dtype=torch.float64)
 
     def residuals(self, each: Tensor, by_lse: Tensor | None = None) -> Tensor:
-        """Derivatives of the losses by the logits, times `each`, a number or one for each row.
+        """Derivatives by the logits of the losses times `each`, plus the lse times `by_lse`.
 
-        And of the log-sum-exp, times `by_lse`.
+        `each` is a number, or one for each row.
         """
         label_r = -self.A * (self.S / self.den)
         factor = each * self.A
@@ -284,7 +285,7 @@ class _Block:
         return r.scatter_(1, self.label, label_r.to(self.dtype))
 
     def along(self, losses: Tensor | None, lse: Tensor | None, entropies: Tensor | None) -> Tensor:
-        """Derivatives by the logits of the sum of what a row has, times its upstream gradient."""
+        """Derivatives by the logits of each row's outputs times their upstream gradients."""
         by_lse = None if lse is None else lse.to(torch.float64).unsqueeze(1)
         if losses is not None:
             r = self.residuals(losses.unsqueeze(1), by_lse)
@@ -294,6 +295,6 @@ class _Block:
             r = torch.zeros_like(self.e)
         if entropies is not None:
             p, log_p = self.p, self._log_p()
-            moved = p * (log_p + self._entropies().to(self.dtype))
-            r -= torch.where(torch.isinf(log_p), 0.0, moved) * entropies.to(self.dtype).unsqueeze(1)
+            slope = p * (log_p + self._entropies().to(self.dtype))
+            r -= torch.where(torch.isinf(log_p), 0.0, slope) * entropies.to(self.dtype).unsqueeze(1)
         return r

@@ -10,11 +10,11 @@ from fastnc.nn._problem import Problem, Result
 
 
 def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = None) -> Result:
-    """The loss, in float64 where it is reduced, and the gradients that are wanted.
+    """The loss, in float64 if reduced, and the wanted gradients.
 
-    The device is not waited for. Rows to be ignored take part with a negative label, which the
-    kernels give a loss and a residual of zero; where a label fits nothing, everything is NaN.
-    Kernels are started on the tensors' own device, whichever is the current one.
+    The device is not waited for. Ignored rows get a negative label, for which the kernels have a
+    loss and a residual of zero; if a label fits no class, its loss and all gradients are NaN.
+    Kernels run on the tensors' own device, whichever is the current one.
     """
     with torch.cuda.device_of(problem.input):  # type: ignore[no-untyped-call]
         return _evaluate(dtype, problem, upstream)
@@ -35,7 +35,7 @@ def _evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None) -> 
     y = _tensor(target, torch.int64)
     bad = misfits(y, K, ignore_index)
     counted = (y != ignore_index) & ~bad
-    # An assertion there that fails would end every tensor of the process.
+    # A failed assertion on the device would make every CUDA tensor of the process unusable.
     poison = torch.where(bad.any(), torch.nan, 1.0).to(dtype)
     scale = poison.reshape(1) if upstream is None else _tensor(upstream, dtype) * poison
     divisor = W.new_ones((), dtype=torch.float64)

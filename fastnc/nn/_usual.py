@@ -1,7 +1,7 @@
-"""What most calls are, looked at in one place: for small problems the looks are most of the cost.
+"""The checks of the most frequent call, in one place: for small problems they are most of the cost.
 
-Plain tensors on the CPU, of one dtype, row by row in memory, of shapes that fit, and nobody looking
-on. Nothing is refused here: what is not usual is looked at again, and has its sentence, elsewhere.
+Such a call has plain contiguous tensors on the CPU, of one dtype and of shapes that fit, and no
+transform or recording is active. Nothing is refused here: `_checks` checks every other call.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _INT64 = torch.int64
 def usual(
     input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None
 ) -> Laid | None:
-    """How they lie where `_checks.check` would have nothing to say, and a kernel takes them so.
+    """Sizes and addresses if `_checks.check` would pass and a kernel can read them; else None.
 
-    Classes for targets; neither a class nor a feature too few; addresses that hold the numbers.
+    Targets must be classes; there must be at least one class, feature and sample.
     """
     if not (
         type(input) in _PLAIN
@@ -47,7 +47,7 @@ def usual(
         (N, d), (K, columns), (labels,) = input.shape, linear_weight.shape, target.shape
         H_at, W_at, y_at = input.data_ptr(), linear_weight.data_ptr(), target.data_ptr()
         fits = (
-            # Of nothing, and of zeros that are held in no memory, there is no address.
+            # Empty tensors, and zeros without memory, have no address.
             (H_at and W_at and y_at)
             and columns == d
             and labels == N
@@ -58,7 +58,7 @@ def usual(
             and (linear_bias is None or _fits(linear_bias, kind, K))
         )
     except (RuntimeError, ValueError):
-        # Sparse, nested, a wrapper, or of other dimensions.
+        # A sparse or nested tensor, a wrapper, or other dimensions.
         return None
     return (K, d, N, H_at, W_at, y_at) if fits else None
 

@@ -1,15 +1,15 @@
 """The loss with the classes divided among ranks: a `DTensor` weight that is sharded by its rows.
 
-Each rank has logits of its own classes only. A first reduction brings every sample its label's
-logit; gaps to it are taken then, and a second one joins the ranks' sums:
+Each rank has logits of its own classes only. A first reduction gives every rank the labels' logits;
+each takes its gaps to them, and a second reduction joins the ranks' sums:
 
     loss_i = log(1 + sum_ranks sum_{j != y} e^{D_j}),    r_j = e^{D_j} / den,    r_y = -S / den
 
-so that nothing cancels here either. Both are numbers for each sample. The gradient by the input is
-a sum over ranks, N x d; that by the weight stays where it is. A Hessian product divides the same
-way, by two more reductions of numbers for each sample: `sum_k p_k u_k` and what the label's logit
-moves by. It and all further derivatives follow from `_each`, which is made of operations that are
-differentiable and of two that are each other's derivative, a sum over ranks and its copies.
+so that nothing cancels here either. Both reductions are of one or two numbers a sample. The
+gradient by the input is a sum over ranks, N x d; that by the weight needs none. A Hessian product
+needs two more reductions of numbers of each sample: `sum_k p_k u_k` and the change of the label's
+logit. It and all further derivatives follow from `_each`, which consists of differentiable
+operations and of two that are each other's derivative, a sum over ranks and its copies.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def loss(problem: Problem) -> Tensor:
     dtype = working_dtype(H, W, problem.target)
     rows, classes, bias = (None if x is None else _local(x).to(dtype) for x in (H, W, b))
     target, weight = (_whole(x) for x in (problem.target, problem.weight))
-    how = (problem.ignore_index, _first_class(W), len(W), mesh.get_group())
-    each = _Divided.apply(rows, classes, bias, target, weight, how)
+    options = (problem.ignore_index, _first_class(W), len(W), mesh.get_group())
+    each = _Divided.apply(rows, classes, bias, target, weight, options)
     total = _formula.reduced(problem._replace(target=target, weight=weight), each)
     total = total.to(loss_dtype(H, W, problem.target))
     if not given:
@@ -57,7 +57,7 @@ def loss(problem: Problem) -> Tensor:
 
 
 def _refuse(problem: Problem) -> Any:
-    """The mesh, or a sentence."""
+    """The mesh; raises where the loss has no form with the classes divided."""
     H, W, b, target, weight, *_ = problem
     if not isinstance(W, DTensor):
         raise NotImplementedError(
@@ -103,7 +103,7 @@ def _whole(x: Tensor | None) -> Any:
 
 
 def _first_class(W: DTensor) -> int:
-    """The class of the local rows' first: rows are dealt out as torch's `chunk` does."""
+    """The class of the first local row; rows are divided as by torch's `chunk`."""
     mesh = W.device_mesh
     most = -(-len(W) // mesh.size())
     return min(most * mesh.get_local_rank(), len(W))
@@ -134,7 +134,7 @@ class _Local(torch.autograd.Function):
 
 
 class _Joined(torch.autograd.Function):
-    """The `DTensor` of which every rank gives its part."""
+    """The `DTensor` of the ranks' parts."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layout: _Layout) -> Tensor:
@@ -153,7 +153,7 @@ class _Joined(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
-    """A sum over ranks, of which each has a copy; what it is used for is the same on all."""
+    """A sum over ranks, whose uses are the same on all of them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
@@ -168,7 +168,7 @@ class _Sum(torch.autograd.Function):
 
 
 class _Copies(torch.autograd.Function):
-    """What all ranks have, for what differs between them."""
+    """A tensor that is the same on all ranks, for uses that differ between them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
@@ -185,9 +185,15 @@ class _Divided(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, H: Tensor, W: Tensor, b: Tensor | None, y: Tensor, weight: Tensor | None, how: Any
+        ctx: Any,
+        H: Tensor,
+        W: Tensor,
+        b: Tensor | None,
+        y: Tensor,
+        weight: Tensor | None,
+        options: Any,
     ) -> Tensor:
-        ignore_index, first, K, group = how
+        ignore_index, first, K, group = options
         y = y.to(torch.int64)
         counted = y != ignore_index
         bad = counted & ((y < 0) | (y >= K))
@@ -197,7 +203,7 @@ class _Divided(torch.autograd.Function):
         mine = (local >= 0).nonzero().squeeze(1)
         z_y[mine] = (H[mine] * W[local[mine]]).sum(1) + (0.0 if b is None else b[local[mine]])
         dist.all_reduce(z_y, group=group)
-        # The largest gap, and the sum beneath it, of each rank.
+        # Each rank's largest gap, and its sum of exponentials relative to that.
         parts = H.new_zeros(2, len(H))
         parts[0] = -torch.inf
         for part in _parts(H, len(W)):
@@ -209,7 +215,7 @@ class _Divided(torch.autograd.Function):
         every = [torch.empty_like(parts) for _ in range(dist.get_world_size(group))]
         dist.all_gather(every, parts, group=group)
         m = torch.stack([x[0] for x in every]).amax(0).clamp(min=0.0)
-        # In the order of the ranks, so that each has the same bits.
+        # In the order of the ranks, so that all have the same bits.
         S = torch.stack([torch.exp(x[0] - m) * x[1] for x in every]).sum(0)
         den = torch.exp(-m) + S
         losses = torch.where(m == 0.0, torch.log1p(S), m + torch.log(den)) + 0.0 * z_y
@@ -233,7 +239,7 @@ class _Divided(torch.autograd.Function):
             r *= (own_by_den[part] * upstream[part]).unsqueeze(1)
             here = (local[part] >= 0).nonzero().squeeze(1)
             r[here, local[part][here]] = -(share * own * upstream)[part][here]
-            # A sample that is ignored may hold NaN, which `0 * NaN` would hand on.
+            # Ignored rows may hold NaN, and `0 * NaN` is NaN.
             r[own[part] == 0] = 0.0
             rows = torch.where((own[part] == 0).unsqueeze(1), 0.0, H[part])
             grad_H[part] = r @ W
@@ -248,7 +254,7 @@ class _Divided(torch.autograd.Function):
 def _gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
     """The same, differentiable once more by upstream, H, W and b."""
     H, W, b, local, _, m, _, _, own = ctx.saved_tensors
-    # Views, so that what is found is of this use of them alone.
+    # Views, so that the gradients are of this use alone.
     leaves = [None if x is None else x.view_as(x) for x in (H, W, b)]
     each = _each(*leaves, local, m, own, ctx.group)  # type: ignore[call-arg,arg-type]
     asked = ctx.needs_input_grad[:3]
@@ -260,11 +266,11 @@ def _gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
 def _each(
     H: Tensor, W: Tensor, b: Tensor | None, local: Tensor, m: Tensor, own: Tensor, group: Any
 ) -> Tensor:
-    """Losses of each sample, to be differentiated: all of this rank's logits at once.
+    """Losses of each sample, differentiable; all of this rank's logits at once.
 
     The label's own entry is a constant, as in `fastnc.nn._formula`, so that derivatives keep their
-    digits. Each rank has the same operations, with or without classes of its own, or one would wait
-    for a sum that another never takes part in.
+    digits. Every rank makes the same operations, also without classes of its own: each sum needs
+    all ranks.
     """
     H = _Copies.apply(torch.where((own == 0).unsqueeze(1), 0.0, H), group)
     z = H @ W.mT if b is None else torch.addmm(b, H, W.mT)

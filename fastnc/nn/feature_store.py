@@ -1,4 +1,4 @@
-"""Where features stay until they are measured: memory, their device, or a file; with a bound."""
+"""The store of features until they are measured: in memory, on their device, or in a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 # Rows that go to the accumulators at once: large enough to be efficient, small beside the data.
 ROWS = 16_384
-# This share of the memory that is free may be filled; the network needs some too.
+# A batch may take this share of the free memory; the network needs some too.
 SHARE = 0.8
 _PLACES = ("memory", "device", "nothing")
 
@@ -22,7 +22,7 @@ def check_keep(keep: Any) -> None:
     """`keep` must be a word or a path; a name with neither folder nor ending is a misspelt word."""
     rule = "`keep` must be 'memory', 'device', 'nothing' or a path"
     if not isinstance(keep, (str, os.PathLike)):
-        # A number would be taken for a file that is open already.
+        # `open` takes a number for the descriptor of an open file.
         raise TypeError(f"{rule}; got {keep!r}.")
     bare = isinstance(keep, str) and os.sep not in keep and not Path(keep).suffix
     if bare and keep not in _PLACES:
@@ -44,7 +44,7 @@ class FeatureStore:
             self._file = open(keep, "wb")  # noqa: SIM115
 
     def add(self, h: Tensor) -> None:
-        """Copies rows; those of another width or dtype, or that do not fit, are refused."""
+        """Copy rows; raises for another width or dtype, or without memory."""
         if self.dim is None:
             self.dim, self.dtype = h.shape[1], h.dtype
         elif (h.shape[1], h.dtype) != (self.dim, self.dtype):
@@ -61,7 +61,7 @@ class FeatureStore:
         self.n_rows += len(h)
 
     def close(self) -> None:
-        """Nothing more comes; what is held stays."""
+        """Close the file, if there is one; the features remain."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -103,7 +103,7 @@ class FeatureStore:
 
 
 def _as_stored(h: Tensor) -> np.ndarray[Any, Any]:
-    # NumPy has no bfloat16: sixteen bits are sixteen bits.
+    # NumPy has no bfloat16: the 16 bits are stored as an integer.
     stored: np.ndarray[Any, Any] = (h.view(torch.int16) if h.element_size() == 2 else h).numpy()
     return stored
 
@@ -124,7 +124,7 @@ def _free(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo") as file:
-            told = dict(line.split(":", 1) for line in file)
-        return int(told["MemAvailable"].split()[0]) * 1024
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None

@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear layer: torch's own signature, no logits kept, no digit lost."""
+"""Cross-entropy of a linear layer, with torch's signature, exact and without all logits."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def linear_cross_entropy(
     Parameters
     ----------
     input : (N, d) or (d,) float tensor
-        float16 and bfloat16 are taken up in float32 and accumulated there.
+        float16 and bfloat16 are converted to float32 and accumulated there.
     linear_weight : (K, d) or (K, ..., d) float tensor
         With further dimensions between, one classifier for each of their places. A `DTensor`
         whose classes are divided among ranks stays divided: see Notes.
@@ -70,12 +70,12 @@ def linear_cross_entropy(
     label_smoothing : float in [0, 1]
         Share of the target that is spread evenly over all classes.
     options : torch.nn.LinearCrossEntropyOptions, optional
-        Taken and not needed: it says how torch is to save memory, which is saved here anyway.
+        Accepted and ignored: it chooses how torch saves memory.
     return_lse, return_predictions, return_entropies : bool
         Also return `log sum_j e^{z_j}`, the class of the largest logit, the entropy of the
         softmax, of each sample.
     z_loss_weight : float
-        Adds `z_loss_weight * lse^2` to each sample's loss, whatever its class's weight.
+        Adds `z_loss_weight * lse^2` to each sample's loss, without its class's weight.
     logit_scale : float or scalar tensor, optional
         Multiplies the logits, bias included.
     softcap : float, optional
@@ -97,18 +97,18 @@ def linear_cross_entropy(
 
     Notes
     -----
-    Cost: `6 K N d` FLOP for the loss and both gradients, made together forward; with
-    `reduction="none"`, and for lse and z-loss, the logits are made once more backward. Memory for
-    the gradients and for blocks of logits. Second derivatives, forward mode, `torch.func.vmap` and
-    `reduction="none"` under `torch.func` form the logits; a Hessian product of a plain loss on the
-    CPU and `torch.func.grad` do not.
+    Cost: `6 K N d` FLOP for the loss and both gradients, computed together in the forward pass;
+    with `reduction="none"`, and for gradients of lse and entropies, the backward pass computes the
+    logits again. Memory for the gradients and for blocks of logits. Second derivatives, forward
+    mode, `torch.func.vmap` and `reduction="none"` under `torch.func` form all logits; a Hessian
+    product of a plain loss on the CPU and `torch.func.grad` do not.
 
     On CUDA labels are not waited for: where one fits no class the loss is NaN.
 
     Where `linear_weight` is a `DTensor` that divides the classes among the ranks of a mesh of one
-    dimension, each rank works on its own classes, and two small reductions, of numbers for each
-    sample, join them, differentiated any number of times; under FSDP the weights of a module are
-    whole when it is called, and nothing is special.
+    dimension, each rank works on its own classes, and two reductions of a few numbers a sample
+    join them; such a loss too is differentiable any number of times. Under FSDP a module's weights
+    are whole while it runs, and no rank has a part of the classes.
 
     Examples
     --------
@@ -152,7 +152,7 @@ def linear_cross_entropy(
                 wanted = input.requires_grad + 2 * linear_weight.requires_grad
                 if linear_bias is not None:
                     wanted += 4 * linear_bias.requires_grad
-            # Past the named tuple's own way, which takes twice as long.
+            # `Problem(...)` itself takes twice as long.
             problem = tuple.__new__(
                 Problem,
                 (
@@ -188,7 +188,7 @@ def linear_cross_entropy(
         )  # fmt: skip
         return apply(problem) if extras is None else with_extras(problem, extras)
     except RuntimeError:
-        # Looked at only now: a look at five tensors is a tenth of a small call.
+        # Only after a failure: to check five tensors takes a tenth of a small call.
         reason = refusal(input, linear_weight, target, linear_bias, weight)
         if reason is None:
             raise

@@ -13,10 +13,10 @@ from fastnc.nn.tracked_layer import TrackedLayer
 
 
 class Hooks:
-    """Tells `came(layer, tensor)` of what enters or leaves layers, and which linear one ran last.
+    """Calls `came(layer, tensor)` with what enters or leaves layers; `last` is the last linear one.
 
-    A hook that was set after `torch.compile` would be passed over without a word, or until a batch
-    of another size comes. So compiled modules run eagerly in the meantime.
+    Compiled code ignores a hook that is set after `torch.compile`, until it is compiled again for a
+    batch of another size. So compiled modules run eagerly while hooks are set.
     """
 
     def __init__(self, linear: list[nn.Module]) -> None:
@@ -29,7 +29,7 @@ class Hooks:
         return bool(self._handles)
 
     def set(self, layers: list[TrackedLayer], came: Callable[[TrackedLayer, Tensor], None]) -> None:
-        """Begins; `remove` ends it."""
+        """Set the hooks, until `remove`."""
         if "torch._dynamo" in sys.modules:
             self._stance = torch.compiler.set_stance("force_eager")
         # Before the hooks of layers, which may stop a loop by an exception.
@@ -50,7 +50,7 @@ class Hooks:
             self._handles.append(handle)
 
     def remove(self) -> None:
-        """Leaves the model, and how compiled modules run, as they were."""
+        """Remove the hooks, and let compiled modules run compiled again."""
         for handle in self._handles:
             handle.remove()
         self._handles = []

@@ -1,4 +1,4 @@
-"""Kept features and their labels, given to the two passes, over all ranks."""
+"""The two passes over kept features and their labels, over all ranks."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Kept:
         return deviations.metrics()
 
     def _number(self) -> int:
-        """Makes class numbers of the labels; returns how many there are on all ranks."""
+        """Replace the labels by class numbers; returns the number of classes on all ranks."""
         names = distinct(self.y)
         if self.ignore_index is not None:
             names = names[names != self.ignore_index]

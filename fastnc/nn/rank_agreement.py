@@ -40,7 +40,7 @@ def check_inputs(n: int | None, seen: int) -> int:
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
-    """What one rank refuses stops the others too, who would wait for it."""
+    """An error on one rank is raised on all of them: the others would wait for it."""
     problem = None
     try:
         yield
@@ -59,7 +59,7 @@ def all_or_none() -> Iterator[None]:
 
 
 def travels_on() -> torch.device:
-    """Where a tensor must be for the ranks to exchange it."""
+    """The device of tensors that the ranks exchange."""
     nccl = torch.distributed.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 

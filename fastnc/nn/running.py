@@ -1,4 +1,4 @@
-"""A layer's features summed while the loop runs: nothing of them is kept."""
+"""The sums of a layer's features while a loop runs; no feature is kept."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from fastnc._core.arrays import check_unmasked
 from fastnc.collapse.deviations import ClassDeviations
 from fastnc.collapse.statistics import ClassStatistics, Scatter
 
-# More classes than this are no classes: a label was taken for something else.
+# A larger label is taken for a mistake.
 MOST_CLASSES = 10_000_000
 
 
 class Running:
-    """Batches of rows and their labels, which may come in either order, into an accumulator.
+    """Adds batches of rows and their labels, in whichever order they come, to an accumulator.
 
-    The last input is held back until the next one comes: of several ranks it may be a repetition
-    that a `DistributedSampler` made up the numbers with.
+    The last input is held back until the next one comes: with several ranks it may be a sample that
+    a `DistributedSampler` repeats to make the ranks even.
     """
 
     def __init__(self, scatter: Scatter, ignore_index: int | None) -> None:
@@ -49,7 +49,7 @@ class Running:
         self._waiting.append((rows.clone(), count))
 
     def check(self, y: Tensor) -> None:
-        """Whether these labels fit the batch that has waited longest."""
+        """Raise unless these labels fit the batch that has waited longest."""
         rows, count = self._waiting[0]
         labels_of_rows(y, len(rows), [len(rows) // max(count, 1)] * count)
 

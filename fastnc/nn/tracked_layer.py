@@ -23,7 +23,7 @@ _LOSSES = (LinearCrossEntropyLoss, getattr(nn, "LinearCrossEntropyLoss", LinearC
 
 
 class TrackedLayer:
-    """One layer: which tensor of it is looked at, and how that becomes rows (n, d)."""
+    """One layer: which of its tensors is tracked, and how that becomes rows (n, d)."""
 
     def __init__(self, name: str, module: nn.Module, at: str, features: str) -> None:
         self.name, self.module, self.at, self.features = name, module, at, features
@@ -35,7 +35,7 @@ class TrackedLayer:
         return _first_tensor(output, self.name)
 
     def rows(self, h: Tensor) -> tuple[Tensor, int]:
-        """(n, d) rows of a batch, and of how many inputs they are."""
+        """The rows (n, d) of a batch, and its number of inputs."""
         h = h.detach()
         if h.dim() == 0:
             raise ValueError(f"features of layer {self.name!r} must be (N, d); got a number.")
@@ -86,7 +86,7 @@ def one_layer(
 def find_layers(
     module: nn.Module, wanted: Any, at: str, features: str, argument: str
 ) -> list[TrackedLayer]:
-    """The layers that names, modules, globs or "linear" name, each once; None is the default's."""
+    """The layers that names, modules, globs or "linear" name, each once; None for the default."""
     known, default = natural_names(module), wanted is None
     wanted = _DEFAULT if default else wanted
     if isinstance(wanted, (str, nn.Module)) or not isinstance(wanted, Iterable):
@@ -120,7 +120,7 @@ def find_layers(
 
 
 def natural_names(module: nn.Module) -> dict[str, nn.Module]:
-    """`named_modules`, where the linear layer that a loss holds is that loss, which is called."""
+    """`named_modules`, with a loss in the place of the linear layer in it: the loss is called."""
     known = dict(module.named_modules())
     for name, other in list(known.items()):
         if isinstance(other, _LOSSES):
@@ -130,12 +130,12 @@ def natural_names(module: nn.Module) -> dict[str, nn.Module]:
 
 def linear_names(known: Mapping[str, nn.Module]) -> list[str]:
     """The layers with a weight (K, d) that features enter, each under one name."""
-    told: dict[int, str] = {}
+    names: dict[int, str] = {}
     for name, other in known.items():
         weight = weight_and_bias(other)[0]
         if isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(other, nn.Embedding):
-            told.setdefault(id(other), name)
-    return list(told.values())
+            names.setdefault(id(other), name)
+    return list(names.values())
 
 
 def weight_and_bias(layer: nn.Module) -> tuple[Any, Any]:
@@ -152,14 +152,14 @@ def _whole(parameter: Any) -> Any:
 def _no_such_layer(
     argument: str, layer: str, known: Mapping[str, nn.Module], default: bool
 ) -> ValueError:
-    near = difflib.get_close_matches(layer, [name for name in known if name], 3, 0.5)
-    # What most people look for: a network's last linear layers.
-    last = [name for name in linear_names(known)[-2:] if name not in near]
-    told = ", ".join(map(repr, near + last[::-1])) or "none"
-    said = f"{layer!r}, the default" if default else f"{layer!r}"
+    close = difflib.get_close_matches(layer, [name for name in known if name], 3, 0.5)
+    # Most users track one of a network's last linear layers.
+    last = [name for name in linear_names(known)[-2:] if name not in close]
+    names = ", ".join(map(repr, close + last[::-1])) or "none"
+    wanted = f"{layer!r}, the default" if default else f"{layer!r}"
     return ValueError(
-        f"`{argument}` must name a layer of the module; there is no {said}. Near it, or last, are "
-        f"{told}; see `module.named_modules()`."
+        f"`{argument}` must name a layer of the module; there is no {wanted}. Near it, or last, "
+        f"are {names}; see `module.named_modules()`."
     )
 
 
@@ -170,7 +170,7 @@ def _first_argument(module: nn.Module, inputs: tuple[Any, ...], named: dict[str,
         parameters = inspect.signature(module.forward).parameters
     except (TypeError, ValueError):
         parameters = {}  # type: ignore[assignment]
-    # torch's own word for it comes first, wherever it stands: `forward(target, input)`.
+    # torch's own name comes first, also in `forward(target, input)`.
     for name in ("input", *parameters):
         if name in named:
             return named[name]
@@ -193,7 +193,7 @@ def _first_tensor(value: Any, name: str) -> Tensor:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The model itself, without what `torch.compile` or `DistributedDataParallel` wrapped it in."""
+    """The model itself, without the wrapper of `torch.compile` or `DistributedDataParallel`."""
     if hasattr(module, "_orig_mod"):
         return unwrapped(module._orig_mod)  # type: ignore[arg-type]
     if isinstance(module, nn.DataParallel):

@@ -44,8 +44,8 @@ class CollapseTracker:
     Give each batch's labels in the loop, by `tracker.labels(y)`: a shuffled loader has another
     order every time. Under `DistributedDataParallel` each rank tracks its own samples, and
     `metrics(n=len(dataset))`, called on every rank, returns those of all samples together, without
-    the ones that a `DistributedSampler` repeats to make the ranks even. Opening it again starts
-    afresh. While it is open, compiled modules run eagerly: hooks are not in compiled code.
+    the ones that a `DistributedSampler` repeats to make the ranks even. To open it again discards
+    what was tracked. While it is open, compiled modules run eagerly: compiled code has no hooks.
 
     Parameters
     ----------
@@ -71,9 +71,9 @@ class CollapseTracker:
     keep : "memory", "device", "nothing" or a path
         Where the features stay: in CPU memory, on the model's device, in a file of that name (for
         several layers, that name and the layer's), which is overwritten, or nowhere: they are
-        summed as they come, and a second loop in `with tracker.second_pass()` tells the rest.
+        summed as they come, and the other metrics need a second loop, `tracker.second_pass()`.
     scatter : "trace" or "full"
-        With `keep="nothing"`, whether d x d scatter is summed, which tells NC1 in one loop.
+        With `keep="nothing"`, whether the d x d scatter is summed, which gives NC1 in one loop.
     ignore_index : int, optional
         Samples with this label, -100 say, are left out and counted.
     min_count : int
@@ -82,7 +82,7 @@ class CollapseTracker:
     Raises
     ------
     ValueError
-        The module has no such layer, `keep` is no such word; later, features that do not fit.
+        The module has no such layer, or `keep` is an unknown word; later, features do not fit.
     TypeError
         `module` is no module, a layer no name, or `keep` neither a word nor a path.
     RuntimeError
@@ -184,7 +184,7 @@ class CollapseTracker:
         trace: TracebackType | None,
     ) -> None:
         self._hooks.remove()
-        # Training may go on before anybody asks for the metrics of what was kept.
+        # Training may change the weights before the metrics are computed.
         for layer in self._layers:
             self._left[layer.name] = tuple(
                 p.detach().clone() if isinstance(p, Tensor) else None
@@ -197,10 +197,11 @@ class CollapseTracker:
     def second_pass(
         self, n: int | None = None, about: About | None = None
     ) -> Iterator[CollapseTracker]:
-        """A second loop over the same batches, for what `keep="nothing"` cannot tell from one.
+        """A second loop over the same batches, for metrics that `keep="nothing"` lacks after one.
 
-        With `about`, the statistics of training samples (`statistics()`), a loop over held-out
-        ones, which needs no first. `n` is the size of the data set where ranks repeat samples.
+        With `about`, the statistics of training samples (`statistics()`), it is a loop over
+        held-out samples and needs no first loop. `n` is the size of the data set where ranks repeat
+        samples.
         """
         if self._keep != "nothing":
             raise ValueError('`second_pass` is for `keep="nothing"`; otherwise ask for `metrics`.')
@@ -209,7 +210,7 @@ class CollapseTracker:
         else:
             last = self._hooks.last or next(reversed(self._hooks.linear), None)
             self._clear()
-            # Nothing has run yet that told which linear layer is the last one.
+            # No layer may have run yet: the last linear one is then the classifier.
             self._hooks.last, found = last, self._each(about)
         for layer in self._layers:
             statistics = found[layer.name]
@@ -236,10 +237,10 @@ class CollapseTracker:
 
     @property
     def features(self) -> Any:
-        """What was tracked (N, d), in order, mapped from the file where there is one."""
+        """The tracked features (N, d), in order, mapped from the file where there is one."""
         if self._keep == "nothing":
             raise ValueError('`features` are not kept with `keep="nothing"`.')
-        return self._told({x.name: self._store(x).features() for x in self._layers})
+        return self._one_or_all({x.name: self._store(x).features() for x in self._layers})
 
     def targets(self) -> Tensor:
         """All labels given so far (N,)."""
@@ -250,8 +251,8 @@ class CollapseTracker:
     def statistics(self, y: Any = None, n: int | None = None) -> Any:
         """The class statistics of the samples, of all ranks: what `about` takes."""
         if self._keep == "nothing":
-            return self._told(self._of_first_pass(n))
-        return self._told({x.name: self._kept(x, y, n).statistics() for x in self._layers})
+            return self._one_or_all(self._of_first_pass(n))
+        return self._one_or_all({x.name: self._kept(x, y, n).statistics() for x in self._layers})
 
     def metrics(self, y: Any = None, *, about: About | None = None, n: int | None = None) -> Any:
         """The neural-collapse metrics of what was tracked, as `fastnc.collapse_metrics` has them.
@@ -304,7 +305,7 @@ class CollapseTracker:
             self._inputs[layer.name] += [len(rows) // max(count, 1)] * count
 
     def _pair(self) -> None:
-        """Gives waiting rows the labels that have come for them."""
+        """Pair waiting rows with the labels that have come for them."""
         while self._labels and all(run.waits() for run in self._running.values()):
             for run in self._running.values():
                 run.check(self._labels[0])
@@ -324,7 +325,7 @@ class CollapseTracker:
     def _layer(self, name: str) -> TrackedLayer:
         return next(layer for layer in self._layers if layer.name == name)
 
-    def _told(self, found: dict[str, Any]) -> Any:
+    def _one_or_all(self, found: dict[str, Any]) -> Any:
         return found if self._several else found[self._layers[0].name]
 
     def _each(self, about: About) -> dict[str, ClassStatistics]:
@@ -381,7 +382,7 @@ class CollapseTracker:
         return sink.metrics()
 
     def _weight_and_bias(self, layer: TrackedLayer) -> tuple[Any, Any]:
-        """Of the classifier's layer; of any other, none."""
+        """Weight and bias if the layer is the classifier's, else None and None."""
         named = self._hooks.last if self._by_order else self._named
         if layer.at != "input" or layer.module is not named:
             return None, None

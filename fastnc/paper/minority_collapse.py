@@ -82,9 +82,9 @@ def minority_angles(
 
 
 def _angle(W: Floats) -> float:
-    """Degrees between the last two rows; 0 where they vanish, since they agree there too."""
+    """Degrees between the last two rows; 0 where both vanish, since they are then equal."""
     lengths = np.linalg.norm(W, axis=1)
-    # A penalty that switches the minorities off leaves what the solver's accuracy leaves.
+    # Where the penalty makes them 0, the solver leaves rows of the size of its accuracy.
     if lengths[-2:].min() <= 1e-4 * lengths.max():
         return 0.0
     u, v = W[-2:] / lengths[-2:, None]

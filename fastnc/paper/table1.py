@@ -1,4 +1,4 @@
-"""Every row of Table 1 and of its literature, fitted and laid beside its known optimum."""
+"""Every model of Table 1 and of its literature, fitted, beside its known optimum."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ METRICS = (
     "nc4_agreement",
     "margin_ratio",
 )
-# Rows of which every point is one of another row, of the same value: without a bias, and with
-# features that are not negative.
+# The model of the key contains every point of the other one, with the same value: without a bias,
+# and with features that are not negative.
 CONTAINS = {
     "cross-entropy + decay, bias": "cross-entropy + decay",
     "cross-entropy + decay, unequal": "ReLU features, unequal",
@@ -39,7 +39,7 @@ CONTAINS = {
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One fitted row: the model, what was found, its collapse metrics, and the seconds it took."""
+    """One fitted row: the model, its solution, the collapse metrics, and the seconds of the fit."""
 
     name: str
     paper: str
@@ -109,10 +109,10 @@ def fit(
     starts: int | None = None,
     only: Sequence[str] | None = None,
 ) -> Iterator[Row]:
-    """Solve the models of `rows` one after the other, each measured as it is done.
+    """Solve and measure the models of `rows`, one after the other.
 
-    The ULPM has nothing to solve for: its row is where gradient descent is after 1e5 epochs.
-    The first time on a machine, `seconds` of the first rows hold the compiling of the kernels.
+    The ULPM has no minimiser: its row is the end of 1e5 epochs of gradient descent. In the first
+    run on a machine, `seconds` of the first rows include the compilation of the kernels.
     """
     from fastnc.collapse.measurement import collapse_metrics
 
@@ -120,7 +120,7 @@ def fit(
     solved: dict[str, Solution] = {}
 
     def solution(name: str) -> Solution:
-        """That of a row; that of the row it contains is one of its starts."""
+        """The solution of a row; that of the row it contains is one of its starts."""
         if name not in solved:
             inner = solution(CONTAINS[name]) if name in CONTAINS else None
             beside = [] if inner is None else [(inner.W, inner.H, inner.bias)]
@@ -168,7 +168,7 @@ def to_csv(table: list[Row], path: str | os.PathLike[str]) -> Path:
 
 
 def to_latex(table: list[Row], path: str | os.PathLike[str]) -> Path:
-    """What `to_text` shows of each row but for the seconds, as a LaTeX tabular (booktabs)."""
+    """The columns of `to_text` without the seconds, as a LaTeX tabular (booktabs)."""
     heads = ("model", "source", "optimum", "found", "gap", "within-class", "angles", "self-duality")
     cells = [
         (row.name, row.paper, _known(row), f"{row.solution.value:.10g}", *_smalls(row))
@@ -185,7 +185,7 @@ def _known(row: Row) -> str:
 
 
 def _smalls(row: Row) -> list[str]:
-    """The gap and three metrics, which are small where a row has collapsed."""
+    """The gap and three metrics, which are small after collapse."""
     gap = "" if row.solution.gap is None else f"{row.solution.gap:.0e}"
     names = ("within_class", "equiangular_classifier", "self_duality")
     return [gap, *(_short(row.metrics[name]) for name in names)]

@@ -1,4 +1,4 @@
-"""What all figures share: colours, formulas, axes of time, titles, and how they are written."""
+"""What all figures share: colours, formulas, axes of time, titles, and the writing of files."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from fastnc.dynamics.trajectory import Trajectory
 FEATURES = "#1f77b4"
 CLASSIFIER = "#d62728"
 NEUTRAL = "#444444"
-# So many names stand below an axis.
+# At most so many names stand below an axis.
 MOST_NAMES = 12
-# Of a quantity that is 0 by symmetry (K = 2, or one sample a class) only rounding is left.
+# A quantity that is 0 by symmetry (K = 2, or one sample a class) is smaller than this.
 ROUNDING = 1e-13
-# What a metric is, for the label of an axis.
+# Labels of the axes of metrics.
 FORMULAS = {
     "equinorm_features": r"$\mathrm{Std}_k / \mathrm{Avg}_k\;|m_k - g|$",
     "equinorm_classifier": r"$\mathrm{Std}_k / \mathrm{Avg}_k\;|w_k - \bar w|$",
@@ -55,32 +55,32 @@ FORMULAS = {
     "log_loss": r"$\log L$",
 }
 
-# What has a sign, or an end that is not 0, has a linear axis; shares have a line at 1.
+# Metrics with a sign, or with a limit other than 0, have a linear axis; shares have a line at 1.
 _SHARES = ("accuracy", "agreement", "margin_ratio")
 _LINEAR = (*_SHARES, "log_loss", "gnc2", "effective_rank", "one_vs_rest")
 
 
 def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
-    """Write `stem`.png and `stem`.pdf, each atomically; both say in themselves what made them."""
+    """Write `stem`.png and `stem`.pdf, each atomically and with its provenance as metadata."""
     path = Path(stem)
     made = provenance_line()
-    told: dict[str, dict[str, Any]] = {
+    metadata: dict[str, dict[str, Any]] = {
         "png": {"Software": f"fastnc {own_version()}", "Source": made},
         "pdf": {"Creator": f"fastnc {own_version()}", "Subject": made},
     }
-    # A layout takes as long as a drawing and would be made for each of the two.
+    # A layout takes as long as a drawing, and would be computed for each file.
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
         figure.set_layout_engine(None)
     try:
-        # Type 42: text stays text, which journals ask for.
+        # Type 42: journals want text that stays text.
         with matplotlib.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42}):
             return [
                 atomic_write(
                     path.with_name(f"{path.name}.{kind}"),
                     lambda file, kind=kind: figure.savefig(  # type: ignore[misc]
-                        file, format=kind, dpi=160, metadata=told[kind]
+                        file, format=kind, dpi=160, metadata=metadata[kind]
                     ),
                 )
                 for kind in ("png", "pdf")
@@ -91,16 +91,16 @@ def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
 
 
 def without_rounding(values: ArrayLike) -> NDArray[np.float64]:
-    """`values`, with 0 for what is only the rounding of a 0."""
+    """`values`, with 0 for the rounding of a 0."""
     x = np.asarray(values, dtype=np.float64)
     return np.where(np.abs(x) < ROUNDING, 0.0, x)
 
 
 def log_values(*together: Axes) -> None:
-    """Make the y axis, of one panel or of several that share it, logarithmic, if any value is > 0.
+    """Make the y axis of a panel, or of several that share it, logarithmic if any value is > 0.
 
-    What is zero throughout, as the within-class variation of single samples is, says so: on an
-    axis of its own a line at zero, beside others no line at all.
+    A panel of zeros, such as the within-class variation of single samples, is labelled as such; on
+    an axis of its own it shows a line at 0, beside others none.
     """
     zero = [axes for axes in together if axes.lines and not np.isfinite(axes.dataLim.minposy)]
     if any(np.isfinite(axes.dataLim.minposy) for axes in together):
@@ -115,9 +115,9 @@ def log_values(*together: Axes) -> None:
 
 
 def metric_axis(axes: Axes, name: str) -> None:
-    """The y axis of a metric that is drawn: logarithmic where it falls to 0, and its formula.
+    """Set the y axis of a drawn metric: logarithmic if it falls to 0, and its formula as a label.
 
-    A dashed line is the value at collapse where that is 1.
+    A dashed line shows the value at collapse if that is 1.
     """
     if not any(word in name for word in _LINEAR) and not axes.dataLim.y0 < 0.0:
         log_values(axes)
@@ -135,7 +135,7 @@ def grid(axes: Axes, which: str = "both", axis: str = "both") -> None:
 
 
 def check_run(run: Any, name: str = "run") -> None:
-    """What is drawn must be one run."""
+    """`run` must be one run."""
     if not isinstance(run, Trajectory):
         several = f" Draw one of them, `{name}[0]`, or all by `sweep_bands`."
         raise TypeError(
@@ -145,7 +145,7 @@ def check_run(run: Any, name: str = "run") -> None:
 
 
 def check_runs(runs: Any) -> None:
-    """What is drawn must be many runs."""
+    """`runs` must be several runs."""
     if not isinstance(runs, Trajectories):
         raise TypeError(
             "`runs` must be Trajectories, as `fastnc.sweep` returns; got "
@@ -154,19 +154,19 @@ def check_runs(runs: Any) -> None:
 
 
 def settings(about: dict[str, Any]) -> str:
-    """What a figure of a run has for its title: the model and what the run was made with."""
+    """The default title of a run's figure: the model and the options of the run."""
     model = str(about.get("model", ""))
     for long, short in (("n_classes", "K"), ("n_per_class", "n"), ("dim", "d")):
         model = re.sub(rf"\b{long}=", f"{short}=", model)
-    told = [model] if model else []
-    told += [f"{name} {about[name]:g}" for name in ("lr", "noise") if about.get(name)]
-    told += [str(about[name]) for name in ("schedule", "dtype") if about.get(name)]
-    told += [f"seed {about['seed']}"] if "seed" in about else []
-    return ", ".join(told)
+    parts = [model] if model else []
+    parts += [f"{name} {about[name]:g}" for name in ("lr", "noise") if about.get(name)]
+    parts += [str(about[name]) for name in ("schedule", "dtype") if about.get(name)]
+    parts += [f"seed {about['seed']}"] if "seed" in about else []
+    return ", ".join(parts)
 
 
 def legend(axes: Axes, **options: Any) -> None:
-    """A legend, where there is a label to put into it."""
+    """A legend, if there is a label."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(**{"frameon": False, "fontsize": 8, **options})
 
@@ -192,7 +192,7 @@ def log_log_time(axes: Axes, low: float, high: float) -> None:
 
 
 def _power(log10_value: float) -> str:
-    """A power of ten as such, and what lies between two of them as a number."""
+    """The text of a power of ten, or of a number between two of them."""
     whole = abs(log10_value - round(log10_value)) < 1e-9
     return f"$10^{{{log10_value:g}}}$" if whole else f"{10.0**log10_value:.3g}"
 
@@ -206,7 +206,7 @@ def epochs(axes: Axes, last: float) -> None:
 
 
 def names_below(axes: Axes, names: list[str]) -> None:
-    """Names of what stands at 0, 1, 2, ... on the x axis; rotated where they would touch."""
+    """Names below 0, 1, 2, ... on the x axis; rotated where they would touch."""
     step = max(len(names) // MOST_NAMES, 1)
     crowded = sum(map(len, names[::step])) > 40
     axes.set_xticks(

@@ -1,4 +1,4 @@
-"""Quantile bands of many runs: Figure 2 of the paper with what the seed makes of it."""
+"""Quantile bands of many runs: Figure 2 of the paper over many seeds."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _MOST_ROWS = 8
 
 
 def sweep_bands(runs: Trajectories, title: str | None = None) -> Figure:
-    """Figure 2's panels, with the median over many runs and where most of them lie.
+    """Figure 2's panels, with the median and quantiles of many runs.
 
-    A band holds half of the runs, thin lines hold nine in ten. One row of panels a setting
+    A band contains half of the runs, thin lines enclose nine in ten. One row of panels a setting
     (shape, step size, dtype). x is log log t, y is logarithmic, and the panels of a column share
     it. Times below 10 are left out.
     """

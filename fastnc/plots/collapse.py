@@ -1,4 +1,4 @@
-"""Figure 2 of the paper: a run's way to neural collapse, in four panels."""
+"""Figure 2 of the paper: the quantities of neural collapse along a run, in four panels."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def summary(run: Trajectory) -> str:
 
 
 def summary_times(run: Trajectory) -> list[float]:
-    """log10 of the times of a table: 10, 100, ... or, of a long flow, powers of these; the end."""
+    """log10 of a table's times: t = 10, 100, ..., in a long flow log10 t = 1, 10, ...; the end."""
     last = float(run.log10_time[-1])
     if last < 1.0:
         return [last]
@@ -116,10 +116,10 @@ def time_text(log10_time: float) -> str:
 
 
 def time_label(run: Trajectory) -> str:
-    """What stands below the time's axis."""
+    """The label of the time's axis."""
     return f"{'epoch' if run.time == 'epoch' else 'time t'} (log log scale)"
 
 
 def _clock(run: Trajectory) -> str:
-    """What a table's times are: a descent's are epochs, of which lr makes the time of a flow."""
+    """The heading of a table's times: epochs of a descent, t of a flow."""
     return "epoch" if run.time == "epoch" else "t"

@@ -27,14 +27,14 @@ def layers(
     ----------
     table : dict, layer to `CollapseMetrics`
         What `CollapseTracker.metrics()` returns for several layers, in the order of the network;
-        or a dict of such tables, say one an epoch: each is a line then, under its name.
-    names : metrics to draw, of those that the table knows
+        or a dict of such tables, for example one an epoch: each is then a line with its name.
+    names : metrics to draw
     title : str, optional
 
     Raises
     ------
     ValueError
-        An empty table, tables of other layers, or a metric that none of the layers tells.
+        An empty table, tables of other layers, or a metric that is None in every layer.
 
     Examples
     --------
@@ -56,13 +56,13 @@ def layers(
     places = np.atleast_1d(figure.subplots(lines, across)).ravel()
     for axes, name in zip(places, names, strict=False):
         for (label, one), colour in zip(tables.items(), shades, strict=True):
-            told = [getattr(metrics, name) for metrics in one.values()]
-            if all(value is None for value in told):
+            found = [getattr(metrics, name) for metrics in one.values()]
+            if all(value is None for value in found):
                 raise ValueError(
-                    f"`names` must be metrics that the table tells; {name!r} is None in every "
+                    f"`names` must be metrics that the table has; {name!r} is None in every "
                     "layer. It may need a classifier or a second pass."
                 )
-            values = without_rounding([np.nan if v is None else v for v in told])
+            values = without_rounding([np.nan if v is None else v for v in found])
             axes.plot(range(len(depth)), values, "o-", color=colour, lw=1.6, ms=4, label=label)
         metric_axis(axes, name)
         names_below(axes, depth)

@@ -1,4 +1,4 @@
-"""A network's features at a glance: angles of the class means, the metrics, each class's spread."""
+"""A figure of a network's features: angles of the class means, the metrics, each class's spread."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from fastnc.collapse.metrics import CollapseMetrics
     from fastnc.collapse.statistics import ClassStatistics
 
-# More classes than this are neither told apart in a picture nor worth their K x K cosines.
+# More classes than this cannot be distinguished in a figure of K x K cosines.
 MOST_CLASSES = 400
-# Numbers without an end at 0 or 1, or so far from it that a bar would dwarf the others.
+# Numbers without a limit of 0 or 1, or so far from it that their bar would hide the others.
 AS_TEXT = ("margin", "gnc2_riesz")
 
 
@@ -46,7 +46,7 @@ def collapse_figure(
     metrics, statistics
         Of the same samples.
     names : sequence of K' strings or numbers, optional
-        What the classes that have samples are called; their numbers by default.
+        Names of the classes that have samples; their numbers by default.
 
     Raises
     ------
@@ -97,20 +97,20 @@ def _angles(axes: Axes, units: NDArray[Any], names: list[str], n_classes: int) -
 
 
 def _bars(axes: Axes, metrics: CollapseMetrics) -> None:
-    told = _left(metrics)
-    # Of what is 0 by symmetry a bar would show rounding.
-    zero = [name for name, value in told.items() if not without_rounding(value) > 0.0]
-    told = {name: value for name, value in told.items() if name not in zero}
-    colours = [_colour(name) for name in told]
-    places = np.arange(len(told))
-    axes.barh(places, list(told.values()), color=colours, height=0.6)
+    bars = _left(metrics)
+    # The bar of a metric that is 0 by symmetry would show its rounding.
+    zero = [name for name, value in bars.items() if not without_rounding(value) > 0.0]
+    bars = {name: value for name, value in bars.items() if name not in zero}
+    colours = [_colour(name) for name in bars]
+    places = np.arange(len(bars))
+    axes.barh(places, list(bars.values()), color=colours, height=0.6)
     axes.set_xscale("log")
-    axes.set_yticks(places, list(told), fontsize=9)
+    axes.set_yticks(places, list(bars), fontsize=9)
     axes.invert_yaxis()
-    if told:
-        low, high = min(told.values()), max(told.values())
+    if bars:
+        low, high = min(bars.values()), max(bars.values())
         axes.set_xlim(low / 3.0, high * (high / low * 9.0) ** 0.25)
-    for place, value in zip(places, told.values(), strict=True):
+    for place, value in zip(places, bars.values(), strict=True):
         axes.annotate(
             f"{value:.3g}", (value, place), (3, 0), textcoords="offset points", va="center", size=8
         )
@@ -136,20 +136,20 @@ def _bars(axes: Axes, metrics: CollapseMetrics) -> None:
 
 
 def _left(metrics: CollapseMetrics) -> dict[str, float]:
-    """What is left to collapse, under its formula where the metric itself does not fall to 0."""
+    """The distance of each metric to its value at collapse, under its formula if that is not 0."""
     ends = values_at_collapse(metrics)
-    told: dict[str, float] = {}
+    left: dict[str, float] = {}
     for name, value in metrics.as_dict().items():
         if value is None or not np.isfinite(value) or name in AS_TEXT:
             continue
         match ends.get(name):
             case None:
-                told[name] = value
+                left[name] = value
             case 1.0:
-                told[f"1 - {name}"] = 1.0 - value
+                left[f"1 - {name}"] = 1.0 - value
             case end:
-                told[f"|{name} / {end:.4g} - 1|"] = abs(value / end - 1.0)
-    return told
+                left[f"|{name} / {end:.4g} - 1|"] = abs(value / end - 1.0)
+    return left
 
 
 def _colour(label: str) -> str:

@@ -1,4 +1,4 @@
-"""The findings of `fastnc verify` as bars: how far off each is, and what may be off."""
+"""The findings of `fastnc verify` as bars: the error of each, and its tolerance."""
 
 from __future__ import annotations
 

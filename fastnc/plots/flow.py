@@ -1,4 +1,4 @@
-"""A flow to its horizon: Figure 2 gone on, its exponents, its constants and what it conserves."""
+"""A flow to its horizon: Figure 2 continued, its exponents, its constants, conserved quantities."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from fastnc.plots.margin import stack_missing
 from fastnc.theory.rates import Constants, constants, exponents, fitted_exponent, limits
 from fastnc.theory.seli import NAMES
 
-# Where the paper's Figure 2 ends on the axis t = lr * epoch: 1e5 epochs of lr = 5.
+# The end of the paper's Figure 2 on the axis t = lr * epoch: 1e5 epochs of lr = 5.
 PAPER_ENDS = math.log10(5e5)
-# What is below the axis: a flow's own time, which of a descent is lr * epoch.
+# The label of the axis: a flow's own time, which of a descent is lr * epoch.
 TIME = r"$t = \mathrm{lr} \cdot \mathrm{epoch}$ (log log scale)"
 
 
 def long_horizon(
     run: Trajectory, descent: Trajectory | None = None, title: str | None = None
 ) -> Figure:
-    """What Figure 2 turns into after its 1e5 epochs: a flow over log log t, in eight panels.
+    """Figure 2 continued after its 1e5 epochs: a flow over log log t, in eight panels.
 
-    Top: the panels of `figure2`, with the predicted slopes dashed (for unequal classes what stays
-    is dotted), what the paper shows shaded, and, if given, a descent as dots, at the times
-    `t = lr * epoch` of the axis. Bottom: local exponents, measured constants over predicted ones,
-    what is missing to collapse, and the drift of what the flow conserves.
+    Top: the panels of `figure2`, with the predicted slopes dashed (for unequal classes limits that
+    are not 0 dotted), the paper's times shaded, and, if given, a descent as dots at the times
+    `t = lr * epoch`. Bottom: local exponents, measured constants over predicted ones, the terms
+    missing to collapse, and the drift of the conserved quantity.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def long_horizon(
 
 
 def flow_summary(run: Trajectory) -> str:
-    """A text table: fitted exponents and constants beside the predicted, and what is conserved."""
+    """A text table: fitted and predicted exponents and constants, and the conserved quantities."""
     _check_flow(run)
     K, d = run.W.shape
     high = float(run.log10_time[-1])
@@ -92,7 +92,7 @@ def flow_summary(run: Trajectory) -> str:
                 )
                 continue
             if (values[run.log10_time >= high / 10.0] > 0.0).sum() < 3:
-                # Single samples have no variation, two norms about their mean none either.
+                # Single samples have no variation, nor have the norms of two classes.
                 lines.append(f"{name:<24}{'zero':>10}{exponent:>11.1f}")
                 continue
             found = fitted_exponent(run.log10_time, values, high / 10.0, high)
@@ -160,7 +160,7 @@ def _sizes(run: Trajectory) -> list[int]:
 
 
 def _stays(run: Trajectory) -> dict[str, float]:
-    """What does not vanish: the limits of unequal classes, which are those of SELI."""
+    """Limits that are not 0: those of unequal classes, of the SELI geometry."""
     sizes = _sizes(run)
     if len(set(sizes)) == 1 or min(sizes) == 0:
         return {}
@@ -237,7 +237,7 @@ def _exponents(axes: Axes, run: Trajectory) -> None:
     shown = run.log10_time >= 2.0
     times = run.log10_time[shown]
     for name in names:
-        # What is zero, or one to rounding, has no slope.
+        # Where a column is 0, or 1 to rounding, there is no slope.
         values = _column(run, name)[shown]
         values = np.log(values, where=values > 0.0, out=np.full_like(values, np.nan))
         slopes = np.gradient(values, np.log(times))

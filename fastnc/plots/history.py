@@ -18,7 +18,7 @@ _AT_MOST_A_LINE = 4
 
 
 class Columns(Protocol):
-    """What a `History` and a `Trajectory` are to a figure."""
+    """What a figure needs of a `History` or a `Trajectory`."""
 
     def keys(self) -> Any:
         """The names of the columns; the first is the epoch."""
@@ -37,8 +37,8 @@ def trend(
     Parameters
     ----------
     history : History or Trajectory, or a sequence of them
-        Several are taken for repetitions of one experiment, say over seeds: only epochs that all
-        of them have are drawn.
+        Several are repetitions of one experiment, for example over seeds: only epochs that all of
+        them have are drawn.
     names : columns to draw
     title : str, optional
 

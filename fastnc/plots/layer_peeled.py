@@ -1,4 +1,4 @@
-"""A network beside its layer-peeled model: what each does to the same last layer and features."""
+"""A network beside its layer-peeled model, which goes on from the same last layer and features."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ from fastnc.plots._style import (
 from fastnc.plots.collapse import PANELS, panel_label
 
 _NAMES = [name for _, lines in PANELS for name, *_ in lines]
-# A change by less than this share is not told as a fall or a rise.
+# A change by less than this share is neither a fall nor a rise.
 _CHANGE = 0.1
 
 
 def peeled(run: Trajectory, alone: Trajectory, title: str | None = None) -> Figure:
     """Figure 2's quantities over the loss: a network's, and from its end those of W and H alone.
 
-    x is -log L, which falls in epochs of either kind; so the two are compared at equal loss. Solid
-    lines are the network's, dashed ones those of the layer-peeled model that began where the
-    network stopped.
+    x is -log L, so that the two are compared at equal loss. Solid lines are the network's, dashed
+    ones those of the layer-peeled model, which began where the network stopped.
 
     Parameters
     ----------
@@ -71,9 +70,9 @@ def peeled(run: Trajectory, alone: Trajectory, title: str | None = None) -> Figu
 
 
 def peeled_summary(run: Trajectory, alone: Trajectory) -> str:
-    """The same as a table, and what is different in words.
+    """The same as a table, with the differences in words.
 
-    Columns: the network at the first measurement with every sample on the right side, and at its
+    Columns: the network at the first measurement with every sample classified right, and at its
     end; the layer-peeled model at its end.
     """
     check_run(run)

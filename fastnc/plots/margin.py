@@ -1,4 +1,4 @@
-"""What is missing to collapse, stacked along a run: the five terms behind Lemma 3.1."""
+"""The five terms missing to collapse (Lemma 3.1), stacked along a run."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ COLOURS = ("#4c4c4c", "#9b9b9b", "#1f77b4", "#d62728", "#f2b134")
 def missing_margin(run: Trajectory, title: str | None = None) -> Figure:
     """The shares of `1 - margin_ratio` along a flow, stacked, over log log t, from t = 10 on.
 
-    Left: the shares themselves, whose sum is `1 - margin_ratio`. Right: relative to that sum,
-    which shows what is left at the end.
+    Left: the shares themselves, whose sum is `1 - margin_ratio`. Right: relative to that sum, which
+    shows the terms that remain at the end.
     """
     check_run(run)
     figure = Figure(figsize=(11.0, 3.8), layout="constrained")

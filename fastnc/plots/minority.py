@@ -13,9 +13,9 @@ _COLOURS = (CLASSIFIER, FEATURES, "#2ca02c", "#9467bd")
 
 
 def minority_collapse(runs: Sequence[MinorityAngles]) -> Figure:
-    """One curve a weight decay: the certified optimum (line), what `solve` found (dots).
+    """One curve a weight decay: the certified optimum (line), and the result of `solve` (dots).
 
-    A dotted vertical line is the ratio from which on theory makes the angle zero.
+    A dotted vertical line is the ratio from which on the angle is zero by theory.
     """
     if not runs:
         raise ValueError("`runs` must hold at least one curve; got none.")

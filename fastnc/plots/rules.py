@@ -25,11 +25,11 @@ _MOST = 10
 
 
 def rules_compared(runs: Trajectories, title: str | None = None) -> Figure:
-    """The medians over seeds of several rules, with a band that holds half of the runs.
+    """The medians over seeds of several rules, with a band that contains half of the runs.
 
-    The setting of each (rule, batch size, shape) is one colour in all panels. x is the epoch and
-    logarithmic, and so is y but for the loss, of which log10 is drawn. A margin is shown as 1 minus
-    its ratio, where that is positive: 0 is collapse for l2, an upper bound for the others.
+    Each setting (rule, batch size, shape) has one colour in all panels. x is the epoch and
+    logarithmic, and so is y except for the loss, of which log10 is drawn. A margin is drawn as 1
+    minus its ratio, where that is positive: 0 is collapse for l2, an upper bound for the others.
     """
     check_runs(runs)
     settings = runs.settings()

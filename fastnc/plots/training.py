@@ -1,4 +1,4 @@
-"""Figure 3 of the paper: a network's way to neural collapse, past zero training error."""
+"""Figure 3 of the paper: neural collapse of a network in training, past zero training error."""
 
 from __future__ import annotations
 
@@ -35,11 +35,10 @@ def figure3(run: Trajectory, title: str | None = None) -> Figure:
     """The paper's Figure 3 of a training: x is log log of the epoch, y is logarithmic.
 
     Panels (a) to (d) are those of `figure2`; (e) shows the errors of classification, the training
-    error until it reaches zero, and (f) `nc1` and `1 - margin_ratio`, what is left to collapse.
-    What the paper says of it is drawn in: 0.1 in (a), and in (b) the straight line through what was
-    measured from epoch 100 on, with its slope and r^2. A dotted line marks the first measured epoch
-    without a training error; epochs below 2 are left out. A run of the layer-peeled model has no
-    accuracies, and (e) stays empty.
+    error until it reaches zero, and (f) `nc1` and `1 - margin_ratio`. The paper's claims are drawn
+    in: 0.1 in (a), and in (b) the straight line fitted to the measurements from epoch 100 on, with
+    its slope and r^2. A dotted line marks the first measured epoch without a training error; epochs
+    below 2 are left out. A run of the layer-peeled model has no accuracies, and (e) stays empty.
 
     Parameters
     ----------
@@ -119,7 +118,7 @@ def _line(axes: Axes, epoch: np.ndarray, values: np.ndarray, colour: str, label:
 
 
 def _line_of_the_paper(axes: Axes, epoch: np.ndarray, values: np.ndarray) -> None:
-    """The straight line of log values over log log t from epoch 100, where three points tell it."""
+    """Fit a line to log values over log log t from epoch 100 on, and draw it."""
     late = (epoch >= _LINE_FROM) & (values > 0.0)
     if late.sum() < 3:
         return
@@ -132,7 +131,7 @@ def _line_of_the_paper(axes: Axes, epoch: np.ndarray, values: np.ndarray) -> Non
 
 
 def _first_separated(run: Trajectory) -> float | None:
-    """The first measured epoch at which no training sample is on the wrong side."""
+    """The first measured epoch at which every training sample is classified right."""
     right = run["train_accuracy"] >= 1.0 if "train_accuracy" in run else run["margin"] > 0.0
     return float(run["epoch"][np.argmax(right)]) if right.any() else None
 
@@ -146,7 +145,7 @@ def _log_log_epochs(axes: Axes, last: float) -> None:
     ticks: list[int] = []
     width = math.log10(math.log10(max(last, _FIRST * 1.01)) / math.log10(_FIRST))
     for t in (step * 10**k for k in decades for step in steps if _FIRST <= step * 10**k <= last):
-        # The axis crowds its end: a label must have room beside the one before it.
+        # Labels crowd at the end of the axis: each needs room beside the one before it.
         if not ticks or math.log10(math.log10(t) / math.log10(ticks[-1])) > 0.08 * width:
             ticks.append(t)
     axes.xaxis.set_major_locator(FixedLocator([math.log10(t) for t in ticks]))

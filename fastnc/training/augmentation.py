@@ -1,4 +1,4 @@
-"""Random shifts and mirror images of a batch, drawn from the batch's place in the run."""
+"""Random shifts and reflections of the images of a batch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ AUGMENTS = get_args(Augment)
 
 
 def augmented(images: Tensor, augment: str, seed: np.random.SeedSequence) -> Tensor:
-    """Images (N, C, S, S), each shifted by at most S / 8 pixels and, if asked, mirrored by chance.
+    """Images (N, C, S, S), each shifted by at most S / 8 pixels, and half of them reflected.
 
-    What comes in at an edge is zero, as in He et al. (2016), section 4.2.
+    "shift" does not reflect. New pixels at an edge are 0, as in He et al. (2016), section 4.2.
     """
     if augment == "none":
         return images

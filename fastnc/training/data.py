@@ -1,4 +1,4 @@
-"""Images and labels in memory, resized once: any data set of torchvision's that is on the disk."""
+"""Images and labels in memory, resized once, from a data set of torchvision's on the disk."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class Dataset:
     """Training and test images (N, C, S, S) in uint8, labels (N,) in int64.
 
-    `mean` and `std` are the training images', of all channels together, on the scale 0..1, by
-    which a network's input is normalised.
+    `mean` and `std`, by which a network's input is normalised, are those of the training images,
+    of all channels together, on the scale 0..1.
     """
 
     train_images: Tensor
@@ -79,7 +79,7 @@ def load_data(
     Parameters
     ----------
     root : path
-        torchvision's root. FashionMNIST's four official files, packed (`.gz`) or not, are in
+        torchvision's root. FashionMNIST's four official files, compressed (`.gz`) or not, are in
         `root/FashionMNIST/raw`. Of an ImageFolder, `root/train` and `root/test` (or `val`) hold
         a folder of images for each class.
     name : str
@@ -88,7 +88,7 @@ def load_data(
         Images are resized once, bilinearly with antialiasing, and kept in uint8.
     subset : int, at least the number of classes, optional
         That many training images, evenly over the classes, the first of each in the file's
-        order; and as many test images, if there are.
+        order; and as many test images, or all if there are fewer.
     label_noise : float in [0, 1)
         The share of training labels that are replaced, each by one of the other classes with
         equal chances.
@@ -98,12 +98,16 @@ def load_data(
     seed : int
         Of the label noise.
     download : bool
-        Let torchvision fetch the files first, where they are missing.
+        Let torchvision download missing files first.
+
+    Returns
+    -------
+    Dataset
 
     Raises
     ------
     FileNotFoundError
-        A file is missing; the message says where it was sought.
+        A file is missing; the message names the folder.
     ValueError
         There is no such data set, or an argument makes no sense, or a file is not
         FashionMNIST's: its size, header, statistics or class sizes differ.
@@ -177,7 +181,7 @@ def _evenly(labels: NDArray[np.int64], n: int) -> NDArray[np.intp]:
 
 
 def _turns(labels: NDArray[np.int64]) -> NDArray[np.intp]:
-    """How many of each sample's class stand before it."""
+    """For each sample the number of earlier samples of its class."""
     turn = np.empty(len(labels), np.intp)
     for k in np.unique(labels):
         mine = labels == k

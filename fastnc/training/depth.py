@@ -1,4 +1,4 @@
-"""Profiles through the depth of a network at some epochs, in one file of JSON."""
+"""The metrics of a network's layers at some epochs, in one file of JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE = "depth.json"
 
 
 def add(folder: Path, epoch: int, table: LayerTable) -> Path:
-    """Put an epoch's table beside those of earlier epochs."""
+    """Add an epoch's table to those of earlier epochs."""
     kept = {e: t for e, t in load(folder).items() if e < epoch}
     content = {
         e: {layer: dataclasses.asdict(m) for layer, m in t.items()}

@@ -1,4 +1,4 @@
-"""A network measured on a whole data set: its collapse, its objective, its accuracies."""
+"""Measurements of a network on a whole data set: its collapse, its objective, its accuracies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastnc.training.data import Dataset
 from fastnc.training.network import Pixels, last_layer
 
 ACCURACIES = ("train_accuracy", "test_accuracy")
-# Of the test images, about the training features' class means.
+# The metrics of test images, about the class means of the training features.
 HELD_OUT = ("nc4_agreement", "nearest_mean_accuracy", "cdnv", "within_class")
 # Images that pass the network at once.
 _ROWS = 500
@@ -28,8 +28,8 @@ def measure(
     """The columns of a trajectory without the time, and this rank's features (N, d).
 
     One pass over the training set and one over the test set, in evaluation mode, in float32
-    whatever the training's precision; the features stay on the device, and what is told of them
-    is summed in float64. `test_...` are metrics of held-out images about the training means.
+    whatever the training's precision; the features stay on the device, and their sums are in
+    float64. `test_...` are metrics of test images about the training means.
     """
     net.eval()
     name, last = last_layer(net)
@@ -54,9 +54,9 @@ def measure(
 
 
 def depth_profile(net: Any, pixels: Pixels, data: Dataset, workers: Workers) -> LayerTable:
-    """The metrics of what enters each convolution and linear layer but the first, over all ranks.
+    """The metrics of the input of each convolution and linear layer but the first, over all ranks.
 
-    Of maps the mean over places, one feature a channel.
+    Maps are averaged over their places, to one feature a channel.
     """
     net.eval()
     weighted = [

@@ -1,4 +1,4 @@
-"""What is trained, and how: the settings that a network's final weights depend on."""
+"""The settings of a training on which the final weights depend."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ LOSS_SCALED = "loss-scaled"
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is trained, and how: all that the final weights depend on, beside the data.
+    """All settings on which the final weights depend, beside the data.
 
-    Whether Figure 3's quantities move depends on the start. Under gradient flow of the layer-peeled
-    model `W^T W - H^T H` is conserved (Du, Hu and Lee, 2018): an
-    imbalance of |W| and |H| at the start is one for ever, only the shorter of the two turns, and
-    self-duality stays where it was. So it is in a network, but for what its other layers add. With
-    the defaults, which nobody chose for balance, |H| is 2,000 |W|; with batch normalisation, a
-    linear head, `feature_scale=0.1` and `classifier_scale=2` it is 17 |W|, and the features and the
-    classifier move at comparable speed. The column `balance` of a run is |W|^2 / |H|^2.
+    Whether Figure 3's quantities change depends on the start. Gradient flow of the layer-peeled
+    model conserves `W^T W - H^T H` (Du, Hu and Lee, 2018): an imbalance of |W| and |H| at the start
+    remains, only the smaller of the two turns, and self-duality keeps its value. The same holds for
+    a network, up to the effect of its other layers. With the defaults, which are not chosen for
+    balance, |H| is 2,000 |W|; with batch normalisation, a linear head, `feature_scale=0.1` and
+    `classifier_scale=2` it is 17 |W|, and features and classifier change at comparable speed. The
+    column `balance` of a run is |W|^2 / |H|^2.
 
     Parameters
     ----------
     model : str
         A classifier of torchvision's whose last layer is linear.
     head : "own" or "linear"
-        Whether there are hidden layers between the pooled features and the last layer, where the
-        model has such: see `fastnc.training.network.network`.
+        With or without the model's hidden layers between the pooled features and the last layer:
+        see `fastnc.training.network.network`.
     feature_dim : int
         The width of a VGG's hidden layers; the second one's output is h.
     batch_norm : bool
-        A VGG's variant with it. Of several workers each normalises by its own part of a batch.
+        A VGG's variant with it. Each of several workers normalises by its own part of a batch.
     dropout : float in [0, 1)
     augment : "none", "shift" or "shift-flip"
-        Of the training images, drawn afresh for each batch. Measurements are made without.
+        Of the training images, drawn anew for each batch. Measurements have none.
     feature_scale, classifier_scale : float > 0
-        Of the features and of W at the start.
+        Factors of the features and of W at the start.
     batch_size : int
-        Of all workers together. An epoch is cut into batches of nearly equal size, none larger.
+        Of all workers together. An epoch is divided into batches of nearly equal size, none larger.
     lr, momentum : float
         Of SGD. There is no weight decay.
     schedule : str
@@ -56,7 +56,7 @@ class Experiment:
         class of `torch.optim.lr_scheduler`, stepped once an epoch (with the epoch's mean loss
         where it asks for a metric).
     schedule_args : dict of JSON values
-        Its arguments; `CosineAnnealingLR` gets `T_max=epochs` unless told otherwise.
+        Its arguments; `CosineAnnealingLR` gets `T_max=epochs` unless another is given.
     seed : int
     precision : "float32", "tf32" or "bfloat16"
         Of the training's matrix products. Weights, loss and measurements are in float32.
@@ -66,7 +66,7 @@ class Experiment:
     Raises
     ------
     ValueError
-        A value that makes no sense, in one sentence.
+        A value that makes no sense.
     """
 
     model: str = "vgg13"
@@ -141,7 +141,7 @@ def schedule_of(
 
 
 def _rehearse(make: Any, args: dict[str, Any], defaults: dict[str, Any], epochs: int) -> None:
-    """Step a schedule as often as the training will: some refuse only then, hours into it."""
+    """Step a schedule as often as the training will: some raise only at a late step."""
     momentum = defaults["momentum"]
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=defaults["lr"], momentum=momentum)
     schedule = make(optimizer, **args)

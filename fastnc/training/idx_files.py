@@ -1,4 +1,4 @@
-"""FashionMNIST's four files: read as they are, and verified against what is known of them."""
+"""FashionMNIST's four files, read and verified against the official set's statistics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastnc.training.pixels import mean_and_std
 
 
 class _Facts(NamedTuple):
-    """What the official files hold, to tell them from another set of the same sizes."""
+    """Statistics of the official files, by which another set of the same sizes is recognised."""
 
     n_images: int
     mean: float
@@ -26,8 +26,8 @@ N_CLASSES = 10
 _SIDE = 28
 # The facts are rounded to four decimals.
 _ROUNDING = 1e-4
-# Of images that are nearest to their class's mean. Of FashionMNIST's it is two in three; of images
-# and labels that do not belong together one in ten, the share of a class.
+# The least share of images that are nearest to their own class's mean. It is two in three for
+# FashionMNIST, and one in ten for images and labels that do not belong together.
 _LEAST_NEAREST = 0.3
 
 
@@ -62,7 +62,7 @@ def read_split(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.
 def _nearest_own_mean(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> float:
     """The share of images, of some ten thousand, that are nearest to the mean of their own class.
 
-    That mean is taken without the image itself, from which it is n / (n - 1) times as far.
+    The own class's mean is that of the other images, which is n / (n - 1) times as far.
     """
     some = slice(None, None, max(1, len(images) // 10_000))
     X, y = images[some].reshape(-1, images[0].size).astype(np.float32), labels[some]
@@ -74,10 +74,10 @@ def _nearest_own_mean(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> f
 
 
 def _read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """An array of an IDX file, plain or packed."""
+    """An array of an IDX file, compressed or not."""
     plain, packed = folder / name, folder / (name + ".gz")
     header = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
-    # A byte more than there must be: what is longer, or grows unpacked, is not read to its end.
+    # One byte more than needed: a longer file, or one that expands, is not read to its end.
     most = len(header) + int(np.prod(shape)) + 1
     if plain.is_file():
         path = plain

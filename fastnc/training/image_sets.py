@@ -20,7 +20,7 @@ _TEST_FOLDERS = ("test", "val")
 
 
 def of_torchvision(root: Path, name: str, download: bool = False) -> Splits:
-    """One of `TORCHVISION`, which checks the sums of its files."""
+    """One of `TORCHVISION`, which checks the check sums of its files."""
     kind = getattr(torchvision().datasets, name)
     try:
         if name == "SVHN":
@@ -37,7 +37,7 @@ def of_torchvision(root: Path, name: str, download: bool = False) -> Splits:
 
 
 def download(root: Path, name: str) -> None:
-    """Let torchvision fetch what is missing."""
+    """Let torchvision download missing files."""
     if name == "ImageFolder":
         raise ValueError("`download` must be False for an ImageFolder, which has no address.")
     if name == "FashionMNIST":

@@ -39,14 +39,14 @@ def train(
     """Train a classifier far past zero error, and measure the collapse of its last features.
 
     Section 4 of the paper, "Realistic Training". At log-spaced epochs the whole training set
-    passes the network in evaluation mode, and every metric of `fastnc.collapse_metrics` is taken
-    of its last features, with the columns of a layer-peeled run, so that whatever draws or reads
-    one serves the other. `fastnc.peel(run)` goes on from there without the network.
+    passes the network in evaluation mode, and every metric of `fastnc.collapse_metrics` is measured
+    on its last features, with the columns of a layer-peeled run, so that the same plots and readers
+    serve both. `fastnc.peel(run)` goes on from there without the network.
 
     Parameters
     ----------
     data : Dataset, or the folder that holds `FashionMNIST/raw`
-        A folder is read by `fastnc.data.fashion_mnist` with its defaults.
+        A folder is read by `fastnc.training.fashion_mnist` with its defaults.
     epochs : int >= 1
     experiment : Experiment, optional
         By default the paper's.
@@ -58,21 +58,21 @@ def train(
         Go on from the checkpoint in `out`, if there is one; on the same machine and build the
         end has the same bits as without a stop.
     start : path, optional
-        Another run's checkpoint of the same network and data: its weights, momentum, epoch and
-        measurements are where this run begins, with its own step, schedule and batches.
+        Another run's checkpoint of the same network and data: this run begins with its weights,
+        momentum, epoch and measurements, and has its own step size, schedule and batches.
     device : str, optional
         By default CUDA where there is one.
     deterministic : bool
         Use deterministic algorithms only.
     compile : bool
-        Let `torch.compile` have the training step.
+        Compile the training step with `torch.compile`.
     tensorboard : bool
-        Write the measurements for TensorBoard too.
+        Also write the measurements for TensorBoard.
     depth : bool
         At the first, middle and last measurement, write the metrics of every layer's features to
         `depth.json` in `out`.
     callback : callable, optional
-        Is called with each measurement; a true result stops the run.
+        Called with each measurement; a true result stops the run.
     progress : bool
         Show a progress bar on a terminal.
 
@@ -81,7 +81,7 @@ def train(
     Trajectory
         One row a measurement; further columns are `balance`, `train_accuracy`, `test_accuracy`,
         metrics of test images about the training means (`test_...`) and `lr`.
-        Under several workers all of them return the same.
+        Several workers all return the same.
 
     Raises
     ------
@@ -90,8 +90,12 @@ def train(
     Diverged
         The loss or a weight stopped being finite; `.run` holds the measurements until then.
     Interrupted
-        Ctrl-C, or a signal that asks to stop; the checkpoint has been written, and `.run` holds
-        the measurements until then.
+        Ctrl-C, or another signal to stop; the checkpoint has been written, and `.run` holds the
+        measurements until then.
+
+    Notes
+    -----
+    Cost: that of the epochs, and one pass over training and test images a measurement.
     """
     arrays.check_count("epochs", epochs, 1)
     arrays.check_at_least_zero("checkpoint_every", checkpoint_every)

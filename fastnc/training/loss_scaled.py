@@ -1,4 +1,4 @@
-"""Steps that grow as the loss falls: gradient descent on log L, held by a measured curvature."""
+"""Steps that grow as the loss falls: gradient descent on log L with a bounded decrease a step."""
 
 from __future__ import annotations
 
@@ -48,21 +48,21 @@ def log_cross_entropy(h: Tensor, W: Tensor, labels: Tensor, bias: Tensor | None 
 class LossScaled:
     """The factor of each batch's gradient under `--schedule loss-scaled`.
 
-    With L_b the loss of a batch, L its running mean over about `batches` of them (by default an
-    epoch's) and g_b the gradient of log L_b, a step of plain descent is lr L_b g_b: it dies with
-    the loss. Here it is lr a g_b with
+    With L_b the loss of a batch, L its running mean over about `batches` batches (by default those
+    of an epoch) and g_b the gradient of log L_b, a step of plain descent is lr L_b g_b, which
+    vanishes with the loss. Here it is lr a g_b with
 
         a = max(L_b, min(L_b / L, decrease (1 - momentum) / (lr |g_b|^2))).
 
-    The first argument is the plain step, which this one is never below. The second is descent on
-    log L, in whose time a run goes as far in log t as in epochs. The third is its limit: to first
-    order, momentum's tail included, a step takes at most `decrease` from log L_b. That bounds the
-    curvature too: the Hessian of log L is, but for the margins' own, the covariance of the samples'
+    The first argument is the plain step, a lower bound. The second is descent on log L, in which
+    log t grows in proportion to the epochs. The third bounds it: to first order, with all later
+    steps of the momentum, a step lowers log L_b by at most `decrease`. This bounds the curvature
+    too: the Hessian of log L is, up to the margins' own Hessians, the covariance of the samples'
     grad q_i, at most the largest |grad q_i|^2, and g_b is minus a mean of them. Descent is stable
-    while step times curvature is below 2. lr / L alone has no such bound, and oscillates.
+    while step size times curvature is below 2. lr / L alone has no such bound, and oscillates.
 
-    The larger the batch the better: what one batch gains another one loses. Measured on VGG-13 with
-    1,000 images, an epoch takes 0.15 from log L in 8 batches, and 1.6 in one.
+    Large batches are better, as batches partly undo each other's steps. Measured on VGG-13 with
+    1,000 images, an epoch lowers log L by 0.15 in 8 batches, and by 1.6 in one.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class LossScaled:
     ) -> None:
         check_positive("decrease", decrease)
         n_batches = n_batches if batches is None else check_count("batches", batches, 1)
-        # What a running mean keeps of itself: none of it where an epoch is one batch.
+        # The share that the running mean keeps: none if an epoch is one batch.
         self.log_keep = math.log1p(-1.0 / n_batches) if n_batches > 1 else -math.inf
         self.log_share = -math.log(n_batches)
         self.limit = decrease * (1.0 - momentum) / lr
@@ -107,10 +107,10 @@ class LossScaled:
         torch._foreach_mul_(grads, log_factor.exp().float())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the next step depends on."""
+        """The numbers on which the next step depends."""
         return {"log_mean": self.log_mean, "log_step": self.log_step}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.log_mean.copy_(state["log_mean"])
         self.log_step.copy_(state["log_step"])

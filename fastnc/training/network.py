@@ -1,4 +1,4 @@
-"""A torchvision classifier with a last layer that can be opened, and its loss with it peeled."""
+"""A torchvision classifier whose last layer can be bypassed, and its loss by the fused kernel."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADS = get_args(Head)
 
 
 def torchvision() -> Any:
-    """The package torchvision, or one sentence on how to get one that works."""
+    """The package torchvision; the error says how to install one that works."""
     try:
         return importlib.import_module("torchvision")
     except ImportError as error:
@@ -41,7 +41,7 @@ def torchvision() -> Any:
 
 
 class LastLayer(nn.Linear):
-    """The classifier W, b; while it is `opened` its output is its input, the features h."""
+    """The classifier W, b; while `opened` is set its output is its input, the features h."""
 
     opened = False
 
@@ -86,11 +86,11 @@ def network(
     batch_norm : bool
         A VGG's variant with batch normalisation.
     dropout : float in [0, 1)
-        Of every dropout layer. torchvision's own is 0.5 in a VGG; the collapse wants none.
+        Of every dropout layer. torchvision's own is 0.5 in a VGG; collapse needs 0.
     feature_scale, classifier_scale : float > 0
-        The features' scale and W's are multiplied by them at the start: the weight and bias of
-        the last normalisation (or, where there is none, of the last layer but one that has a
-        weight), and W. Their balance is what training does not change: `Experiment` says why.
+        Factors at the start: of the weight and bias of the last normalisation (or, without one,
+        of the last layer but one that has a weight), and of W. Training hardly changes the balance
+        of both: see `Experiment`.
 
     Raises
     ------
@@ -172,7 +172,7 @@ def _vgg(
 def _other(
     name: str, n_classes: int, n_channels: int, head: str, device: str | torch.device
 ) -> Any:
-    # The auxiliary outputs of the Inceptions would have losses of their own.
+    # Without the auxiliary outputs of the Inceptions, which need losses of their own.
     options = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     options |= {"init_weights": True} if options else {}
     net = torchvision().models.get_model(name, weights=None, num_classes=n_classes, **options)
@@ -234,7 +234,7 @@ class Pixels(nn.Module):
 
 
 class PeeledLoss(nn.Module):
-    """Images and labels to the mean loss or its logarithm, the last layer inside the fused loss.
+    """Images and labels to the mean loss or its logarithm; the fused loss contains the last layer.
 
     One module, so that distributed wrappers and the compiler see the whole step.
     """

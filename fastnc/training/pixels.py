@@ -1,4 +1,4 @@
-"""Stacks of images in uint8: resized, and the mean and deviation of their pixels."""
+"""Resizing of images in uint8, and the mean and standard deviation of their pixels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def resized(images: NDArray[np.uint8], size: int) -> Tensor:
 
 
 def mean_and_std(images: NDArray[np.uint8]) -> tuple[float, float]:
-    """Of all pixels on the scale 0..1, from how often each of the 256 values occurs."""
+    """Mean and standard deviation of all pixels on the scale 0..1, from their histogram."""
     counts = np.bincount(images.ravel(), minlength=256)
     values = np.arange(256) / 255.0
     mean = float(counts @ values / images.size)

@@ -1,4 +1,4 @@
-"""A training under the one run loop: its checkpoints in torch's format, its table as it grows."""
+"""A training under the run loop: its checkpoints in torch's format, its table, its profiles."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fastnc.training.stepper import TrainingStepper
 
 
 class TrainingRun(RankedRun):
-    """A `TrainingStepper` from where it stands to the last of the epochs that are `due`.
+    """A run of a `TrainingStepper` to the last of the epochs `due`.
 
     Rank 0 alone writes: `checkpoint.pt`, and `run.csv` after every measurement.
     """
@@ -50,7 +50,7 @@ class TrainingRun(RankedRun):
 
     @property
     def total(self) -> float:
-        """Images until the end."""
+        """Images of the whole run."""
         return self.due[-1] * self.stepper.n_samples
 
     @property
@@ -59,12 +59,12 @@ class TrainingRun(RankedRun):
         return self.workers.rank == 0
 
     def begin(self, resume: bool) -> None:
-        """Go on from the checkpoint in `out`, if that is asked and there is one, else from `start`.
+        """Go on from the checkpoint in `out`, if `resume` is set and there is one, or from `start`.
 
         Raises
         ------
         FileNotFoundError, ValueError
-            A checkpoint that is not there, is damaged or does not fit.
+            A checkpoint is missing, damaged, or of another run.
         """
         own = None if self.out is None else self.out / CHECKPOINT
         if resume and own is not None and own.exists():
@@ -106,14 +106,14 @@ class TrainingRun(RankedRun):
         stepper.optimizer.param_groups[0].update(group)
 
     def _take_rows(self, state: State) -> None:
-        # The last row of a run that was shorter may lie off this one's grid.
+        # The last row of a shorter run may not be due in this one.
         self.rows = [row for row in state.rows if row["epoch"] in self.due]
         self._next = bisect_left(self.due, self.stepper.time)
         if self.rows and self.rows[-1]["epoch"] == self.stepper.time:
             self._next += 1
 
     def record(self, measured: dict[str, float]) -> None:
-        """A row, in the table and before TensorBoard's eyes too."""
+        """Append a row, and write it to the table and to TensorBoard."""
         super().record(measured)
         epoch = self.stepper.epoch
         if epoch in self.profiled:
@@ -134,7 +134,7 @@ class TrainingRun(RankedRun):
                 self.writer.add_scalar(f"collapse/{name}", value, self.stepper.epoch)
 
     def write(self, path: Path) -> None:
-        """The checkpoint, by rank 0."""
+        """Write the checkpoint, on rank 0."""
         if self.leads:
             self.stepper.save(path, self.rows)
 
@@ -146,7 +146,7 @@ class TrainingRun(RankedRun):
         return Diverged(f"{found}{kept}", found.run)
 
     def trajectory(self, stopped: str) -> Trajectory:
-        """The rows so far and the last layer; of a run at its end the features too."""
+        """The rows so far and the last layer; at the end of the run also the features."""
         about = {**self.about, **self.stepper.report(), "stopped": stopped}
         ended = stopped in ("callback", self.stepper.end)
         H, y = (self.stepper.H, self.y) if ended else self._nothing()[1:]

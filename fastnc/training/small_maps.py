@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Where padding is most of what a convolution reads, a library's kernels lose most of their time.
-# On two Sapphire Rapids cores, 512 channels and 50 maps of 2 x 2, forward and backward: 60 ms by
-# oneDNN in float32 and 45 ms in bfloat16; as products 31 ms and 7 ms. At 4 x 4 nothing is won.
+# Where a convolution mostly reads padding, a library's kernels are slow. On two Sapphire Rapids
+# cores, 512 channels and 50 maps of 2 x 2, forward and backward: 60 ms by oneDNN in float32 and
+# 45 ms in bfloat16; as products 31 ms and 7 ms. At 4 x 4 products are no faster.
 _SIDE = 2
 
 
@@ -21,7 +21,7 @@ class SmallMapConv2d(nn.Conv2d):
     alone. The parameters and their names are those of `torch.nn.Conv2d`. Equivalent to it up to
     the order of the sums.
 
-    Cost: 9 C numbers a pixel are copied, at most 36 C a map.
+    Cost: a copy of 9 C numbers a pixel, at most 36 C a map.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class SmallMapConv2d(nn.Conv2d):
 
 
 def with_small_maps(net: Any) -> Any:
-    """Let every 3 x 3 convolution of `net` that keeps its map's size take small maps so."""
+    """`net` with a `SmallMapConv2d` for every 3 x 3 convolution that keeps the map's size."""
     for parent in list(net.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Conv2d and _suits(child):

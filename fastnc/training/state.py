@@ -1,4 +1,4 @@
-"""A training's checkpoint, and the switches of reproducible torch."""
+"""A training's checkpoint, and torch's settings for a reproducible run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from fastnc._core.files import FOREIGN, atomic_write, describe
 
 CHECKPOINT = "checkpoint.pt"
-# Behind torch's archive, whose readers do not mind: the sum of all that is before.
+# After torch's archive, whose readers ignore it: the SHA-256 of the archive.
 _SEAL = b"fastnc sha256 "
 _PIECE = 1 << 24
 _FILLING: Any = torch.utils.deterministic
@@ -26,10 +26,10 @@ _FILLING: Any = torch.utils.deterministic
 
 @dataclass(frozen=True)
 class State:
-    """A moment between two batches; `identity` holds JSON values that a resumed run must share.
+    """The state between two batches; `identity` holds JSON values that a resumed run must share.
 
-    No generator's state is among it: the order of an epoch and the dropout of a batch are drawn
-    afresh from the seed and their place in the run.
+    It has no generator's state: the order of an epoch and the dropout of a batch are drawn from the
+    seed and their place in the run.
     """
 
     identity: dict[str, Any]
@@ -42,12 +42,12 @@ class State:
     rows: list[dict[str, float]]
 
     def save(self, path: Path) -> None:
-        """Write one file atomically: a kill leaves the last one or this one, whole.
+        """Write one file atomically: a kill leaves the previous file or this one, complete.
 
         Raises
         ------
         OSError
-            The disk is full, say; the sentence says that the last checkpoint is whole.
+            The file cannot be written, as on a full disk; the previous checkpoint is complete.
         """
         try:
             atomic_write(path, self._write)
@@ -67,7 +67,7 @@ class State:
 
     @classmethod
     def load(cls, path: Path, identity: dict[str, Any], device: torch.device) -> State:
-        """Read a checkpoint of the run that `identity` tells.
+        """Read a checkpoint of the run with this `identity`.
 
         Raises
         ------
@@ -86,7 +86,7 @@ class State:
         ) as error:  # fmt: skip
             reason = (str(error) or type(error).__name__).splitlines()[0]
             if isinstance(error, pickle.UnpicklingError):
-                # Torch's own message says how to load such a file all the same.
+                # Torch's own message explains how to unpickle such a file.
                 reason = "it holds more than tensors"
             raise ValueError(
                 f"the checkpoint {str(path)!r} is not readable ({reason}); it "
@@ -108,7 +108,7 @@ class State:
 
 
 class _Summed:
-    """A file whose sum is taken as it is written."""
+    """A file whose SHA-256 is computed while it is written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest = file, hashlib.sha256()
@@ -126,17 +126,17 @@ def _seal(digest: Any) -> bytes:
 
 
 def seal_of(path: str | os.PathLike[str]) -> str:
-    """The sum at the end of a checkpoint, by which a run names the one it began from."""
+    """The SHA-256 at the end of a checkpoint, which identifies it in a run that began from it."""
     with open(path, "rb") as file:
         file.seek(-2 * hashlib.sha256().digest_size, os.SEEK_END)
         return file.read().decode(errors="replace")
 
 
 def _check_sums(file: BinaryIO) -> None:
-    """Torch's reader takes no notice of the sums that its writer puts into the archive.
+    """Raise where a checkpoint's SHA-256, or in an older file a check sum of the archive, is wrong.
 
-    Those sums do not tell of the archive's directory either, where one bit can make a part
-    empty; files of before there was a seal have nothing better.
+    Torch's reader ignores the archive's check sums, which do not cover its directory either: there
+    one wrong bit can make an entry empty.
     """
     size = os.fstat(file.fileno()).st_size
     end = size - len(_SEAL) - 2 * hashlib.sha256().digest_size
@@ -161,7 +161,7 @@ def _check_sums(file: BinaryIO) -> None:
 def reproducible(
     seed: int, device: torch.device, precision: str, deterministic: bool
 ) -> Iterator[None]:
-    """Seeded, with the wanted products and algorithms; torch's switches are put back after."""
+    """Seed torch and set its precision and algorithms; its settings are restored at the end."""
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -175,8 +175,8 @@ def reproducible(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with torch.random.fork_rng(devices=[device] if cuda else []):
         try:
-            # Poolings whose windows do not overlap are deterministic, though on CUDA torch does
-            # not say so: it may warn, and must not refuse.
+            # On CUDA torch calls poolings nondeterministic, though with windows that do not overlap
+            # they are deterministic: it may warn, and must not raise.
             torch.use_deterministic_algorithms(deterministic, warn_only=cuda)
             _FILLING.fill_uninitialized_memory = False
             torch.backends.cudnn.benchmark = cuda and not deterministic

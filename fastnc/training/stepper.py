@@ -1,4 +1,4 @@
-"""A network between two batches: everything that the next one depends on."""
+"""The training of a network as a stepper: a step is a batch."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class TrainingStepper:
 
     @property
     def time(self) -> float:
-        """Epochs; within one, the part of its images that have been seen."""
+        """Epochs, with the share of the current epoch's images that have been seen."""
         return self.epoch + self._edge(self.step) / self.n_samples
 
     @property
@@ -107,7 +107,7 @@ class TrainingStepper:
         return found
 
     def advance(self, due: float, steps: int) -> int:
-        """At most so many batches, none beyond the epoch `due`; nothing waits for the device."""
+        """Make at most `steps` batches, none beyond the epoch `due`; no wait for the device."""
         made = 0
         while made < steps and self.epoch < due:
             self._batch()
@@ -116,13 +116,13 @@ class TrainingStepper:
 
     def _batch(self) -> None:
         if self.order is None:
-            # Drawn from the seed and the epoch, so that a resumed run finds the same.
+            # Drawn from the seed and the epoch, so that a resumed run draws the same.
             rng = np.random.default_rng((self.experiment.seed, self.epoch))
             self.order = torch.from_numpy(rng.permutation(self.n_samples)).to(self.device)
         low, high = self._edge(self.step), self._edge(self.step + 1)
         share = self.workers.mine(high - low)
         rows = self.order[low + share.start : low + share.stop]
-        # Drawn afresh for each batch, so that no generator's state need be saved.
+        # Seeded for each batch, so that no generator's state is saved.
         place = (self.experiment.seed, self.epoch, self.step, self.workers.rank)
         drawn = np.random.SeedSequence(place)
         torch.manual_seed(int(drawn.generate_state(1, np.uint64)[0]))
@@ -130,7 +130,7 @@ class TrainingStepper:
         loss = self.loss(images, self.data.train_labels[rows])
         self.optimizer.zero_grad(set_to_none=True)
         if self.scaled is None:
-            # The workers' gradients are averaged: make that the mean over the whole batch.
+            # The average of the workers' gradients becomes the mean over the whole batch.
             loss = loss * (len(rows) * self.workers.count / (high - low))
             loss.backward()
             self.loss_sum += loss.detach() * ((high - low) / self.workers.count)
@@ -156,33 +156,33 @@ class TrainingStepper:
         self.epoch, self.step, self.order = self.epoch + 1, 0, None
         self.loss_sum.zero_()
         if isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            # One that is not finite is told of by `finite`.
+            # `finite` reports a loss that is not finite.
             self.schedule.step(mean if math.isfinite(mean) else 0.0)
         elif self.schedule is not None and self.scaled is None:
             self.schedule.step()
 
     def finite(self) -> bool:
-        """Whether every weight is."""
+        """Whether every weight is finite."""
         norms = torch.stack(list(torch._foreach_norm(list(self.net.parameters()))))
         return bool(norms.isfinite().all())
 
     def keep(self, steps: int) -> bool:
-        """A network's weights are many: no copy is kept."""
+        """False: a copy of all weights costs too much."""
         return False
 
     def roll_back(self) -> None:
         """Nothing was kept."""
 
     def measure(self) -> dict[str, float]:
-        """The columns of a row; the features stay where they are until they are asked for."""
+        """The columns of a row; the features stay on the device until `H` is read."""
         for buffer in self.net.buffers():
-            # Each rank's batch normalisation has seen other images since the last step began.
+            # The ranks' batch normalisations have seen different images.
             self.workers.first(buffer)
         columns, features = measure(self.net, self.pixels, self.data, self.workers)
         self.features = (self.epoch, features)
         lr = float(self.optimizer.param_groups[0]["lr"])
         if self.scaled is not None:
-            # Beyond float64 it is infinite.
+            # Infinite beyond the range of float64.
             lr *= float(self.scaled.log_step.exp())
         return {**columns, "lr": lr}
 
@@ -199,7 +199,7 @@ class TrainingStepper:
         ).save(path)  # fmt: skip
 
     def take_up(self, state: State) -> None:
-        """Go on where `state` was.
+        """Restore a state.
 
         Raises
         ------
@@ -215,7 +215,7 @@ class TrainingStepper:
             raise ValueError("a state of another network") from None
 
     def take_up_schedule(self, state: State) -> None:
-        """Let the schedule go on too, where there is one."""
+        """Restore the schedule too, where there is one."""
         if self.schedule is not None and state.schedule is not None:
             self.schedule.load_state_dict(state.schedule)
 
@@ -228,11 +228,11 @@ class TrainingStepper:
         raise NotImplementedError("a network's state is taken up by `take_up`")
 
     def report(self) -> dict[str, Any]:
-        """Where it stands."""
+        """The epochs made and the number of workers."""
         return {"epochs": self.epoch, "workers": self.workers.count}
 
     def place(self, last: float) -> str:
-        """Where it stands, for a message."""
+        """The current epoch and the last one, for a message."""
         return f"epoch {self.epoch} of {last:g}"
 
     def why(self, good: float, bad: float) -> str:

@@ -251,7 +251,7 @@ def max_spectral_square(*matrices: Any) -> Any:
 
 
 def _corrections(rule: Any, step: int) -> tuple[float, float]:
-    """Adam's `(1 - b2^t)^-1/2`, a factor of sqrt(v), and `1 / (1 - b1^t)`, one of m, at t = step."""
+    """Of Adam after t steps: `(1 - b2^t)^-1/2`, a factor of sqrt(v), and `1 / (1 - b1^t)`, of m."""
     if _kind(rule) is not Adam:
         return 1.0, 1.0
     b1, b2 = rule.betas

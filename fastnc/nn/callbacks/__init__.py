@@ -1,6 +1,6 @@
-"""The tracker where people train: Lightning, the Hugging Face Trainer, torchmetrics.
+"""The tracker as a callback of Lightning and the Hugging Face Trainer, and a torchmetrics metric.
 
-Each needs its own library, and is loaded when it is first asked for.
+Each needs its own library, and is imported at its first use.
 """
 
 from __future__ import annotations

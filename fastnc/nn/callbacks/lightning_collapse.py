@@ -20,7 +20,7 @@ class LightningCollapse(Callback):
     layer : str, optional
         Of the LightningModule; or `layers=...`, and all else that `CollapseTracker` takes.
     labels : callable of a batch
-        Its labels; by default the second of a tuple, or what stands under "labels".
+        Its labels; by default the second of a tuple, or the value of the key "labels".
     prefix : str
 
     Notes

@@ -12,7 +12,7 @@ from fastnc.collapse.statistics import ClassStatistics, Scatter
 
 
 class TorchmetricsCollapse(Metric):
-    """What one pass over features and labels tells: `update(features, target)`, `compute()`.
+    """The metrics of one pass over features and labels: `update(features, target)`, `compute()`.
 
     Parameters
     ----------
@@ -23,8 +23,8 @@ class TorchmetricsCollapse(Metric):
 
     Notes
     -----
-    State: 2 K + K d (+ d^2) numbers in float64. Margins and decisions need a second pass, and are
-    missing; `scatter="full"` tells NC1.
+    State: 2 K + K d (+ d^2) numbers in float64. Margins and decisions, which need a second pass,
+    are missing; NC1 needs `scatter="full"`.
     """
 
     full_state_update = False
@@ -56,8 +56,8 @@ class TorchmetricsCollapse(Metric):
         """The metrics that are known, by name."""
         (layer,) = self._classifier
         W, bias = (None, None) if layer is None else (layer.weight, layer.bias)
-        told = self._unpacked(self.gathered).metrics(W, bias)  # type: ignore[arg-type]
-        return {name: torch.tensor(value) for name, value in told.flat().items()}
+        metrics = self._unpacked(self.gathered).metrics(W, bias)  # type: ignore[arg-type]
+        return {name: torch.tensor(value) for name, value in metrics.flat().items()}
 
     def _new(self) -> ClassStatistics:
         return ClassStatistics(*self._arguments)

@@ -14,7 +14,7 @@ from fastnc.nn.tracker import CollapseTracker
 class TrainerCollapse(TrainerCallback):
     """Runs the model over a loader after each evaluation; a `history` by step, and log entries.
 
-    The Trainer shows its callbacks no batch, so the loader is gone through once more.
+    The Trainer gives its callbacks no batch, so the model runs over the loader once more.
 
     Parameters
     ----------

@@ -4,7 +4,7 @@
     >>> [finding.claim for finding in verify.section_3_1_1(seed=0)]
     ['Lemma 3.1', 'Remark 3.1', 'Theorem 3.2']
 
-A misprint holds if what is right was found to hold *and* what is printed was found not to.
+A misprint holds if the corrected claim was found to hold *and* the printed one not to.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def check(seed: int = 0, progress: bool = False) -> list[Finding]:
     Parameters
     ----------
     seed : int >= 0
-        Of every random point and start. Seeds 0 to 49 were tried, and all claims held.
+        Of every random point and start. With each of the seeds 0 to 49 all claims held.
     progress : bool
         Show a progress bar on a terminal.
 
     Raises
     ------
     ValueError
-        The flow of this seed's start would not show its rates at the horizons that are used.
+        The flow from this seed's start has not reached its rates where they are measured.
 
     Notes
     -----

@@ -21,10 +21,10 @@ class Finding:
     claim: str  # "Lemma 3.1", "(9)", ...
     says: str  # what is checked, in one line
     measured: str  # the number or numbers that decide
-    error: float  # how far off
-    tolerance: float  # what may be off, and `why` says where that comes from
-    why: str
-    printed: str = ""  # of a misprint: what the paper prints, and what it is worth
+    error: float
+    tolerance: float
+    why: str  # where the tolerance comes from
+    printed: str = ""  # of a misprint: what the paper prints, and how it fails
 
     @property
     def holds(self) -> bool:
@@ -46,7 +46,7 @@ class Finding:
 
 
 def all_hold(findings: Sequence[Finding]) -> bool:
-    """Whether there is something, and all of it holds."""
+    """Whether there are findings, and all of them hold."""
     return bool(findings) and all(finding.holds for finding in findings)
 
 

@@ -1,4 +1,4 @@
-"""Section 3.1.2 checked, and what lies beyond it: KKT residuals, conservation, law and rates."""
+"""Section 3.1.2 checked, and further: KKT residuals, conservation, the exact law, the rates."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LEAST_SINGULAR_VALUE = 0.005
 
 
 def check_starts(seed: int) -> None:
-    """Refuse a seed whose flows linger near a KKT point of low rank, so that no rate would show."""
+    """Refuse a seed whose flows stay long near a KKT point of low rank, without a rate to fit."""
     for model in (_WIDE, _NARROW):
         least = float(aligned_singular_values(*model.init(seed), model.y)[-1])
         if least < _LEAST_SINGULAR_VALUE:
@@ -46,7 +46,7 @@ def section_3_1_2(seed: int) -> Iterator[Finding]:
 
 
 def beyond(seed: int) -> Iterator[Finding]:
-    """What the flow conserves, its exact law, its rates and constants, and section 5.3's wish."""
+    """The conserved quantities, the exact law, rates and constants, and section 5.3's step."""
     yield _conserved(seed)
     yield _law()
     yield from _rates(seed)
@@ -82,7 +82,7 @@ def _theorem_31(seed: int) -> Finding:
 
 
 def _lemma_32(seed: int) -> Finding:
-    """The residual at a state on its way is exactly epsilon, and its bounds hold."""
+    """At a state of the flow the residual is exactly epsilon, and its bounds hold."""
     run = flow(_WIDE, 3.0, seed, snapshots=5)
     at = kkt(run.W, run.H, run.y)
     norm2 = float((run.W**2).sum() + (run.H**2).sum())
@@ -173,10 +173,10 @@ def _rates(seed: int) -> Iterator[Finding]:
 
 
 def _no_room(seed: int) -> Finding:
-    """d = K - 1: nothing is orthogonal to the classifier, and within_class is a power of t."""
+    """d = K - 1: no direction is orthogonal to the classifier, and within_class is a power of t."""
     K = _NARROW.n_classes
     run = flow(_NARROW, 50.0, seed, snapshots=40, rtol=1e-10)
-    # Small enough to be asymptotic, large enough beside the rounding of the features.
+    # Small enough to be asymptotic, and large beside the rounding of the features.
     late = (run["within_class"] < 1e-3) & (run["within_class"] > 1e-8)
     # log of t log t. Corrections of relative order 1 / log t bend the curve by a multiple of its
     # logarithm, which is fitted beside it, so that the slope is the limit's.

@@ -1,4 +1,4 @@
-"""Section 3.2 checked: Example 3.1, the optimum on the sphere, and the way down from elsewhere."""
+"""Section 3.2 checked: Example 3.1, the optimum on the sphere, negative curvature elsewhere."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _theorem_33(seed: int) -> Finding:
         for _ in range(20)
     ]  # fmt: skip
     attained = abs(loss(*collapsed(radius, K, n, d)) / best - 1.0)
-    # Below the closed form by more than rounding would refute it.
+    # A value below the closed form by more than rounding would refute that.
     beaten = max(0.0, 1.0 - min(ends) / best)
     error = max(attained, abs(min(ends) / best - 1.0)) if beaten < 1e-13 else math.inf
     return Finding(
@@ -143,9 +143,9 @@ def _theorem_34() -> Finding:
     for W in (_POINT.W, pair):
         value, (dW, dH) = tangent_curvature(W, W, y, "sum")
         angle = 0.05
-        moved = loss(*along_sphere(W, W, dW, dH, angle), y, "sum") - loss(W, W, y, "sum")
+        change = loss(*along_sphere(W, W, dW, dH, angle), y, "sum") - loss(W, W, y, "sum")
         falls.append(value)
-        if not (value < 0.0 and moved < 0.0):
+        if not (value < 0.0 and change < 0.0):
             error = math.inf
     _, grad, _ = loss_and_grads(pair, pair, y, "sum")
     Z = pair @ pair.T
@@ -176,7 +176,7 @@ def _sphere_13() -> Finding:
     shift = float((W * grad_W).sum() + (H * grad_H).sum()) / float(theta @ theta)
     sphere = float(np.linalg.eigvalsh(P @ (plain - shift * np.eye(len(theta))) @ P)[0])
     return Finding(
-        "(13), (14)", "falling on the sphere is told by the Riemannian Hessian",
+        "(13), (14)", "descent on the sphere is decided by the Riemannian Hessian",
         f"smallest eigenvalue at the optimum {sphere:.0e}",
         abs(sphere) if straight < -1e-3 else math.inf, 1e-13, "rounding of a 48 x 48 matrix",
         f"a straight tangent step leaves the sphere: its Hessian has {straight:.3f} even at the "
@@ -185,7 +185,7 @@ def _sphere_13() -> Finding:
 
 
 def _remark_33() -> Finding:
-    """How long gradient flow takes from (7), perturbed along the escape by a relative eps."""
+    """The time of gradient flow from (7), perturbed by a relative eps along the escape."""
     dW, dH = _POINT.escape
     times = []
     sizes = (0.2, 0.1)

@@ -1,4 +1,4 @@
-"""Remark 3.3's claim for SGD checked: what its noise cannot do, and what other noise does."""
+"""Remark 3.3's claim for SGD checked: batches stay in a subspace, other noise leaves it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fastnc.theory.example31 import Example31
 def remark_33_sgd(seed: int) -> Finding:
     """Batches from (7) stay in the span of its rows, of dimension 2; Gaussian noise leaves it.
 
-    The gradient of a sample is `r_i h_i^T` and `W^T r_i`: each row that moves stays in the joint
-    row space of W and H, whatever is drawn.
+    The gradient of a sample is `r_i h_i^T` and `W^T r_i`: each row stays in the joint row space of
+    W and H, whatever is drawn.
     """
     at = Example31(1.0)
     options: dict[str, Any] = {"lr": 0.5, "seed": seed, "W": at.W, "H": at.H, "snapshots": 2}
