@@ -97,10 +97,10 @@ def plan(n_classes: int, dim: int, n_samples: int, dtype: Any = "float64") -> Ar
     Examples
     --------
     >>> import fastnc
-    >>> how = fastnc.plan(10, 64, 200_000, "float32")
-    >>> how.divides, how.products, how.chunk
+    >>> plan = fastnc.plan(10, 64, 200_000, "float32")
+    >>> plan.divides, plan.products, plan.chunk
     ('samples', 'tiles', 64)
-    >>> print(how)  # doctest: +ELLIPSIS
+    >>> print(plan)  # doctest: +ELLIPSIS
     processor: vector bytes ...
     divides  samples  ...
     """
@@ -111,9 +111,9 @@ def plan(n_classes: int, dim: int, n_samples: int, dtype: Any = "float64") -> Ar
     arrays.check_choice("dtype", name, ("float32", "float64"))
     from fastnc.kernels.cpu.plan import FACTS, plan, reasons
 
-    how = plan(n_classes, dim, n_samples, np.dtype(name).itemsize)
-    why = reasons(how, n_classes, dim, np.dtype(name).itemsize)
-    return Arrangement(**how._asdict(), processor=dict(FACTS), reasons=why)
+    planned = plan(n_classes, dim, n_samples, np.dtype(name).itemsize)
+    why = reasons(planned, n_classes, dim, np.dtype(name).itemsize)
+    return Arrangement(**planned._asdict(), processor=dict(FACTS), reasons=why)
 
 
 @quiet

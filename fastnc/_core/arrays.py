@@ -109,12 +109,16 @@ def row_major(x: Any, dtype: Any = None) -> np.ndarray:
     A kernel is compiled for each type of array, and a read-only array is a type of its own:
     so a read-only array is passed as a writable view. Kernels never write to their inputs.
     """
-    array = np.ascontiguousarray(as_numpy(x), dtype=dtype)
-    return array if array.flags.writeable else np.asarray(_Unlocked(array))
+    return writable(np.ascontiguousarray(as_numpy(x), dtype=dtype))
 
 
-class _Unlocked:
-    """A writable view of the memory of a read-only array, which it keeps alive."""
+def writable(array: np.ndarray) -> np.ndarray:
+    """`array`, or a writable view of it where it is read-only; for kernels, which only read it."""
+    return array if array.flags.writeable else np.asarray(_WritableView(array))
+
+
+class _WritableView:
+    """The memory of a read-only array as that of a writable one; keeps the array alive."""
 
     def __init__(self, array: np.ndarray) -> None:
         interface = array.__array_interface__

@@ -28,8 +28,8 @@ def provenance() -> dict[str, str]:
 def provenance_line() -> str:
     """The same in one line, for what has room for a comment: figures and LaTeX."""
     made = provenance()
-    told = [f"fastnc {made.pop('version')}", *(f"{name} {at}" for name, at in made.items() if at)]
-    return "; ".join(told)
+    parts = [f"fastnc {made.pop('version')}", *(f"{name} {at}" for name, at in made.items() if at)]
+    return "; ".join(parts)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._core.arrays import check_array, check_unmasked, dtype_name, home, is_torch
+from fastnc._core.arrays import check_array, check_unmasked, dtype_name, home, is_torch, writable
 from fastnc.collapse.labels import check_range, with_labels
 from fastnc.collapse.mapped import mapped_file
 
@@ -90,7 +90,7 @@ def readable(H: Any) -> Any:
     H = native(np.asarray(H))
     if H.dtype not in (np.float32, np.float64):
         H = H.astype(np.float32)
-    return _writable(np.ascontiguousarray(H))
+    return writable(np.ascontiguousarray(H))
 
 
 def native(x: Any) -> Any:
@@ -98,20 +98,6 @@ def native(x: Any) -> Any:
     if isinstance(x, np.ndarray) and not x.dtype.isnative:
         return x.astype(x.dtype.newbyteorder("="))
     return x
-
-
-class _Memory:
-    """The memory of a read-only array, presented as writable."""
-
-    def __init__(self, array: NDArray[Any]) -> None:
-        self.array = array
-        address, _ = array.__array_interface__["data"]
-        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
-
-
-def _writable(array: NDArray[Any]) -> NDArray[Any]:
-    # Kernels only read features, but would be compiled again for arrays that are read-only.
-    return array if array.flags.writeable else np.asarray(_Memory(array))
 
 
 def kept_samples(y: Counts) -> Counts | None:

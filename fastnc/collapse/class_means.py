@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc.collapse.between_class_basis import Directions
-from fastnc.collapse.codes import one_vs_rest_distance, told_in_time
+from fastnc.collapse.codes import one_vs_rest_distance, one_vs_rest_is_cheap
 from fastnc.collapse.conventions import (
     NEEDS_FEATURES_ONLY,
     OTHER_FORMS,
@@ -114,7 +114,7 @@ def metrics_of_means(
         balance = W @ (of.sizes @ means / of.sizes.sum()) + bias
         length = unit_of(balance[None])
         computed["bias_balance"] = length * float(np.linalg.norm(balance / length))
-        if not told_in_time(W):
+        if not one_vs_rest_is_cheap(W):
             absent.add("one_vs_rest_distance")
     computed |= zip(NAMES, values, strict=True)
     names = NAMES + FURTHER + OTHER_FORMS
@@ -178,7 +178,7 @@ def _classifier(
     # One factor at a time: the square of a product may overflow where the product does not.
     forms["uniform_duality"] = dual * of_rows * of_C * of_rows * of_C
     forms["nc0"] = float(total @ total) / len(W)
-    if told_in_time(W):
+    if one_vs_rest_is_cheap(W):
         forms["one_vs_rest_distance"] = one_vs_rest_distance(W / unit)
     return forms
 

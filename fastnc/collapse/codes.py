@@ -79,7 +79,7 @@ def from_hulls(U: Floats) -> Floats:
     return out
 
 
-def told_in_time(W: Floats) -> bool:
+def one_vs_rest_is_cheap(W: Floats) -> bool:
     """Whether `one_vs_rest_distance` of W takes no longer than all other metrics."""
     return 2 <= len(W) <= MOST_ROWS and len(W) * min(W.shape) <= MOST_WORK
 

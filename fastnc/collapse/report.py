@@ -64,42 +64,42 @@ def at_collapse(m: Measured) -> dict[str, str]:
 
 def best_here(m: Measured) -> dict[str, str]:
     """What the metrics can reach at best where K > d + 1 and no simplex fits; empty otherwise."""
-    told = {}
+    best = {}
     if m.n_classes > m.dim + 1:
-        told["equiangular_features"] = f">= {least_mean_angle(m.n_classes, m.dim):.4g}"
+        best["equiangular_features"] = f">= {least_mean_angle(m.n_classes, m.dim):.4g}"
         kind = "known codes" if m.dim <= 2 or m.n_classes <= 2 * m.dim else "a bound"
-        told["margin_ratio"] = f"<= {largest_margin_ratio(m.n_classes, m.dim):.4g} ({kind})"
-        told["effective_rank"] = f"<= {m.dim}"
+        best["margin_ratio"] = f"<= {largest_margin_ratio(m.n_classes, m.dim):.4g} ({kind})"
+        best["effective_rank"] = f"<= {m.dim}"
     if m.n_rows > m.dim + 1:
-        told["equiangular_classifier"] = f">= {least_mean_angle(m.n_rows, m.dim):.4g}"
-    return told
+        best["equiangular_classifier"] = f">= {least_mean_angle(m.n_rows, m.dim):.4g}"
+    return best
 
 
 def notes(m: Measured) -> list[str]:
     """What a reader must know before these numbers mean collapse; a sentence each."""
-    told = []
+    found = []
     if m.held_out:
-        told.append("held-out samples, about the class means of others")
+        found.append("held-out samples, about the class means of others")
     if m.n_ignored:
-        told.append(f"{m.n_ignored} samples were ignored")
+        found.append(f"{m.n_ignored} samples were ignored")
     if m.n_left_out:
-        told.append(f"{m.n_left_out} classes with too few samples were left out")
+        found.append(f"{m.n_left_out} classes with too few samples were left out")
     if m.n_single:
-        told.append(
+        found.append(
             f"{m.n_single} of {m.n_classes} classes have one sample, whose deviation is 0 by "
             "definition: nc1 and cdnv are too small; see `min_count`"
         )
     if m.n_samples <= m.dim and not m.held_out:
-        told.append(
+        found.append(
             f"no more samples ({m.n_samples}) than features ({m.dim}): any so few points look "
             "collapsed; nothing is shown by it"
         )
     if m.n_classes > m.dim + 1:
-        told.append(
+        found.append(
             f"{m.n_classes} classes in {m.dim} dimensions hold no simplex (K > d + 1): 0 is "
             "impossible for what compares with it"
         )
-    return told
+    return found
 
 
 def _lines(m: Measured, convention: str | None) -> Iterator[tuple[str, str]]:
@@ -141,10 +141,10 @@ def line(m: Measured) -> str:
     """One line: what was measured and the metrics asked for most."""
     values = m.as_dict()
     known = {name: values[name] for name in _SHORT}
-    told = ", ".join(f"{k}={v:.4g}" for k, v in known.items() if v is not None)
+    values = ", ".join(f"{k}={v:.4g}" for k, v in known.items() if v is not None)
     held = "held-out " if m.held_out else ""
     sizes = f"{m.n_samples} {held}samples, {m.n_classes} classes, {m.dim} features"
-    return f"CollapseMetrics({sizes}: {told})"
+    return f"CollapseMetrics({sizes}: {values})"
 
 
 def html(m: Measured) -> str:

@@ -81,12 +81,12 @@ class Optimum:
 
     def _repr_html_(self) -> str:
         """The value, what it rests on, and its sizes: the table for a notebook."""
-        told = {"value": f"{self.value:.9g}", "source": self.source}
+        rows = {"value": f"{self.value:.9g}", "source": self.source}
         if self.log_value is not None:
-            told["log value"] = f"{self.log_value:.9g}"
-        told |= {"duality gap": f"{self.certificate:.3g}", "W": str(self.W.shape)}
-        told |= {"N": str(len(self.y)), "bias": "no" if self.bias is None else "yes"}
-        return html_table("Optimum", ["", ""], list(told.items()))
+            rows["log value"] = f"{self.log_value:.9g}"
+        rows |= {"duality gap": f"{self.certificate:.3g}", "W": str(self.W.shape)}
+        rows |= {"N": str(len(self.y)), "bias": "no" if self.bias is None else "yes"}
+        return html_table("Optimum", ["", ""], list(rows.items()))
 
     @property
     def H(self) -> Floats:

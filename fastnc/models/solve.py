@@ -131,7 +131,7 @@ def solve(
     for point in beside:
         _check_point(model, point)
     if isinstance(model, (DeepLinear, SoftmaxCode)):
-        return _by_itself(model, seed, at_most)
+        return _by_own_method(model, seed, at_most)
     try:
         optimum, unknown = model.optimum(), ""
     except UnknownOptimum as reason:
@@ -153,7 +153,7 @@ def solve(
         if optimum is not None and _relative_gap(*best[:2], optimum) <= TOLERANCE:
             break
     assert best is not None
-    value, log_value, (W, H, bias), how = best
+    value, log_value, (W, H, bias), stopped = best
     made = f"{max(start + 1, 0)} of at most {at_most} starts made"
     landscape = f" ({model.landscape})" if model.landscape else ""
     return Solution(
@@ -162,7 +162,7 @@ def solve(
         bias=bias,
         value=value,
         gap=None if optimum is None else _relative_gap(value, log_value, optimum),
-        reason=f"{how}; {made}{landscape}{unknown}",
+        reason=f"{stopped}; {made}{landscape}{unknown}",
         optimum=optimum,
         y=model.y,
         evaluations=evaluations,
@@ -179,7 +179,7 @@ def _check_point(model: LayerPeeled, point: Any) -> None:
     model.objective(point[0], point[1], point[2] if model.has_bias else None)
 
 
-def _by_itself(model: DeepLinear | SoftmaxCode, seed: int, at_most: int) -> Solution:
+def _by_own_method(model: DeepLinear | SoftmaxCode, seed: int, at_most: int) -> Solution:
     """The best of several starts of a model that has other unknowns than W, H and a bias."""
     optimum: Optimum = model.optimum()
     proven = not isinstance(optimum, Code) or optimum.proven

@@ -50,17 +50,17 @@ class Residuals:
         (K, d), N = self.W.shape, len(self.H)
         dW, dH = x[: K * d].reshape(K, d), x[K * d :].reshape(N, d)
         rows, y, r = np.arange(N), self.y, self.residuals
-        moved = dH @ self.W.T
-        moved += self.H @ dW.T
-        moved -= moved[rows, y][:, None]
-        label = self.weights[rows, y] * np.einsum("ik,ik->i", self.scaled, moved)
-        # `moved` is 0 at the label, where the weight is not divided by the loss.
-        moved -= np.einsum("ik,ik->i", self.weights, moved)[:, None]
+        dZ = dH @ self.W.T
+        dZ += self.H @ dW.T
+        dZ -= dZ[rows, y][:, None]
+        label = self.weights[rows, y] * np.einsum("ik,ik->i", self.scaled, dZ)
+        # dZ is 0 at the label, where the weight is not divided by the loss.
+        dZ -= np.einsum("ik,ik->i", self.weights, dZ)[:, None]
         # (dr, r) side by side: one product, and no second array of the size of H.
         if self._beside is None:
             self._beside = np.concatenate([r, r], axis=1)
         dr = self._beside[:, :K]
-        np.multiply(self.scaled, moved, out=dr)
+        np.multiply(self.scaled, dZ, out=dr)
         dr[rows, y] = -label
         out = np.empty_like(x)
         out[: K * d] = (dr.T @ self.H + r.T @ dH).ravel()
