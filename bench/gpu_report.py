@@ -98,10 +98,12 @@ def report(stages: list[Stage], command: list[str], path: Path, seconds: float, 
             began = time.monotonic()
             code = run(stage, [*command, stage.name, *(["--dry-run"] if dry else [])], limit, write)
             took = round(time.monotonic() - began, 1)
-            how = {0: "ended", None: "stopped at its limit"}.get(code, f"failed with {code}")
+            ending = {0: "ended", None: "stopped at its limit"}.get(code, f"failed with {code}")
             # To be stopped is how the tuning ends.
             fine = code == 0 or (code is None and stage.name == "tune")
-            write(stage.name, "", how, took, "s", f"at most {limit:.0f}", "yes" if fine else "no")
+            write(
+                stage.name, "", ending, took, "s", f"at most {limit:.0f}", "yes" if fine else "no"
+            )
     print(f"Written: {path}")
     return int(bad > 0)
 

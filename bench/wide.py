@@ -197,9 +197,9 @@ def hessian(W, H, y, dW, dH, dtype):
         p_y = p[rows, label].copy()
         p[rows, label] = 0
         mean = (p * rates).sum(axis=1)
-        moved = p * (rates - mean[:, None])
-        moved[rows, label] = -p_y * mean
+        dr = p * (rates - mean[:, None])
+        dr[rows, label] = -p_y * mean
         p[rows, label] = -rest
-        HH[part] = product(moved, WT) + product(p, dWT)
-        HW += sums_over_samples(moved, h) + sums_over_samples(p, dh)
+        HH[part] = product(dr, WT) + product(p, dWT)
+        HW += sums_over_samples(dr, h) + sums_over_samples(p, dh)
     return {"HW": HW, "HH": HH}

@@ -38,8 +38,8 @@ def main() -> None:
     print(f"paper: < 0; closed form {example.curvature:.9f}; here: {value:.9f}")
     assert abs(value / example.curvature - 1) < 1e-9
     for angle in (0.01, 0.1, 0.3):
-        moved = along_sphere(W, H, dW, dH, angle)
-        fall = fastnc.loss(*moved, y, "sum") - loss
+        point = along_sphere(W, H, dW, dH, angle)
+        fall = fastnc.loss(*point, y, "sum") - loss
         print(f"  an angle of {angle:g} along it: the loss moves by {fall:+.2e}")
         assert fall < 0
 

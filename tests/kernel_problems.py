@@ -21,7 +21,9 @@ PLANS = {
     "blas, classes": Plan("classes", "blas", parts=1, chunk=16, block=512),
 }
 # Where only samples are divided.
-BY_SAMPLES = [name for name, how in PLANS.items() if how is None or how.divides == "samples"]
+BY_SAMPLES = [
+    name for name, planned in PLANS.items() if planned is None or planned.divides == "samples"
+]
 
 # K, d, N: tiles are up to 6 rows by 1, 2 or 4 vectors of 2 to 16 numbers; dot products up to 4
 # samples by 5 classes. Samples are exponentiated in groups of 2 vectors.

@@ -68,10 +68,10 @@ def least(objective, shapes, starts=3, seed=0, non_negative=()):
                 x = np.where(lower == 0.0, np.abs(x), x)
                 options = {"ftol": 1e-16, "gtol": 1e-10, "maxcor": 30}
                 bounds = Bounds(lower, np.inf)
-                how = {"method": "L-BFGS-B", "bounds": bounds, "options": options}
+                settings = {"method": "L-BFGS-B", "bounds": bounds, "options": options}
             else:
-                how = {"method": "BFGS", "options": {"gtol": 1e-9}}
-            found.append(minimize(fun, x, jac=True, **how))
+                settings = {"method": "BFGS", "options": {"gtol": 1e-9}}
+            found.append(minimize(fun, x, jac=True, **settings))
     best = min(found, key=lambda r: r.fun)
     blocks = np.split(best.x, np.cumsum(sizes)[:-1])
     return best.fun, [b.reshape(shape) for b, shape in zip(blocks, shapes, strict=True)]

@@ -291,14 +291,14 @@ def _shifted_right(opcode: str, x: np.ndarray, n: np.ndarray) -> np.ndarray:
     return (x.astype(np.uint64) >> n.astype(np.uint64)).astype(np.int64)
 
 
-def _permuted(opcode: str, a: np.ndarray, b: np.ndarray, how: np.ndarray) -> np.ndarray:
+def _permuted(opcode: str, a: np.ndarray, b: np.ndarray, selector: np.ndarray) -> np.ndarray:
     """Four bytes of eight, each by a nibble; one whose highest bit is set repeats a sign."""
     if opcode != "prmt.b32":
         raise _Unknown
     pool = _unsigned(a, 32) | _unsigned(b, 32) << 32
     out = a * 0
     for byte in range(4):
-        nibble = how >> 4 * byte
+        nibble = selector >> 4 * byte
         taken = pool >> 8 * (nibble & 7) & 0xFF
         taken = np.where(nibble & 8, (taken >> 7) * 0xFF, taken)
         out = out | taken << 8 * byte
@@ -314,12 +314,12 @@ def _multiplied(opcode: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _compared(opcode: str, a: np.ndarray, b: np.ndarray, *more: np.ndarray) -> np.ndarray:
-    _, how, *_ = opcode.split(".")
-    if how not in _COMPARISONS or more:
+    _, comparison, *_ = opcode.split(".")
+    if comparison not in _COMPARISONS or more:
         raise _Unknown
     if not _signed(opcode):
         a, b = _unsigned(a, _width(opcode)), _unsigned(b, _width(opcode))
-    return _COMPARISONS[how](a, b)
+    return _COMPARISONS[comparison](a, b)
 
 
 _COMPARISONS: dict[str, Callable] = {

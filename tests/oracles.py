@@ -290,7 +290,7 @@ def cross_entropy(W, H, y, dW=None, dH=None):
         W, H = numbers(W), numbers(H)
         N, K = len(H), len(W)
         Z = H @ W.T
-        r, moved = np.zeros_like(Z), np.zeros_like(Z)
+        r, dr = np.zeros_like(Z), np.zeros_like(Z)
         rates = np.zeros_like(Z)
         if dW is not None:
             dW, dH = numbers(dW), numbers(dH)
@@ -305,9 +305,9 @@ def cross_entropy(W, H, y, dW=None, dH=None):
             s = mpmath.fsum(e[j] * gaps[j] for j in e) / (1 + S)
             for j in e:
                 r[i, j] = e[j] / (1 + S)
-                moved[i, j] = r[i, j] * (gaps[j] - s)
+                dr[i, j] = r[i, j] * (gaps[j] - s)
             r[i, own] = -S / (1 + S)
-            moved[i, own] = -s / (1 + S)
+            dr[i, own] = -s / (1 + S)
         told = {
             "loss": loss,
             "log_loss": mpmath.log(loss),
@@ -316,8 +316,8 @@ def cross_entropy(W, H, y, dW=None, dH=None):
             "residuals": r,
         }
         if dW is not None:
-            told["HW"] = moved.T @ H + r.T @ dH
-            told["HH"] = moved @ W + r @ dW
+            told["HW"] = dr.T @ H + r.T @ dH
+            told["HH"] = dr @ W + r @ dW
         return told
 
 

@@ -76,9 +76,9 @@ def test_a_step_comes_back_into_the_arguments(library):
     V, G, labels = on_device(W, H, y) if library == "torch" else (W.copy(), H.copy(), y)
     loss = fastnc.gradient_step(V, G, labels, 0.5, impl="gpu")
     assert float(loss) == pytest.approx(float(wanted_loss), rel=1e-13)
-    for moved, want in ((V, W - 0.5 * grad_W), (G, H - 0.5 * grad_H)):
-        moved = moved.cpu().numpy() if library == "torch" else moved
-        np.testing.assert_allclose(moved, want, **TOLERANCE)
+    for stepped, want in ((V, W - 0.5 * grad_W), (G, H - 0.5 * grad_H)):
+        stepped = stepped.cpu().numpy() if library == "torch" else stepped
+        np.testing.assert_allclose(stepped, want, **TOLERANCE)
 
 
 def test_labels_are_checked_where_they_are():

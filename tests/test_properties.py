@@ -43,10 +43,10 @@ def test_permutation_of_classes_and_samples(problem):
     classes, samples = rng.permutation(len(W)), rng.permutation(len(H))
     value, dW, dH = fastnc.loss_and_grads(W, H, y)
     name = np.argsort(classes)
-    moved, moved_W, moved_H = fastnc.loss_and_grads(W[classes], H[samples], name[y[samples]])
-    np.testing.assert_allclose(moved, value, **CLOSE)
-    np.testing.assert_allclose(moved_W, dW[classes], **CLOSE)
-    np.testing.assert_allclose(moved_H, dH[samples], **CLOSE)
+    renamed, renamed_W, renamed_H = fastnc.loss_and_grads(W[classes], H[samples], name[y[samples]])
+    np.testing.assert_allclose(renamed, value, **CLOSE)
+    np.testing.assert_allclose(renamed_W, dW[classes], **CLOSE)
+    np.testing.assert_allclose(renamed_H, dH[samples], **CLOSE)
 
 
 @FEW

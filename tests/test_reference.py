@@ -92,8 +92,8 @@ def test_derivatives_are_those_of_the_loss():
     # A central difference of step 1e-6 is good to about 1e-9 of values of size 10.
     assert along(ref.loss) == pytest.approx((grad_W * dW).sum() + (grad_H * dH).sum(), abs=1e-7)
     for found, index in zip(ref.hessian_vector_product(W, H, y, dW, dH), (1, 2), strict=True):
-        moved = along(lambda *a, index=index: ref.loss_and_grads(*a)[index])
-        np.testing.assert_allclose(found, moved, atol=1e-7)
+        difference = along(lambda *a, index=index: ref.loss_and_grads(*a)[index])
+        np.testing.assert_allclose(found, difference, atol=1e-7)
 
 
 def test_a_step_is_the_gradients():

@@ -9,7 +9,7 @@ A processor with AVX-512 takes 18 and 16 cycles for a root and a quotient of one
                 c / d_1 = (c / (d_1 d_2)) d_2. In float64 it is NaN where their product leaves
                 the range of floats: from sums of 1e36 on.
 
-Results are within 8 ulp (`test_rules`). A vector's steps wait for each other for a hundred
+Results are within 8 ulp (`test_compiled_rules`). A vector's steps wait for each other for a hundred
 cycles: all vectors take each step side by side.
 """
 
@@ -18,10 +18,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastnc.kernels.cpu.processor import VECTOR_BYTES
-from fastnc.kernels.cpu.simd import _const, _fma, _splat, _unpack, _vector_of
+from fastnc.kernels.cpu.simd import _const, _fma, _polynomial, _splat, _unpack, _vector_of
 
-# Of (1 - w)^(-1/2) in z = 1 - w: Taylor's at w = 0, highest power first.
-_SERIES = {64: (-5 / 16, 21 / 16, -35 / 16, 35 / 16), 32: (-1 / 2, 3 / 2)}
+# Of (1 - w)^(-1/2) in z = 1 - w: Taylor's at w = 0, lowest power first.
+_SERIES = {64: (35 / 16, -35 / 16, 21 / 16, -5 / 16), 32: (3 / 2, -1 / 2)}
 # Vectors whose quotients are one.
 _SHARED = {64: 8, 32: 2}
 # A product beyond the largest float over this one is refused, so that 1 / product is normal.
@@ -49,10 +49,7 @@ def _sums(builder, kind, vs, e, wide):
     rs = _estimates(builder, vs)
     ss = [builder.fmul(v, r) for v, r in zip(vs, rs, strict=True)]
     zs = [builder.fmul(s, r) for s, r in zip(ss, rs, strict=True)]
-    first, *others = (_const(kind, c) for c in _SERIES[kind.dtype.bitwidth])
-    ps = [first] * len(vs)
-    for c in others:
-        ps = [_fma(builder, p, z, c) for p, z in zip(ps, zs, strict=True)]
+    ps = _polynomial(builder, kind, zs, _SERIES[kind.dtype.bitwidth])
     return [_fma(builder, s, p, e) for s, p in zip(ss, ps, strict=True)]
 
 

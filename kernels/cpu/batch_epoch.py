@@ -17,16 +17,18 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from fastnc.kernels.cpu.emitter import sum_each
 from fastnc.kernels.cpu.epoch import _residuals
 from fastnc.kernels.cpu.options import INNER, njit
 from fastnc.kernels.cpu.processor import native_lanes
-from fastnc.kernels.cpu.ruled_epoch import ADAM, NESTEROV, fma, move
+from fastnc.kernels.cpu.ruled_epoch import ADAM, NESTEROV, update
 from fastnc.kernels.cpu.simd import (
     _fma,
     _llvm_type,
     _splat,
     _vector_of,
     add,
+    fma,
     mul,
     n_lanes,
     sub,
@@ -34,7 +36,6 @@ from fastnc.kernels.cpu.simd import (
 from fastnc.kernels.cpu.simd_blocks import (
     _access_size,
     _pointer,
-    _sum_transposed,
     address,
     label_gaps_of_differences,
     load_like,
@@ -87,7 +88,7 @@ def sums_over_lanes(typingctx, array, like):
                     place = builder.gep(base, [ir.Constant(ir.IntType(64), i * width)])
                     place = builder.bitcast(place, native.as_pointer())
                     rows.append(builder.load(place, align=_access_size(array_type)))
-                parts.append(_sum_transposed(builder, rows))
+                parts.append(sum_each(builder, rows))
             out.append(_joined(builder, parts))
         return context.make_tuple(builder, like, out)
 
@@ -200,9 +201,9 @@ def step_of_batch(
     W, W_low, W_m, H, H_low, H_m, G_W, G_H, D, R, batch, count, width, padded, group, of_W, of_H,
     rule, coupled, compensated, waits, repeated,
 ):  # fmt: skip
-    """Rows of the batch and W move; or what is due to them is added to G.
+    """Updates the rows of the batch and W, or adds what is due to the rows to G.
 
-    With `repeated` a row may stand in the batch twice: all are read before one moves.
+    With `repeated` a row may stand in the batch twice: all are read before one is updated.
     """
     zero = group[0]
     native = n_lanes(zero)
@@ -215,16 +216,16 @@ def step_of_batch(
             if waits:
                 store(G_H, at, add(load_like(G_H, at, zero), both[-1]))
             elif not repeated:
-                move(H, H_low, H_m, at, native, both[-1:], of_H, rule, coupled, compensated)
+                update(H, H_low, H_m, at, native, both[-1:], of_H, rule, coupled, compensated)
         if repeated and not waits:
             for i in range(count):
                 both = of_a_sample(group, w, R, i, padded, zero)
                 at = batch[i] * width + f
-                move(H, H_low, H_m, at, native, both[-1:], of_H, rule, coupled, compensated)
+                update(H, H_low, H_m, at, native, both[-1:], of_H, rule, coupled, compensated)
         if rule == ADAM:
             store_members(G_W, f, width, sums)
         else:
-            move(W, W_low, W_m, f, width, sums, of_W, rule, coupled, compensated)
+            update(W, W_low, W_m, f, width, sums, of_W, rule, coupled, compensated)
             differences(W, D, f, width, group)
 
 

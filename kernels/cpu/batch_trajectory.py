@@ -1,18 +1,18 @@
-"""Many epochs of minibatches on the mean loss (4) in one compiled call, by the rules of `move`.
+"""Many epochs of minibatches on the mean loss (4) in one compiled call, by the rules of `update`.
 
 For problems that `ruled_trajectory` serves. H and its moments lie as `batch_epoch` says; an epoch
 first deals its samples out, or draws them. Samples that are not in a batch have a gradient of 0:
 
-    SCALED               they do not move
+    SCALED               they do not change
     MOMENTUM, NESTEROV   j steps without a gradient are one, made when the row is needed, or at
                          the end of its epoch: x += lr (mu + ... + mu^j) m, m <- mu^j m
-    ADAM, coupled decay  all rows move in every step, by what G holds for them
+    ADAM, coupled decay  all rows change in every step, by what G holds for them
 
 With `W_low`, `H_low` (float32) each sum's rounding error waits there for the next step.
 
 Letters: K classes, d features, N samples, B batches an epoch. `6 K N d` FLOP, `N (K - 1)`
 exponentials, `N (K - 1)` sums over the lanes of a vector and B times the `2 K d` of W an epoch; of
-rules that move all rows B times `N d`, for Adam with a square root and a division each.
+rules that change all rows B times `N d`, for Adam with a square root and a division each.
 """
 
 import numpy as np
@@ -35,9 +35,9 @@ from fastnc.kernels.cpu.ruled_epoch import (
     N_NUMBERS,
     NESTEROV,
     SCALED,
-    move,
-    move_together,
     numbers_of,
+    update,
+    update_together,
 )
 from fastnc.kernels.cpu.simd import EXP_LIMIT, zeros
 from fastnc.kernels.cpu.simd_blocks import address, load_members, store_members
@@ -146,13 +146,13 @@ def _epochs(K, native, limit, rule, coupled, decoupled, compensated, replacement
                     rule, coupled, compensated, waits, replacement,
                 )  # fmt: skip
                 if every_row:
-                    move_together(
+                    update_together(
                         address(H_rows, 0), address(H_rest, 0), address(m_H, 0), address(v_H, 0),
                         address(G, 0), native, native, N * width // native, group, of_H, rule,
                         coupled, decoupled, compensated,
                     )  # fmt: skip
                 if rule == ADAM:
-                    move_together(
+                    update_together(
                         address(W_rows, 0), address(W_rest, 0), address(m_W, 0), address(v_W, 0),
                         address(G_W, 0), native, native, K * width // native, group, of_W, rule,
                         coupled, decoupled, compensated,
@@ -160,7 +160,7 @@ def _epochs(K, native, limit, rule, coupled, decoupled, compensated, replacement
                     for f in range(0, width, native):
                         differences(address(W_rows, 0), address(D, 0), f, width, group)
                 if waits:
-                    # A row that was drawn twice moves once, by both gradients.
+                    # A row that was drawn twice is updated once, by both gradients.
                     for k in range(count):
                         i = batch[k]
                         if replacement and not every_row:
@@ -169,7 +169,7 @@ def _epochs(K, native, limit, rule, coupled, decoupled, compensated, replacement
                             seen[i] = -1 - seen[i]
                         for f in range(i * width, (i + 1) * width, native):
                             if not every_row:
-                                move(
+                                update(
                                     address(H_rows, 0), address(H_rest, 0), address(m_H, 0), f,
                                     native, load_members(address(G, 0), f, native, one), of_H,
                                     rule, coupled, compensated,

@@ -36,10 +36,10 @@ from fastnc.kernels.cpu.threads import one_thread
 SERIAL_SUMS = 1 << 17
 
 
-def numbers(how, dtype):
+def numbers(planned, dtype):
     """A plan's numbers, as `chunk_pass` takes them."""
-    transposes = int(how.products != "dots")
-    return how.chunk, how.block, transposes, *addresses(how.products == "blas", dtype)
+    transposes = int(planned.products != "dots")
+    return planned.chunk, planned.block, transposes, *addresses(planned.products == "blas", dtype)
 
 
 def without_options(dtype):
@@ -53,26 +53,26 @@ class Run:
 
     def __init__(self, mode, W, H, y, options, alpha, out, rows_W, rows_bias, losses_out):
         (K, d), N = W.shape, len(H)
-        how = plan(K, d, N, W.itemsize)
-        self.parts = how.parts if how.divides == "samples" else 1
-        self.chunk = how.chunk
+        planned = plan(K, d, N, W.itemsize)
+        self.parts = planned.parts if planned.divides == "samples" else 1
+        self.chunk = planned.chunk
         padded = tile_cpu.padded(W)
         self.sums = aligned_zeros((self.parts, rows_W, padded.shape[1]), W.dtype)
         self.bias_sums = np.zeros((self.parts, rows_bias))
         self.totals, self.shifts = np.empty(self.parts), np.empty(self.parts)
         # An upper bound: the parts' numbers of chunks differ by at most one.
-        chunks = N // (self.parts * how.chunk) + 2 if mode == LOG_GRADS else 0
+        chunks = N // (self.parts * planned.chunk) + 2 if mode == LOG_GRADS else 0
         self.chunk_shifts = np.empty((self.parts, chunks))
         arguments = (
-            numbers(how, W.dtype), padded, H, y, options, W.dtype.type(alpha), out, self.sums,
+            numbers(planned, W.dtype), padded, H, y, options, W.dtype.type(alpha), out, self.sums,
             self.bias_sums, losses_out, self.totals, self.shifts, self.chunk_shifts,
         )  # fmt: skip
-        if how.divides == "classes":
-            classes_divided(mode, how.parts, *arguments)
-        elif how.parts == 1:
+        if planned.divides == "classes":
+            classes_divided(mode, planned.parts, *arguments)
+        elif planned.parts == 1:
             one_part(mode, *arguments)
         else:
-            samples_divided(mode, how.parts, *arguments)
+            samples_divided(mode, planned.parts, *arguments)
         # Without samples every shift is -inf.
         self.top = max(self.shifts.max(), -np.finfo(np.float64).max)
 

@@ -75,8 +75,7 @@ class Emitter:
         return self.shuffle(one, undefined, [0] * self.lanes)
 
     def shuffle(self, x, y, indices):
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), len(indices)), indices)
-        return self.builder.shuffle_vector(x, y, mask)
+        return _shuffle(self.builder, x, y, indices)
 
     def multiply_add(self, a, b, c):
         suffix = f"v{self.lanes}f{self.size * 8}"
@@ -122,26 +121,9 @@ class Emitter:
             builder.branch(after)
         builder.position_at_end(after)
 
-    def butterfly(self, rows, combine):
-        """`rows = combine(rows, step, low, high)` at each distance `step`, on `lanes` vectors."""
-        step = 1
-        while step < self.lanes:
-            low = [i if not i & step else self.lanes + i - step for i in range(self.lanes)]
-            high = [i + step if not i & step else self.lanes + i for i in range(self.lanes)]
-            rows = combine(rows, step, low, high)
-            step *= 2
-        return rows
-
     def sum_each(self, rows):
-        """Lane i of the result is the sum of the lanes of rows[i]; `lanes` vectors."""
-
-        def halve(rows, _, low, high):
-            return [
-                self.builder.fadd(self.shuffle(x, y, low), self.shuffle(x, y, high))
-                for x, y in zip(rows[::2], rows[1::2], strict=True)
-            ]
-
-        return self.butterfly(rows, halve)[0]
+        """`sum_each` of `lanes` vectors."""
+        return sum_each(self.builder, rows)
 
     def transposed(self, rows):
         """Row i of the result holds lane i of every row; `lanes` vectors."""
@@ -154,4 +136,32 @@ class Emitter:
                     out[i + step] = self.shuffle(rows[i], rows[i + step], high)
             return out
 
-        return self.butterfly(rows, exchange)
+        return _butterfly(rows, exchange)
+
+
+def sum_each(builder, rows):
+    """Lane i of the result is the sum of the lanes of rows[i]; as many rows as lanes."""
+
+    def halve(rows, _, low, high):
+        return [
+            builder.fadd(_shuffle(builder, x, y, low), _shuffle(builder, x, y, high))
+            for x, y in zip(rows[::2], rows[1::2], strict=True)
+        ]
+
+    return _butterfly(rows, halve)[0]
+
+
+def _butterfly(rows, combine):
+    """`rows = combine(rows, step, low, high)` at each distance `step` of as many rows as lanes."""
+    lanes, step = len(rows), 1
+    while step < lanes:
+        low = [i if not i & step else lanes + i - step for i in range(lanes)]
+        high = [i + step if not i & step else lanes + i for i in range(lanes)]
+        rows = combine(rows, step, low, high)
+        step *= 2
+    return rows
+
+
+def _shuffle(builder, x, y, indices):
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(indices)), indices)
+    return builder.shuffle_vector(x, y, mask)

@@ -23,7 +23,6 @@ from fastnc.kernels.cpu.projections import (
     STRIDE,
     add_products,
     centre,
-    multiply_add,
     packed,
     prefetch,
     sum_of_lanes,
@@ -43,7 +42,7 @@ from fastnc.kernels.cpu.sample_sums import (
     clear_sums,
     expanded_distances,
 )
-from fastnc.kernels.cpu.simd import mul, zeros
+from fastnc.kernels.cpu.simd import fma, mul, zeros
 from fastnc.kernels.cpu.simd_blocks import add_outer, load_like, store_members
 
 # Directions and classes up to which a sample's products are formed as it is read.
@@ -79,8 +78,8 @@ def _projected(T, weights, tilt, sums):
     square, tilted = zeros(T, 1, ROWS)[0], zeros(T, 1, ROWS)[0]
     for j in range(len(weights)):
         t = load_like(T, j * ROWS, square)
-        square = multiply_add(mul(t, weights[j]), t, square)
-        tilted = multiply_add(t, tilt[j], tilted)
+        square = fma(mul(t, weights[j]), t, square)
+        tilted = fma(t, tilt[j], tilted)
     sums[PROJECTED] += sum_of_lanes(square)
     sums[TILTED] += sum_of_lanes(mul(tilted, tilted))
 

@@ -109,9 +109,9 @@ def solve(W, H, r, T, c, lu, pivots, right, out):
         for i in range(j):
             b[i] -= lu[i, j] * b[j]
     dW = b.reshape(K, d)
-    moved = np.dot(H, dW.T) - np.dot(r, c * np.dot(dW, W.T))
+    dZ = np.dot(H, dW.T) - np.dot(r, c * np.dot(dW, W.T))
     out[:size] = b
-    out[size:] = (eliminated - c * (np.dot(r, dW) + np.dot(_by_sample(T, moved), W))).ravel()
+    out[size:] = (eliminated - c * (np.dot(r, dW) + np.dot(_by_sample(T, dZ), W))).ravel()
 
 
 @njit(fastmath=FLAGS, **INNER)
@@ -120,20 +120,20 @@ def _hessian_product(W, H, y, scaled, weights, r, x, out):
     K, d = W.shape
     N = H.shape[0]
     dW, dH = x[: K * d].reshape(K, d), x[K * d :].reshape(N, d)
-    moved = np.dot(dH, W.T)
-    moved += np.dot(H, dW.T)
+    dZ = np.dot(dH, W.T)
+    dZ += np.dot(H, dW.T)
     for i in range(N):
-        own, mean, label = moved[i, y[i]], 0.0, 0.0
+        own, mean, label = dZ[i, y[i]], 0.0, 0.0
         for j in range(K):
             if j != y[i]:
-                moved[i, j] -= own
-                mean += weights[i, j] * moved[i, j]
-                label += scaled[i, j] * moved[i, j]
+                dZ[i, j] -= own
+                mean += weights[i, j] * dZ[i, j]
+                label += scaled[i, j] * dZ[i, j]
         for j in range(K):
-            moved[i, j] = scaled[i, j] * (moved[i, j] - mean)
-        moved[i, y[i]] = -weights[i, y[i]] * label
-    out[: K * d] = (np.dot(moved.T, H) + np.dot(r.T, dH)).ravel()
-    out[K * d :] = (np.dot(moved, W) + np.dot(r, dW)).ravel()
+            dZ[i, j] = scaled[i, j] * (dZ[i, j] - mean)
+        dZ[i, y[i]] = -weights[i, y[i]] * label
+    out[: K * d] = (np.dot(dZ.T, H) + np.dot(r.T, dH)).ravel()
+    out[K * d :] = (np.dot(dZ, W) + np.dot(r, dW)).ravel()
 
 
 @njit(fastmath=FLAGS, **OPTIONS)
@@ -171,8 +171,8 @@ def minimal_residual(
                 part[i] = v[i].real if k == 0 else v[i].imag
             _hessian_product(W, H, y, scaled, weights, r, part, image)
             for i in range(size):
-                moved = b * image[i] + (pull_W if i < cut else pull_H) * part[i]
-                u[i] = complex(moved, 0.0) if k == 0 else complex(u[i].real, moved)
+                product = b * image[i] + (pull_W if i < cut else pull_H) * part[i]
+                u[i] = complex(product, 0.0) if k == 0 else complex(u[i].real, product)
         alpha = 0.0
         for i in range(size):
             alpha += v[i].real * u[i].real + v[i].imag * u[i].imag

@@ -38,10 +38,10 @@ from fastnc.kernels.cpu.threads import one_thread
 
 
 @njit(**INNER)
-def _part(part, n_parts, how, W, H, y, dW, dH, alpha, sums, shifts, HH):
+def _part(part, n_parts, planned, W, H, y, dW, dH, alpha, sums, shifts, HH):
     """One part: `sums[part] += r'^T H + r^T dH`, over e^shifts[part], and its rows of HH."""
-    chunk, transposes = how[0], how[2]
-    kernels = how[3:]
+    chunk, transposes = planned[0], planned[2]
+    kernels = planned[3:]
     (N, d), (K, D) = H.shape, W.shape
     low, high = samples_of(part, n_parts, N, chunk)
     ld = room(chunk, W.itemsize)
@@ -113,20 +113,20 @@ def _part(part, n_parts, how, W, H, y, dW, dH, alpha, sums, shifts, HH):
 
 
 @njit(parallel=True, **OPTIONS)
-def _parts(n_parts, how, W, H, y, dW, dH, alpha, sums, shifts, HH):
+def _parts(n_parts, planned, W, H, y, dW, dH, alpha, sums, shifts, HH):
     for index in prange(n_parts):
-        _part(np.int64(index), n_parts, how, W, H, y, dW, dH, alpha, sums, shifts, HH)
+        _part(np.int64(index), n_parts, planned, W, H, y, dW, dH, alpha, sums, shifts, HH)
 
 
 def hessian_vector_product(W, H, y, dW, dH, scale, HW_out, HH_out):
     """The Hessian of `scale * sum of the losses` times `(dW, dH)`."""
     K, d = W.shape
     # Two of every matrix: a problem of twice the features, as far as caches are concerned.
-    how = plan(K, 2 * d, len(H), W.itemsize, by_samples=True)
+    planned = plan(K, 2 * d, len(H), W.itemsize, by_samples=True)
     W, dW = tile_cpu.padded(W), tile_cpu.padded(dW)
-    sums, shifts = aligned_zeros((how.parts, *W.shape), W.dtype), np.empty(how.parts)
+    sums, shifts = aligned_zeros((planned.parts, *W.shape), W.dtype), np.empty(planned.parts)
     arguments = W, H, y, dW, dH, W.dtype.type(scale), sums, shifts, HH_out
     with one_thread():
-        _parts(how.parts, numbers(how, W.dtype), *arguments)
+        _parts(planned.parts, numbers(planned, W.dtype), *arguments)
         top = shifts.max()
         add_in_parallel(sums, shifts - top, top, scale, False, HW_out)

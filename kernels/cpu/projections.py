@@ -17,21 +17,21 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from fastnc.kernels.cpu.aligned import aligned_doubles
-from fastnc.kernels.cpu.emitter import LEVEL_1, Emitter
+from fastnc.kernels.cpu.emitter import LEVEL_1, Emitter, sum_each
 from fastnc.kernels.cpu.options import INNER, njit
 from fastnc.kernels.cpu.processor import N_REGISTERS, native_lanes
 from fastnc.kernels.cpu.simd import (
     Vector,
-    _elementwise,
     _fma,
     _llvm_type,
     _unpack,
     _vector_of,
     add,
+    fma,
     sub,
     zeros,
 )
-from fastnc.kernels.cpu.simd_blocks import _pointer, _sum_transposed, load_like, store
+from fastnc.kernels.cpu.simd_blocks import _pointer, load_like, store
 
 LANES = native_lanes(np.float64)
 ROWS = 8 if N_REGISTERS == 32 else 4
@@ -59,15 +59,6 @@ def load_double(typingctx, array, index, like):
         return builder.fpext(value, _llvm_type(kind)) if single else value
 
     return kind(array, index, like), codegen
-
-
-multiply_add = _elementwise(
-    "multiply_add",
-    "`a b + c`, rounded once where the processor can.",
-    lambda builder, kind, a, b, c: [
-        _fma(builder, p, q, r) for p, q, r in zip(a, b, c, strict=True)
-    ],
-)
 
 
 @intrinsic
@@ -113,7 +104,7 @@ def add_sums(typingctx, T, t, sums):
             index = builder.add(args[1], ir.Constant(args[1].type, first))
             pointer = _pointer(context, builder, T_type, args[0], index_type, index)
             pointer = builder.bitcast(pointer, _llvm_type(kind).as_pointer())
-            total = _sum_transposed(builder, totals[first : first + kind.lanes])
+            total = sum_each(builder, totals[first : first + kind.lanes])
             builder.store(builder.fadd(builder.load(pointer, align=8), total), pointer, align=8)
         return context.get_dummy_value()
 
@@ -220,12 +211,12 @@ def centre(H, h, means, m, n, X, x):
         w = sub(load_double(H, h + k, total), load_like(means, m + k, total))
         store(X, x + j, v)
         store(X, x + k, w)
-        total, other = multiply_add(v, v, total), multiply_add(w, w, other)
+        total, other = fma(v, v, total), fma(w, w, other)
     if whole % (2 * LANES):
         j = whole - LANES
         v = sub(load_double(H, h + j, total), load_like(means, m + j, total))
         store(X, x + j, v)
-        total = multiply_add(v, v, total)
+        total = fma(v, v, total)
     square = sum_of_lanes(add(total, other))
     for j in range(whole, n):
         v = np.float64(H.flat[h + j]) - means.flat[m + j]

@@ -1,4 +1,4 @@
-"""Vectors moved by momentum or Adam, and one epoch of that over all samples: the loops themselves.
+"""Updates of vectors by momentum or Adam, and one epoch of them over all samples.
 
 As `epoch`, whose residuals these are, for the classes of one pass; what the arrays hold stands in
 `ruled_trajectory`. A sum of residuals times a factor is here minus a gradient, g:
@@ -11,7 +11,7 @@ As `epoch`, whose residuals these are, for the classes of one pass; what the arr
 Adam's m and v are its own over 1 - b1 and 1 - b2, which c and e make good. A coupled decay adds
 `-lambda x` to g, a decoupled one `-lr lambda x` to the change.
 
-Adam moves eight vectors side by side, once the gradients of eight features are there: see `adam`.
+Adam updates eight vectors together, once the gradients of eight features are there: see `adam`.
 """
 
 from numba.core import types
@@ -22,9 +22,8 @@ from fastnc.kernels.cpu.epoch import _differences, _residual_block
 from fastnc.kernels.cpu.options import OPTIONS, njit
 from fastnc.kernels.cpu.simd import (
     _const,
-    _elementwise,
-    _fma,
     add,
+    fma,
     n_lanes,
     sub,
 )
@@ -41,15 +40,8 @@ from fastnc.kernels.cpu.simd_blocks import (
 SCALED, MOMENTUM, NESTEROV, ADAM = range(4)
 # Numbers of an epoch and a factor: lr or c, mu or b1, b2, e, and -lambda of both decays.
 N_NUMBERS = 6
-# Features whose gradients wait for one another, to move side by side.
+# Features whose vectors are updated together.
 TOGETHER = 8
-
-
-fma = _elementwise(
-    "fma",
-    "a * b + c with one rounding.",
-    lambda builder, kind, a, b, c: [_fma(builder, *x) for x in zip(a, b, c, strict=True)],
-)
 
 
 def _so_many(n):
@@ -88,10 +80,10 @@ def _add(array, low, index, stride, factor, due, numbers, decoupled, compensated
 
 
 @njit(forceinline=True, **OPTIONS)
-def move(array, low, M, index, stride, g, numbers, rule, coupled, compensated):
+def update(array, low, M, index, stride, g, numbers, rule, coupled, compensated):
     """Vectors of a factor, from `index` on every `stride`, with their moments at the same places.
 
-    `g` is the tuple of what moves them. Any rule but Adam.
+    `g` is the tuple of minus their gradients. Any rule but Adam.
     """
     first = numbers[1]
     if coupled:
@@ -104,7 +96,7 @@ def move(array, low, M, index, stride, g, numbers, rule, coupled, compensated):
 
 
 @njit(forceinline=True, **OPTIONS)
-def _move_by_adam(
+def _update_by_adam(
     array, low, M, V, G, stride, G_stride, like, numbers, coupled, decoupled, compensated
 ):
     """As many vectors as `like` has members. First what divides them, which leaves registers."""
@@ -125,7 +117,7 @@ def _move_by_adam(
 
 
 @njit(forceinline=True, **OPTIONS)
-def move_together(
+def update_together(
     array, low, M, V, G, stride, G_stride, count, zero, numbers, rule, coupled, decoupled,
     compensated,
 ):  # fmt: skip
@@ -133,11 +125,11 @@ def move_together(
     if rule != ADAM:
         for i in range(count):
             g = load_members(G, i * G_stride, G_stride, _one(zero))
-            move(array, low, M, i * stride, stride, g, numbers, rule, coupled, compensated)
+            update(array, low, M, i * stride, stride, g, numbers, rule, coupled, compensated)
         return
     at, G_at = 0, 0
     for _ in range(count // TOGETHER):
-        _move_by_adam(
+        _update_by_adam(
             address(array, at), address(low, at), address(M, at), address(V, at),
             address(G, G_at), stride, G_stride, _eight(zero), numbers, coupled, decoupled,
             compensated,
@@ -145,7 +137,7 @@ def move_together(
         at += TOGETHER * stride
         G_at += TOGETHER * G_stride
     if count & 4:
-        _move_by_adam(
+        _update_by_adam(
             address(array, at), address(low, at), address(M, at), address(V, at),
             address(G, G_at), stride, G_stride, _four(zero), numbers, coupled, decoupled,
             compensated,
@@ -153,7 +145,7 @@ def move_together(
         at += 4 * stride
         G_at += 4 * G_stride
     if count & 2:
-        _move_by_adam(
+        _update_by_adam(
             address(array, at), address(low, at), address(M, at), address(V, at),
             address(G, G_at), stride, G_stride, _two(zero), numbers, coupled, decoupled,
             compensated,
@@ -161,7 +153,7 @@ def move_together(
         at += 2 * stride
         G_at += 2 * G_stride
     if count & 1:
-        _move_by_adam(
+        _update_by_adam(
             address(array, at), address(low, at), address(M, at), address(V, at),
             address(G, G_at), stride, G_stride, _one(zero), numbers, coupled, decoupled,
             compensated,
@@ -182,7 +174,7 @@ def _feature(
     W, H, H_low, H_m, dW, R, G, block, R_block, wide, n_wide, size, zero, numbers, rule, coupled,
     compensated,
 ):  # fmt: skip
-    """A feature of all samples: the sums of r h, and its rows of H move, or G gets what is due."""
+    """A feature of all samples: the sums of r h; updates its rows of H, or G gets what is due."""
     native = n_lanes(zero)
     sums, w = zero, splats(W, 0, zero)
     h, r = 0, 0
@@ -194,7 +186,7 @@ def _feature(
             if rule == ADAM:
                 store(G, i + j, both[-1])
             else:
-                move(H, H_low, H_m, h + j, native, both[-1:], numbers, rule, coupled, compensated)
+                update(H, H_low, H_m, h + j, native, both[-1:], numbers, rule, coupled, compensated)
         h += block
         r += R_block
     store_members(dW, 0, native, sums)
@@ -205,11 +197,11 @@ def _rows(
     H, H_low, H_m, H_v, G, block, wide, n_wide, size, rows, zero, numbers, rule, coupled,
     decoupled, compensated,
 ):  # fmt: skip
-    """Some features of all samples move, by what is due in G."""
+    """Updates some features of all samples by what is due in G."""
     native, h = n_lanes(zero), 0
     for i in range(0, n_wide + wide, wide):
         for j in range(0, size - n_wide if i == n_wide else wide, native):
-            move_together(
+            update_together(
                 address(H, h + j), address(H_low, h + j), address(H_m, h + j), address(H_v, h + j),
                 address(G, i + j), wide, size, rows, zero, numbers, rule, coupled, decoupled,
                 compensated,
@@ -222,7 +214,7 @@ def ruled_epoch(
     W, H, H_low, H_m, H_v, dW, R, G, D, labels, steps, d, block, size, group, classes, narrow_group,
     narrow_classes, limit, numbers, rule, coupled, decoupled, compensated,
 ):  # fmt: skip
-    """All samples: their H moves, `dW` gets their sums."""
+    """Updates H of all samples; `dW` gets their sums."""
     wide, native, K = n_lanes(group), n_lanes(narrow_group), len(group)
     _differences(W, D, d, narrow_classes, native)
     n_wide = size // wide * wide

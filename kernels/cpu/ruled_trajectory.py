@@ -21,10 +21,10 @@ from fastnc.kernels.cpu.ruled_epoch import (
     N_NUMBERS,
     SCALED,
     TOGETHER,
-    move,
-    move_together,
     numbers_of,
     ruled_epoch,
+    update,
+    update_together,
 )
 from fastnc.kernels.cpu.simd import EXP_LIMIT, zeros
 from fastnc.kernels.cpu.simd_blocks import address, store, sum_rows
@@ -80,12 +80,12 @@ def _epochs(K, wide, native, limit, rule, coupled, decoupled, compensated):
                 if rule == ADAM:
                     store(address(G, 0), j, change[0])
                 else:
-                    move(
+                    update(
                         address(W_rows, 0), address(W_rest, 0), address(m_W, 0), j, native, change,
                         of_W, rule, coupled, compensated,
                     )  # fmt: skip
             if rule == ADAM:
-                move_together(
+                update_together(
                     address(W_rows, 0), address(W_rest, 0), address(m_W, 0), address(v_W, 0),
                     address(G, 0), native, native, W_rows.size // native, zeros(H, K, native), of_W,
                     rule, coupled, decoupled, compensated,

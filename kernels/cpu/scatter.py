@@ -23,8 +23,8 @@ import numpy as np
 from numba import prange
 
 from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
-from fastnc.kernels.cpu.projections import LANES, load_double, multiply_add, prefetch, sum_of_lanes
-from fastnc.kernels.cpu.simd import add, sub, zeros
+from fastnc.kernels.cpu.projections import LANES, load_double, prefetch, sum_of_lanes
+from fastnc.kernels.cpu.simd import add, fma, sub, zeros
 from fastnc.kernels.cpu.simd_blocks import load_like, store
 
 # Rows of a chunk.
@@ -96,8 +96,8 @@ def _sum_slice(H, order, lo, hi, j0, n, sums):
             v = sub(load_double(H, b + j, zero), first)
             w = sub(load_double(H, c + j, zero), first)
             x = sub(load_double(H, e + j, zero), first)
-            p, q = multiply_add(u, u, p), multiply_add(v, v, q)
-            r, s = multiply_add(w, w, r), multiply_add(x, x, s)
+            p, q = fma(u, u, p), fma(v, v, q)
+            r, s = fma(w, w, r), fma(x, x, s)
             total = add(load_like(sums, j0 + j, zero), add(add(u, v), add(w, x)))
             store(sums, j0 + j, total)
         i += 4
@@ -105,7 +105,7 @@ def _sum_slice(H, order, lo, hi, j0, n, sums):
         a = order[i] * d + j0
         for j in range(0, n, LANES):
             u = sub(load_double(H, a + j, zero), load_double(H, shift + j, zero))
-            p = multiply_add(u, u, p)
+            p = fma(u, u, p)
             store(sums, j0 + j, add(load_like(sums, j0 + j, zero), u))
         i += 1
     return sum_of_lanes(add(add(p, q), add(r, s)))

@@ -255,6 +255,11 @@ div = _elementwise(
     "a / b.",
     lambda builder, kind, a, b: [builder.fdiv(p, q) for p, q in zip(a, b, strict=True)],
 )
+fma = _elementwise(
+    "fma",
+    "a * b + c with one rounding.",
+    lambda builder, kind, a, b, c: [_fma(builder, *x) for x in zip(a, b, c, strict=True)],
+)
 maximum = _elementwise(
     "maximum",
     "The larger of a and b; b where either is NaN.",

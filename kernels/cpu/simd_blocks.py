@@ -9,6 +9,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from fastnc.kernels.cpu.emitter import sum_each
 from fastnc.kernels.cpu.processor import N_REGISTERS, native_lanes
 from fastnc.kernels.cpu.simd import (
     Vector,
@@ -200,10 +201,10 @@ def both_products(typingctx, sums, factors, array, index, stride, h):
             place = builder.bitcast(place, _llvm_type(kind).as_pointer())
             r = builder.load(place, align=_access_size(array_type))
             factor = builder.extract_value(args[1], k)
-            moved = _fma(builder, r, args[5], builder.extract_value(args[0], k))
+            updated = _fma(builder, r, args[5], builder.extract_value(args[0], k))
             total = builder.fmul(factor, r) if k == 0 else _fma(builder, factor, r, total)
-            moved, total = _settled(builder, moved, total)
-            out.append(moved)
+            updated, total = _settled(builder, updated, total)
+            out.append(updated)
         return context.make_tuple(builder, result, [*out, total])
 
     return result(sums, factors, array, index, stride, h), codegen
@@ -272,24 +273,6 @@ def sum_rows(typingctx, array, index):
             place = builder.gep(base, [ir.Constant(ir.IntType(64), k * width)])
             place = builder.bitcast(place, _llvm_type(kind).as_pointer())
             rows.append(builder.load(place, align=_access_size(array_type)))
-        return _sum_transposed(builder, rows)
+        return sum_each(builder, rows)
 
     return kind(array, index), codegen
-
-
-def _sum_transposed(builder, rows):
-    """Lane i of the result is the sum of rows[i]: a butterfly, halving the rows each time."""
-    width, step = len(rows), 1
-    index = ir.VectorType(ir.IntType(32), width)
-    while step < width:
-        low = [i if not i & step else width + i - step for i in range(width)]
-        high = [i + step if not i & step else width + i for i in range(width)]
-        rows = [
-            builder.fadd(
-                builder.shuffle_vector(x, y, ir.Constant(index, low)),
-                builder.shuffle_vector(x, y, ir.Constant(index, high)),
-            )
-            for x, y in zip(rows[::2], rows[1::2], strict=True)
-        ]
-        step *= 2
-    return rows[0]

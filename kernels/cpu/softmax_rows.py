@@ -91,7 +91,7 @@ def _entropy(z, y, largest, rest, e, factor, p_y, terms):
 
 
 @njit(**INNER)
-def _moved(z, y, largest, rest, e, factor, p_y, E, by, out):
+def _entropy_slopes(z, y, largest, rest, e, factor, p_y, E, by, out):
     """`- by p (log p + E)` into `out`: the entropy's part of the residual."""
     for j in range(len(z)):
         log_p = np.float64(z[j]) - largest - rest
@@ -117,7 +117,7 @@ def _rows(
     lses = carray(lse_at, N if flags & LSE else 0)
     predictions = carray(predictions_at, N if flags & PREDICTIONS else 0)
     entropies = carray(entropies_at, N if flags & ENTROPIES else 0)
-    e, terms, moved = np.empty(K), np.empty(K), np.empty(K if flags & BY_ENTROPIES else 0)
+    e, terms, slopes = np.empty(K), np.empty(K), np.empty(K if flags & BY_ENTROPIES else 0)
     B = np.empty(K if smoothing > 0.0 else 0)
     for j in range(len(B)):
         B[j] = smoothing / K * (np.float64(weight[j]) if len(weight) else 1.0)
@@ -196,7 +196,7 @@ def _rows(
                 s = np.float64(by_lse[i]) if len(by_lse) else 0.0
             if len(by_entropies):
                 by = np.float64(by_entropies[i])
-                _moved(row, label, largest, rest, e, factor, p_y, E, by, moved)
+                _entropy_slopes(row, label, largest, rest, e, factor, p_y, E, by, slopes)
             label_r = -A * (S / den)
             if smoothing > 0.0:
                 # Of two forms the one that cancels less.
@@ -215,8 +215,8 @@ def _rows(
                 for j in range(K):
                     row[j] = e[j] * first * second
             row[label] = label_r
-            for j in range(len(moved)):
-                row[j] += moved[j]
+            for j in range(len(slopes)):
+                row[j] += slopes[j]
         if smoothing > 0.0:
             B[label] = smoothing / K * (np.float64(weight[label]) if len(weight) else 1.0)
     carray(loss_at, 1)[0] = (total + total_lost) * scale + (squares + squares_lost) * by_z

@@ -39,7 +39,7 @@ def _add_low(array, low, change, first, last, d):
 
 
 @njit(**INNER)
-def _move_classes(W, W_low, sums, shifts, top, step, dW, block, d, compensated):
+def _update_classes(W, W_low, sums, shifts, top, step, dW, block, d, compensated):
     """Adds `step` times the parts' sums, added in order, to a block of the rows of W."""
     low, high = block * ROWS, min((block + 1) * ROWS, len(W))
     if compensated:
@@ -50,9 +50,9 @@ def _move_classes(W, W_low, sums, shifts, top, step, dW, block, d, compensated):
 
 
 @njit(**INNER)
-def _move_part(
-    part, n_parts, how, W, H, H_low, dH, y, options, step, sums, bias_sums, losses, totals, shifts,
-    chunk_shifts, compensated,
+def _update_part(
+    part, n_parts, planned, W, H, H_low, dH, y, options, step, sums, bias_sums, losses, totals,
+    shifts, chunk_shifts, compensated,
 ):  # fmt: skip
     """Updates one part's rows of H, and leaves its sums for W and its loss for later."""
     N, d = H.shape
@@ -61,11 +61,11 @@ def _move_part(
         for f in range(sums.shape[2]):
             sums[part, j, f] = 0.0
     part_of_samples(
-        mode, part, n_parts, how, W, H, y, options, H.dtype.type(step), dH, sums, bias_sums, losses,
-        totals, shifts, chunk_shifts,
+        mode, part, n_parts, planned, W, H, y, options, H.dtype.type(step), dH, sums, bias_sums,
+        losses, totals, shifts, chunk_shifts,
     )  # fmt: skip
     if compensated and math.isfinite(totals[part]):
-        low, high = samples_of(part, n_parts, N, how[0])
+        low, high = samples_of(part, n_parts, N, planned[0])
         _add_low(H, H_low, dH, low, high, d)
 
 
@@ -80,38 +80,38 @@ def _top_of(shifts):
 
 @njit(**OPTIONS)
 def _epochs_of_one(
-    n_parts, how, W, H, W_low, H_low, dW, dH, y, options, step, sums, bias_sums, losses, totals,
+    n_parts, planned, W, H, W_low, H_low, dW, dH, y, options, step, sums, bias_sums, losses, totals,
     shifts, chunk_shifts, epochs, compensated,
 ):  # fmt: skip
     first = np.int64(0)
     for _ in range(epochs):
-        _move_part(
-            first, first + 1, how, W, H, H_low, dH, y, options, step, sums, bias_sums, losses,
+        _update_part(
+            first, first + 1, planned, W, H, H_low, dH, y, options, step, sums, bias_sums, losses,
             totals, shifts, chunk_shifts, compensated,
         )  # fmt: skip
         if math.isfinite(totals[0]):
             top = _top_of(shifts)
             for b in range((len(W) + ROWS - 1) // ROWS):
-                _move_classes(W, W_low, sums, shifts, top, step, dW, b, H.shape[1], compensated)
+                _update_classes(W, W_low, sums, shifts, top, step, dW, b, H.shape[1], compensated)
 
 
 @njit(parallel=True, **OPTIONS)
 def _epochs(
-    n_parts, how, W, H, W_low, H_low, dW, dH, y, options, step, sums, bias_sums, losses, totals,
+    n_parts, planned, W, H, W_low, H_low, dW, dH, y, options, step, sums, bias_sums, losses, totals,
     shifts, chunk_shifts, epochs, compensated,
 ):  # fmt: skip
     for _ in range(epochs):
         for index in prange(n_parts):
             # The index of a parallel loop is unsigned: without a cast all callees are compiled
             # twice.
-            _move_part(
-                np.int64(index), n_parts, how, W, H, H_low, dH, y, options, step, sums, bias_sums,
-                losses, totals, shifts, chunk_shifts, compensated,
+            _update_part(
+                np.int64(index), n_parts, planned, W, H, H_low, dH, y, options, step, sums,
+                bias_sums, losses, totals, shifts, chunk_shifts, compensated,
             )  # fmt: skip
         if math.isfinite(totals.sum()):
             top = _top_of(shifts)
             for b in prange((len(W) + ROWS - 1) // ROWS):
-                _move_classes(
+                _update_classes(
                     W, W_low, sums, shifts, top, step, dW, np.int64(b), H.shape[1], compensated
                 )
 
@@ -119,13 +119,13 @@ def _epochs(
 def descend(W, H, W_low, H_low, y, step, epochs):
     """`epochs` times `W += step * sum of r^T H`, `H += step * r W`, in place."""
     (K, d), N = W.shape, len(H)
-    how = plan(K, d, N, W.itemsize, by_samples=True)
+    planned = plan(K, d, N, W.itemsize, by_samples=True)
     moving = tile_cpu.padded(W)
     compensated = W_low.size > 0
     options = without_options(W.dtype)
     arguments = (
-        how.parts,
-        numbers(how, W.dtype),
+        planned.parts,
+        numbers(planned, W.dtype),
         moving,
         H,
         W_low,
@@ -135,16 +135,16 @@ def descend(W, H, W_low, H_low, y, step, epochs):
         y,
         options,
         float(step),
-        np.empty((how.parts, *moving.shape), W.dtype),
-        np.empty((how.parts, 0)),
+        np.empty((planned.parts, *moving.shape), W.dtype),
+        np.empty((planned.parts, 0)),
         options[0],
-        np.empty(how.parts),
-        np.empty(how.parts),
-        np.empty((how.parts, 0)),
+        np.empty(planned.parts),
+        np.empty(planned.parts),
+        np.empty((planned.parts, 0)),
         epochs,
         compensated,
     )
-    if how.parts == 1:
+    if planned.parts == 1:
         _epochs_of_one(*arguments)
     else:
         with one_thread():

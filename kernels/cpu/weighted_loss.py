@@ -39,7 +39,7 @@ def _in_whole_vectors(W):
 
 def _loss(
     W_at, H_at, y_at, bias_at, weight_at, scale_at, loss_at, grad_W_at, grad_H_at, grad_bias_at,
-    how_at, K, d, N, flags, ignore_index, smoothing,
+    plan_at, K, d, N, flags, ignore_index, smoothing,
 ):  # fmt: skip
     W, H, y = carray(W_at, (K, d)), carray(H_at, (N, d)), carray(y_at, N)
     ignored, bad = examine(y, K, ignore_index)
@@ -66,8 +66,8 @@ def _loss(
     grad_W = carray(grad_W_at, (K if flags & GRAD_W else 0, d))
     grad_H = carray(grad_H_at, (N if flags & GRAD_H else 0, d))
     grad_bias = carray(grad_bias_at, K if flags & GRAD_BIAS else 0)
-    h = carray(how_at, 11)
-    how = (h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7], h[8], h[9], h[10])
+    h = carray(plan_at, 11)
+    planned = (h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7], h[8], h[9], h[10])
     padded = _in_whole_vectors(W)
     sums = np.zeros((1, len(grad_W), padded.shape[1]), W.dtype)
     bias_sums = np.zeros((1, len(grad_bias)))
@@ -75,7 +75,7 @@ def _loss(
     # A literal 0 would compile everything below a second time.
     zero = np.int64(0)
     part_of_samples(
-        GRADS, zero, zero + 1, how, padded, H, y, options_of(K, bias, weight, smoothing, scale),
+        GRADS, zero, zero + 1, planned, padded, H, y, options_of(K, bias, weight, smoothing, scale),
         W.dtype.type(1.0), grad_H, sums, bias_sums, losses, totals, shifts, chunk_shifts,
     )  # fmt: skip
     top, root = shifts[0], np.exp(0.5 * shifts[0])
@@ -92,8 +92,8 @@ def _loss(
 def loss_call(dtype):
     """The C function for W, H and all other floats of NumPy's `dtype`.
 
-    `f(W, H, y, bias, weight, scale, loss, grad_W, grad_H, grad_bias, how, K, d, N, flags,
-    ignore_index, smoothing)`: addresses, of which `flags` says which are read or written, `how`
+    `f(W, H, y, bias, weight, scale, loss, grad_W, grad_H, grad_bias, plan, K, d, N, flags,
+    ignore_index, smoothing)`: addresses, of which `flags` says which are read or written, `plan`
     that of the `numbers` of a plan with one part, and sizes. The loss is a number or, with LOSSES,
     (N,). Returns DONE, SOME_IGNORED if labels are `ignore_index` and nothing was done, or the
     index of the first invalid label.

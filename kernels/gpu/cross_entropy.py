@@ -1,14 +1,14 @@
 """The objective (4), its gradients and steps on CUDA tensors, in Triton.
 
-The same names and arguments as on the CPU, and one more: `tier`, "exact" or "fast". At the fast
-tier products with the residual are made in 8 bits; logits keep 16 bits (K <= 128) or all of
-float32, so that the loss has five digits at least and the residual is right in the terminal phase
-too; gradients have two to three. In float64 both tiers are the same.
+The same names and arguments as on the CPU, and one more: `tier`, "exact" or "fast". In the fast
+tier products with the residual have 8 bits; logits have 16 bits (K <= 128) or all of float32, so
+that the loss has five digits at least and the residual is right in the terminal phase too;
+gradients have two to three digits. In float64 both tiers are the same.
 
-Nothing here waits for the device: `loss_out` is a float64 tensor of one element there. Scratch:
-partials of dW (narrow) or a chunk of logits and partials (wide), from torch's caching allocator,
-so that a CUDA graph can capture a call. Formulas: `softmax`. Floors: `narrow` and `wide`. Choice
-between them: `plan`.
+Nothing here waits for the device: `loss_out` is a float64 tensor of one element there. Scratch
+memory is from torch's caching allocator, so that a CUDA graph can capture a call: residuals of a
+chunk and partials of dW (narrow), or logits and residuals of a chunk and partials (wide). Formulas:
+`softmax`. Bytes and flops: `narrow` and `wide`. Choice between them: `plan`.
 """
 
 import torch
@@ -30,7 +30,7 @@ def loss(W, H, y, scale, loss_out, tier):
 
 def loss_and_grads(W, H, y, scale, loss_out, grad_W_out, grad_H_out, tier):
     """The loss and both gradients, all times `scale`; no loss where `loss_out` is None."""
-    loss_parts, W_parts = _sweep(tier, W, H, None, y, scale, 1.0, grad_H_out, None, False, None)
+    loss_parts, W_parts = _gradients(tier, W, H, None, y, scale, 1.0, grad_H_out, None, False, None)
     _add_losses(loss_parts, loss_out, scale)
     reduce_W(W_parts, W, None, grad_W_out, scale, 1.0, False)
 
@@ -46,21 +46,21 @@ def log_loss_and_grads(W, H, y, log_loss_out, grad_W_out, grad_H_out, tier):
         loss_parts, shift_parts, extent, log_loss_out, len(loss_parts),
         BLOCK=_BLOCK, **options(4, 1),
     )  # fmt: skip
-    _, W_parts = _sweep(tier, W, H, None, y, 1.0, 1.0, grad_H_out, extent, False, None)
+    _, W_parts = _gradients(tier, W, H, None, y, 1.0, 1.0, grad_H_out, extent, False, None)
     reduce_W(W_parts, W, None, grad_W_out, 1.0, 1.0, False)
 
 
 def gradient_step(W, H, y, scale, lr, loss_out, tier):
-    """`W, H -= lr * scale * gradient` in place, both gradients from before; the loss before."""
+    """`W, H -= lr * scale * gradient` in place; the loss and both gradients are before the step."""
     step(W, H, None, None, y, scale, lr, loss_out, tier)
 
 
 def step(W, H, W_low, H_low, y, scale, lr, loss_out, tier):
-    """A step; with W_low and H_low, what it rounds away is carried there (see `trajectory`).
+    """A step; with W_low and H_low, its rounding errors are added to the next one's (`trajectory`).
 
-    Without `loss_out`, None, the losses of blocks are not added up, which saves a launch.
+    If `loss_out` is None the losses of blocks are not added up, which saves a launch.
     """
-    loss_parts, W_parts = _sweep(tier, W, H, H_low, y, scale, lr, H, None, True, None)
+    loss_parts, W_parts = _gradients(tier, W, H, H_low, y, scale, lr, H, None, True, None)
     _add_losses(loss_parts, loss_out, scale)
     reduce_W(W_parts, W, W_low, W, scale, lr, True)
 
@@ -68,8 +68,8 @@ def step(W, H, W_low, H_low, y, scale, lr, loss_out, tier):
 def grads_over_ranks(W, H, y, scale, shared, grad_H_out, begin, tier):
     """`scale` times the gradients: of all ranks in `shared` (K, d), of this one in `grad_H_out`.
 
-    Each rank has all of W and some of the samples. `shared` is float64. `begin(shared)` starts to
-    add up what all ranks have there, in place, and returns what waits for the sum.
+    Each rank has all of W and some of the samples. `shared` is float64. `begin(shared)` starts the
+    sum of all ranks' `shared`, in place, and returns a function that waits for it.
     """
     _over_ranks(tier, W, H, None, y, scale, 1.0, grad_H_out, False, shared, begin)
 
@@ -85,19 +85,19 @@ def step_over_ranks(W, H, W_low, H_low, y, scale, lr, shared, begin, tier):
 
 
 def _over_ranks(tier, W, H, H_low, y, scale, lr, H_out, step, shared, begin):
-    """dW of all ranks in `shared`, which travels while the last rows of `H_out` are written."""
+    """dW of all ranks in `shared`, exchanged while the last rows of `H_out` are written."""
     waits = []
 
     def dW_done(W_parts):
         reduce_W(W_parts, W, None, shared, scale, 1.0, False)
         waits.append(begin(shared))
 
-    _sweep(tier, W, H, H_low, y, scale, lr, H_out, None, step, dW_done)
+    _gradients(tier, W, H, H_low, y, scale, lr, H_out, None, step, dW_done)
     waits[0]()
 
 
 def reduce_W(W_parts, W, W_low, out, scale, lr, step):
-    """The second stage for dW: `out = scale * sum of the lifted parts`, or W stepped by it."""
+    """The second stage for dW: `out = scale * sum of the lifted partials`, or W stepped by it."""
     scale = scale * DOWN.value
     sum_parts[(-(-W.numel() // 256),)](
         W_parts, W, W if W_low is None else W_low, out, len(W_parts), W.numel(), scale, lr,
@@ -106,19 +106,19 @@ def reduce_W(W_parts, W, W_low, out, scale, lr, step):
 
 
 def _add_losses(parts, out, scale):
-    """`out[0] = scale sum(parts)`, where that is asked for."""
+    """`out[0] = scale sum(parts)`, unless `out` is None."""
     if out is not None:
         sum_losses[(1,)](parts, out, len(parts), scale, BLOCK=_BLOCK, **options(4, 1))
 
 
 def problem(W, H, tier):
-    """What a plan is made from: K, d, N, the dtype's name, the tier, and the kind of GPU."""
+    """The arguments of `plan`: K, d, N, the dtype's name, the tier, whether the GPU is large."""
     large = not W.is_cuda or has_large_tiles(torch.cuda.get_device_capability(W.device))
     return *W.shape, len(H), str(W.dtype).removeprefix("torch."), tier, large
 
 
 def _regime(tier, W, H):
-    """The kernels that serve a problem, and how they go about it."""
+    """The module of kernels for a problem, and its plan."""
     shape = plan(*problem(W, H, tier))
     return (narrow_gpu if isinstance(shape, Narrow) else wide_gpu), shape
 
@@ -129,10 +129,10 @@ def _losses(tier, W, H, y, log):
     return regime.losses(shape, W, H, y, log)
 
 
-def _sweep(tier, W, H, H_low, y, scale, lr, H_out, extent, step, dW_done):
-    """Partials of the loss and of dW; `H_out` written. `extent` asks for the log-domain form.
+def _gradients(tier, W, H, H_low, y, scale, lr, H_out, extent, step, dW_done):
+    """Partials of the loss and of dW; writes `H_out`. With `extent`, in the log domain.
 
     `dW_done`, unless None, is called with the partials of dW as soon as they are complete.
     """
     regime, shape = _regime(tier, W, H)
-    return regime.sweep(shape, W, H, H_low, y, scale, lr, H_out, extent, step, dW_done)
+    return regime.gradients(shape, W, H, H_low, y, scale, lr, H_out, extent, step, dW_done)

@@ -1,17 +1,17 @@
 """The second pass over features whose class means are known, on CUDA tensors, in Triton.
 
-The sums of deviations_cpu, in its letters, by three kernels:
+The sums of `kernels.cpu.deviations`, in its letters, by three kernels:
 
-1. a program takes BN samples and BR directions of Q at a time; while `T = X Q^T` adds up, the
-   norms of x = h - m_y and of h - g add up beside it; its epilogue turns T into the terms of NC1
+1. a program takes BN samples and BR directions of Q at a time; it computes `T = X Q^T` together
+   with the norms of x = h - m_y and of h - g; its epilogue computes the terms of NC1 from T
    and keeps `T + A[y]`, the projection of h - g;
-2. the nearest mean among the rows of A, by scatter_gpu: r numbers a sample stand for d;
-3. the logits of BN samples by BK classes at a time, of which the decision, the largest rival and
-   the label's logit stay in registers.
+2. the nearest mean among the rows of A, by `scatter`: r numbers a sample in the place of d;
+3. the logits of BN samples by BK classes at a time, of which the decision, the largest wrong logit
+   and the label's logit stay in registers.
 
 Products have the dtype of Q: float32 in three bf16 parts, which keeps its 24 bits, or float64.
-Everything is centred in float64 before it is rounded. FLOP: 2 N d (r + K) + 2 N r P; bytes: H
-once for each 64 directions and once for each 64 classes, the repeats out of L2. Bound by memory
+Everything is centred in float64 before it is rounded. Flops: 2 N d (r + K) + 2 N r P; bytes: H
+once for each 64 directions and once for each 64 classes, the repeats from L2. Bound by memory
 for few classes, else by the products. No atomics: the bits are the same every time.
 """
 
@@ -33,7 +33,7 @@ def deviation_rows(
     BN: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr, PRODUCTS: tl.constexpr,
     KEEP: tl.constexpr,
 ):  # fmt: skip
-    """The five sums of BN samples that know no classifier; KEEP: and their projections."""
+    """The five sums of BN samples that need no classifier; with KEEP also their projections."""
     places = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     lanes = tl.arange(0, BD)
     row_real = places < n_samples
@@ -44,12 +44,12 @@ def deviation_rows(
     away = tl.zeros((BN,), tl.float64)
     projected = tl.zeros((BN,), tl.float64)
     tilted = tl.zeros((BN,), tl.float64)
-    # Without a direction there still are norms.
+    # Without directions the norms are still summed.
     for low in range(0, tl.maximum(n_directions, 1), BR):
         cols = low + tl.arange(0, BR)
         col_real = cols < n_directions
         T = tl.zeros((BN, BR), dtype)
-        # Added up anew for each tile of directions, which costs less than to ask for the first.
+        # Summed again for each tile of directions, which costs less than a branch for the first.
         within = tl.zeros((BN,), tl.float64)
         away = tl.zeros((BN,), tl.float64)
         for start in range(0, dim, BD):
@@ -89,7 +89,7 @@ def decision_rows(
     H, order, owner, present, g, W, offset, nearest, parts, n_samples: "i64", n_classes, dim,
     BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, PRODUCTS: tl.constexpr,
 ):  # fmt: skip
-    """How many of BN decisions are the nearest mean, and the label; and the smallest margin."""
+    """Of BN samples: how many decisions equal the nearest mean, and the label; the least margin."""
     places = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     lanes = tl.arange(0, BD)
     row_real = places < n_samples
@@ -134,24 +134,24 @@ def decision_rows(
 
 
 def rows_of(double, large):
-    """Samples a program: 64 are what a warp group's tensor cores take, where there are such."""
+    """Samples a program: 64 where tensor cores take their operands from shared memory, else 32."""
     return 64 if large and not double else 32
 
 
 def width(n):
-    """Directions or classes that a program takes at a time."""
+    """Directions or classes that a program takes at a time, for n of them in all."""
     return min(max(16, 1 << (n - 1).bit_length()), 64)
 
 
 def spread(wide):
-    """Options for a width: registers of four warps would spill beyond the narrowest."""
+    """Options for a width: beyond the least one four warps have too few registers."""
     return options(4 if wide == 16 else 8, 1)
 
 
 def deviations(H, order, owner, present, frame, sums_out):
     """Adds the sums of these samples to `sums_out (9,)`, float64 on the device of H.
 
-    Arguments and sums are those of deviations_cpu, as tensors.
+    Arguments and sums are those of `kernels.cpu.deviations`, as tensors.
     """
     means, g, Q, A, weights, tilt, _, W, offset = frame
     N, (r, d), K = len(order), Q.shape, len(W)

@@ -1,11 +1,11 @@
 """The Hessian of the objective (4) times a direction, on CUDA tensors, in Triton.
 
-With `D'_j` the derivative of the gap along (dW, dH), `Z' = dH W^T + H dW^T`, and
-`s = sum_{j != y} p_j D'_j`, the residual moves by `p_j (D'_j - s)`, and by `-p_y s` at the
+With the logits' derivative along (dW, dH), `dZ = dH W^T + H dW^T`, that of the gaps D'_j, and
+`s = sum_{j != y} p_j D'_j`, the residual's derivative dr is `p_j (D'_j - s)`, and `-p_y s` at the
 label: nothing cancels. Then `HW = dr^T H + r^T dH` and `HH = dr W + r dW`.
 
-Flops `14 K N d`, bytes `12 N d` in float32 (H and dH read, HH written). The same two regimes
-and the same second stage as cross_entropy_gpu; r and dr never leave the chip when narrow.
+Flops `14 K N d`, bytes `12 N d` in float32 (H and dH read, HH written). The regimes and the second
+stage are those of `cross_entropy`; in the narrow one r and dr stay in registers.
 """
 
 import triton
@@ -58,10 +58,10 @@ def narrow_hessian(
         S = tl.sum(t, axis=1)
         _loss, weight = losses_and_weights(S, s)
         p = t * weight[:, None]
-        moves = dZ - tl.sum(tl.where(label, dZ, 0.0), axis=1)[:, None]
-        mean = tl.sum(p * moves, axis=1)
+        dD = dZ - tl.sum(tl.where(label, dZ, 0.0), axis=1)[:, None]
+        mean = tl.sum(p * dD, axis=1)
         own = exp(-tl.abs(s)) * weight * mean
-        dr = tl.where(label, -own[:, None], p * (moves - (mean * DOWN)[:, None]))
+        dr = tl.where(label, -own[:, None], p * (dD - (mean * DOWN)[:, None]))
         r = tl.where(label, -(S * weight)[:, None], p)
         inside = real[:, None] & class_real[None, :]
         r = tl.where(inside, r, 0.0)
@@ -115,7 +115,7 @@ def hessian_rows(
     S = _sums(tile_max, tile_sum, z_y, s, rows, real, n_rows, n_tiles)
     _loss, weight = losses_and_weights(S, s)
     labels = tl.load(y + rows, mask=real, other=0)
-    move_y = tl.load(dZ + base + labels, mask=real, other=0.0)
+    dz_y = tl.load(dZ + base + labels, mask=real, other=0.0)
     mean = S * 0.0
     for start in range(0, n_classes, BN):
         cols = start + lanes
@@ -123,8 +123,8 @@ def hessian_rows(
         inside = real[:, None] & (cols < n_classes)[None, :] & (cols[None, :] != labels[:, None])
         gap = tl.load(Z + at, mask=inside, other=0.0) - z_y[:, None]
         p = lifted_exp(tl.where(inside, gap - s[:, None], float("-inf"))) * weight[:, None]
-        move = tl.load(dZ + at, mask=inside, other=0.0) - move_y[:, None]
-        mean += tl.sum(p * move, axis=1)
+        dD = tl.load(dZ + at, mask=inside, other=0.0) - dz_y[:, None]
+        mean += tl.sum(p * dD, axis=1)
     own = exp(-tl.abs(s)) * weight * mean
     # Every thread must have read the label's entry before any of them overwrites it.
     tl.debug_barrier()
@@ -135,9 +135,9 @@ def hessian_rows(
         label = cols[None, :] == labels[:, None]
         gap = tl.load(Z + at, mask=inside, other=0.0) - z_y[:, None]
         p = lifted_exp(tl.where(inside, gap - s[:, None], float("-inf"))) * weight[:, None]
-        move = tl.load(dZ + at, mask=inside, other=0.0) - move_y[:, None]
+        dD = tl.load(dZ + at, mask=inside, other=0.0) - dz_y[:, None]
         r = tl.where(label, -(S * weight)[:, None], p)
-        dr = tl.where(label, -own[:, None], p * (move - (mean * DOWN)[:, None]))
+        dr = tl.where(label, -own[:, None], p * (dD - (mean * DOWN)[:, None]))
         room = real[:, None] & (cols < z_width)[None, :]
         store_parts(R, at, r, n_rows * z_width, room, PRODUCTS)
         store_parts(dR, at, dr, n_rows * z_width, room, PRODUCTS)
@@ -146,13 +146,13 @@ def hessian_rows(
 def hessian_vector_product(W, H, y, dW, dH, scale, HW_out, HH_out, tier):
     """`HW_out, HH_out`: scale times the derivative of both gradients along (dW, dH)."""
     shape = hessian_plan(*problem(W, H, tier))
-    sweep = _narrow if isinstance(shape, Hessian) else _wide
-    W_parts = sweep(shape, W, H, y, dW, dH, scale, HH_out)
+    products = _narrow if isinstance(shape, Hessian) else _wide
+    W_parts = products(shape, W, H, y, dW, dH, scale, HH_out)
     reduce_W(W_parts, W, None, HW_out, scale, 1.0, False)
 
 
 def _narrow(shape, W, H, y, dW, dH, scale, HH_out):
-    """Partials of HW; HH written."""
+    """Partials of HW; writes HH."""
     W_parts = W.new_empty((shape.programs, *W.shape))
     W_planes, dW_planes = planes(W, 0, shape.W_parts), planes(dW, 0, shape.W_parts)
     narrow_hessian[(shape.programs,)](
@@ -163,7 +163,7 @@ def _narrow(shape, W, H, y, dW, dH, scale, HH_out):
 
 
 def _wide(shape, W, H, y, dW, dH, scale, HH_out):
-    """Partials of HW; HH written, chunk by chunk."""
+    """Partials of HW; writes HH, chunk by chunk."""
     chunks = Chunks(shape, W, H, y)
     Z, dZ = chunks.room(), chunks.room()
     R, dR = chunks.room_for_parts(Z), chunks.room_for_parts(dZ)

@@ -1,14 +1,14 @@
 """The objective's passes over the samples when a row of logits fits a tile (K <= 128), in Triton.
 
-1. a program takes a block of samples: logits over slices of d, loss, residual; the residual goes
-   to memory in the parts that its products want, K words a sample beside d of H;
-2. a program takes a slice of d and a range of samples: dW of the slice adds up in registers,
-   while the same tile of H becomes its next value, or dH.
+1. a program takes a block of samples: logits over slices of d, loss, residual; it writes the
+   residual as the parts that its products need, K words a sample beside d of H;
+2. a program takes a slice of d and a range of samples: it sums dW of the slice in registers, and
+   from the same tile of H computes its next value, or dH.
 
-Bytes `12 N d + 8 N K` in float32, which bound it for K <= 64; flops `6 K N d`. One pass that kept
-dW in memory and read H again out of L2 would move `8 N d` from there, and was no faster at any K.
-Partials of dW and of the loss are added in their order by reduce_gpu: no atomics, the same bits
-every time.
+Bytes `12 N d + 8 N K` in float32, which bound it for K <= 64; flops `6 K N d`. A single pass that
+kept dW in memory and read H again from L2 would read `8 N d` bytes there, and was no faster at any
+K. `reduce` adds partials of dW and of the loss in a fixed order: no atomics, the same bits every
+time.
 """
 
 import torch
@@ -35,9 +35,9 @@ def block_logits(
 ):  # fmt: skip
     """`H W^T` of the block of rows that starts at `H_block`, summed over slices of d.
 
-    W comes in parts, H is taken apart here: with HALVES both in two of fp16, W's rows scaled as a
+    W is given in parts, H is split here: with HALVES both into two fp16 parts, W's rows scaled as a
     whole, those of H slice by slice. `rows` count from the block's first, so that 32 bits hold
-    every offset; `left` rows are left.
+    every offset; the block has `left` rows.
     """
     lanes = tl.arange(0, BD)
     plane = n_classes * width
@@ -132,7 +132,7 @@ def _block_gaps(
     BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, LOGITS: tl.constexpr,
     HALVES: tl.constexpr,
 ):  # fmt: skip
-    """A block's gaps, the largest of each row, where its labels are, and which rows there are."""
+    """A block's gaps, the largest of each row, the mask of its labels, and that of its rows."""
     rows = tl.arange(0, BN)
     cols = tl.arange(0, BK)
     first = tl.program_id(0).to(tl.int64) * BN
@@ -168,7 +168,7 @@ def slice_products(
     w_at = cols[:, None] * width + features[None, :]
     w_real = (cols < n_classes)[:, None] & inside[None, :]
     w0, w1 = load_parts(W, w_at, n_classes * width, w_real, PRODUCTS)
-    # The longer side of a tile is the tensor core's: it needs 64 rows.
+    # A tensor core's product needs 64 rows: the longer side of the tile.
     TALL: tl.constexpr = BK < 64
     part_at = W_parts + split * n_classes * dim
     if TALL:
@@ -220,10 +220,11 @@ def losses(shape, W, H, y, log):
     return parts[0], parts[1]
 
 
-def sweep(shape, W, H, H_low, y, scale, lr, H_out, extent, step, dW_done):
+def gradients(shape, W, H, H_low, y, scale, lr, H_out, extent, step, dW_done):
     """Partials of the loss and of lifted dW; `H_out` gets dH, or H's next value.
 
-    `dW_done`, unless None, is called with the partials of dW: at the end, as one kernel makes both.
+    `dW_done`, unless None, is called with the partials of dW: at the end, as one kernel computes
+    dW and dH.
     """
     (K, d), N = W.shape, len(H)
     W_planes = planes(W, shape.W_halves, shape.W_parts)

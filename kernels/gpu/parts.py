@@ -1,4 +1,4 @@
-"""float32 as sums of short numbers, which tensor cores multiply at their full rate, in Triton.
+"""float32 split into sums of bf16 or fp16 numbers, which tensor cores multiply, in Triton.
 
 A product of sums is a sum of products, of which the smallest may be left out:
 
@@ -12,9 +12,9 @@ every single number. fp16 has 11 bits and few exponents: with each row scaled by
 two parts hold 23 bits, relative to the largest number of the row, which is what a logit needs.
 `TERMS` 0 stands for float64, multiplied as it is.
 
-Tensor cores cut off what does not fit their float32 sums, always towards zero: over a thousand
-steps that is 1e-4 of the sum. So a product in 3 terms or more is a sum of its own, of 16 to 64
-numbers, which is rounded when it is added to the others.
+Tensor cores truncate their float32 sums towards zero: over a thousand steps that is an error of
+1e-4 of the sum. So a product in 3 terms or more is summed apart over 16 to 64 numbers, and rounded
+when it is added to the others.
 """
 
 from typing import NamedTuple
@@ -31,9 +31,10 @@ BM, BD, WARPS = 16, 128, 8
 
 
 class Planes(NamedTuple):
-    """The parts of a matrix (n, m): of its rows scaled, `half (2, n, width)`; of itself, `brain`.
+    """The parts of a matrix (n, m): `half` of its scaled rows, in fp16, and `brain`, in bf16.
 
-    `scales (n,)` are what the scaled rows are multiplied by. In float64 both are the matrix.
+    Both are (number of parts, n, width). `scales (n,)` undo the scaling. In float64 all three are
+    the matrix.
     """
 
     half: torch.Tensor
@@ -44,11 +45,11 @@ class Planes(NamedTuple):
 
 @triton.jit
 def rounded(x, BITS: tl.constexpr):
-    """float32 x to the nearest number of BITS bits, by its word: for bf16 (8) and fp16 (11).
+    """float32 x rounded to BITS bits, by integer operations: for bf16 (8) and fp16 (11).
 
-    A conversion whose result is converted back costs eight times as much as these two integer
-    operations; one whose result only goes to a product is made for two numbers at once. NaN is
-    selected through: the carry would turn 0x7FFFFFFF, the NaN that CUDA makes, into -0.
+    A conversion there and back costs eight times as much as these two operations; a conversion for
+    a product alone handles two numbers at once. NaN needs the `where`: the carry would turn
+    0x7FFFFFFF, the NaN that CUDA makes, into -0.
     """
     half: tl.constexpr = 1 << (23 - BITS)
     mask: tl.constexpr = -(1 << (24 - BITS))
@@ -71,14 +72,14 @@ def three_parts(x):
     """All bf16 parts of float32 x."""
     first = rounded(x, 8)
     rest = x - first
-    # Cut off, not rounded: the rest is a number of 8 bits then too, and nothing is lost.
+    # Truncated, not rounded: the rest then has 8 bits too, and nothing is lost.
     second = (rest.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
     return first.to(tl.bfloat16), second.to(tl.bfloat16), (rest - second).to(tl.bfloat16)
 
 
 @triton.jit
 def powers_of_two(largest):
-    """What makes a row's largest number one in [2^13, 2^14), and the reciprocal."""
+    """The power of two that scales a row's largest number to [2^13, 2^14), and its reciprocal."""
     # Exponents are those of float32, plus 127.
     exponent = tl.maximum(largest.to(tl.int32, bitcast=True) >> 23, 20)
     up = ((267 - exponent) << 23).to(tl.float32, bitcast=True)
@@ -87,7 +88,7 @@ def powers_of_two(largest):
 
 @triton.jit
 def scaled_halves(x):
-    """Two fp16 parts of the rows of float32 x, scaled, and what these are multiplied by."""
+    """Two fp16 parts of the scaled rows of float32 x, and the factors that undo the scaling."""
     up, down = powers_of_two(tl.max(tl.abs(x), axis=1))
     scaled = x * up[:, None]
     first = rounded(scaled, 11)
@@ -96,7 +97,7 @@ def scaled_halves(x):
 
 @triton.jit
 def load_parts(X, at, plane, real, TERMS: tl.constexpr):
-    """The parts at `X + at` and, for 3 terms, a plane further; else the first stands twice."""
+    """The part at `X + at` and, for 3 terms, that in the next plane; else the first one twice."""
     first = tl.load(X + at, mask=real, other=0.0)
     second = first
     if TERMS == 3:
@@ -106,7 +107,7 @@ def load_parts(X, at, plane, real, TERMS: tl.constexpr):
 
 @triton.jit
 def store_parts(X, at, x, plane, real, TERMS: tl.constexpr):
-    """The parts of x that its products take."""
+    """Store the parts of x that its products need."""
     first, second = two_parts(x, TERMS)
     tl.store(X + at, first, mask=real)
     if TERMS == 3:
@@ -130,7 +131,7 @@ def split_rows(
     BM: tl.constexpr, BD: tl.constexpr, HALF: tl.constexpr, BRAIN: tl.constexpr,
     SCALED: tl.constexpr,
 ):  # fmt: skip
-    """HALF fp16 parts of BM rows scaled, BRAIN bf16 parts of them as they are."""
+    """HALF fp16 parts of BM scaled rows, BRAIN bf16 parts of the rows."""
     rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     lanes = tl.arange(0, BD)
     real = rows < n_rows
@@ -163,7 +164,7 @@ def split_rows(
 
 
 def planes(X, half, brain):
-    """The `Planes` of X: so many fp16 parts of its scaled rows, so many bf16 parts of itself."""
+    """The `Planes` of X: `half` fp16 parts of its scaled rows, `brain` bf16 parts of X."""
     n, m = X.shape
     if X.dtype == torch.float64:
         return Planes(X, X, X, m)

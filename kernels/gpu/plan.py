@@ -1,16 +1,16 @@
-"""Which Triton kernels run on a problem of K classes, d features and N samples, and in what tiles.
+"""Which Triton kernels run on a problem of K classes, d features and N samples, in which tiles.
 
-Three regimes, chosen by shape; their tiles are smaller on GPUs with less shared memory, whose
-tensor cores take their operands from registers:
+Three regimes, chosen by shape; tiles are smaller on GPUs with less shared memory, whose tensor
+cores take their operands from registers:
 
 - narrow: a row of K <= 128 logits is one tile. Two passes over the samples.
 - wide: everything else. Chunks of rows whose logits stay in L2; three matrix products.
-- small (trajectory_gpu only): W and H fit the registers of one program, epochs run inside.
+- small (`trajectory` only): W and H fit the registers of one program, epochs run inside.
 
-Tiers, for float32, told as the number of terms of the products (parts_gpu). "exact": logits, whose
-error is exponentiated, in all that float32 holds (6 terms of bf16, or 3 of scaled fp16), products
-with the residual, which need relative accuracy only, in 16 bits (3 terms of bf16). "fast": the
-products in 8 bits (1 term), and logits of K <= 128 in 16. float64 is float64 in both.
+Tiers, for float32, differ in the number of terms of the products (`parts`). "exact": logits, whose
+error is exponentiated, in all bits of float32 (6 terms of bf16, or 3 of scaled fp16); products with
+the residual, which need relative accuracy only, in 16 bits (3 terms of bf16). "fast": these
+products in 8 bits (1 term), and logits of K <= 128 in 16. float64 is the same in both.
 """
 
 from typing import NamedTuple
@@ -43,9 +43,9 @@ class Tile(NamedTuple):
 
 
 class Narrow(NamedTuple):
-    """How narrow_gpu goes: blocks (BN, BK) of logits over slices of BD; the second pass's tile, of
-    BM samples and BN features; rows a chunk; partials of dW; whether logits are made of two scaled
-    fp16 parts a factor, in three terms, in the place of bf16's six."""
+    """The plan of `narrow`: blocks (BN, BK) of logits over slices of BD; the second pass's tile, of
+    BM samples and BN features; rows a chunk; the number of partials of dW; whether logits take two
+    scaled fp16 parts of each factor, in three terms, and not bf16's six."""
 
     BN: int
     BK: int
@@ -73,26 +73,26 @@ class Narrow(NamedTuple):
 
     @property
     def W_halves(self) -> int:
-        """Parts of W's scaled rows in fp16 that the logits ask for."""
+        """The number of fp16 parts of W's scaled rows, for the logits."""
         return 2 if self.HALVES else 0
 
     @property
     def W_parts(self) -> int:
-        """Parts of W in bf16 that the products ask for, and without HALVES the logits too."""
+        """The number of bf16 parts of W, for the products, and without HALVES for the logits."""
         return self.R_parts if self.HALVES else max(_PARTS[self.LOGITS], self.R_parts)
 
     def of_logits(self, W_planes):
-        """Those of W's planes that the logits take."""
+        """The planes of W for the logits."""
         return W_planes.half if self.HALVES else W_planes.brain
 
     @property
     def R_parts(self) -> int:
-        """Parts of the residual that the products ask for."""
+        """The number of parts of the residual, for the products."""
         return _PARTS[self.PRODUCTS]
 
 
 class Hessian(NamedTuple):
-    """Tiles, products and grid of hessian_gpu's kernel for K <= 128."""
+    """Tiles, products and grid of the kernel of `hessian` for K <= 128."""
 
     BN: int
     BK: int
@@ -118,12 +118,12 @@ class Hessian(NamedTuple):
 
     @property
     def W_parts(self) -> int:
-        """Parts of W that the logits ask for."""
+        """The number of parts of W, for the logits."""
         return _PARTS[self.LOGITS]
 
 
 class Wide(NamedTuple):
-    """Rows a chunk, tiles, products and the number of partials of dW of wide_gpu."""
+    """The plan of `wide`: rows a chunk, tiles, products, the number of partials of dW."""
 
     chunk: int
     logits: Tile
@@ -136,7 +136,7 @@ class Wide(NamedTuple):
 
     @property
     def parts(self) -> int:
-        """Parts of each factor that the products with the residual ask for."""
+        """The number of parts of each factor, for the products with the residual."""
         return _PARTS[self.PRODUCTS]
 
     def step(self, compensated: bool) -> Tile:
@@ -164,9 +164,9 @@ _SMALL_NARROW = {
     ("float64", EXACT): _NARROW["float64", EXACT],
 }  # fmt: skip
 _SMALL_NARROW["float32", FAST] = _SMALL_NARROW["float32", EXACT]
-# (BN, BD, warps, stages) of logits in scaled fp16, and for which padded numbers of classes they are
-# shipped: none before a GPU has timed them. Interpreted, as exact as six terms from d = 256 on; at
-# d = 8, where a logit is a sum of few large products, 2.5 times their error.
+# (BN, BD, warps, stages) of logits in scaled fp16, and the padded numbers of classes for which they
+# are used: none until they are timed on a GPU. Interpreted, they are as exact as six terms from
+# d = 256 on; at d = 8, where a logit sums few large products, their error is 2.5 times as large.
 HALVES_TILES = {64: (64, 32, 4, 3), 128: (64, 32, 4, 3)}
 SHIPPED_HALVES: frozenset = frozenset()
 # (BN, BD, warps, stages).
@@ -209,7 +209,7 @@ _WIDE_TERMS = {("float32", EXACT): (3, 3), ("float32", FAST): (3, 1), ("float64"
 
 
 def options(num_warps: int, num_stages: int) -> dict:
-    """What every launch says; `enable_fp_fusion` because its default differs between versions."""
+    """The options of a launch; `enable_fp_fusion` because its default differs between versions."""
     return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
@@ -235,7 +235,7 @@ def plan(
 
 
 def in_halves(shape: Narrow) -> Narrow:
-    """The same plan with logits in scaled fp16, in the tiles that these have."""
+    """The same plan with logits in scaled fp16, in their own tiles."""
     BN, BD, warps, stages = HALVES_TILES[shape.BK]
     return shape._replace(BN=BN, BD=BD, num_warps=warps, num_stages=stages, HALVES=True)
 
@@ -256,7 +256,7 @@ def wide_plan(n_classes: int, dim: int, n_samples: int, dtype: str, tier: str, l
 def hessian_plan(
     n_classes: int, dim: int, n_samples: int, dtype: str, tier: str, large: bool
 ) -> "Hessian | Wide":
-    """The regime of the Hessian: one pass as long as its partials fit."""
+    """The plan of the Hessian: one pass for K <= 128 if its partials fit, else `wide`."""
     if n_classes <= 128:
         key, padded = _key(dtype, tier), _padded(n_classes)
         BN, *rest = (_HESSIAN if large else _SMALL_HESSIAN)[key][padded]
@@ -269,7 +269,7 @@ def hessian_plan(
 
 
 def scratch_bytes(shape: "Narrow | Wide", n_classes: int, dim: int, word: int) -> int:
-    """What one call of the gradients takes beside its arguments."""
+    """The scratch memory of one call of the gradients."""
     parts_of_W = (shape.splits + 2) * n_classes * dim
     if isinstance(shape, Narrow):
         return (shape.chunk * shape.BK + parts_of_W) * word
@@ -278,7 +278,7 @@ def scratch_bytes(shape: "Narrow | Wide", n_classes: int, dim: int, word: int) -
 
 
 def shipped(large: bool):
-    """Every (dtype, tier, plan) of a kind of GPU: what the tests compile ahead of time."""
+    """Every (dtype, tier, plan) of a kind of GPU, which the tests compile ahead of time."""
     for key, table in (_NARROW if large else _SMALL_NARROW).items():
         for padded, tiles in table.items():
             narrow = Narrow(tiles[0], padded, *tiles[1:], *_TERMS[key], 1, 1)

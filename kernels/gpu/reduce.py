@@ -1,7 +1,7 @@
 """The second stage: partials added in their order, in float64, by Triton kernels.
 
-What a program left is read by one other program that adds it in a fixed order, so that a
-result has the same bits every time. Traffic `P K d` words for P partials, out of L2.
+Each partial is read by one program, which adds them in a fixed order, so that a result has the
+same bits every time. Traffic: `P K d` words for P partials, from L2.
 """
 
 import triton

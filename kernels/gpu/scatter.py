@@ -1,21 +1,21 @@
 """Class means and scatter of features, and nearest class means, on CUDA tensors, in Triton.
 
-Counts, means `m_k` and `s_k = sum_{i: y_i = k} |h_i - m_k|^2` (section 2.1), as scatter_cpu:
-the samples are visited in the order of their classes, in chunks of one class. A program takes
-64 features of a chunk, 64 rows at a time, whose mean is summed in float64 and whose deviations
-from it are squared while the tile is on the chip; then, with chunk means `m_c`,
+Counts, means `m_k` and `s_k = sum_{i: y_i = k} |h_i - m_k|^2` (section 2.1), as in
+`kernels.cpu.scatter`: samples are taken in the order of their classes, in chunks of one class. A
+program takes 64 features of a chunk, 64 rows at a time: it sums their mean in float64, and squares
+the deviations from it while the tile is in registers; then, with chunk means `m_c`,
 
     m_k = sum_c n_c m_c / n_k,    s_k = sum_c s_c + n_c |m_c - m_k|^2
 
-in which nothing cancels (and so within a chunk). Bytes: H once (4 N d in float32). Chunks and
-sums have a fixed order: the same bits every time, and no atomics.
+in which nothing cancels; the blocks of a chunk are merged alike. Bytes: H once (4 N d in float32).
+Chunks and sums have a fixed order: the same bits every time, and no atomics.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from fastnc.kernels.gpu.plan import cdiv, options
+from fastnc.kernels.gpu.plan import PROGRAMS, cdiv, options
 from fastnc.kernels.gpu.softmax import dot
 
 ROWS, BLOCK = 1024, 64
@@ -33,7 +33,7 @@ def chunk_moments(
     chunk = tl.program_id(0)
     p = tl.load(class_of + chunk)
     lo = tl.load(starts + p) + (chunk - tl.load(first + p)) * ROWS
-    # The last chunks may not exist: their number is bounded on the host, without asking.
+    # The last chunks may be empty: the host knows only a bound of their number.
     hi = tl.minimum(lo + ROWS, tl.load(starts + p + 1))
     features = tl.program_id(1) * BD + tl.arange(0, BD)
     inside = (features < dim)[None, :]
@@ -44,7 +44,7 @@ def chunk_moments(
         places = lo + done + tl.arange(0, BN)
         real = (places < hi)[:, None] & inside
         h = tl.load(H + samples[:, None] * dim + features[None, :], mask=real, other=0.0)
-        # The next rows' places, so that their features need not wait for them.
+        # Loaded before the next rows' features, which would wait for these indices.
         samples = tl.load(order + places + BN, mask=places + BN < hi, other=0)
         h = h.to(tl.float64)
         count = tl.minimum(tl.maximum(hi - lo - done, 0), BN).to(tl.float64)
@@ -101,7 +101,7 @@ def scatter_tiles(
     BN: tl.constexpr, BD: tl.constexpr, PRODUCTS: tl.constexpr,
 ):  # fmt: skip
     """Tile (BD, BD) of the lower triangle of `sum (h - m_y)(h - m_y)^T` over a range of samples."""
-    # Symmetric: what lies above the diagonal is mirrored afterwards.
+    # The matrix is symmetric: its upper triangle is copied afterwards.
     if tl.program_id(1) > tl.program_id(0):
         return
     a_at = tl.program_id(0) * BD + tl.arange(0, BD)
@@ -130,7 +130,7 @@ def nearest_tiles(
     H, means, centre, nearest, n_samples: "i64", n_means, dim,
     BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, LOGITS: tl.constexpr,
 ):  # fmt: skip
-    """Index of the mean next to each of BN samples; the first of equals."""
+    """Index of the mean nearest to each of BN samples; the first of equals."""
     rows = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     lanes = tl.arange(0, BD)
     row_real = rows < n_samples
@@ -166,7 +166,7 @@ def nearest_tiles(
 def class_moments(H, order, starts, means_out, squares_out):
     """Means (P, d) and summed squared deviations (P,) of the classes of `starts (P+1,)`.
 
-    `order (N,)` visits the samples class by class; outputs are float64.
+    `order (N,)` lists the samples class by class; outputs are float64.
     """
     N, d = H.shape
     P = len(means_out)
@@ -195,7 +195,7 @@ def centred_scatter(H, y, means, scatter_out):
     N, d = H.shape
     tile = 64
     tiles = cdiv(d, tile) * (cdiv(d, tile) + 1) // 2
-    splits = max(1, min(264 // tiles, cdiv(N, 8 * SCATTER_ROWS)))
+    splits = max(1, min(PROGRAMS // tiles, cdiv(N, 8 * SCATTER_ROWS)))
     parts = H.new_empty((splits, d, d))
     scatter_tiles[(cdiv(d, tile), cdiv(d, tile), splits)](
         H, y, means, parts, N, d, cdiv(cdiv(N, SCATTER_ROWS), splits),

@@ -1,4 +1,4 @@
-"""Softmax of one block of logits without a late subtraction: what every Triton kernel shares.
+"""Softmax of one block of logits without cancellation: the functions that Triton kernels share.
 
 For one sample, with `D_j = z_j - z_y` over the wrong classes j (equation (4)):
 
@@ -10,9 +10,9 @@ For one sample, with `D_j = z_j - z_y` over the wrong classes j (equation (4)):
 
 Every term is positive: nothing cancels, at any margin. The functions below are inlined.
 
-The hardware's exponential flushes what is below the smallest normal number to 0, and bf16 parts
-lose digits some 2^9 above it: a residual would vanish at a margin of 87. So t, S and r are lifted,
-held times 2^LIFT; whoever adds them up multiplies the sum by DOWN.
+The hardware's exponential flushes subnormal results to 0, and bf16 parts lose digits some 2^9 above
+these: a residual would vanish at a margin of 87. So t, S and r are lifted: stored times 2^LIFT; the
+code that sums them multiplies the sum by DOWN.
 """
 
 import triton
@@ -54,9 +54,9 @@ def _exp_double(x, lift: tl.constexpr):
 def exp(x):
     """`e^x` for x <= 0, to 2 units in the last place at any x.
 
-    The hardware's float32 exponential is of base 2: the rounding of `x log2(e)` would cost
-    |x| units, so the part it drops is carried along. Below -200 the result is zero anyway;
-    the bound keeps an infinite x from becoming infinity minus infinity. NaN passes through.
+    The hardware's float32 exponential has base 2: the rounding error of `x log2(e)` would cost |x|
+    units, so it is computed too and corrected. Below -200 the result is zero anyway; the bound
+    keeps an infinite x from becoming infinity minus infinity. NaN stays NaN.
     """
     if x.dtype == tl.float64:
         return _exp_double(x, 0)

@@ -1,13 +1,13 @@
-"""Many epochs of gradient descent on scale * (4) on CUDA tensors: no word to the host between.
+"""Many epochs of gradient descent on scale * (4) on CUDA tensors, without waits for the device.
 
 Small problems: one program a problem, any number of problems at once. W and H stay in its
 registers for all epochs of a launch; nothing is shared between programs. H is a tuple of slabs
 (N, 8) and W one of rows of 8: eight features lie across lanes, slabs and most samples in
-registers, so that little of either reduction (over d for the logits, over N for dW) costs an
-exchange between lanes. Flops `6 K N d` an epoch; bound by float64 arithmetic and lane exchanges.
+registers, so that both reductions (over d for the logits, over N for dW) exchange little between
+lanes. Flops `6 K N d` an epoch; bound by float64 arithmetic and lane exchanges.
 
-Other problems take a step of cross_entropy_gpu an epoch. In float32 `W_low`, `H_low` carry what
-rounding took from the updates: the state is `W + W_low`, `H + H_low`.
+Other problems take one `step` of `cross_entropy` an epoch. In float32 `W_low`, `H_low` keep the
+rounding errors of the updates: the state is `W + W_low`, `H + H_low`.
 """
 
 import torch
@@ -19,13 +19,13 @@ from fastnc.kernels.gpu.plan import EXACT, cdiv, options
 from fastnc.kernels.gpu.softmax import exp
 from fastnc.kernels.gpu.trajectory_products import WARPS, product_tile, small_products
 
-# A launch of a small problem: long enough to hide its start, short enough to be interrupted.
+# A launch of a small problem: long enough to hide its start, short enough for an interrupt.
 EPOCHS_A_LAUNCH = 10_000
-# Whether float64 goes by `small_products` where its tile fits.
+# Whether float64 problems whose tile fits use `small_products`.
 SHIPPED_PRODUCTS = False
 
 
-# One compilation, of seconds, serves any number of samples, features and epochs.
+# A compilation takes seconds: one is enough for any number of samples, features and epochs.
 @triton.jit(do_not_specialize=["n_samples", "dim", "epochs"])
 def small_problems(
     W, H, W_low, H_low, y, rates, scale: "fp64", n_samples, dim, epochs,
@@ -68,8 +68,8 @@ def small_problems(
             products = h[0] * w[k * SLABS][None, :]
             for j in tl.static_range(1, SLABS):
                 products += h[j] * w[k * SLABS + j][None, :]
-            # The empty axis makes the compiler leave a logit in one lane, not in eight: what
-            # follows would be computed by all of them (half the instructions of an epoch).
+            # The extra axis makes the compiler keep a logit in one lane, not in eight, all of
+            # which would compute what follows (half the instructions of an epoch).
             z = z + (tl.sum(tl.sum(products[None, :, :], axis=0), axis=1),)
             z_y = tl.where(labels == k, z[k], z_y)
         s = tl.zeros((BN,), dtype)
@@ -81,31 +81,31 @@ def small_problems(
             t = t + (tl.where(labels == k, 0.0, exp(z[k] - z_y - s)),)
             S += t[k]
         factor = step / (exp(-s) + S)
-        # What rounding took from the last update is where this one begins.
-        moves = h_low
+        # An update begins with the rounding error of the last one.
+        changes = h_low
         if not COMPENSATED:
             for j in tl.static_range(SLABS):
-                moves = moves + (tl.zeros((BN, 8), dtype),)
+                changes = changes + (tl.zeros((BN, 8), dtype),)
         new_w = ()
         new_low = ()
         for k in tl.static_range(K):
             r_k = (tl.where(labels == k, -S, t[k]) * factor)[:, None]
-            new_moves = ()
+            new_changes = ()
             for j in tl.static_range(SLABS):
                 old = w[k * SLABS + j]
-                new_moves = new_moves + (moves[j] - r_k * old[None, :],)
+                new_changes = new_changes + (changes[j] - r_k * old[None, :],)
                 change = -tl.sum(h[j] * r_k, axis=0)
                 if COMPENSATED:
                     change = w_low[k * SLABS + j] + change
                     new_low = new_low + (change - ((old + change) - old),)
                 new_w = new_w + (old + change,)
-            moves = new_moves
+            changes = new_changes
         new_h = ()
         new_h_low = ()
         for j in tl.static_range(SLABS):
             if COMPENSATED:
-                new_h_low = new_h_low + (moves[j] - ((h[j] + moves[j]) - h[j]),)
-            new_h = new_h + (h[j] + moves[j],)
+                new_h_low = new_h_low + (changes[j] - ((h[j] + changes[j]) - h[j]),)
+            new_h = new_h + (h[j] + changes[j],)
         w = new_w
         w_low = new_low
         h = new_h
@@ -125,7 +125,7 @@ def small_problems(
 
 
 def small_tile(n_classes, dim, n_samples, double):
-    """(BN, SLABS, warps) of a small problem, or None: its state must fit the registers, nearly."""
+    """(BN, SLABS, warps) of a small problem; None where the registers cannot hold its state."""
     BN = max(16, 1 << (n_samples - 1).bit_length())
     slabs = cdiv(dim, 8)
     # The loops over classes and slabs are unrolled: more would take minutes to compile.
@@ -133,9 +133,9 @@ def small_tile(n_classes, dim, n_samples, double):
         return None
     words, most = (2, 320) if double else (1, 200)
     for num_warps in (1, 2, 4, 8):
-        # H and its move (or in float32 its low part) and the residuals lie across all lanes, W
-        # across four. In float64 a quarter more than there are: one warp that leaves some of
-        # it in memory ends sooner than two that exchange theirs (5.8 us an epoch and 8.1, of 1024).
+        # H and its change (or in float32 its low part) and the residuals lie across all lanes, W
+        # across four. Float64 may take a quarter more registers than there are: one warp that
+        # spills is faster than two that exchange sums (5.8 and 8.1 us an epoch of 1024 problems).
         state = 8 * BN * slabs * 2 + 3 * BN * n_classes
         if words * (state // (32 * num_warps) + 2 * n_classes * slabs) <= most:
             return BN, slabs, num_warps
@@ -143,15 +143,12 @@ def small_tile(n_classes, dim, n_samples, double):
 
 
 def by_products(n_classes, dim, n_samples, double):
-    """The tile of `small_products`, if that is to make a problem's epochs: never, so far.
-
-    It has been interpreted and compiled; a GPU must tell whether it is the faster one.
-    """
+    """The tile of `small_products` for a problem's epochs; so far None: it was not yet timed."""
     return product_tile(n_classes, dim, n_samples) if double and SHIPPED_PRODUCTS else None
 
 
 def small_options(num_warps):
-    """One program has a multiprocessor's registers to itself: the compiler must not save any."""
+    """Options of one program a multiprocessor, for which the compiler may use all registers."""
     return {**options(num_warps, 1), "maxnreg": 255}
 
 
@@ -175,7 +172,7 @@ def descend(W, H, W_low, H_low, y, scale, lr, epochs):
 def descend_many(W, H, W_low, H_low, y, scale, lr, epochs):
     """`epochs` steps of B problems at once, in place: W (B, K, d), H (B, N, d), lr (B,) float64.
 
-    Every problem must be small (`small_tile`); each gets the bits that it gets alone.
+    Every problem must be small (`small_tile`); each gets the same bits as alone.
     """
     compensated = W_low.numel() > 0
     n_problems, K, dim = W.shape

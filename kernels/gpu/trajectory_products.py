@@ -1,12 +1,12 @@
-"""Many epochs of small problems in float64, whose products the tensor cores make, in Triton.
+"""Many epochs of small problems in float64, with products by the tensor cores, in Triton.
 
 As `trajectory.small_problems`, one program a problem, any number at once: W and H stay in registers
-for all epochs of a launch. There a product is lanes that multiply and exchange sums; here it is
-`tl.dot` of tiles (BN, BD) of H, (BD, BK) of W and (BN, BK) of the residual, which pass through
-shared memory to become its operands. Flops `6 BN BD BK` an epoch for `6 K N d`: three times as many
-at K=5, N=50, d=20, at a rate of a tensor core's, and few exchanges between lanes.
+for all epochs of a launch. There lanes multiply and exchange sums; here products are `tl.dot` of
+tiles (BN, BD) of H, (BD, BK) of W and (BN, BK) of the residual, whose operands pass through shared
+memory. Flops `6 BN BD BK` an epoch for `6 K N d`: three times as many at K=5, N=50, d=20, at the
+tensor cores' rate, and few exchanges between lanes.
 
-Behind `trajectory.by_products`: which of the two is faster only a GPU can tell.
+Not in use (`trajectory.by_products`) until the two are timed on a GPU.
 """
 
 import triton
@@ -34,7 +34,7 @@ def small_products(
     H += problem * n_samples * dim
     h_at = rows[:, None] * dim + lanes[None, :]
     h_real = real[:, None] & (lanes < dim)[None, :]
-    # W across: what its step needs comes out of a product in this shape.
+    # W transposed: the product for its step has this shape.
     w_at = cols[None, :] * dim + lanes[:, None]
     w_real = (cols < n_classes)[None, :] & (lanes < dim)[:, None]
     h = tl.load(H + h_at, mask=h_real, other=0.0)
@@ -49,7 +49,7 @@ def small_products(
         t = exp(D - s[:, None])
         S = tl.sum(t, axis=1)
         factor = step / (exp(-s) + S)
-        # Minus the residual times the step: what is added to H and to W.
+        # Minus the residual times the step, whose products are added to H and W.
         r = tl.where(label, S[:, None], -t) * factor[:, None]
         dw = tl.dot(tl.trans(h), r, input_precision="ieee", out_dtype=tl.float64)
         h = tl.dot(r, tl.trans(w), h, input_precision="ieee", out_dtype=tl.float64)

@@ -1,18 +1,18 @@
 """Cross-entropy with a bias, class weights, label smoothing and a scale a sample, in Triton.
 
-The formula and the letters are those of weighted_cross_entropy_cpu: with b the bias, v the
-classes' weights, t the smoothing, `D_j = <w_j - w_y, h> + b_j - b_y`, `B_j = t v_j / K` and the
+The formula and the letters are those of `kernels.cpu.weighted_cross_entropy`: with b the bias, v
+the classes' weights, t the smoothing, `D_j = <w_j - w_y, h> + b_j - b_y`, `B_j = t v_j / K` and the
 sample's weight `A = (1 - t) v_y + sum_j B_j`,
 
     loss = A log(1 + sum_{j != y} e^{D_j}) - sum_{j != y} B_j D_j
     dloss / dz_j = A e_j / den - B_j,  j != y          the label's entry is minus their sum
 
-A sample whose label is negative takes no part: its loss and its residual are zero. So rows that
-are to be ignored need not be sought out, which would wait for the device.
+A sample with a negative label has a loss and a residual of zero. So ignored rows need not be
+removed, which would wait for the device.
 
-The chunks, products and second stages are those of wide_gpu, for any K: a network's K is large,
-and where it is not its N d is small. Beside wide_gpu's flops and bytes a chunk's logits are read
-twice more out of L2 where there is smoothing.
+The chunks, products and second stages are those of `wide`, for any K: a network with few classes
+has a small N d. The flops are those of `wide`; a chunk's logits are read twice more from L2, in two
+passes for the softmax's sums, which `wide` gets from the product's epilogue.
 """
 
 import triton
@@ -50,9 +50,9 @@ def weighted_rows(
     own = tl.full((BM,), 1.0, dtype)
     if WEIGHT:
         own = tl.load(weight + labels, mask=counted, other=0.0)
-    # First sweep: the largest gap; what smoothing moves, and all of it.
+    # First pass: the largest gap and, with smoothing, `sum_j B_j D_j` and `sum_j B_j`.
     m = z_y * 0.0
-    moved = z_y * 0.0
+    smoothed = z_y * 0.0
     spread = tl.zeros((), dtype)
     for start in range(0, n_classes, BN):
         gap, col_real, wrong = _gaps(
@@ -61,9 +61,9 @@ def weighted_rows(
         m = tl.maximum(m, tl.max(tl.where(wrong, gap, float("-inf")), axis=1))
         if SMOOTH:
             B = tl.load(uniform + start + lanes, mask=col_real, other=0.0)
-            moved += tl.sum(tl.where(wrong, gap * B[None, :], 0.0), axis=1)
+            smoothed += tl.sum(tl.where(wrong, gap * B[None, :], 0.0), axis=1)
             spread += tl.sum(B, axis=0)
-    # Second sweep: the sum of exponentials relative to it.
+    # Second pass: the sum of exponentials relative to the largest gap.
     S = z_y * 0.0
     for start in range(0, n_classes, BN):
         gap, _col, wrong = _gaps(
@@ -74,7 +74,7 @@ def weighted_rows(
     if SMOOTH:
         share = (1.0 - (tl.zeros((), tl.float64) + smoothing)).to(dtype)
         own = own * share + spread
-    loss = tl.where(counted, own.to(tl.float64) * loss - moved, 0.0)
+    loss = tl.where(counted, own.to(tl.float64) * loss - smoothed, 0.0)
     if LOSSES:
         tl.store(losses + rows, loss.to(dtype), mask=real)
     tl.store(loss_parts + tl.program_id(0), tl.sum(loss, axis=0))
@@ -109,7 +109,7 @@ def weighted_rows(
 
 @triton.jit
 def _gaps(Z, bias, base, z_y, labels, counted, cols, n_classes, BIAS: tl.constexpr):
-    """`z_j - z_y` of some classes, which of these there are, and which of them are wrong."""
+    """`z_j - z_y` of some classes, and the masks of existing and of wrong classes."""
     col_real = cols < n_classes
     inside = counted[:, None] & col_real[None, :]
     z = tl.load(Z + base[:, None] + cols[None, :], mask=inside, other=0.0)
@@ -148,8 +148,8 @@ def loss_and_grads(
 ):  # fmt: skip
     """The sum of all losses (float64), the losses, and gradients of `sum_i scale_i loss_i`.
 
-    Of length 0 where there is none: `bias (K,)`, `weight (K,)`, and each output but the first
-    that is not wanted. `scale` is (N,) or (1,).
+    `bias (K,)` and `weight (K,)` have length 0 if there are none, as has each unwanted output but
+    `total_out`. `scale` is (N,) or (1,).
     """
     K, d = W.shape
     shape = wide_plan(*problem(W, H, EXACT))

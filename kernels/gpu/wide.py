@@ -2,11 +2,10 @@
 
 The rows are taken in chunks, whose numbers stay in L2 where K and d allow it:
 
-0. W once, and each chunk of H, are taken apart (parts_gpu), so that what follows are products of
-   numbers that the tensor cores take as they are;
-1. `Z = H W^T` by tiles; a tile's epilogue leaves, for each row, the largest logit of its wrong
+0. W once, and each chunk of H, are split (`parts`) into numbers that tensor cores multiply;
+1. `Z = H W^T` by tiles; a tile's epilogue writes, for each row, the largest logit of its wrong
    classes, the sum of their exponentials relative to that, and the label's logit if it is there;
-2. the tiles' numbers of a row become its shift and sum (softmax_gpu), and Z becomes the parts of r;
+2. the tiles' numbers give each row its shift and sum (`softmax`), and Z becomes the parts of r;
 3. dW: tiles of K x d, the rows split into a fixed number of partials, added up chunk by chunk;
 4. dH = r W by tiles; its epilogue writes dH or steps H in place.
 
@@ -75,7 +74,7 @@ def logits(
         # A tile may hold nothing but the label: its sum is 0, relative to anything finite.
         largest = tl.where(largest == float("-inf"), -1e30, largest)
         total = tl.sum(exp(wrong - largest[:, None]), axis=1)
-        # Laid out by tile, so that whoever reads many rows of one reads them together.
+        # In the order of tiles, so that reads of many rows of a tile are contiguous.
         place = tl.program_id(1) * n_rows + rows
         tl.store(tile_max + place, largest, mask=row_real)
         tl.store(tile_sum + place, total, mask=row_real)
@@ -272,12 +271,12 @@ class Chunks:
         return Z.new_empty((self.shape.parts, *Z.shape), dtype=torch.bfloat16)
 
     def apart(self, X, half=True, brain=True):
-        """The planes of W, or of rows of H, that the products ask for."""
+        """The planes of W, or of rows of H, for the products."""
         return planes(X, 2 if half else 0, self.shape.parts if brain else 0)
 
     def form(self, lo, hi, A, B, Z, keep, add, epilogue):
         """Z of the rows lo..hi, whose planes are A, against those of B."""
-        # To add takes a second tile's registers: those of twice as many warps.
+        # An addition needs a second tile in registers: those of twice as many warps.
         tile = self.shape.logits if not add else self.shape.logits._replace(num_warps=8)
         logits[(cdiv(hi - lo, tile.BM), self.n_tiles)](
             A.half, A.scales, B.half, B.scales, self.y[lo:hi], Z, *self.tiles, self.label_logit,
@@ -321,10 +320,11 @@ def losses(shape, W, H, y, log):
     return parts[0], parts[1]
 
 
-def sweep(shape, W, H, H_low, y, scale, lr, H_out, extent, step, dW_done):
+def gradients(shape, W, H, H_low, y, scale, lr, H_out, extent, step, dW_done):
     """Partials of the loss and of lifted dW; `H_out` gets dH, or H's next value.
 
-    `dW_done`, unless None, is called with the partials of dW before the last chunk's dH is made.
+    `dW_done`, unless None, is called with the partials of dW before the last chunk's dH is
+    computed.
     """
     chunks = Chunks(shape, W, H, y)
     Z = chunks.room()

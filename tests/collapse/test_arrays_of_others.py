@@ -69,35 +69,35 @@ def test_labels_that_another_thread_changes():
         thread.join()
 
 
-@pytest.mark.parametrize("how", ["npy", "columns", "npz", "pt", "bfloat16", "safetensors"])
-def test_a_mapped_file_that_is_cut_while_it_is_read(tmp_path, monkeypatch, how):
+@pytest.mark.parametrize("layout", ["npy", "columns", "npz", "pt", "bfloat16", "safetensors"])
+def test_a_mapped_file_that_is_cut_while_it_is_read(tmp_path, monkeypatch, layout):
     """Whoever touches such a map is ended by SIGBUS; the file says so in a sentence."""
     from fastnc.collapse.features_file import read_features
 
     rows = np.random.default_rng(0).standard_normal((4000, 16))
     y = np.arange(4000) % 4
-    size = 2 if how == "bfloat16" else 8
+    size = 2 if layout == "bfloat16" else 8
     monkeypatch.setattr("fastnc.collapse.batch.BATCH_BYTES", 1000 * 16 * size)
-    if how == "npy":
+    if layout == "npy":
         np.save(tmp_path / "f.npy", rows)
         path = tmp_path / "f.npy"
         mapped = np.load(path, mmap_mode="r")
-    elif how == "columns":
+    elif layout == "columns":
         path = tmp_path / "f.npy"
         np.save(path, np.asfortranarray(rows))
         mapped = np.load(path, mmap_mode="r")
     else:
-        path = tmp_path / f"f.{'pt' if how == 'bfloat16' else how}"
+        path = tmp_path / f"f.{'pt' if layout == 'bfloat16' else layout}"
         held = {"features": rows, "labels": y}
-        if how == "npz":
+        if layout == "npz":
             np.savez(path, **held)
-        elif how == "safetensors":
+        elif layout == "safetensors":
             pytest.importorskip("torch")
             pytest.importorskip("safetensors.numpy").save_file(held, path)
         else:
             torch = pytest.importorskip("torch")
             held = {name: torch.from_numpy(array) for name, array in held.items()}
-            if how == "bfloat16":
+            if layout == "bfloat16":
                 held["features"] = held["features"].bfloat16()
                 rows = held["features"].float().numpy()
             torch.save(held, path)

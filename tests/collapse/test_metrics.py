@@ -120,8 +120,8 @@ def test_offset_single_precision():
     told = fastnc.collapse_metrics(H, y, W, bias).as_dict()
     compare(told, known, rel=1e-9)
     jitter = H.astype(np.float64) + rng.uniform(-0.5, 0.5, H.shape) * np.spacing(H)
-    moved = oracles.collapse(jitter, y, W, bias)
-    assert abs(moved["nc1"] / known["nc1"] - 1) > 1e4 * abs(told["nc1"] / known["nc1"] - 1)
+    shifted = oracles.collapse(jitter, y, W, bias)
+    assert abs(shifted["nc1"] / known["nc1"] - 1) > 1e4 * abs(told["nc1"] / known["nc1"] - 1)
 
 
 def test_means_that_nearly_meet():

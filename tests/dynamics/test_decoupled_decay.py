@@ -33,8 +33,8 @@ def box_optimum():
     rng = np.random.default_rng(0)
     starts = rng.uniform(-1, 1, (20, (K + N) * d))
     bounds = [(-1.0, 1.0)] * starts.shape[1]
-    how = {"jac": True, "method": "L-BFGS-B", "bounds": bounds}
-    return min(minimize(value, x, **how, options={"ftol": 1e-16}).fun for x in starts)
+    settings = {"jac": True, "method": "L-BFGS-B", "bounds": bounds}
+    return min(minimize(value, x, **settings, options={"ftol": 1e-16}).fun for x in starts)
 
 
 @pytest.mark.parametrize(

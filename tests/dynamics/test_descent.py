@@ -161,5 +161,5 @@ def test_a_start_at_zero_is_refused_where_nothing_would_move_it():
     W, H = np.zeros((5, 20)), np.zeros((50, 20))
     with pytest.raises(ValueError, match="`W` and `H` must not both be 0: the gradient is 0 there"):
         fastnc.descend(MODEL, W=W, H=H, epochs=10)
-    moved = fastnc.descend(MODEL, W=W, H=H, epochs=10, noise=0.1)
-    assert np.abs(moved.W).max() > 0
+    noisy = fastnc.descend(MODEL, W=W, H=H, epochs=10, noise=0.1)
+    assert np.abs(noisy.W).max() > 0

@@ -87,11 +87,11 @@ def test_the_plan_reaches_several_parts_blocks_and_products():
     assert plan(5, 20, 50, 8) == plan(5, 20, 50, 8)
     found = {}
     for shape in ((60, 40, 3000), (600, 30, 200), (1100, 600, 70), (6, 200, 150)):
-        how = found[shape] = plan(*shape, 8)
-        assert how.parts == 1 or how.parts * how.block >= 512
+        planned = found[shape] = plan(*shape, 8)
+        assert planned.parts == 1 or planned.parts * planned.block >= 512
         compare(*problem(*shape, "float64"))
-    assert {how.products for how in found.values()} == {"tiles", "dots", "blas"}
-    assert {how.divides for how in found.values()} == {"samples", "classes"}
+    assert {planned.products for planned in found.values()} == {"tiles", "dots", "blas"}
+    assert {planned.divides for planned in found.values()} == {"samples", "classes"}
     assert found[60, 40, 3000].parts > 1 and found[600, 30, 200].block < 600
 
 
@@ -99,8 +99,8 @@ def test_the_plan_reaches_several_parts_blocks_and_products():
 def test_the_regimes_of_the_benchmarks(name):
     """Their K and d, the products that those get, and some of their samples and features."""
     case = CASES[name]
-    how = plan(case.n_classes, case.dim, case.n_samples, 4)
-    assert how.divides == ("classes" if case.n_classes >= 10_000 else "samples")
+    planned = plan(case.n_classes, case.dim, case.n_samples, 4)
+    assert planned.divides == ("classes" if case.n_classes >= 10_000 else "samples")
     samples, dim = (130, case.dim) if case.n_classes < 5000 else (20, 24)
     few = replace(case, n_samples=min(case.n_samples, samples), dim=dim)
     compare(*few.arrays(labels="unbalanced"))

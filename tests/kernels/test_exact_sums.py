@@ -229,7 +229,7 @@ def test_the_same_bits_in_any_division():
     found = []
     for parts in (1, 3):
         with pytest.MonkeyPatch.context() as patch:
-            how = Plan("samples", "tiles", parts=parts, chunk=64, block=512)
-            patch.setattr(cross_entropy_cpu, "plan", lambda *_, how=how: how)
+            planned = Plan("samples", "tiles", parts=parts, chunk=64, block=512)
+            patch.setattr(cross_entropy_cpu, "plan", lambda *_, planned=planned: planned)
             found.append(evaluate(W, H, y)["loss_and_grads"][2])
     assert found[0].tobytes() == found[1].tobytes()

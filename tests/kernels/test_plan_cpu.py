@@ -9,14 +9,14 @@ from fastnc.kernels.cpu.plan import plan
 
 def test_every_plan_says_why():
     for shape in ((5, 20, 50), (10, 512, 1000), (1000, 512, 20_000), (50_000, 256, 1000)):
-        how = fastnc.plan(*shape, np.float32)
+        planned = fastnc.plan(*shape, np.float32)
         assert tuple(plan(*shape, 4)) == (
-            how.divides, how.products, how.parts, how.chunk, how.block,
+            planned.divides, planned.products, planned.parts, planned.chunk, planned.block,
         )  # fmt: skip
-        text = str(how)
+        text = str(planned)
         assert "vector bytes" in text and "L2 bytes" in text
         assert all(f"{name} " in text for name in ("divides", "products", "parts", "chunk"))
-    assert how.divides == "classes"
+    assert planned.divides == "classes"
 
 
 @pytest.mark.parametrize(

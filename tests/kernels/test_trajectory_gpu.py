@@ -101,7 +101,7 @@ def test_compensated_float32_keeps_what_rounding_takes(monkeypatch, regime):
     # Steps so short that float32 would lose most of each: an entry's unit is 1e-7.
     lr, epochs = 1e-6, 4
     exact = plain(W, H, y, lr, epochs)
-    moved = np.abs(exact[0] - W).max()
+    change = np.abs(exact[0] - W).max()
     errors = {}
     for compensated in (True, False):
         tW, tH, ty = tensors(W, H, y)
@@ -112,8 +112,8 @@ def test_compensated_float32_keeps_what_rounding_takes(monkeypatch, regime):
             np.abs(ours - theirs).max() for ours, theirs in zip(got, exact, strict=True)
         )
     # The gradient itself has float32's digits, of two bf16 parts at least 16 bits.
-    assert errors[True] < 2e-5 * moved
-    assert errors[False] > 1e-2 * moved
+    assert errors[True] < 2e-5 * change
+    assert errors[False] > 1e-2 * change
 
 
 @pytest.mark.parametrize("regime", ["narrow", "wide"])

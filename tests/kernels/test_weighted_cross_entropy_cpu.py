@@ -76,8 +76,8 @@ def test_every_shape(shape, dtype, options):
 @pytest.mark.parametrize("shape", MANY)
 def test_classes_in_ranges(shape, dtype, options, monkeypatch):
     given = arguments(*MANY[shape], dtype, options)
-    for how in (DIVIDED, BY_BLAS):
-        monkeypatch.setattr(cross_entropy_cpu, "plan", lambda *_, how=how: how)
+    for planned in (DIVIDED, BY_BLAS):
+        monkeypatch.setattr(cross_entropy_cpu, "plan", lambda *_, planned=planned: planned)
         close(run(*given), plainly(*given), TOLERANCE[dtype])
 
 

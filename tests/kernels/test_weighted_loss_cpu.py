@@ -51,11 +51,11 @@ def call(W, H, y, bias, weight, smoothing, scale, flags, ignore_index=-100):
     (K, d), N = W.shape, len(H)
     sizes = N if flags & LOSSES else (), (K, d), (N, d), K
     outs = [np.full(size, np.nan, W.dtype) for size in sizes]
-    how = np.array(numbers(ONE_PART, W.dtype), np.int64)
+    held = np.array(numbers(ONE_PART, W.dtype), np.int64)
     flags |= (BIAS if len(bias) else 0) | (WEIGHT if len(weight) else 0)
     arrays = W, H, y, bias, weight, scale, *outs
     found = loss_call(W.dtype)(
-        *(a.ctypes.data for a in arrays), how.ctypes.data, K, d, N, flags, ignore_index, smoothing,
+        *(a.ctypes.data for a in arrays), held.ctypes.data, K, d, N, flags, ignore_index, smoothing,
     )  # fmt: skip
     return found, outs
 
@@ -111,9 +111,9 @@ from fastnc.kernels.cpu.plan import plan
 from fastnc.kernels.cpu.weighted_loss import DONE, loss_call
 x, loss = np.ones(3200, np.float32), np.zeros(1, np.float32)
 y, at = np.zeros(200, np.int64), x.ctypes.data
-how = np.array(numbers(plan(8, 16, 200, 4), x.dtype), np.int64)
+held = np.array(numbers(plan(8, 16, 200, 4), x.dtype), np.int64)
 call = loss_call(x.dtype)
-arguments = at, at, y.ctypes.data, 0, 0, 0, loss.ctypes.data, 0, 0, 0, how.ctypes.data
+arguments = at, at, y.ctypes.data, 0, 0, 0, loss.ctypes.data, 0, 0, 0, held.ctypes.data
 print(call(*arguments, 8, 16, 200, 0, -100, 0.0), loss[0], call.compiled.cache_hits)
 """
 

@@ -254,12 +254,12 @@ def test_the_features_are_the_first_argument_by_name():
         assert torch.equal(tracker.features, x) and tracker.metrics(y).n_rows == 3
 
 
-@pytest.mark.parametrize("how", ["wrapped", "in place"])
-def test_compiled_models_run_eagerly_while_they_are_tracked(how):
+@pytest.mark.parametrize("way", ["wrapped", "in place"])
+def test_compiled_models_run_eagerly_while_they_are_tracked(way):
     """Hooks were passed over where a smaller last batch was compiled anew."""
     model, (x, y) = network(), data()
     hidden = maps(model, x)[2]
-    if how == "wrapped":
+    if way == "wrapped":
         compiled = torch.compile(model, backend="eager")
     else:
         model.compile(backend="eager")
