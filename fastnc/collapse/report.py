@@ -141,10 +141,10 @@ def line(m: Measured) -> str:
     """One line: what was measured and the metrics asked for most."""
     values = m.as_dict()
     known = {name: values[name] for name in _SHORT}
-    values = ", ".join(f"{k}={v:.4g}" for k, v in known.items() if v is not None)
+    text = ", ".join(f"{k}={v:.4g}" for k, v in known.items() if v is not None)
     held = "held-out " if m.held_out else ""
     sizes = f"{m.n_samples} {held}samples, {m.n_classes} classes, {m.dim} features"
-    return f"CollapseMetrics({sizes}: {values})"
+    return f"CollapseMetrics({sizes}: {text})"
 
 
 def html(m: Measured) -> str:

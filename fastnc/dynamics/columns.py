@@ -102,7 +102,7 @@ def sharpness(
     products with the Hessian over the loss, which are exact at any margin. Gradient descent is
     stable while the sharpness is below 2 / lr.
 
-    Cost: some tens of products of `12KNd` operations each.
+    Cost: 20 to 200 products of `12KNd` operations each.
     """
     from scipy.sparse.linalg import LinearOperator, eigsh
 
