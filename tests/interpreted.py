@@ -10,6 +10,8 @@ starts such a process. With FASTNC_TEST_DEVICE=cuda the same tests run on a GPU 
 
 import os
 import threading
+from functools import cache
+from types import FunctionType, SimpleNamespace
 
 import numpy as np
 import torch
@@ -54,6 +56,7 @@ def product(a, b, precision):
 
 def install():
     """Puts the GPU's arithmetic into the interpreter."""
+    import triton.language
     from triton._C.libtriton import ir
     from triton.runtime import interpreter
 
@@ -61,6 +64,8 @@ def install():
     names = {int(enum[name]): name for name in ("ieee", *PRODUCTS)}
     options = interpreter.interpreter_builder.options
     object.__setattr__(options, "allowed_dot_input_precisions", ("ieee", *PRODUCTS))
+    # Without `debug` the comparisons for it are made and nobody looks at them.
+    object.__setattr__(options, "sanitize_overflow", False)
 
     def values(x):
         if x.dtype.scalar.is_bf16():
@@ -98,14 +103,6 @@ def install():
             made = np.where(made < np.finfo(np.float32).tiny, np.float32(0.0), made)
         return interpreter.TensorHandle(made, x.dtype.scalar)
 
-    patching_call = interpreter.InterpretedFunction.__call__
-
-    def call(self, *arguments, **named):
-        if self.fn.__module__.startswith("triton."):
-            return patching_call(self, *arguments, **named)
-        # The kernel that calls has patched the language for us, which takes a millisecond.
-        return self.rewrite()(*arguments, **named)
-
     patch_tensor = interpreter._patch_lang_tensor
 
     def patch(tensor, scope):
@@ -123,10 +120,16 @@ def install():
     interpreter.GridExecutor.__call__ = guarded
     interpreter._patch_lang_tensor = patch
     interpreter._convert_float = convert
-    interpreter.InterpretedFunction.__call__ = call
+    interpreter.InterpretedFunction.__call__ = lambda self, *a, **named: self.rewrite()(*a, **named)
+    known, word = cache(interpreter._get_np_dtype), np.dtype(np.uint64)
+    interpreter._get_np_dtype = lambda t: word if t.scalar.is_ptr() else known(t.scalar)
     interpreter.InterpreterBuilder.create_dot = create_dot
     interpreter.InterpreterBuilder.create_fma = create_fma
     interpreter.InterpreterBuilder.create_exp2 = create_exp2
+    # Once, and not in every launch: this process compiles nothing. Both names are patched.
+    language = FunctionType(install.__code__, {"tl": triton.language, "core": triton.language.core})
+    interpreter._patch_lang(language)
+    interpreter._patch_lang = lambda function: SimpleNamespace(restore=lambda: None)
 
 
 def play_a_gpu(put):
