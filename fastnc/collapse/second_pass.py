@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._core.arrays import as_numpy, dtype_name, is_torch
+from fastnc._core.arrays import as_numpy, dtype_name, is_torch, row_major
 from fastnc._core.cuda import serves
 from fastnc.collapse.batch import kept_samples
 from fastnc.collapse.between_class_basis import Directions, directions, whitening
@@ -84,7 +84,7 @@ class SecondPass:
                 weights,
                 tilt,
                 self.squares_C,
-                self.W.astype(dtype, copy=False),
+                row_major(self.W, dtype),
                 self.W @ self.g + self.bias,
             )
         return self._frames[key]

@@ -6,6 +6,7 @@ import pytest
 
 import fastnc
 from fastnc.collapse import second_pass
+from fastnc.kernels.cpu import deviations as deviations_cpu
 
 K, D, N = 7, 13, 101
 H, Y, W, BIAS = oracles.clouds(K, D, N)
@@ -53,6 +54,16 @@ def test_states():
     resumed.update(H[50:], Y[50:])
     half.update(H[50:], Y[50:])
     assert resumed.metrics() == half.metrics()
+
+
+def test_a_read_only_classifier_compiles_nothing_more():
+    """For Numba an array that is read-only has a type of its own."""
+    whole = second([np.arange(N)])
+    compiled = len(deviations_cpu.deviations.signatures)
+    W_read, bias_read = W.copy(), BIAS.copy()
+    W_read.flags.writeable = bias_read.flags.writeable = False
+    assert second([np.arange(N)], W_read, bias_read).metrics() == whole.metrics()
+    assert len(deviations_cpu.deviations.signatures) == compiled
 
 
 def test_samples_of_a_class_come_together_where_means_are_many():
