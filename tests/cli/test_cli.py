@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,6 +20,8 @@ from fastnc.cli import LONGEST, _one_line, build, whole_number
 from fastnc.cli._results import noted
 
 SHORT = ["ulpm", "--n-classes", "3", "--n-per-class", "2", "--dim", "4", "--epochs", "20"]
+# Too short for a figure, which takes a process as long as all else.
+BARE = [*SHORT[:-1], "5"]
 
 
 def invoke(*arguments):
@@ -153,28 +156,27 @@ def test_a_run_that_cannot_be_saved_is_saved_elsewhere(tmp_path, monkeypatch, co
     assert (" could not be saved elsewhere either: " in told.output) == (command != "sweep")
 
 
-def test_figures_that_cannot_be_drawn(tmp_path):
+@pytest.mark.usefixtures("rendered")
+def test_figures_that_cannot_be_drawn(tmp_path, monkeypatch):
     """LaTeX is asked for and not there: tables and numbers come all the same, and one line."""
-    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
-    nowhere = {"MATPLOTLIBRC": str(tmp_path), "PATH": str(tmp_path)}
-    done = fastnc_process(*SHORT, "--out", tmp_path / "o", **nowhere)
-    said = done.stdout.decode()
-    assert done.returncode == 0, done.stderr
-    assert (
-        said.count("No figure2.png: ") == 1 and "latex" in said and b"Traceback" not in done.stderr
-    )
-    assert "within_class" in said and (tmp_path / "o" / "run.csv").exists()
+    monkeypatch.setenv("PATH", str(tmp_path))
     features = np.random.default_rng(0).standard_normal((9, 4))
     np.savez(tmp_path / "f.npz", features=features, labels=np.arange(9) % 3)
-    done = fastnc_process("metrics", tmp_path / "f.npz", "--out", tmp_path / "o", **nowhere)
-    said = done.stdout.decode()
-    assert done.returncode == 0 and said.index("nc1") < said.index("No metrics.png: ")
+    with matplotlib.rc_context({"text.usetex": True}):
+        told = invoke(*SHORT, "--out", tmp_path / "o")
+        measured = invoke("metrics", tmp_path / "f.npz", "--out", tmp_path / "o")
+    assert told.exit_code == 0, told.output
+    said = told.output
+    assert said.count("No figure2.png: ") == 1 and "latex" in said and "Traceback" not in said
+    assert "within_class" in said and (tmp_path / "o" / "run.csv").exists()
+    said = measured.output
+    assert measured.exit_code == 0 and said.index("nc1") < said.index("No metrics.png: ")
 
 
 def test_nobody_reads_the_output(tmp_path):
     """A pipe that was closed is no fault of the command's: what is written is whole."""
     script = 'trap "" PIPE; "$0" -m fastnc "$@" | true; exit ${PIPESTATUS[0]}'
-    for arguments in ((*SHORT, "--out", tmp_path / "o"), ("ulpm", "--help"), ("info",)):
+    for arguments in ((*BARE, "--out", tmp_path / "o"), ("ulpm", "--help"), ("info",)):
         command = ["bash", "-c", script, sys.executable, *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr
@@ -202,7 +204,7 @@ def test_terminals_that_lack_something(tmp_path):
     assert done.returncode == 0, done.stderr
     assert b"o" in done.stdout and (out / "figure2.png").exists()
     closed = 'exec 2>&-; exec "$0" -m fastnc "$@"'
-    done = subprocess.run(["bash", "-c", closed, sys.executable, *SHORT, "--out", tmp_path / "c"])
+    done = subprocess.run(["bash", "-c", closed, sys.executable, *BARE, "--out", tmp_path / "c"])
     assert done.returncode == 0 and (tmp_path / "c" / "run.csv").exists()
 
 
@@ -239,6 +241,7 @@ def test_plot(tmp_path):
     assert "holds no run.npz and no runs.npz" in refused.output
 
 
+@pytest.mark.usefixtures("rendered")
 def test_every_file_says_what_made_it(tmp_path):
     """A run in its own file, figures in theirs, tables in one beside them."""
     assert invoke(*SHORT, "--out", tmp_path).exit_code == 0

@@ -15,6 +15,7 @@ def invoke(*arguments):
     return CliRunner().invoke(build(), [str(a) for a in arguments])
 
 
+@pytest.mark.usefixtures("rendered")
 def test_writes_a_figure_a_table_and_the_runs(tmp_path):
     options = ["--epochs", 50, "--seeds", 2, "--out", tmp_path, "--n-classes", 4, "--dim", 6]
     done = invoke("compare", "normalized:0.1", "SpectralDescent(1e-2)", *options)

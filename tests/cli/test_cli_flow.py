@@ -22,6 +22,7 @@ def invoke(*arguments):
     return CliRunner().invoke(build(), ["flow", *map(str, arguments)])
 
 
+@pytest.mark.usefixtures("rendered")
 def test_writes_figures_tables_and_the_run(tmp_path):
     done = invoke(*SMALL, "--log10-time", 100, "--out", tmp_path)
     assert done.exit_code == 0, done.output

@@ -19,6 +19,7 @@ def invoke(*arguments):
     return CliRunner().invoke(build(), ["sweep", *map(str, arguments)])
 
 
+@pytest.mark.usefixtures("rendered")
 def test_writes_bands_a_table_and_the_runs(tmp_path):
     done = invoke(
         "--epochs", 200, "--seeds", 3, "--seed", 4, "--lr", 5, "--lr", 1, "--out", tmp_path

@@ -18,6 +18,7 @@ def lines(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.usefixtures("rendered")
 def test_writes_the_table_and_both_figures(tmp_path):
     done = invoke("--n-per-class", 3, "--seed", 2, "--out", tmp_path / "new")
     assert done.exit_code == 0, done.output

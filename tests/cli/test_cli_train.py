@@ -38,6 +38,7 @@ def invoke(root, *arguments):
     )
 
 
+@pytest.mark.usefixtures("rendered")
 def test_writes_the_figure_the_table_the_run_and_the_checkpoint(root, tmp_path):
     out = tmp_path / "new"
     done = invoke(root, "--epochs", 12, "--out", out)

@@ -22,6 +22,7 @@ def invoke(*arguments):
     return CliRunner().invoke(build(), ["ulpm", *map(str, arguments)])
 
 
+@pytest.mark.usefixtures("rendered")
 def test_writes_the_figure_the_table_and_the_run(tmp_path):
     done = invoke("--epochs", 1000, "--out", tmp_path / "new")
     assert done.exit_code == 0, done.output
