@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import tracker_ranks
 from nn_problem import problem
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -101,6 +102,9 @@ def main(folder):
     dist.init_process_group("gloo")
     mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
     found = {"refused": refusals(mesh), "fsdp": fully_sharded(mesh)}
+    found["statistics"] = tracker_ranks.statistics(dist.get_rank())
+    found["tracked"] = tracker_ranks.tracked(dist.get_rank())
+    found["sampled"] = tracker_ranks.sampled()
     for reduction in ("mean", "sum", "none"):
         for weighted in (False, True):
             for given in (False, True):

@@ -182,32 +182,3 @@ def test_reduction_needs_a_process_group():
     pytest.importorskip("torch")
     with pytest.raises(ValueError, match=r"`all_reduce` needs an initialised process group"):
         gathered(WHOLE).all_reduce()
-
-
-def rank_of_two(rank, folder):
-    import torch.distributed as dist
-
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    # Unequal shares, and a class that only one of them has.
-    mine = np.flatnonzero((Y == 6) if rank else (Y != 6))
-    s = gathered(np.split(mine, [len(mine) // 3]))
-    s.all_reduce()
-    t = fastnc.ClassDeviations(s, W, BIAS)
-    t.update(H[mine], Y[mine])
-    t.all_reduce()
-    np.savez(f"{folder}/rank{rank}.npz", **s.state_dict(), **t.metrics().as_dict())
-    dist.destroy_process_group()
-
-
-def test_two_ranks_have_what_one_has(tmp_path):
-    """Both sweeps over two processes of torch.distributed."""
-    mp = pytest.importorskip("torch.multiprocessing")
-    mp.spawn(rank_of_two, args=(str(tmp_path),), nprocs=2)
-    known = gathered(WHOLE).state_dict() | oracles.collapse(H, Y, W, BIAS)
-    told = [np.load(tmp_path / f"rank{rank}.npz") for rank in (0, 1)]
-    for name in told[0].files:
-        assert np.array_equal(told[0][name], told[1][name]), name
-        if name in ("scatter", "reduced"):
-            continue
-        np.testing.assert_allclose(told[0][name], known[name], err_msg=name, **ORDER)

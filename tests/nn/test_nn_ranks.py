@@ -1,4 +1,4 @@
-"""The torch loss on two gloo ranks: classes divided among them, and FSDP, beside one process."""
+"""Two gloo ranks beside one process: the loss, its classes divided, FSDP, trackers, statistics."""
 
 import os
 import subprocess
@@ -6,9 +6,17 @@ import sys
 from pathlib import Path
 
 import nn_ranks
+import numpy as np
+import oracles
 import pytest
+import test_nn_layers
+import test_nn_tracker
 import torch
+import tracker_ranks
 from nn_problem import REDUCTIONS, expected
+
+import fastnc
+from fastnc.nn import CollapseTracker
 
 HERE = Path(__file__).parent.parent
 
@@ -20,7 +28,9 @@ def ranks(tmp_path_factory):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     few = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-    few["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE), few.get("PYTHONPATH", "")])
+    # The ranks take networks and their data from the tests of one process.
+    places = [HERE.parent, HERE, HERE / "nn", few.get("PYTHONPATH", "")]
+    few["PYTHONPATH"] = os.pathsep.join(map(str, places))
     done = subprocess.run(
         [*command, str(HERE / "nn_ranks.py"), str(folder)],
         capture_output=True, text=True, env=few,
@@ -101,3 +111,48 @@ def test_fsdp_gathers_the_weights(ranks):
 )
 def test_what_has_no_divided_form_is_refused(ranks, place, match):
     assert all(rank["refused"][place].startswith(match) for rank in ranks)
+
+
+def test_statistics_of_two_ranks_are_those_of_one(ranks):
+    """Both passes over two processes of torch.distributed."""
+    H, y, W, bias = tracker_ranks.H, tracker_ranks.Y, tracker_ranks.W, tracker_ranks.BIAS
+    whole = fastnc.ClassStatistics(tracker_ranks.K, tracker_ranks.D, scatter="full")
+    whole.update(H, y)
+    known = whole.state_dict() | oracles.collapse(H, y, W, bias)
+    one, other = (rank["statistics"] for rank in ranks)
+    assert one.keys() == other.keys() and one["counts"].sum() == tracker_ranks.N
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+        # Other orders of additions of well-scaled float64 numbers.
+        np.testing.assert_allclose(one[name], known[name], rtol=1e-12, atol=1e-14, err_msg=name)
+
+
+def test_two_ranks_measure_all_samples(ranks):
+    _, theirs = test_nn_tracker.wanted(test_nn_tracker.network(), *test_nn_tracker.data())
+    for rank in ranks:
+        metrics, n_classes, n_samples, _ = rank["tracked"]
+        assert (n_classes, n_samples) == (3, 110)
+        for name, value in theirs.as_dict().items():
+            # Sums in another order, in float64.
+            assert metrics[name] == pytest.approx(value, rel=1e-9), name
+    first, second = (rank["tracked"][3] for rank in ranks)
+    assert all("another rank has no features, or not finite ones" in s for s in first)
+    assert "55 samples entered the layer, and 54 labels" in second[0]
+    assert "`y` must lie in 0..2" in second[1]
+    assert "must be finite" in second[2]
+
+
+@pytest.mark.parametrize("keep", ["memory", "nothing"])
+def test_samples_that_a_sampler_repeats_do_not_count(ranks, keep):
+    t, n = test_nn_layers, tracker_ranks.ODD
+    model = t.network()
+    tracker = CollapseTracker(model, layers=["hidden", "fc"])
+    with tracker:
+        t.loop(model, tracker, *t.data(n))
+    for name, wanted in tracker.metrics(n=n).items():
+        for rank in ranks:
+            told, n_samples = rank["sampled"][keep][name]
+            assert n_samples == n
+            for key, value in wanted.as_dict().items():
+                near = value if value is None else pytest.approx(value, rel=1e-9)
+                assert told[key] == near, (name, key)
