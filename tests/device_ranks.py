@@ -1,13 +1,14 @@
-"""One rank of two that run on devices, for `test_cuda_sharded_gpu`: a process.
+"""Two ranks that run on devices, for `test_cuda_sharded_gpu`.
 
-`python device_ranks.py FOLDER RANK killed` ends by SIGKILL on rank 1, after some epochs that are in
-checkpoints. `python device_ranks.py FOLDER RANK whole` goes on from them, makes every other run and
-leaves `rank0.pt` or `rank1.pt`. Without two GPUs the CPU passes for both, and gloo for NCCL.
+`python device_ranks.py FOLDER` starts two, of which rank 1 ends by SIGKILL after some epochs that
+are in checkpoints, and then two that go on from them, make every other run and leave `rank0.pt` and
+`rank1.pt`. Without two GPUs the CPU passes for both, and gloo for NCCL.
 """
 
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ from fastnc.dynamics.steppers import cuda
 
 R = fastnc.rules
 # Rows of different shares; a row of logits that is one tile, and one that is not.
-FEW = fastnc.ULPM(3, dim=4, labels=np.arange(11) % 3)
+FEW = fastnc.ULPM(4, dim=4, labels=np.arange(11) % 4)
 MANY = fastnc.ULPM(130, dim=3, labels=np.arange(133) % 130)
 EPOCHS = 6
 RUNS = {
@@ -112,5 +113,26 @@ def main(folder, rank, phase):
     torch.distributed.destroy_process_group()
 
 
+def both(folder, phase):
+    """Both ranks of a phase, in children of this process, so that torch is loaded once."""
+    children = []
+    for rank in (0, 1):
+        child = os.fork()
+        if child == 0:
+            try:
+                main(folder, rank, phase)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(1)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    codes = both(Path(sys.argv[1]), "killed")
+    if codes[1] != -signal.SIGKILL or codes[0] == 0:
+        sys.exit(f"the ranks to be killed ended with {codes}")
+    codes = both(Path(sys.argv[1]), "whole")
+    sys.exit(None if codes == [0, 0] else f"the ranks ended with {codes}")
