@@ -10,6 +10,8 @@ import fastnc
 from fastnc import models, theory
 
 MODEL = fastnc.ULPM(3, 2, 4)
+# As many classes as `test_rules` compiles rules for.
+FOUR = fastnc.ULPM(4, 2, 4)
 W, H = MODEL.init(seed=0)
 FEATURES, LABELS, ROWS, BIAS = oracles.clouds(4, 5, 60)
 FAR = 30.0 * np.eye(3, 4)
@@ -33,7 +35,7 @@ CALLS = {
     "flow decayed": lambda: fastnc.flow(models.weight_decay(3, 2, 4, 0.05, 0.02), 2.0).W,
     "descend": lambda: fastnc.descend(MODEL, epochs=2000, snapshots=4).W,
     "descend scaled": lambda: fastnc.descend(MODEL, epochs=300, schedule="loss-scaled").W,
-    "descend by Adam": lambda: fastnc.descend(MODEL, rule=fastnc.rules.Adam(0.1), epochs=99).W,
+    "descend by Adam": lambda: fastnc.descend(FOUR, rule=fastnc.rules.Adam(0.1), epochs=99).W,
     "sweep": lambda: [run.W for run in fastnc.sweep(MODEL, epochs=50, seeds=range(2), threads=2)],
     "peel": lambda: fastnc.peel(W, H, MODEL.y, epochs=20).W,
     "collapse_metrics": lambda: fastnc.collapse_metrics(1e-200 * FEATURES, LABELS, ROWS, BIAS),

@@ -150,11 +150,13 @@ def test_bad_arguments(arguments, sentence):
 
 def test_rules_and_batch_sizes_in_that_order():
     R = fastnc.rules
-    rules, sizes = [R.Momentum(1.0), R.Adam(1e-2)], [None, 20]
-    runs = fastnc.sweep(MODEL, rules=rules, batch_size=sizes, epochs=20, seeds=[3, 7], threads=2)
+    # Of the classes and rules for which `test_rules` and `test_compiled_batches` compile too.
+    model = fastnc.ULPM(4, 10, 20)
+    rules, sizes = [R.Momentum(1.0, nesterov=True), R.AdamW(1e-2)], [None, 20]
+    runs = fastnc.sweep(model, rules=rules, batch_size=sizes, epochs=20, seeds=[3, 7], threads=2)
     expected = [(r, b, s) for r in rules for b in sizes for s in (3, 7)]
     for (rule, size, seed), run in zip(expected, runs, strict=True):
-        alone = fastnc.descend(MODEL, rule=rule, batch_size=size, epochs=20, seed=seed)
+        alone = fastnc.descend(model, rule=rule, batch_size=size, epochs=20, seed=seed)
         assert_same_bits(run, alone)
         assert {**run.about, "provenance": None} == {**alone.about, "provenance": None}
     assert [len(group) for group in runs.settings().values()] == [2] * 4
