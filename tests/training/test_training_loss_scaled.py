@@ -147,10 +147,10 @@ def test_arguments_that_make_no_sense():
 
 def test_a_network_goes_where_float32_has_no_loss_left(monkeypatch):
     monkeypatch.setattr(stepper, "network", small_training.network)
-    settings = {"head": "linear", "batch_norm": True, "batch_size": 20, "lr": 0.1, "snapshots": 3}
-    deep = Experiment(schedule="loss-scaled", schedule_args={"decrease": 1.0}, **settings)
+    settings = {"head": "linear", "batch_norm": True, "batch_size": 30, "lr": 0.1, "snapshots": 3}
+    deep = Experiment(schedule="loss-scaled", schedule_args={"decrease": 4.0}, **settings)
     data = small_training.dataset()
-    run = train(data, 400, deep)
+    run = train(data, 150, deep)
     plain = train(data, 100, Experiment(**settings))
     # e^-104 is the smallest number of float32.
     assert run["log_loss"][-1] < -110.0 < plain["log_loss"][-1]
