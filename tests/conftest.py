@@ -34,10 +34,17 @@ for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.S
         )
 
 
-def pytest_collection_modifyitems(items):
-    """Long files first, by their number of tests: workers then end together.
+# Long, in processes of their own. The second compiles for other processors: nothing that the first
+# compiles at the same time.
+FIRST = ("test_gpu_kernels", "test_processor_cpu")
 
-    The one test that runs a whole process of interpreted kernels goes before all.
-    """
+
+def pytest_collection_modifyitems(items):
+    """Long files first, by their number of tests: workers then end together."""
     tests = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path.stem != "test_gpu_kernels", -tests[item.path]))
+
+    def place(item):
+        stem = item.path.stem
+        return FIRST.index(stem) if stem in FIRST else len(FIRST), -tests[item.path]
+
+    items.sort(key=place)
