@@ -46,7 +46,10 @@ def dtype_name(x: Any) -> str:
 def as_numpy(x: Any) -> np.ndarray:
     """`x` as a NumPy array, without a copy where it shares memory (a CPU tensor does)."""
     if is_torch(x):
-        array: np.ndarray = x.detach().cpu().resolve_neg().resolve_conj().numpy()
+        x = x.detach()
+        # Zeros that are held in no memory.
+        x = x.clone() if x._is_zerotensor() else x
+        array: np.ndarray = x.cpu().resolve_neg().resolve_conj().numpy()
         return array
     return np.asarray(x)
 
@@ -215,6 +218,17 @@ def real_numbers(name: str, x: Any) -> NDArray[np.float64]:
     return found
 
 
+def as_numbers(name: str, x: Any) -> NDArray[np.float64]:
+    """A number, or numbers of any shape, in float64; infinities are numbers, NaN is none."""
+    try:
+        found = np.asarray(x, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"`{name}` must be a number or numbers; got {_shown(x)}.") from None
+    if np.isnan(found).any():
+        raise ValueError(f"`{name}` must be a number or numbers; got {_shown(x)}.")
+    return found
+
+
 def check_labels(
     y: Any,
     n_samples: int | None,
@@ -332,7 +346,7 @@ def float_dtype(dtype: Any) -> np.dtype[Any]:
     found: np.dtype[Any] | None
     try:
         found = np.dtype(dtype)
-    except TypeError:
+    except (TypeError, ValueError):
         found = None
     if found is None or found.name not in FLOATS:
         raise TypeError(f"`dtype` must be 'float32' or 'float64'; got {_shown(dtype)}.")

@@ -19,10 +19,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 _NAMES = "__names__"
-# Endings that promise another format than that of `write_npz`.
-_OTHER_FORMATS = (
-    ".csv", ".tsv", ".txt", ".json", ".npy", ".pt", ".pth", ".pkl", ".h5", ".hdf5", ".mat",
-    ".parquet", ".xlsx", ".safetensors", ".png", ".pdf",
+# Endings that promise a format, of which a file of another would be a lie.
+_FORMATS = (
+    ".npz", ".csv", ".tex", ".tsv", ".txt", ".json", ".npy", ".pt", ".pth", ".pkl", ".h5", ".hdf5",
+    ".mat", ".parquet", ".xlsx", ".safetensors", ".png", ".pdf",
 )  # fmt: skip
 # What reading the expected arrays from a file of another kind may raise.
 FOREIGN = (KeyError, IndexError, ValueError, TypeError, OverflowError, RecursionError)
@@ -103,13 +103,27 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def check_npz_name(path: str | os.PathLike[str]) -> None:
-    """`path`, where a user's arrays are to be written, must not end as files of other formats."""
+def check_path(name: str, path: Any) -> None:
+    """`path` must be that of a file."""
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+        raise TypeError(f"`{name}` must be the path of a file; got {type(path).__name__}.")
+
+
+def check_name(path: str | os.PathLike[str], ending: str, elsewhere: str = "") -> None:
+    """`path`, where a user's file of format `ending` is to be written, must not end as another's.
+
+    `elsewhere` is a sentence on what writes the other one.
+    """
+    check_path("path", path)
+    if not Path(path).name:
+        raise ValueError(f"`path` must name a file; got {str(path)!r}.")
     suffix = Path(path).suffix
-    if suffix.lower() in _OTHER_FORMATS:
+    # A table under the name of a text is one.
+    text = "" if ending == ".npz" else ".txt"
+    if suffix.lower() in _FORMATS and suffix.lower() not in (ending, text):
         raise ValueError(
-            f"`path` must not end in {suffix!r}, since an '.npz' is written; got {str(path)!r}. "
-            "For a table there is `to_csv`."
+            f"`path` must not end in {suffix!r}, since {ending!r} is written; got {str(path)!r}."
+            + (f" {elsewhere}" if elsewhere else "")
         )
 
 
@@ -134,8 +148,7 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
     ValueError
         The file is not a whole `.npz`, or holds pickled objects.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"`path` must be that of a file; got {type(path).__name__}.")
+    check_path("path", path)
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{what} {str(path)!r} is a folder; name the file in it.")

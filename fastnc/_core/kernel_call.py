@@ -167,6 +167,11 @@ def _check_overwritable(W: Any, H: Any) -> None:
                 f"`{name}` must not be a negated view, as it is overwritten; pass what its "
                 "`.resolve_neg()` returns."
             )
+        if tensor and x._is_zerotensor():
+            raise ValueError(
+                f"`{name}` must have memory, as it is overwritten; pass what its `.clone()` "
+                "returns."
+            )
         if not tensor and not x.flags.writeable:
             raise ValueError(f"`{name}` must be writable, as it is overwritten; copy it first.")
     if home(W) == "cpu" and np.may_share_memory(as_numpy(W), as_numpy(H)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastnc._core.files import locked, out_dir
@@ -18,6 +18,20 @@ RESULTS = re.compile(
 )
 # After these errors a command that wrote nothing moves the earlier results back.
 REFUSED = (ValueError, TypeError, OSError, ImportError)
+
+
+@contextmanager
+def prepared(out: Path) -> Iterator[Path]:
+    """The folder `out`, there before what takes long, and gone again where that was refused."""
+    new = not out.exists()
+    folder = out_dir(out)
+    try:
+        yield folder
+    except REFUSED:
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 @contextmanager

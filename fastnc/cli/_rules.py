@@ -34,8 +34,10 @@ def lr_and_rule(rule: str | None, schedule: str | None, lr: Any) -> dict[str, An
     Raises
     ------
     ValueError
-        A text is no rule or no schedule, or both `lr` and a schedule were given.
+        A text is no rule or no schedule, or `lr` was given beside one of them.
     """
+    if rule is not None and lr != 5.0:
+        raise ValueError("`--lr` and `--rule` do not go together; write --rule adam:1e-2.")
     if schedule is None:
         return {"lr": lr} if rule is None else {"lr": lr, "rule": rule_of(rule)}
     if lr != 5.0:
@@ -81,11 +83,12 @@ def rule_of(text: str) -> Any:
         The text is no rule, or its numbers make no sense.
     """
     name, colon, lr = text.partition(":")
+    written = text
     if name.isidentifier():
         kind = _SHORT.get(name.lower(), name)
-        text = f"{kind}({lr})" if colon else f"{kind}()"
+        written = f"{kind}({lr})" if colon else f"{kind}()"
     try:
-        return _made(ast.parse(text, mode="eval").body)
+        return _made(ast.parse(written, mode="eval").body)
     except (SyntaxError, _NoRule):
         raise ValueError(f"a rule must be {HELP[:-1]}; got {text!r}.") from None
     except TypeError as error:

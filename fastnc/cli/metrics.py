@@ -59,11 +59,13 @@ def metrics(
     metrics.json, metrics.tex (a booktabs tabular), metrics.png and metrics.pdf to --out; of several
     layers layers.json, layers.png and layers.pdf.
     """
+    import json
     from dataclasses import replace
 
     from fastnc._core.environment import provenance_line
-    from fastnc._core.files import atomic_write, out_dir
+    from fastnc._core.files import atomic_write
     from fastnc._core.progress import progress_bar
+    from fastnc.cli._folder import prepared
     from fastnc.cli._results import drawn
     from fastnc.collapse.layer_table import LayerTable
     from fastnc.collapse.measurement import measure
@@ -82,7 +84,9 @@ def metrics(
     found, figures = LayerTable(), {}
     layers = _layers(held)
     total = 2 * sum(len(part.labels) for part in [*held, *(train if apart else [])]) * len(layers)
-    with progress_bar(total, "samples", "metrics") as bar, _words_of_files():
+    # What takes an hour to measure must have a place to go.
+    measuring = progress_bar(total, "samples", "metrics")
+    with prepared(out) as folder, measuring as bar, _words_of_files():
         for name in layers:
             W, b = _classifier([*held, *train]) if name == "" else (None, None)
             given = (W, b, None, ignore_index, min_count, None, bar.update)
@@ -99,9 +103,8 @@ def metrics(
             found[name], figures[name] = measured, (statistics, names)
     from fastnc.cli._results import noted
 
-    folder = out_dir(out)
     if len(layers) > 1:
-        lines = ",\n".join(f'"{name}": {m.json(convention)}' for name, m in found.items())
+        lines = ",\n".join(f"{json.dumps(n)}: {m.json(convention)}" for n, m in found.items())
         text = f"{{\n{lines}\n}}\n"
         written = [atomic_write(folder / "layers.json", lambda f: f.write(text.encode()))]
         print(found, flush=True)

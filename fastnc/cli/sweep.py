@@ -104,8 +104,6 @@ def sweep(
             "epochs": epochs, "batch_size": batch_size or None, "noise": noise, "dtype": dtype
         }  # fmt: skip
         if rule:
-            if lr != [5.0]:
-                raise ValueError("`--lr` and `--rule` do not go together; write --rule adam:1e-2.")
             options["rules"] = [step["rule"] for step in steps]
         else:
             options["lr"] = [step["lr"] for step in steps]

@@ -93,7 +93,7 @@ CONVENTIONS: dict[str, dict[str, tuple[str, Form]]] = {
 
 def check_convention(convention: str) -> None:
     """`convention` must be a source of the table."""
-    if convention not in CONVENTIONS:
+    if not isinstance(convention, str) or convention not in CONVENTIONS:
         raise ValueError(
             f"`convention` must be None or one of {', '.join(map(repr, CONVENTIONS))}; "
             f"got {convention!r}."

@@ -20,6 +20,8 @@ from fastnc._core.arrays import as_numpy
 from fastnc.collapse.mapped import mark
 
 KEYS = ("features", "labels", "weight", "bias")
+# Endings of files of one array, which options name.
+_ONE_ARRAY = (".npy", ".pt", ".pth", ".csv", ".txt")
 # Other common names of these arrays.
 NAMES = {
     "features": ("feats", "feature", "embeddings", "embedding", "embeds", "H", "X", "x", "h"),
@@ -108,6 +110,7 @@ def read_features(
             found[key] = held[name]
     for key, place in (("labels", labels), ("weight", weight), ("bias", bias)):
         if place is not None:
+            _check_ending(key, Path(place))
             found[key] = _whole(_array, Path(place))
     if found["labels"] is not None and found["features"] is None:
         found["features"] = _layers(held, found["labels"]) or None
@@ -127,6 +130,15 @@ def read_features(
             )
     small = [None if found[key] is None else _copy(found[key]) for key in KEYS[1:]]
     return FeaturesFile(found["features"], as_numpy(small[0]), small[1], small[2])
+
+
+def _check_ending(key: str, path: Path) -> None:
+    """An option names a file of one array, not an archive of several."""
+    if path.suffix not in _ONE_ARRAY:
+        raise ValueError(
+            f"`--{key}` must be a file of one array, {', '.join(_ONE_ARRAY)}; got {str(path)!r}. "
+            f"An array of FILE is found there by its name, `{key}`."
+        )
 
 
 def _copy(value: Any) -> Any:
@@ -356,9 +368,7 @@ def _array(path: Path) -> Any:
         if not isinstance(value, torch.Tensor):
             raise ValueError(f"it must hold one tensor; got {type(value).__name__}")
         return value
-    if path.suffix in (".csv", ".txt"):
-        return _column(path)
-    raise ValueError(f"it must end in .npy, .pt or .csv; got {path.suffix!r}")
+    return _column(path)
 
 
 def _column(path: Path) -> NDArray[np.int64]:

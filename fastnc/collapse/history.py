@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fastnc._core.files import atomic_write
+from fastnc._core.files import atomic_write, check_name
 from fastnc.collapse.layer_table import LayerTable
 from fastnc.collapse.metrics import CollapseMetrics
 from fastnc.collapse.regression import RegressionMetrics
@@ -96,6 +96,7 @@ class History:
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """A file of comma-separated values, written whole or not at all; missing ones are empty."""
+        check_name(path, ".csv")
         names = self.keys()
 
         def write(file: Any) -> None:

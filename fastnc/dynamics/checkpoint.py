@@ -106,11 +106,23 @@ def check_same_problem(
     # A difference of kind comes first: it explains all the others.
     for name in sorted(problem.keys() | found.keys(), key=lambda name: (name != "kind", name)):
         if problem.get(name) != found.get(name):
+            theirs, ours = _apart(found.get(name), problem.get(name))
             raise ValueError(
                 f"the checkpoint {str(path)!r} is of another problem: its `{name}` is "
-                f"{describe(found.get(name))}, this run's is {describe(problem.get(name))}. "
+                f"{theirs}, this run's is {ours}. "
                 "Give the same options, or another folder, or do not resume."
             )
+
+
+def _apart(theirs: Any, ours: Any) -> tuple[str, str]:
+    """Two values in short; of long lists what tells them apart."""
+    told = describe(theirs), describe(ours)
+    if told[0] != told[1] or not (isinstance(theirs, list) and isinstance(ours, list)):
+        return told
+    if len(theirs) != len(ours):
+        return f"a list of {len(theirs)}", f"a list of {len(ours)}"
+    i = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+    return f"{describe(theirs[i])} at index {i}", describe(ours[i])
 
 
 def _is_table(columns: dict[str, NDArray[Any]]) -> bool:

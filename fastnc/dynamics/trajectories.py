@@ -16,14 +16,16 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastnc._core.arrays import as_numbers
 from fastnc._core.files import (
     FOREIGN,
     atomic_write,
-    check_npz_name,
+    check_name,
     read_npz,
     scalar,
     write_npz,
 )
+from fastnc._core.results import check_results
 from fastnc.dynamics.trajectory import Trajectory, layers_of
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -48,7 +50,8 @@ class Trajectories(Sequence[Trajectory]):
     """
 
     def __init__(self, runs: Iterable[Trajectory]) -> None:
-        self._runs = tuple(runs)
+        source = "`fastnc.descend`"
+        self._runs = tuple(check_results("runs", runs, Trajectory, source, least=0))
 
     @overload
     def __getitem__(self, index: int) -> Trajectory: ...
@@ -94,7 +97,9 @@ class Trajectories(Sequence[Trajectory]):
 
         Runs that had ended, or whose value is NaN, are left out; NaN where none is left.
         """
-        levels = np.atleast_1d(np.asarray(q, dtype=np.float64))
+        levels = np.atleast_1d(as_numbers("q", q))
+        if levels.ndim > 1:
+            raise ValueError(f"`q` must be a number or a row of them; got shape {levels.shape}.")
         if not ((levels >= 0.0) & (levels <= 1.0)).all():
             raise ValueError(f"`q` must lie in 0..1; got {q!r}.")
         values = self.stack(name)
@@ -105,7 +110,7 @@ class Trajectories(Sequence[Trajectory]):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write every run to one `.npz` (no pickle), atomically."""
-        check_npz_name(path)
+        check_name(path, ".npz", "For a table there is `to_csv`.")
         try:
             return write_npz(path, self.arrays())
         except OSError as error:
@@ -136,6 +141,7 @@ class Trajectories(Sequence[Trajectory]):
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write one line a snapshot, with the run's number, setting, sizes and seed, atomically."""
+        check_name(path, ".csv", "Arrays are written by `save`.")
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         # Runs of other models may have columns that the longest one lacks.

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastnc._core.arrays import as_numbers
 from fastnc._core.environment import provenance
-from fastnc._core.files import FOREIGN, atomic_write, check_npz_name, read_npz, write_npz
+from fastnc._core.files import FOREIGN, atomic_write, check_name, describe, read_npz, write_npz
 from fastnc._core.html_table import html_table
 
 _COLUMN, _LAYER = "column/", "layer/"
@@ -94,8 +95,9 @@ class Trajectory:
     def __getitem__(self, name: str) -> NDArray[Any]:
         try:
             return self._columns[name]
-        except KeyError:
-            raise KeyError(f"no column {name!r}; this run has {', '.join(self.columns)}.") from None
+        except (KeyError, TypeError):
+            known = ", ".join(self.columns)
+            raise KeyError(f"no column {describe(name)}; this run has {known}.") from None
 
     def to_pandas(self) -> Any:
         """The columns as a `pandas.DataFrame`, a row a snapshot; `attrs` holds `about`."""
@@ -116,7 +118,7 @@ class Trajectory:
         return polars.DataFrame({name: self[name] for name in self.columns})
 
     def __contains__(self, name: object) -> bool:
-        return name in self._columns
+        return isinstance(name, str) and name in self._columns
 
     def __len__(self) -> int:
         return len(self._columns[self.time])
@@ -136,12 +138,13 @@ class Trajectory:
         """The column `name` at the last snapshots not after the given times, or at the first."""
         if not len(self):
             raise ValueError("the run has no snapshot.")
-        index = np.searchsorted(self.log10_time, np.asarray(log10_time) + 1e-12, side="right") - 1
+        times = as_numbers("log10_time", log10_time)
+        index = np.searchsorted(self.log10_time, times + 1e-12, side="right") - 1
         return self[name][np.maximum(index, 0)]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write everything to one `.npz` (no pickle), atomically."""
-        check_npz_name(path)
+        check_name(path, ".npz", "For a table there is `to_csv`.")
         arrays = {_COLUMN + name: values for name, values in self._columns.items()}
         about = np.array(json.dumps(self.about))
         arrays |= {"W": self.W, "H": self.H, "y": self.y, "about": about}
@@ -208,6 +211,7 @@ class Trajectory:
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write the columns as CSV with every digit, atomically."""
+        check_name(path, ".csv", "Arrays are written by `save`.")
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         writer.writerow(self.columns)

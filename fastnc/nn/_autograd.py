@@ -24,8 +24,7 @@ def apply(problem: Problem) -> Tensor:
 
         loss = _vocabulary_parallel.loss(problem)
     elif transformed() or by_target(problem):
-        if not (transformed() or recorded()) and plain(problem):
-            look(problem.target, len(problem.linear_weight), problem.ignore_index)
+        look_within(problem)
         if problem.reduction != "none" and pulled_back() and not (recorded() or by_target(problem)):
             loss = Carried.apply(*problem)[0]
         else:
@@ -33,6 +32,16 @@ def apply(problem: Problem) -> Tensor:
     else:
         loss = operator(*recordable(problem))[0]
     return loss
+
+
+def look_within(problem: Problem) -> None:
+    """Labels must fit, within transforms of `torch.func` too; what is recorded has none yet."""
+    target = problem.target
+    if recorded() or type(target) is not Tensor:
+        return
+    while torch._C._functorch.is_functorch_wrapped_tensor(target):
+        target = torch._C._functorch.get_unwrapped(target)
+    look(target.flatten(), len(problem.linear_weight), problem.ignore_index)
 
 
 def divided(problem: Problem) -> bool:
@@ -58,6 +67,9 @@ def recordable(problem: Problem) -> Problem:
 def by_target(problem: Problem) -> bool:
     """Whether the target's probabilities or the classes' weights are differentiated too."""
     if problem.weight is None and problem.target.dtype == torch.int64:
+        return False
+    if torch._C._get_tracing_state() is not None:
+        # The operator, which a trace is made of, may be differentiated by them later.
         return False
     asked = problem.target.requires_grad or (
         problem.weight is not None and problem.weight.requires_grad

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from fastnc.nn import _formula, _together_operator
-from fastnc.nn._autograd import apply, by_target, divided, recordable, wanted_of
-from fastnc.nn._labels import look
+from fastnc.nn._autograd import apply, by_target, divided, look_within, recordable, wanted_of
 from fastnc.nn._problem import Problem, loss_dtype, working_dtype
 from fastnc.nn._surroundings import plain, recorded, transformed
 from fastnc.nn._together import Together
@@ -83,8 +82,7 @@ def _values(problem: Problem, asked: Asked) -> Rows:
             "left alone where `linear_weight` is a DTensor. Call `.full_tensor()` on it for those."
         )
     if transformed() or by_target(problem):
-        if not (transformed() or recorded()) and plain(problem):
-            look(problem.target, len(problem.linear_weight), problem.ignore_index)
+        look_within(problem)
         loss, lse, entropies = _formula.together(problem, asked.z_loss_weight, asked.entropies)
         predictions = _formula.predictions(problem) if asked.predictions else None
         return Rows(loss, lse if asked.lse else None, predictions, entropies)

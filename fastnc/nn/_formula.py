@@ -12,6 +12,7 @@ differentiated themselves, and problems without a class or a feature; the rest h
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -108,8 +109,9 @@ def logits(problem: Problem) -> Tensor:
 
 @torch.no_grad()
 def predictions(problem: Problem) -> Tensor:
-    """The class of each sample's largest logit."""
-    return raw_logits(problem, problem.input).argmax(1)
+    """The class of each sample's largest logit; -1 where there is no class."""
+    z = raw_logits(problem, problem.input)
+    return z.argmax(1) if z.shape[1] else z.new_full((len(z),), -1, dtype=torch.int64)
 
 
 def _losses(problem: Problem, z: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -168,6 +170,8 @@ def log_partition(gaps: Tensor, label: Tensor) -> Tensor:
 
 def softmax_entropies(z: Tensor) -> Tensor:
     """`-sum_j p_j log p_j` by gaps to the largest logit: a sum of numbers of one sign."""
+    if z.shape[1] == 0:
+        return z.sum(1)
     top = z.detach().argmax(1, keepdim=True)
     gaps = z - z.gather(1, top)
     # The loss of the largest logit's class, -log p.
@@ -202,15 +206,36 @@ def hessian_products(
     leaves = widened(problem)
 
     def along(upstream: Tensor, *leaves: Tensor) -> Tensor:
-        made = gradients(of_leaves(problem, leaves), upstream)
-        pairs = [(v, g) for v, g in zip(directions, made, strict=False) if v is not None]
-        parts = [(v.to(g.dtype) * g).sum() for v, g in pairs]
-        return torch.stack(parts).sum()
+        return inner(directions, gradients(of_leaves(problem, leaves), upstream))
 
     pull: Any
     value, pull = torch.func.vjp(along, upstream, *leaves)  # type: ignore[misc]
     products: tuple[Tensor, ...] = pull(torch.ones_like(value))
     return products
+
+
+def by_target(
+    problem: Problem, needed: Sequence[bool], value: Callable[[Problem], Tensor]
+) -> list[Tensor | None]:
+    """Derivatives of a number by the target's probabilities and the classes' weights."""
+    names = [name for name, need in zip(("target", "weight"), needed, strict=True) if need]
+    if not names:
+        return [None, None]
+
+    def along(*leaves: Tensor) -> Tensor:
+        given: dict[str, Any] = dict(zip(names, leaves, strict=True))
+        return value(problem._replace(**given))
+
+    pull: Any
+    made, pull = torch.func.vjp(along, *(getattr(problem, name) for name in names))  # type: ignore[misc]
+    found = dict(zip(names, pull(torch.ones_like(made)), strict=True))
+    return [found.get("target"), found.get("weight")]
+
+
+def inner(some: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> Tensor:
+    """The sum of the inner products of those that are there."""
+    pairs = [(a, b) for a, b in zip(some, others, strict=False) if a is not None and b is not None]
+    return torch.stack([(a.to(b.dtype) * b).sum() for a, b in pairs]).sum()
 
 
 def widened(problem: Problem) -> list[Tensor]:

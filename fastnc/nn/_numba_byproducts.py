@@ -80,7 +80,7 @@ def one_pass(
         raise bad_label(K, ignore_index, int(y[found]), found)
     grads: list[Tensor | None] = [None] * 3
     if wanted & 1:
-        grads[0] = z @ W if N > 1 and W.shape[1] > 1 else summed(z, W)
+        grads[0] = z @ W if N != 1 and W.shape[1] > 1 else summed(z, W)
     if wanted & 2:
         grads[1] = z.mT @ H
     if wanted & 4:

@@ -135,8 +135,8 @@ def _backward(ctx: Any, upstream: Tensor | None, *directions: Tensor | None) -> 
         if any(grads[i] is None and ctx.needs_input_grad[i] for i in range(3)):
             grads = [*_formula.gradients(problem, upstream), None][:3]
     asked = [v if wanted & bit else None for v, bit in zip(directions, (1, 2, 4), strict=True)]
+    one = torch.ones((), dtype=torch.float64, device=tensors[0].device)
     if ctx.reduction != "none" and any(v is not None for v in asked):
-        one = torch.ones((), dtype=torch.float64, device=tensors[0].device)
         _, *products = _formula.hessian_products(problem, one, tuple(asked))
         grads = [
             product if g is None else g if product is None else g + product
@@ -144,7 +144,14 @@ def _backward(ctx: Any, upstream: Tensor | None, *directions: Tensor | None) -> 
         ]
     kinds = [None if x is None else x.dtype for x in tensors[:3]]
     cast = [None if g is None else g.to(kind) for g, kind in zip(grads, kinds, strict=True)]
-    return (*cast, None, None, None, None, None, None, None)
+
+    def value(problem: Problem) -> Tensor:
+        total = [] if upstream is None else [_formula.inner([upstream], [_formula.loss(problem)])]
+        if ctx.reduction != "none" and any(v is not None for v in asked):
+            total.append(_formula.inner(asked, _formula.gradients(problem, one)))
+        return torch.stack(total).sum()
+
+    return (*cast, *_formula.by_target(problem, ctx.needs_input_grad[3:5], value), *[None] * 5)
 
 
 def _remember_rows(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -166,7 +173,11 @@ def _rows_backward_backward(ctx: Any, *directions: Tensor | None) -> Any:
     products = [*made, None][:4]
     kinds = [upstream.dtype, *(None if x is None else x.dtype for x in tensors[:3])]
     cast = [None if g is None else g.to(kind) for g, kind in zip(products, kinds, strict=True)]
-    return (*cast, None, None, None, None, None, None)
+
+    def value(problem: Problem) -> Tensor:
+        return _formula.inner(asked, _formula.gradients(problem, upstream))
+
+    return (*cast, *_formula.by_target(problem, ctx.needs_input_grad[4:6], value), *[None] * 4)
 
 
 operator.register_autograd(_backward, setup_context=_remember)

@@ -157,9 +157,7 @@ def pulled_again(
         for i, u in zip(used, tensors, strict=False):
             given[i] = u
         of = _formula.of_leaves(problem, tensors[len(used) :])
-        made = pulled(of, asked, Upstream(*given))
-        pairs = [(v, g) for v, g in zip(directions, made, strict=False) if v is not None]
-        return torch.stack([(v.to(g.dtype) * g).sum() for v, g in pairs]).sum()
+        return _formula.inner(directions, pulled(of, asked, Upstream(*given)))
 
     pull: Any
     value, pull = torch.func.vjp(along, *(upstream[i] for i in used), *leaves)  # type: ignore[misc]

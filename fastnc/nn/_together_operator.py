@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnc.nn._formula import by_target, inner, together
 from fastnc.nn._operator import filled, like_gradients, look_again
 from fastnc.nn._problem import Problem, working_dtype
 from fastnc.nn._together import added, backward_pass, forward_pass, pulled, pulled_again
@@ -114,21 +115,33 @@ def _backward(ctx: Any, loss: Any, lse: Any, predictions: Any, entropies: Any, *
     if not known and any(u is not None for u in upstream):
         grads = [*pulled(problem, asked, upstream), None][:3]
     elif known:
+        left = upstream
         if made and loss is not None:
             grads = [
                 g * loss.to(g.dtype) if problem.wanted & bit else None
                 for g, bit in zip(made, (1, 2, 4), strict=True)
             ]
-            upstream = upstream._replace(losses=None)
-        if any(u is not None for u in upstream):
-            more = backward(*upstream, *problem, asked.z_loss_weight)
+            left = upstream._replace(losses=None)
+        if any(u is not None for u in left):
+            more = backward(*left, *problem, asked.z_loss_weight)
             grads = added(grads, _chosen(more, problem.wanted))
     directions = _chosen(rest, problem.wanted)
+    one = torch.ones((), dtype=torch.float64, device=problem.input.device)
     if made and any(v is not None for v in directions):
-        one = torch.ones((), dtype=torch.float64, device=problem.input.device)
         _, products = pulled_again(problem, asked, Upstream(one), tuple(directions))
         grads = added(grads, products)
-    return (*_cast(grads, tensors), *[None] * (_N_ARGUMENTS - 3))
+
+    def value(problem: Problem) -> Tensor:
+        total = []
+        if any(u is not None for u in upstream):
+            values = together(problem, asked.z_loss_weight, asked.entropies)
+            total.append(inner(upstream, values))
+        if made and any(v is not None for v in directions):
+            total.append(inner(directions, pulled(problem, asked, Upstream(one))))
+        return torch.stack(total).sum()
+
+    by_y_and_v = by_target(problem, ctx.needs_input_grad[3:_N_TENSORS], value)
+    return (*_cast(grads, tensors), *by_y_and_v, *[None] * (_N_ARGUMENTS - _N_TENSORS))
 
 
 def _remember_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -145,7 +158,13 @@ def _backward_backward(ctx: Any, *directions: Tensor | None) -> Any:
     if all(v is None for v in along):
         return (None,) * _N_ARGUMENTS
     by_upstream, products = pulled_again(problem, asked, upstream, tuple(along))
-    return (*_cast(by_upstream, upstream), *_cast(products, tensors), *[None] * (_N_ARGUMENTS - 6))
+
+    def value(problem: Problem) -> Tensor:
+        return inner(along, pulled(problem, asked, upstream))
+
+    by_y_and_v = by_target(problem, ctx.needs_input_grad[6:8], value)
+    made = (*_cast(by_upstream, upstream), *_cast(products, tensors), *by_y_and_v)
+    return (*made, *[None] * (_N_ARGUMENTS - len(made)))
 
 
 def _chosen(made: Any, wanted: int) -> list[Tensor | None]:

@@ -77,11 +77,11 @@ def one_pass(
         input, linear_weight, linear_bias, target, weight, reduction, ignore_index,
         label_smoothing, wanted, softcap,
     ) = problem  # fmt: skip
-    H, W = input.detach().to(dtype), linear_weight.detach().to(dtype)
-    bias = None if linear_bias is None else linear_bias.detach().to(dtype)
+    H, W = _held(input).to(dtype), _held(linear_weight).to(dtype)
+    bias = None if linear_bias is None else _held(linear_bias).to(dtype)
     N, K = len(H), len(W)
-    target = target.detach()
-    weight = H.new_ones(K) if weight is None else weight.detach().to(dtype)
+    target = _held(target)
+    weight = H.new_ones(K) if weight is None else _held(weight).to(dtype)
     counted = bad = None
     divisor = count = H.new_full((), N, dtype=torch.float64)
     if not target.is_floating_point():
@@ -130,14 +130,14 @@ def one_pass(
             by_lse = 2.0 * by_z * block.wide_lse if asked.z_loss_weight else None
             r = block.residuals(each, by_lse)
         else:
-            r = block.along(*(None if u is None else u.detach()[part] for u in upstream))
+            r = block.along(*(None if u is None else _held(u)[part] for u in upstream))
         if counted is not None:
             # Ignored rows may hold NaN, and `0 * NaN` is NaN.
             r, h = (torch.where(counted[part].unsqueeze(1), x, 0.0) for x in (r, h))
         if slope is not None:
             r *= slope
         if grad_H is not None:
-            grad_H[part] = r @ W if N > 1 and W.shape[1] > 1 else summed(r, W)
+            grad_H[part] = r @ W if N != 1 and W.shape[1] > 1 else summed(r, W)
         if grad_W is not None:
             grad_W.addmm_(r.T, h)
         if grad_bias is not None:
@@ -155,6 +155,12 @@ def one_pass(
         loss = loss + (z_losses if reduction == "none" else squares.sum() * by_z)
     grads = [grad_H, grad_W, grad_bias]
     return Pass(loss, lse, predictions, entropies, grads)
+
+
+def _held(x: Tensor) -> Tensor:
+    """Without its derivatives, and in memory: zeros that have none cannot be written to."""
+    x = x.detach()
+    return x.clone() if x._is_zerotensor() else x
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core.arrays import check_count, check_positive
+from fastnc._core.results import listed
 from fastnc.models import imbalanced
 from fastnc.models.solve import solve
 
@@ -68,7 +69,11 @@ def minority_angles(
     K = check_count("n_classes", n_classes, 3)
     n = check_count("n_minority", n_minority, 1)
     check_positive("weight_decay", weight_decay)
-    given = np.array([check_count("ratios", ratio, 1) for ratio in ratios], dtype=np.int64)
+    several = listed(ratios)
+    if several is None:
+        raise TypeError(f"`ratios` must be a sequence of integers; got {type(ratios).__name__}.")
+    check_count("seed", seed, 0)
+    given = np.array([check_count("ratios", ratio, 1) for ratio in several], dtype=np.int64)
     minorities = max(2, (K + 1) // 2)
     found, certified = np.empty(len(given)), np.empty(len(given))
     for i, ratio in enumerate(given.tolist()):

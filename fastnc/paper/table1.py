@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from fastnc import models as M
-from fastnc._core.arrays import check_count
+from fastnc._core.arrays import check_choice, check_count
 from fastnc._core.environment import provenance_line
-from fastnc._core.files import atomic_write
+from fastnc._core.files import atomic_write, check_name
 from fastnc._core.latex import tabular
+from fastnc._core.results import check_names, check_results
 from fastnc.models.solve import Solution, solve
 
 METRICS = (
@@ -35,6 +36,7 @@ CONTAINS = {
     "cross-entropy + decay, bias": "cross-entropy + decay",
     "cross-entropy + decay, unequal": "ReLU features, unequal",
 }
+_SOURCE = "`fastnc.paper.table1.fit`"
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +116,21 @@ def fit(
     The ULPM has no minimiser: its row is the end of 1e5 epochs of gradient descent. In the first
     run on a machine, `seconds` of the first rows include the compilation of the kernels.
     """
+    table = rows(n_classes, n_per_class, dim)
+    check_count("seed", seed, 0)
+    if starts is not None:
+        check_count("starts", starts, 1)
+    chosen = list(table) if only is None else check_names("only", only, "rows of the table")
+    for name in chosen:
+        check_choice("only", name, tuple(table))
+    return _fitted(table, chosen, seed, starts)
+
+
+def _fitted(
+    table: dict[str, Any], chosen: Sequence[str], seed: int, starts: int | None
+) -> Iterator[Row]:
     from fastnc.collapse.measurement import collapse_metrics
 
-    table = rows(n_classes, n_per_class, dim)
     solved: dict[str, Solution] = {}
 
     def solution(name: str) -> Solution:
@@ -127,7 +141,7 @@ def fit(
             solved[name] = solve(table[name], seed, starts, beside=beside)
         return solved[name]
 
-    for name in table if only is None else only:
+    for name in chosen:
         model = table[name]
         begun = time.perf_counter()
         found = _descended(model, seed) if isinstance(model, M.ULPM) else solution(name)
@@ -157,6 +171,8 @@ def _descended(model: M.ULPM, seed: int) -> Solution:
 
 def to_csv(table: list[Row], path: str | os.PathLike[str]) -> Path:
     """One line a row, every digit of every number."""
+    table = check_results("table", table, Row, _SOURCE)
+    check_name(path, ".csv")
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(table[0].as_dict()))
     writer.writeheader()
@@ -169,6 +185,8 @@ def to_csv(table: list[Row], path: str | os.PathLike[str]) -> Path:
 
 def to_latex(table: list[Row], path: str | os.PathLike[str]) -> Path:
     """The columns of `to_text` without the seconds, as a LaTeX tabular (booktabs)."""
+    table = check_results("table", table, Row, _SOURCE)
+    check_name(path, ".tex")
     heads = ("model", "source", "optimum", "found", "gap", "within-class", "angles", "self-duality")
     cells = [
         (row.name, row.paper, _known(row), f"{row.solution.value:.10g}", *_smalls(row))
@@ -193,6 +211,7 @@ def _smalls(row: Row) -> list[str]:
 
 def to_text(table: list[Row]) -> str:
     """The table for a terminal."""
+    table = check_results("table", table, Row, _SOURCE)
     lines = [
         f"{'model':32} {'paper':46} {'optimum':>14} {'found':>14} {'gap':>8} "
         f"{'within':>8} {'angles':>8} {'duality':>8} {'seconds':>8}"

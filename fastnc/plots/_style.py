@@ -15,7 +15,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
 from fastnc._core.environment import own_version, provenance_line
-from fastnc._core.files import atomic_write
+from fastnc._core.files import atomic_write, check_path
+from fastnc._core.results import check_result
 from fastnc.dynamics.trajectories import Trajectories
 from fastnc.dynamics.trajectory import Trajectory
 
@@ -62,7 +63,16 @@ _LINEAR = (*_SHARES, "log_loss", "gnc2", "effective_rank", "one_vs_rest")
 
 def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
     """Write `stem`.png and `stem`.pdf, each atomically and with its provenance as metadata."""
+    check_result("figure", figure, Figure, "each function of `fastnc.plots`")
+    check_path("stem", stem)
     path = Path(stem)
+    if not path.name:
+        raise ValueError(f"`stem` must name the files; got {str(stem)!r}.")
+    if path.suffix.lower() in (".png", ".pdf"):
+        raise ValueError(
+            f"`stem` must be a name without an ending, since .png and .pdf are both written; got "
+            f"{str(stem)!r}. Leave out {path.suffix!r}."
+        )
     made = provenance_line()
     metadata: dict[str, dict[str, Any]] = {
         "png": {"Software": f"fastnc {own_version()}", "Source": made},
@@ -134,14 +144,16 @@ def grid(axes: Axes, which: str = "both", axis: str = "both") -> None:
     axes.set_axisbelow(True)
 
 
-def check_run(run: Any, name: str = "run") -> None:
-    """`run` must be one run."""
+def check_run(run: Any, name: str = "run", least: int = 0) -> None:
+    """`run` must be one run, with at least so many snapshots."""
     if not isinstance(run, Trajectory):
         several = f" Draw one of them, `{name}[0]`, or all by `sweep_bands`."
         raise TypeError(
             f"`{name}` must be a Trajectory, as runs return and `fastnc.Trajectory.load` reads; "
             f"got {type(run).__name__}." + (several if isinstance(run, Trajectories) else "")
         )
+    if len(run) < least:
+        raise ValueError(f"`{name}` must have at least {least} snapshot; it has none.")
 
 
 def check_runs(runs: Any) -> None:

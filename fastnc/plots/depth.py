@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from fastnc._core.results import check_names
 from fastnc.collapse.metrics import CollapseMetrics
 from fastnc.plots._style import metric_axis, names_below, without_rounding
 
@@ -45,6 +46,10 @@ def layers(
     4
     """
     tables = _tables(table)
+    names = tuple(check_names("names", names, "names of metrics"))
+    unknown = [name for name in names if name not in CollapseMetrics.__dataclass_fields__]
+    if unknown:
+        raise ValueError(f"`names` must be metrics of `CollapseMetrics`; got {unknown[0]!r}.")
     depth = [str(name) for name in next(iter(tables.values()))]
     if any([str(name) for name in one] != depth for one in tables.values()):
         raise ValueError("`table` must have the same layers, in one order, in each of its tables.")

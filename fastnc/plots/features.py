@@ -11,9 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from fastnc._core.results import check_result, listed
 from fastnc.collapse.metrics import CLASSIFIER as CLASSIFIER_ALONE
-from fastnc.collapse.metrics import DECISIONS, JOINT
+from fastnc.collapse.metrics import DECISIONS, JOINT, CollapseMetrics
 from fastnc.collapse.report import values_at_collapse
+from fastnc.collapse.statistics import ClassStatistics
 from fastnc.plots._style import (
     CLASSIFIER,
     FEATURES,
@@ -26,9 +28,6 @@ from fastnc.plots._style import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from fastnc.collapse.metrics import CollapseMetrics
-    from fastnc.collapse.statistics import ClassStatistics
 
 # More classes than this cannot be distinguished in a figure of K x K cosines.
 MOST_CLASSES = 400
@@ -50,8 +49,10 @@ def collapse_figure(
 
     Raises
     ------
+    TypeError
+        Something else in their place.
     ValueError
-        Not one name for each class that has samples.
+        Metrics of other samples, or not one name for each class that has samples.
 
     Notes
     -----
@@ -59,8 +60,20 @@ def collapse_figure(
     left, and the third every point at 0: `sqrt(s_k / n_k) / |m_k - g|`. Of more than 400 classes
     400 are shown, evenly spaced.
     """
+    check_result("metrics", metrics, CollapseMetrics, "`fastnc.collapse_metrics`")
+    check_result("statistics", statistics, ClassStatistics, "`fastnc.ClassStatistics(...)`")
     present = np.flatnonzero(statistics.counts)
-    called = [str(name) for name in (present if names is None else names)]
+    if metrics.dim != statistics.dim or len(present) < 2:
+        raise ValueError(
+            "`metrics` and `statistics` must be of the same samples; got "
+            f"{metrics.dim} features, and {len(present)} classes of {statistics.dim}."
+        )
+    given = listed(present if names is None else names)
+    if given is None:
+        raise TypeError(
+            f"`names` must be a sequence of strings or numbers; got {type(names).__name__}."
+        )
+    called = [str(name) for name in given]
     if len(called) != len(present):
         raise ValueError(
             f"`names` must be one for each of the {len(present)} classes that have samples; got "

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from fastnc._core.results import check_results
 from fastnc.paper.verify import Finding
 from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL, grid
 
@@ -19,6 +20,7 @@ _CEILING = 1e2
 
 def findings_chart(findings: Sequence[Finding]) -> Figure:
     """One bar a finding from 1e-17 to its error, and a tick at its tolerance; x is logarithmic."""
+    findings = check_results("findings", findings, Finding, "`fastnc.verify.check`")
     figure = Figure(figsize=(9.0, 0.32 * len(findings) + 1.2), layout="constrained")
     axes = figure.subplots()
     rows = np.arange(len(findings))

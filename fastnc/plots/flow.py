@@ -133,9 +133,14 @@ def flow_summary(run: Trajectory) -> str:
 
 
 def _check_flow(run: Trajectory) -> None:
-    check_run(run)
+    check_run(run, least=1)
     if run.time != "log10_time":
         raise ValueError("`run` must be of `fastnc.flow`; for a descent there is `figure2`.")
+    if "start_singular_values" not in run.about:
+        raise ValueError(
+            "`run` must be a flow of a loss that vanishes like cross-entropy, which has rates; got "
+            f"one of {run.about.get('model', 'another')}. There is `summary`."
+        )
 
 
 def _check(run: Trajectory) -> None:

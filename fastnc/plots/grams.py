@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from fastnc._core.results import check_results
 from fastnc.paper.table1 import Row
 from fastnc.plots._style import CLASSIFIER, FEATURES
 
@@ -24,8 +25,7 @@ def geometry(table: Sequence[Row]) -> Figure:
     the vectors, lines are the classifiers and dots the features of single samples, each at the
     same largest length.
     """
-    if not table:
-        raise ValueError("`table` must have at least one row; got none.")
+    table = check_results("table", table, Row, "`fastnc.paper.table1.fit`")
     dim = table[0].solution.W.shape[1]
     kinds = 3 if dim in (2, 3) else 2
     columns = min(_A_LINE, len(table))

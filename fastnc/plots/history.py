@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from fastnc._core.results import check_names, listed
 from fastnc.plots._style import FEATURES, epochs, metric_axis, without_rounding
 
 # Half of the runs lie in the band.
@@ -54,15 +55,16 @@ def trend(
     >>> len(fastnc.plots.trend(runs, ["nc1", "margin"]).axes)
     2
     """
-    if not hasattr(history, "keys") and not isinstance(history, Iterable):
+    histories: Any = [history] if hasattr(history, "keys") else listed(history)
+    if histories is None:
         raise TypeError(
             "`history` must be a History, a Trajectory, or a sequence of them; got "
             f"{type(history).__name__}."
         )
-    histories: list[Columns] = [history] if hasattr(history, "keys") else list(history)  # type: ignore[list-item]
-    if not histories or not names:
-        raise ValueError("`history` must hold at least one run, and `names` one column; got none.")
-    clocks = [next(iter(one.keys())) for one in histories]
+    if not histories:
+        raise ValueError("`history` must hold at least one run; got none.")
+    names = check_names("names", names, "columns")
+    clocks = [_clock(one) for one in histories]
     for one in histories:
         missing = [name for name in names if name not in list(one.keys())]
         if missing:
@@ -70,9 +72,9 @@ def trend(
                 f"`names` must be columns of every run; {missing[0]!r} is not one of "
                 f"{', '.join(one.keys())}."
             )
-    common = np.asarray(histories[0][clocks[0]], dtype=np.float64)
+    common = _numbers(histories[0], clocks[0])
     for one, clock in zip(histories, clocks, strict=True):
-        common = np.intersect1d(common, np.asarray(one[clock], dtype=np.float64))
+        common = np.intersect1d(common, _numbers(one, clock))
     if not len(common):
         raise ValueError("the runs must have at least one epoch in common; they have none.")
     lines = -(-len(names) // _AT_MOST_A_LINE)
@@ -96,10 +98,33 @@ def trend(
     return figure
 
 
+def _clock(one: Any) -> str:
+    """The first column of a run, or of what has columns as one."""
+    if not (hasattr(one, "keys") and hasattr(one, "__getitem__") and len(list(one.keys()))):
+        raise TypeError(
+            "`history` must be a History, a Trajectory, or a sequence of them; got "
+            f"{type(one).__name__} in it."
+        )
+    return str(next(iter(one.keys())))
+
+
+def _numbers(one: Columns, name: str, length: int | None = None) -> NDArray[np.float64]:
+    """A column; None is a gap."""
+    try:
+        values = np.asarray(one[name], dtype=np.float64)
+    except (TypeError, ValueError):
+        values = np.zeros(())
+    if values.ndim != 1 or length not in (None, len(values)):
+        raise ValueError(
+            f"columns must be numbers, one an epoch; {name!r} of a {type(one).__name__} is not."
+        )
+    return values
+
+
 def _at(one: Columns, clock: str, name: str, common: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A column at the epochs that all runs have; None is a gap."""
-    at = np.searchsorted(np.asarray(one[clock], dtype=np.float64), common)
-    return without_rounding(np.asarray(one[name], dtype=np.float64)[at])
+    """A column at the epochs that all runs have."""
+    epoch = _numbers(one, clock)
+    return without_rounding(_numbers(one, name, len(epoch))[np.searchsorted(epoch, common)])
 
 
 def _draw(axes: Axes, common: NDArray[np.float64], values: NDArray[np.float64]) -> None:

@@ -44,8 +44,8 @@ def peeled(run: Trajectory, alone: Trajectory, title: str | None = None) -> Figu
     >>> len(fastnc.plots.peeled(run, fastnc.peel(run, epochs=100)).axes)
     4
     """
-    check_run(run)
-    check_run(alone, "alone")
+    check_run(run, least=1)
+    check_run(alone, "alone", least=1)
     figure = Figure(figsize=(13.0, 3.6), layout="constrained")
     for axes, (heading, lines) in zip(figure.subplots(1, 4), PANELS, strict=True):
         for name, colour, label in lines:
@@ -75,8 +75,8 @@ def peeled_summary(run: Trajectory, alone: Trajectory) -> str:
     Columns: the network at the first measurement with every sample classified right, and at its
     end; the layer-peeled model at its end.
     """
-    check_run(run)
-    check_run(alone, "alone")
+    check_run(run, least=1)
+    check_run(alone, "alone", least=1)
     right = np.asarray(run["margin"] > 0.0)
     first = int(np.argmax(right)) if right.any() else 0
     names = [*_NAMES, "margin", "margin_ratio", "log_loss"]

@@ -27,7 +27,7 @@ def missing_margin(run: Trajectory, title: str | None = None) -> Figure:
     Left: the shares themselves, whose sum is `1 - margin_ratio`. Right: relative to that sum, which
     shows the terms that remain at the end.
     """
-    check_run(run)
+    check_run(run, least=1)
     figure = Figure(figsize=(11.0, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     stack_missing(left, run, relative=False)

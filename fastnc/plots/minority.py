@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from fastnc._core.results import check_results
 from fastnc.paper.minority_collapse import MinorityAngles
 from fastnc.plots._style import CLASSIFIER, FEATURES, NEUTRAL, grid
 
@@ -17,8 +18,7 @@ def minority_collapse(runs: Sequence[MinorityAngles]) -> Figure:
 
     A dotted vertical line is the ratio from which on the angle is zero by theory.
     """
-    if not runs:
-        raise ValueError("`runs` must hold at least one curve; got none.")
+    runs = check_results("runs", runs, MinorityAngles, "`minority_angles`")
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     sizes = {(run.n_classes, run.n_minority) for run in runs}

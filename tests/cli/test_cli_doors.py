@@ -82,6 +82,11 @@ def test_compare_moves_earlier_results_aside(tmp_path):
         (("sweep", "--method", "flow", "--dtype", "float32"), "a flow must be of float64; got"),
         (("sweep", "--log10-time", 2), "`--log10-time` must come with --method flow; leave it out"),
         (("sweep", "--rule", "adam", "--lr", 2), "`--lr` and `--rule` do not go together; write"),
+        (("ulpm", "--rule", "adam", "--lr", 2), "`--lr` and `--rule` do not go together; write"),
+        (
+            ("ulpm", "--rule", "adam:x"),
+            "as \"Momentum(Cosine(5, 1000), nesterov=True)\"; got 'adam:x'.",
+        ),
         (("flow", "--loss", "focal", "--log10-time", 9), "`log10_time` must be at most 8 of ULPM"),
     ],
 )

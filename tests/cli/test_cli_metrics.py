@@ -189,6 +189,28 @@ def test_one_array_a_layer(tmp_path):
     ]
 
 
+def test_an_archive_is_no_file_of_one_array(tmp_path):
+    np.savez(tmp_path / "a.npz", features=H, labels=Y, weight=H[:7])
+    done = invoke(tmp_path / "a.npz", "--weight", tmp_path / "a.npz", "--out", tmp_path / "out")
+    assert done.exit_code == 2 and "`--weight` must be a file of one array, .npy" in done.output
+
+
+def test_layers_of_any_name_are_json(tmp_path):
+    names = ['a"b', "c\\d", "\u00fc\n"]
+    np.savez(tmp_path / "layers.npz", labels=Y, **dict.fromkeys(names, H))
+    done = invoke(tmp_path / "layers.npz", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert list(json.loads((tmp_path / "layers.json").read_text())) == names
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path, monkeypatch):
+    """An hour of reading ended in one sentence about the folder, and no table."""
+    np.savez(tmp_path / "a.npz", features=H, labels=Y)
+    monkeypatch.setattr("fastnc.collapse.measurement.measure", None)
+    done = invoke(tmp_path / "a.npz", "--out", tmp_path / "a.npz" / "out")
+    assert done.exit_code == 2 and "`--out` must be a writable folder" in done.output, done.output
+
+
 def test_formats_by_what_can_be_read(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     save_file = pytest.importorskip("safetensors.torch").save_file

@@ -297,3 +297,15 @@ def test_numbers_without_an_end():
     ):
         arrays.check_positive("lr", 10**400)
     assert arrays.check_count("seed", 2**127, 0) == 2**127
+
+
+def test_zeros_without_memory():
+    """Torch's derivatives hand them on; they have no address, and none is written to."""
+    torch = pytest.importorskip("torch")
+    W, H = torch.randn(3, 4, dtype=torch.float64), torch.zeros(6, 4, dtype=torch.float64)
+    y, none = torch.arange(6) % 3, torch._efficientzerotensor(6, 4, dtype=torch.float64)
+    for a, e in zip(fastnc.loss_and_grads(W, none, y), fastnc.loss_and_grads(W, H, y), strict=True):
+        assert torch.equal(torch.as_tensor(a), torch.as_tensor(e))
+    assert np.array_equal(fastnc.margins(W, none, y), fastnc.margins(W, H, y))
+    with pytest.raises(ValueError, match=r"`H` must have memory, as it is overwritten; .*clone"):
+        fastnc.gradient_step(W, none, y, 0.1)

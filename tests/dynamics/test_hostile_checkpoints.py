@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import fastnc
+from fastnc.dynamics.checkpoint import check_same_problem
 from fastnc.models import weight_decay
 
 MODEL = fastnc.ULPM(n_classes=3, n_per_class=2, dim=4)
@@ -99,3 +100,17 @@ def test_members_that_do_not_fit(name, tmp_path):
             ) as told:
                 RUNS[name](path, resume=True)
             assert str(told.value).endswith(".") and path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "told"),
+    [
+        (list(range(40)), list(range(41)), "is a list of 40, this run's is a list of 41"),
+        (list(range(40)), [*range(39), 7], "is 39 at index 39, this run's is 7"),
+        ([1, 2], [1, 3], r"is \[1, 2\], this run's is \[1, 3\]"),
+    ],
+)
+def test_long_lists_are_told_apart(theirs, ours, told):
+    """Both ended in dots before they differed."""
+    with pytest.raises(ValueError, match=f"of another problem: its `seeds` {told}\\. Give the"):
+        check_same_problem("checkpoint.npz", {"seeds": theirs}, {"seeds": ours})

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastnc._core.files import atomic_write
+from fastnc._core.files import atomic_write, check_name
+from fastnc._core.results import check_results
+
+_SOURCE = "`fastnc.verify.check`"
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,13 @@ class Finding:
 
 def all_hold(findings: Sequence[Finding]) -> bool:
     """Whether there are findings, and all of them hold."""
-    return bool(findings) and all(finding.holds for finding in findings)
+    found = check_results("findings", findings, Finding, _SOURCE, least=0)
+    return bool(found) and all(finding.holds for finding in found)
 
 
 def table(findings: Sequence[Finding]) -> str:
     """The findings as text, one a line, and the misprints below."""
+    findings = check_results("findings", findings, Finding, _SOURCE)
     widths = [max(len(f.claim) for f in findings), max(len(f.says) for f in findings)]
     measured = max(len(f.measured) for f in findings)
     head = (
@@ -73,6 +78,8 @@ def table(findings: Sequence[Finding]) -> str:
 
 def write_csv(findings: Sequence[Finding], path: str | os.PathLike[str]) -> Path:
     """One row a finding, atomically."""
+    findings = check_results("findings", findings, Finding, _SOURCE)
+    check_name(path, ".csv")
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(findings[0].as_dict()))
     writer.writeheader()
@@ -82,5 +89,7 @@ def write_csv(findings: Sequence[Finding], path: str | os.PathLike[str]) -> Path
 
 def write_json(findings: Sequence[Finding], path: str | os.PathLike[str]) -> Path:
     """A list of objects, atomically."""
+    findings = check_results("findings", findings, Finding, _SOURCE)
+    check_name(path, ".json")
     text = json.dumps([finding.as_dict() for finding in findings], indent=1)
     return atomic_write(path, lambda file: file.write(text.encode() + b"\n"))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from fastnc._core.arrays import check_count
 from fastnc.dynamics.descent import descend
 from fastnc.dynamics.flow import flow
 from fastnc.dynamics.trajectory import Trajectory
@@ -39,6 +40,7 @@ def check_starts(seed: int) -> None:
 
 def section_3_1_2(seed: int) -> Iterator[Finding]:
     """Section 2.2's sign, Theorem 3.1, Lemmas 3.2 and 3.3."""
+    check_count("seed", seed, 0)
     yield _section_22(seed)
     yield _theorem_31(seed)
     yield _lemma_32(seed)
@@ -47,6 +49,7 @@ def section_3_1_2(seed: int) -> Iterator[Finding]:
 
 def beyond(seed: int) -> Iterator[Finding]:
     """The conserved quantities, the exact law, rates and constants, and section 5.3's step."""
+    check_count("seed", seed, 0)
     yield _conserved(seed)
     yield _law()
     yield from _rates(seed)

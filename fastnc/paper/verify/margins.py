@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from fastnc._core.arrays import check_count
 from fastnc.paper.verify._finding import Finding
 from fastnc.theory.kkt import kkt
 from fastnc.theory.margin import margin_decomposition, margin_ratio, neural_collapse_margin
@@ -23,6 +24,7 @@ SIZES = ((5, 10, 20), (3, 2, 7), (10, 4, 9), (2, 3, 1), (4, 1, 4))
 
 def section_3_1_1(seed: int) -> Iterator[Finding]:
     """Lemma 3.1, Remark 3.1, Theorem 3.2."""
+    check_count("seed", seed, 0)
     yield _lemma_31(seed)
     yield _remark_31(seed)
     yield _theorem_32(seed)
