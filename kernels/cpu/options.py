@@ -1,15 +1,22 @@
 """`njit` and `cfunc` of the kernels: options, machine code on disk, and safe starts of threads.
 
-They are Numba's, with three differences. Machine code is kept as `cache` says. Parallel kernels
+They are Numba's, with four differences. Machine code is kept as `cache` says. Parallel kernels
 that Python calls run one at a time: see `threads`. In a forked child, where the threads of the
-parent are missing, a parallel kernel runs on one thread, compiled without parallel loops.
+parent are missing, a parallel kernel runs on one thread, compiled without parallel loops. And each
+kernel runs its own copies of what it calls: with copies in many kernels, of which one process runs
+the one and the next the other, the order of a sum and its last bits would differ.
 """
 
 import functools
+import hashlib
 import types
 
 import numba
+from llvmlite.binding import Linkage
+from numba.core.bytecode import FunctionIdentity
 from numba.core.ccallback import CFunc
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.core.dispatcher import Dispatcher
 from numba.core.registry import CPUDispatcher
 from numba.core.sigutils import normalize_signature
@@ -26,6 +33,34 @@ NO_REASSOCIATION = {"contract", "nsz", "arcp"}
 REASSOCIATION = NO_REASSOCIATION | {"reassoc"}
 
 
+class _OwnCopies(JITCodeLibrary):
+    """A kernel's machine code, in which what is linked in is seen by no other kernel."""
+
+    def _optimize_final_module(self):
+        defined = [one for one in self._final_module.functions if not one.is_declaration]
+        own = min(one.name for one in defined if one.linkage == Linkage.external)
+        suffix = hashlib.sha256(own.encode()).hexdigest()[:16]
+        for one in defined:
+            # Numba finds the functions that count references by their names.
+            linked = one.linkage in (Linkage.linkonce_odr, Linkage.weak_odr)
+            if linked and not one.name.startswith("NRT_"):
+                # Renamed as well: LLVM's linker prefers another module's function of this name.
+                one.name = f"{one.name}.{suffix}"
+                one.linkage = Linkage.internal
+        super()._optimize_final_module()
+
+
+class _KernelCompiler(Compiler):
+    """Numba's compiler, for a function that Python or C calls."""
+
+    def compile_extra(self, function):
+        codegen = self.state.targetctx.codegen()
+        name = FunctionIdentity.from_function(function).func_qualname
+        self.state.library = _OwnCopies(codegen, name)
+        self.state.library.enable_object_caching()
+        return super().compile_extra(function)
+
+
 class _Parallel(CPUDispatcher):
     """A parallel kernel: called from Python, one at a time, with serial BLAS inside its loops."""
 
@@ -40,8 +75,10 @@ class _Parallel(CPUDispatcher):
 def njit(**options):
     """Numba's `njit`, its machine code kept by a `KernelCache`; parallel ones run one at a time."""
 
+    compiler = {} if options.get("no_cpython_wrapper") else {"pipeline_class": _KernelCompiler}
+
     def decorate(function):
-        compiled = numba.njit(**options)(function)
+        compiled = numba.njit(**options, **compiler)(function)
         # Without the compiler (NUMBA_DISABLE_JIT) it is the function itself.
         if compiled is not function:
             compiled._cache = KernelCache(function)
@@ -59,7 +96,10 @@ def cfunc(signature, **options):
     def decorate(function):
         if threads.forked():
             function = _without_threads(function)
-        compiled = CFunc(function, normalize_signature(signature), locals={}, options=options)
+        compiled = CFunc(
+            function, normalize_signature(signature), locals={}, options=options,
+            pipeline_class=_KernelCompiler,
+        )  # fmt: skip
         compiled._cache = KernelCache(function)
         compiled.compile()
         return compiled
