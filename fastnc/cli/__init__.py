@@ -112,7 +112,11 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         folder = claimed(options["out"], options["resume"]) if resumable else nullcontext()
         try:
             with folder:
-                return command(*args, **options)
+                result = command(*args, **options)
+            if sys.stdout is not None:
+                # Not at the end of the process, which tells of a reader that has ended.
+                sys.stdout.flush()
+            return result
         except BrokenPipeError:
             # The reader of the output has ended, which is no error.
             raise

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, overload
 from zlib import crc32
@@ -26,6 +27,7 @@ from fastnc._core.files import (
     write_npz,
 )
 from fastnc._core.results import check_results
+from fastnc.dynamics import rules
 from fastnc.dynamics.trajectory import Trajectory, layers_of
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -214,21 +216,38 @@ class Trajectories(Sequence[Trajectory]):
 
 
 def _short_rule(about: dict[str, Any]) -> str:
-    """The rule in short, as `Adam(0.01)`, or the kind of the run where it has none."""
+    """The rule in short, as `Adam(0.01)`, or the kind of the run where it has none.
+
+    What a built-in rule has as its default is left out; two different rules differ here too.
+    """
     rule = str(about.get("rule") or about.get("kind", "run"))
-    found = re.match(r"(?:[\w.<>]+\.)?(\w+)(?:\(lr=(.*))?", rule)
+    found = re.fullmatch(r"(?:[\w.<>]+\.)?(\w+)(?:\((.*)\))?", rule, re.DOTALL)
     if found is None or found[2] is None:
         return found[1] if found else rule
-    # The first argument: up to a comma that no inner parentheses enclose.
-    depth, lr = 0, ""
-    for letter in found[2]:
-        depth += (letter in "([") - (letter in ")]")
-        if depth < 0 or (depth == 0 and letter == ","):
-            break
-        lr += letter
-    with suppress(ValueError):
-        lr = f"{float(lr):g}"
-    return f"{found[1]}({lr})"
+    kind = getattr(rules, found[1], None)
+    usual = {f"{f.name}={f.default!r}" for f in fields(kind)} if is_dataclass(kind) else set()
+    told = []
+    for argument in _arguments(found[2]):
+        lr = argument.removeprefix("lr=")
+        if lr != argument:
+            with suppress(ValueError):
+                lr = f"{float(lr):g}"
+            told.append(lr)
+        elif argument not in usual:
+            told.append(argument)
+    return f"{found[1]}({', '.join(told)})"
+
+
+def _arguments(text: str) -> list[str]:
+    """The arguments of a call, cut at the commas that no parentheses enclose."""
+    depth, found = 0, [""]
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if depth == 0 and letter == ",":
+            found.append("")
+        else:
+            found[-1] += letter
+    return [argument.strip() for argument in found]
 
 
 def _setting(run: Trajectory) -> str:
@@ -246,4 +265,11 @@ def _setting(run: Trajectory) -> str:
     parts.append(f"lr={about['lr']:g}" if "lr" in about else _short_rule(about))
     if about.get("batch_size"):
         parts.append(f"batches of {about['batch_size']}")
+    if about.get("schedule", "constant") != "constant":
+        parts.append(str(about["schedule"]))
+    parts += [
+        f"{name.replace('_', ' ')} {about[name]}"
+        for name in ("noise", "label_noise", "freeze")
+        if about.get(name)
+    ]
     return ", ".join([*parts, *([about["dtype"]] if "dtype" in about else [])])

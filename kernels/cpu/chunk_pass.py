@@ -16,7 +16,7 @@ sums r W of their own, which are added in order.
 Arguments that every function shares:
 
     mode      LOSS, GRADS, STEP (`out` is H, updated in place) or LOG_GRADS (in the log domain)
-    how       the plan: samples of a chunk, classes of a block, whether samples are transposed
+    planned   the plan: samples of a chunk, classes of a block, whether samples are transposed
               for the logits, and the addresses of compiled functions
     options   bias, weight, uniform, sum of uniform, keep, scale, as in `residual`; an absent
               option is an empty array
@@ -142,7 +142,7 @@ def scale_exponentially(A, first, rows, c):
 
 @njit(**INNER)
 def part_of_samples(
-    mode, part, n_parts, how, W, H, y, options, alpha, out, sums, bias_sums, losses_out, totals,
+    mode, part, n_parts, planned, W, H, y, options, alpha, out, sums, bias_sums, losses_out, totals,
     shifts, chunk_shifts,
 ):  # fmt: skip
     """One part: `sums[part] += r^T H`, `bias_sums[part] += sum r`, rows of `out`, `totals[part]`.
@@ -150,8 +150,8 @@ def part_of_samples(
     All but the rows of `out` are divided by e^shifts[part] (-inf without samples). In the log
     domain the rows of `out` are divided by e^chunk_shifts of their chunk.
     """
-    chunk, block, transposes = how[:3]
-    kernels = how[3:]
+    chunk, block, transposes = planned[:3]
+    kernels = planned[3:]
     bias, weight, uniform, all_uniform, keep, scale = options
     (N, d), (K, D) = H.shape, W.shape
     low, high = samples_of(part, n_parts, N, chunk)
@@ -233,39 +233,39 @@ def part_of_samples(
 
 @njit(parallel=True, **OPTIONS)
 def samples_divided(
-    mode, n_parts, how, W, H, y, options, alpha, out, sums, bias_sums, losses_out, totals, shifts,
-    chunk_shifts,
+    mode, n_parts, planned, W, H, y, options, alpha, out, sums, bias_sums, losses_out, totals,
+    shifts, chunk_shifts,
 ):  # fmt: skip
     """All parts of the samples."""
     for index in prange(n_parts):
         # The index of a parallel loop is unsigned: without a cast all callees are compiled twice.
         part_of_samples(
-            mode, np.int64(index), n_parts, how, W, H, y, options, alpha, out, sums, bias_sums,
+            mode, np.int64(index), n_parts, planned, W, H, y, options, alpha, out, sums, bias_sums,
             losses_out, totals, shifts, chunk_shifts,
         )  # fmt: skip
 
 
 @njit(**OPTIONS)
 def one_part(
-    mode, how, W, H, y, options, alpha, out, sums, bias_sums, losses_out, totals, shifts,
+    mode, planned, W, H, y, options, alpha, out, sums, bias_sums, losses_out, totals, shifts,
     chunk_shifts,
 ):  # fmt: skip
     """All samples, on the calling thread."""
     first = np.int64(0)
     part_of_samples(
-        mode, first, first + 1, how, W, H, y, options, alpha, out, sums, bias_sums, losses_out,
+        mode, first, first + 1, planned, W, H, y, options, alpha, out, sums, bias_sums, losses_out,
         totals, shifts, chunk_shifts,
     )  # fmt: skip
 
 
 @njit(parallel=True, **OPTIONS)
 def classes_divided(
-    mode, n_ranges, how, W, H, y, options, alpha, out, sums, bias_sums, losses_out, totals, shifts,
-    chunk_shifts,
+    mode, n_ranges, planned, W, H, y, options, alpha, out, sums, bias_sums, losses_out, totals,
+    shifts, chunk_shifts,
 ):  # fmt: skip
     """All samples as one part; threads share the blocks of classes, in `n_ranges` ranges."""
-    chunk, block, transposes = how[:3]
-    kernels = how[3:]
+    chunk, block, transposes = planned[:3]
+    kernels = planned[3:]
     bias, weight, uniform, all_uniform, keep, scale = options
     (N, d), (K, D) = H.shape, W.shape
     n_blocks, ld = (K + block - 1) // block, room(chunk, W.itemsize)

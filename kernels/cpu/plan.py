@@ -64,14 +64,14 @@ FACTS = {
 }
 
 
-def reasons(how, n_classes, dim, itemsize):
+def reasons(planned, n_classes, dim, itemsize):
     """A sentence for each field of a plan."""
     row, matrix = dim * itemsize, n_classes * dim * itemsize
     size = f"W takes {matrix:,} bytes, a row of it {row:,}"
     return {
         "divides": (
             f"{size}: a sum for grad_W for each part of the samples would cost too much"
-            if how.divides == "classes"
+            if planned.divides == "classes"
             else f"{size}: each part of the samples can have a sum for grad_W of its own"
         ),
         "products": {
@@ -79,10 +79,10 @@ def reasons(how, n_classes, dim, itemsize):
             "dots": f"up to {DOT_CLASSES} classes of long rows: samples need not be transposed",
             "blas": f"a BLAS sums over samples: rows above {TILE_ROW_BYTES:,} bytes, "
             "W above a quarter of the L2 cache",
-        }[how.products],
+        }[planned.products],
         "parts": (
             f"at most {RANGES} ranges, whose sums for grad_H are added in order"
-            if how.divides == "classes"
+            if planned.divides == "classes"
             else f"at least {PART_SAMPLES} samples and {PART_WORK:,} multiply-adds a part"
         ),
         "chunk": "their logits stay in cache; a BLAS, and shared chunks, want more of them",

@@ -178,7 +178,9 @@ def test_nobody_reads_the_output(tmp_path):
     script = 'trap "" PIPE; "$0" -m fastnc "$@" | true; exit ${PIPESTATUS[0]}'
     for arguments in ((*BARE, "--out", tmp_path / "o"), ("ulpm", "--help"), ("info",)):
         command = ["bash", "-c", script, sys.executable, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        # What is written waits in a buffer until the end, as for most users.
+        buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+        done = subprocess.run(command, capture_output=True, text=True, env=buffered)
         assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr
     assert (tmp_path / "o" / "run.npz").exists()
 

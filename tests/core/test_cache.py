@@ -52,6 +52,8 @@ def start(package, *dtypes, before="", **environment):
         **os.environ,
         "NUMBA_CACHE_DIR": str(package.parents[3] / "kept"),
         "PYTHONPATH": str(package.parents[2]),
+        # Edited within a second to the same size, a file has the bytecode of before.
+        "PYTHONDONTWRITEBYTECODE": "1",
         **environment,
     }
     return subprocess.Popen(

@@ -160,7 +160,7 @@ def test_rules_and_batch_sizes_in_that_order():
         assert_same_bits(run, alone)
         assert {**run.about, "provenance": None} == {**alone.about, "provenance": None}
     assert [len(group) for group in runs.settings().values()] == [2] * 4
-    assert "Momentum(1), batches of 20" in list(runs.settings())[1]
+    assert "Momentum(1, nesterov=True), batches of 20" in list(runs.settings())[1]
 
 
 def test_a_stopped_sweep_of_rules_goes_on_with_the_same_bits(tmp_path):

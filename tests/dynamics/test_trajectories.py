@@ -83,6 +83,29 @@ def test_settings_of_unequal_classes_and_of_flows(tmp_path):
         assert {row["lr"] for row in csv.DictReader(file)} == {""}
 
 
+def test_settings_tell_any_two_apart():
+    R = fastnc.rules
+    abouts = [
+        {"rule": repr(rule)}
+        for rule in (
+            R.Momentum(1.0), R.Momentum(1.0, nesterov=True), R.Momentum(1.0, 0.5), R.Adam(1e-2),
+            R.Adam((1e-2, 0.1)), R.Adam(1e-2, betas=(0.5, 0.9)), R.Momentum(R.Cosine(5.0, 100)),
+        )
+    ]  # fmt: skip
+    abouts += [{"rule": "mine.Rule(a=1, b=[2, 3])"}, {"rule": "mine.Rule(a=1, b=[2, 4])"}]
+    abouts += [{"lr": 1.0, "noise": 0.1}, {"lr": 1.0, "label_noise": 0.1}, {"lr": 1.0}]
+    abouts += [{"lr": 1.0, "schedule": "loss-scaled"}, {"lr": 1.0, "freeze": "W"}]
+    W, H, y = np.ones((2, 3)), np.ones((4, 3)), np.arange(4) % 2
+    runs = Trajectories([Trajectory({"epoch": [0]}, W, H, y, about) for about in abouts])
+    told = [key.removeprefix("K=2, N=4, d=3, ") for key in runs.settings()]
+    assert told == [
+        "Momentum(1)", "Momentum(1, nesterov=True)", "Momentum(1, momentum=0.5)", "Adam(0.01)",
+        "Adam((0.01, 0.1))", "Adam(0.01, betas=(0.5, 0.9))", f"Momentum({R.Cosine(5.0, 100)!r})",
+        "Rule(a=1, b=[2, 3])", "Rule(a=1, b=[2, 4])", "lr=1, noise 0.1", "lr=1, label noise 0.1",
+        "lr=1", "lr=1, loss-scaled", "lr=1, freeze W",
+    ]  # fmt: skip
+
+
 def test_csv_has_a_line_a_snapshot(runs, tmp_path):
     with open(runs.to_csv(tmp_path / "runs.csv"), newline="") as file:
         rows = list(csv.DictReader(file))
