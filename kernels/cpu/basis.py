@@ -9,16 +9,15 @@ import math
 import numpy as np
 
 from fastnc.kernels.cpu.blas import _gemm
-from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
+from fastnc.kernels.cpu.options import INNER, OPTIONS, REASSOCIATION, njit
 
-_SUMS = {"contract", "nsz", "arcp", "reassoc"}
 RANK_CUT = 1e-12
 LENGTH_CUT = 1e-14
 # Rows of B up to which A B^T is formed without a BLAS.
 NARROW = 32
 
 
-@njit(fastmath=_SUMS, **INNER)
+@njit(fastmath=REASSOCIATION, **INNER)
 def squared_norm(v):
     """`|v|^2`."""
     total = 0.0
@@ -27,7 +26,7 @@ def squared_norm(v):
     return total
 
 
-@njit(fastmath=_SUMS, **INNER)
+@njit(fastmath=REASSOCIATION, **INNER)
 def _narrow_nt(A, B, out):
     """out = A B^T for a B of few rows, by dot products of 4 x 2 rows at a time.
 

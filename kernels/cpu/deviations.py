@@ -23,7 +23,7 @@ from numba import prange
 
 from fastnc.kernels.cpu.basis import matmul_nt
 from fastnc.kernels.cpu.few_columns import few_columns_block, has_few_columns, tables_of
-from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
+from fastnc.kernels.cpu.options import INNER, OPTIONS, REASSOCIATION, njit
 from fastnc.kernels.cpu.projections import ROWS
 from fastnc.kernels.cpu.sample_sums import (
     ACCURACY,
@@ -41,12 +41,11 @@ from fastnc.kernels.cpu.sample_sums import (
     expanded_distances,
 )
 
-_SUMS = {"contract", "nsz", "arcp", "reassoc"}
 # Classes whose scores a block holds at a time.
 CLASSES = 512
 
 
-@njit(fastmath=_SUMS, **INNER)
+@njit(fastmath=REASSOCIATION, **INNER)
 def _centre(H, order, owner, lo, means, X, squares):
     """X = h - m_y for a block, and the squares of its rows."""
     for i in range(len(X)):
@@ -59,7 +58,7 @@ def _centre(H, order, owner, lo, means, X, squares):
         squares[i] = square
 
 
-@njit(fastmath=_SUMS, **INNER)
+@njit(fastmath=REASSOCIATION, **INNER)
 def _centre_twice(H, order, owner, lo, means, g, X, squares, distances):
     """`_centre`, and the squares of h - g while the row is in cache."""
     for i in range(len(X)):
@@ -75,7 +74,7 @@ def _centre_twice(H, order, owner, lo, means, g, X, squares, distances):
         distances[i] = distance
 
 
-@njit(fastmath=_SUMS, **INNER)
+@njit(fastmath=REASSOCIATION, **INNER)
 def _project(gemm, X, Q, weights, tilt, T, sums):
     """T = X Q^T, the projections of x, and their contribution to NC1."""
     matmul_nt(gemm, X, Q, T)
@@ -91,7 +90,7 @@ def _project(gemm, X, Q, weights, tilt, T, sums):
         sums[PROJECTED] = np.nan
 
 
-@njit(fastmath=_SUMS, **INNER)
+@njit(fastmath=REASSOCIATION, **INNER)
 def _shift(T, A, owner, lo, dots):
     """`dots (n,)` = <x_i, c_y>, and T += A[y], the projections of h - g."""
     for i in range(len(T)):

@@ -14,7 +14,7 @@ import numpy as np
 from fastnc.kernels.cpu.basis import basis, scaled, unit_of
 from fastnc.kernels.cpu.blas import gemm_address
 from fastnc.kernels.cpu.deviations import deviations, deviations_serial, owners
-from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
+from fastnc.kernels.cpu.options import INNER, OPTIONS, REASSOCIATION, njit
 from fastnc.kernels.cpu.pairs import (
     ANGLE,
     CDNV,
@@ -43,7 +43,6 @@ from fastnc.kernels.cpu.sample_sums import (
 from fastnc.kernels.cpu.scatter import class_moments, class_moments_serial, group
 from fastnc.kernels.cpu.threads import one_thread
 
-_SUMS = {"contract", "nsz", "arcp", "reassoc"}
 N_VALUES = 16
 # Below this many multiplications a second thread costs more than it brings.
 SERIAL_WORK = 2_000_000
@@ -118,7 +117,7 @@ def spread_of(squares):
     return np.sqrt(variance / len(squares)) / mean
 
 
-@njit(fastmath=_SUMS, **INNER)
+@njit(fastmath=REASSOCIATION, **INNER)
 def dual_distances(C, V, W):
     """self_duality of the centred C and V, and nc3_distance of C and the raw W."""
     size_C = np.sqrt(total_of(squared_norms(C)))

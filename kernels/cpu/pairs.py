@@ -15,9 +15,8 @@ import numpy as np
 from numba import prange
 
 from fastnc.kernels.cpu.basis import matmul_nt, squared_norm
-from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
+from fastnc.kernels.cpu.options import INNER, OPTIONS, REASSOCIATION, njit
 
-_SUMS = {"contract", "nsz", "arcp", "reassoc"}
 BLOCK = 256
 # Below this fraction of |a|^2 + |b|^2 the expansion of |a - b|^2 has cancelled too far.
 CANCELLED = 1e-3
@@ -27,7 +26,7 @@ N_PAIR_SUMS = 3
 ANGLE, CDNV, RESIDUAL = range(N_PAIR_SUMS)
 
 
-@njit(fastmath=_SUMS, **OPTIONS)
+@njit(fastmath=REASSOCIATION, **OPTIONS)
 def inner(u, v):
     """`<u, v>`."""
     total = 0.0
@@ -36,7 +35,7 @@ def inner(u, v):
     return total
 
 
-@njit(fastmath=_SUMS, **INNER)
+@njit(fastmath=REASSOCIATION, **INNER)
 def _squared_gap(u, v):
     total = 0.0
     for j in range(len(u)):
@@ -66,7 +65,7 @@ def centred(V, g):
     return out
 
 
-@njit(fastmath=_SUMS, **OPTIONS)
+@njit(fastmath=REASSOCIATION, **OPTIONS)
 def total_of(v):
     """The sum of a vector's entries."""
     total = 0.0
@@ -84,7 +83,7 @@ def squared_norms(V):
     return out
 
 
-@njit(fastmath=_SUMS, **INNER)
+@njit(fastmath=REASSOCIATION, **INNER)
 def _row_sums(dots, square, inverse, spread, squares, inverses, spreads, target, uniform, sums):
     """Adds the pairs of one class with others; returns for how many |a - b|^2 has cancelled.
 
@@ -105,7 +104,7 @@ def _row_sums(dots, square, inverse, spread, squares, inverses, spreads, target,
     return cancelled
 
 
-@njit(fastmath=_SUMS, **INNER)
+@njit(fastmath=REASSOCIATION, **INNER)
 def _same_side(A, i0, i1, j0, j1, D, squares, inverses, spreads, along, sums):
     """Adds a block of the Gram matrix A A^T, on or above the diagonal, to the sums."""
     K = len(A)
@@ -125,7 +124,7 @@ def _same_side(A, i0, i1, j0, j1, D, squares, inverses, spreads, along, sums):
                 sums[CDNV] += (spreads[i] + spreads[j]) / (2.0 * _squared_gap(A[i], A[j]))
 
 
-@njit(fastmath=_SUMS, **INNER)
+@njit(fastmath=REASSOCIATION, **INNER)
 def _squares_about(row, target):
     total = 0.0
     for j in range(len(row)):

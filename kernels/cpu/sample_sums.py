@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
+from fastnc.kernels.cpu.options import INNER, OPTIONS, REASSOCIATION, njit
 
-_SUMS = {"contract", "nsz", "arcp", "reassoc"}
 # Below this fraction of |x|^2 + |c|^2 the expansion of |x + c|^2 has cancelled too far.
 CANCELLED = 1e-3
 
@@ -33,7 +32,7 @@ def add_sums(blocks, sums_out):
                 sums_out[s] += blocks[b, s]
 
 
-@njit(fastmath=_SUMS, **INNER)
+@njit(fastmath=REASSOCIATION, **INNER)
 def distance_from(h, g):
     """`|h - g|^2`."""
     total = 0.0

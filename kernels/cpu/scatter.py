@@ -22,7 +22,7 @@ bits. Bytes: H once (4 N d in float32); FLOP: 4 N d in float64. Bound by memory.
 import numpy as np
 from numba import prange
 
-from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
+from fastnc.kernels.cpu.options import INNER, OPTIONS, REASSOCIATION, njit
 from fastnc.kernels.cpu.projections import LANES, load_double, prefetch, sum_of_lanes
 from fastnc.kernels.cpu.simd import add, fma, sub, zeros
 from fastnc.kernels.cpu.simd_blocks import load_like, store
@@ -31,8 +31,6 @@ from fastnc.kernels.cpu.simd_blocks import load_like, store
 CHUNK = 256
 # Features whose sums stay in the level-1 cache while a chunk's rows are read: 8 KB of them.
 SLICE = 1024
-# Plain sums only: the order of additions is free here, infinities and NaN keep their meaning.
-_SUMS = {"contract", "nsz", "arcp", "reassoc"}
 
 
 @njit(**OPTIONS)
@@ -111,7 +109,7 @@ def _sum_slice(H, order, lo, hi, j0, n, sums):
     return sum_of_lanes(add(add(p, q), add(r, s)))
 
 
-@njit(fastmath=_SUMS, **INNER)
+@njit(fastmath=REASSOCIATION, **INNER)
 def _chunk_moments(H, order, lo, hi, mean):
     """Mean of the rows `order[lo:hi]`, and the sum of their squared distances from it."""
     d, first = H.shape[1], order[lo]
@@ -135,7 +133,7 @@ def _chunk_moments(H, order, lo, hi, mean):
     return 0.0 if squares < apart else squares - apart
 
 
-@njit(fastmath=_SUMS, **OPTIONS)
+@njit(fastmath=REASSOCIATION, **OPTIONS)
 def _merge(n_a, mean_a, squares_a, n_b, mean_b, squares_b):
     """Chan's merge of (n_b, mean_b, squares_b) into `mean_a`; returns the merged squares."""
     n = n_a + n_b

@@ -16,15 +16,14 @@ import math
 
 import numpy as np
 
-from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
+from fastnc.kernels.cpu.options import INNER, OPTIONS, REASSOCIATION, njit
 
-_SUMS = {"contract", "nsz", "arcp", "reassoc"}
 N_VALUES = 5
 # Below it e^a is so small that log(1 + e^a) = e^a.
 _TAIL = -37.0
 
 
-@njit(fastmath=_SUMS, **INNER)
+@njit(fastmath=REASSOCIATION, **INNER)
 def _logits(W, H, Z):
     for i in range(H.shape[0]):
         for k in range(W.shape[0]):
@@ -76,7 +75,7 @@ def _scaled_residuals(Z, y, largest, sums):
     return shift, loss
 
 
-@njit(fastmath=_SUMS, **INNER)
+@njit(fastmath=REASSOCIATION, **INNER)
 def _gradients(R, W, H, dW, dH):
     for i in range(H.shape[0]):
         for f in range(H.shape[1]):
@@ -88,7 +87,7 @@ def _gradients(R, W, H, dW, dH):
                 dH[i, f] += r * W[k, f]
 
 
-@njit(fastmath=_SUMS, **INNER)
+@njit(fastmath=REASSOCIATION, **INNER)
 def _square(A):
     total = 0.0
     for i in range(A.shape[0]):
@@ -97,7 +96,7 @@ def _square(A):
     return total
 
 
-@njit(fastmath=_SUMS, **INNER)
+@njit(fastmath=REASSOCIATION, **INNER)
 def _square_of_sum(A, a, B, b):
     """`|a A + b B|^2`."""
     total = 0.0
