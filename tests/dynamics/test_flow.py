@@ -9,6 +9,7 @@ import fastnc
 from fastnc import reference
 from fastnc.dynamics.integrator import newton
 from fastnc.dynamics.integrator.newton import DirectSolver, FlowJacobian, KrylovSolver
+from fastnc.dynamics.integrator.radau import joined, parted
 from fastnc.dynamics.snapshot import COLUMNS
 from fastnc.theory.aligned_flow import AlignedFlow
 from fastnc.theory.margin import TERMS
@@ -159,7 +160,7 @@ def test_both_solvers_invert_the_dense_system(sigma, monkeypatch):
     for make, pull in ((DirectSolver, 0.0), (KrylovSolver, 0.0), (KrylovSolver, pulls)):
         of = FlowJacobian(at, b, *((0.7, 0.2) if make is KrylovSolver and pull is pulls else ()))
         right = direction * (1.0 - 0.3j) if np.iscomplexobj(np.array(sigma)) else direction
-        found = make(of, sigma).solve(right)
+        found = joined(make(of, sigma).solve(parted(right)))
         residual = sigma * found + pull * found + b * (dense @ found) - right
         # MINRES was asked for 1e-9, of errors; LU gives rounding.
         bound = 1e-8 if make is KrylovSolver else 1e-12
@@ -175,7 +176,7 @@ def test_minres_needs_no_more_products_than_there_are_unknowns(sigma, monkeypatc
     monkeypatch.setattr(newton, "MOST_PRODUCTS", size)
     at = Residuals(W, H, SMALL.y)
     right = np.random.default_rng(0).standard_normal(size) * (1.0 + 0.0 * sigma)
-    found = KrylovSolver(FlowJacobian(at, 1.0), sigma).solve(right)
+    found = joined(KrylovSolver(FlowJacobian(at, 1.0), sigma).solve(parted(right)))
     dense = np.stack([at.hessian_product(row) for row in np.eye(size)])
     exact = np.linalg.solve(sigma * np.eye(size) + dense, right)
     # The residual over |sigma| bounds the error only where no eigenvalue is negative.

@@ -23,8 +23,9 @@ from fastnc.theory.residuals import Residuals
 
 Array = NDArray[Any]
 
-# Up to this K N d the gradient is a matter of microseconds on one thread.
-_SMALL = 200_000
+# Up to this K N d the gradient takes at most a few milliseconds on one thread, less than the wait
+# for a second one on a busy machine.
+_SMALL = 10_000_000
 
 
 class Decays(NamedTuple):

@@ -22,12 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import get_lapack_funcs
 
+from fastnc.dynamics.integrator.radau import joined, parted
 from fastnc.theory.residuals import Residuals
 
 Array = NDArray[Any]
 
 # The relative error of an iterative solve, and the most products it may take.
-ERROR, MOST_PRODUCTS = 1e-3, 2000
+ERROR, MOST_PRODUCTS = 3e-3, 2000
 
 
 class FlowJacobian(NamedTuple):
@@ -79,17 +80,17 @@ class DirectSolver:
             raise np.linalg.LinAlgError("the Schur complement of a step is singular")
 
     def solve(self, right: Array) -> Array:
-        """The unknowns, in the order of `right`: W by rows, then H by rows.
+        """The unknowns, in the order of a row of `right`: W by rows, then H by rows.
 
         As `S_i W P_i^-1 = T_i W`, neither way through the elimination needs S again:
         the right-hand side of the Schur complement is `b_W - c (T_b^T H + r^T P^-1 b_H)`.
         """
         from fastnc.kernels.cpu.flow import solve
 
-        out = np.empty(len(right), self.T.dtype)
-        b = (right / self.sigma).astype(self.T.dtype, copy=False)
+        b = joined(right) / self.sigma
+        out = np.empty_like(b)
         solve(self.W, self.H, self.r, self.T, self.c, self._lu, self._pivots, b, out)
-        return out
+        return parted(out)
 
 
 class KrylovSolver:
@@ -97,6 +98,11 @@ class KrylovSolver:
 
     def __init__(self, jacobian: FlowJacobian, sigma: complex) -> None:
         self.jacobian, self.sigma = jacobian, sigma
+        at, parts = jacobian.at, 2 if isinstance(sigma, complex) else 1
+        shape = parts, at.W.size + at.H.size
+        # Kept from solve to solve, as fresh memory costs as much as a product.
+        self._room = np.empty((5, *shape))
+        self._like_Z = np.empty((2, *at.residuals.shape))
 
     def solve(self, right: Array) -> Array:
         """The unknowns to a relative error of `ERROR`, which Newton's iteration reduces further.
@@ -106,16 +112,14 @@ class KrylovSolver:
         from fastnc.kernels.cpu.flow import minimal_residual
 
         at, b, pull_W, pull_H = self.jacobian
-        is_complex = np.iscomplexobj(right) or isinstance(self.sigma, complex)
-        out = np.empty(len(right), np.complex128)
+        out = np.empty_like(right)
         found = minimal_residual(
             at.W, at.H, at.y, at.scaled, at.weights, at.residuals, b, pull_W, pull_H,
-            complex(self.sigma), right.astype(np.complex128, copy=False), 2 if is_complex else 1,
-            ERROR, MOST_PRODUCTS, out,
+            complex(self.sigma), right, ERROR, MOST_PRODUCTS, self._room, self._like_Z, out,
         )  # fmt: skip
         if not found:
             out[:] = np.nan
-        return out if is_complex else out.real
+        return out
 
 
 def _product(A: Array, B: Array) -> Array:

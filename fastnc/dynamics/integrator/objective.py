@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc.dynamics.integrator.radau import OnTheHost, Radau, Vectors
+from fastnc.dynamics.integrator.radau import OnTheHost, Radau, Vectors, joined, parted
 from fastnc.dynamics.integrator.stepper import FlowStepper
 from fastnc.dynamics.snapshot import measure
 from fastnc.models.deep_linear import DeepLinear
@@ -79,7 +79,7 @@ class DenseFactors:
         """The unknowns."""
         from scipy.linalg import lu_solve
 
-        return np.asarray(lu_solve(self.factors, right, check_finite=False))
+        return parted(lu_solve(self.factors, joined(right), check_finite=False))
 
 
 class ObjectiveEquation:

@@ -127,8 +127,11 @@ class DeviceSolver:
     def solve(self, right: Tensor) -> Tensor:
         """The unknowns, as of `newton.KrylovSolver`; NaN where the iteration does not converge."""
         product = self.jacobian.product
-        found = minimal_residual(product, complex(self.sigma), right, ERROR, MOST_PRODUCTS)
-        return torch.full_like(right, math.nan) if found is None else found
+        one = right[0] if len(right) == 1 else torch.complex(right[0], right[1])
+        found = minimal_residual(product, complex(self.sigma), one, ERROR, MOST_PRODUCTS)
+        if found is None:
+            return torch.full_like(right, math.nan)
+        return torch.view_as_real(found).T if found.is_complex() else found[None]
 
 
 class DeviceEquation(FlowEquation):

@@ -36,6 +36,8 @@ _V0, _V1 = _vectors[:, _real].real, _vectors[:, _complex]
 # Z = T (w, Re z, Im z), the first row of the transformed increments real, the second complex.
 _T = np.stack([_V0, 2.0 * _V1.real, -2.0 * _V1.imag], axis=1)
 _T_INVERSE = np.linalg.inv(_T)
+# A^-1 between them: mu, and nu as it multiplies (Re z, Im z).
+_BLOCKS = np.array([[_MU, 0.0, 0.0], [0.0, _NU.real, -_NU.imag], [0.0, _NU.imag, _NU.real]])
 # The error: minus the embedded formula of order 3 that has f(x) with weight 1 / mu besides.
 _ERROR = -np.linalg.inv(_POWERS)[0] @ np.linalg.inv(_A)
 
@@ -53,8 +55,21 @@ _SAME_STEP = 0.02
 class Factors(Protocol):
     """`sigma I - J`, ready to be solved with."""
 
-    def solve(self, right: Array) -> Array:
-        """The unknowns, NaN where there are none."""
+    def solve(self, right: Vector) -> Vector:
+        """The unknowns, NaN where there are none.
+
+        Both have a row of real parts and, if sigma is complex, one of imaginary parts.
+        """
+
+
+def joined(rows: Array) -> Array:
+    """One row as it is; of two, real and imaginary parts, the complex numbers."""
+    return np.asarray(rows[0] if len(rows) == 1 else rows[0] + 1j * rows[1])
+
+
+def parted(x: Array) -> Array:
+    """The rows of which `joined` makes `x`."""
+    return np.stack([x.real, x.imag]) if np.iscomplexobj(x) else x[None]
 
 
 class Vectors(Protocol):
@@ -259,10 +274,8 @@ class Radau:
         for k in range(1, _MAX_ITERATIONS + 1):
             for i in range(3):
                 F[i] = self.equation.derivative(s.x + _C[i] * h, s.theta + Z[i])
-            right, dw = combined(_T_INVERSE, F), self.vectors.zeros(3, Z[0])
-            dw[0] = solve_real(right[0] - (_MU / h) * w[0])
-            dz = solve_complex((right[1] + 1j * right[2]) - (_NU / h) * (w[1] + 1j * w[2]))
-            dw[1], dw[2] = dz.real, dz.imag
+            right, dw = combined(_T_INVERSE, F) - combined(_BLOCKS / h, w), F
+            dw[:1], dw[1:] = solve_real(right[:1]), solve_complex(right[1:])
             before, change = change, self.vectors.rms(dw / scale)
             if not math.isfinite(change):
                 return None
@@ -293,11 +306,12 @@ class Radau:
         assert self._factors is not None
         solve, part = self._factors[0].solve, self.vectors.combined(_ERROR, Z) / h
         scale = self.rtol * self.vectors.larger(abs(s.theta), abs(theta)) + self.atol
-        error = solve(s.slope + part)
+        error = solve((s.slope + part)[None])[0]
         size = self.vectors.rms(error / scale)
         if size > 1.0 and (rejected or s.last_step == 0.0):
             # A second pass through J keeps the estimate of a stiff component from being too large.
-            error = solve(self.equation.derivative(s.x, s.theta + error) + part)
+            slope = self.equation.derivative(s.x, s.theta + error)
+            error = solve((slope + part)[None])[0]
             size = self.vectors.rms(error / scale)
         return size if math.isfinite(size) else math.inf
 
