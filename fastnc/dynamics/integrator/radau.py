@@ -268,15 +268,20 @@ class Radau:
         s, combined = self.state, self.vectors.combined
         assert self._factors is not None
         solve_real, solve_complex = (factors.solve for factors in self._factors)
-        scale = self.rtol * abs(s.theta) + self.atol
-        Z = self._extrapolated(h)
-        w, F, change, rate = combined(_T_INVERSE, Z), self.vectors.zeros(3, Z[0]), 0.0, 0.0
+        unit = 1.0 / (self.rtol * abs(s.theta) + self.atol)
+        Z, change, rate = self._extrapolated(h), 0.0, 0.0
+        # The derivatives at the stages, later the change of w, and w: one product makes of both
+        # the right-hand sides.
+        rows = self.vectors.zeros(6, s.theta)
+        F, w = rows[:3], rows[3:]
+        w += combined(_T_INVERSE, Z)
+        weights = np.concatenate([_T_INVERSE, -_BLOCKS / h], axis=1)
         for k in range(1, _MAX_ITERATIONS + 1):
             for i in range(3):
                 F[i] = self.equation.derivative(s.x + _C[i] * h, s.theta + Z[i])
-            right, dw = combined(_T_INVERSE, F) - combined(_BLOCKS / h, w), F
-            dw[:1], dw[1:] = solve_real(right[:1]), solve_complex(right[1:])
-            before, change = change, self.vectors.rms(dw / scale)
+            right = combined(weights, rows)
+            F[:1], F[1:] = solve_real(right[:1]), solve_complex(right[1:])
+            before, change = change, self.vectors.rms(F * unit)
             if not math.isfinite(change):
                 return None
             if k > 1:
@@ -284,7 +289,7 @@ class Radau:
                 left = _MAX_ITERATIONS - k
                 if rate >= 1.0 or rate**left / (1.0 - rate) * change > self.newton_tol:
                     return None
-            w += dw
+            w += F
             Z = combined(_T, w)
             if change == 0.0 or (k > 1 and rate / (1.0 - rate) * change < self.newton_tol):
                 return Z, k, rate
