@@ -12,7 +12,7 @@ import hashlib
 import types
 
 import numba
-from llvmlite.binding import Linkage
+from llvmlite.binding import Linkage, parse_assembly
 from numba.core.bytecode import FunctionIdentity
 from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
@@ -50,15 +50,40 @@ class _OwnCopies(JITCodeLibrary):
         super()._optimize_final_module()
 
 
+class _LinkedIn(JITCodeLibrary):
+    """What kernels link in: optimised, without machine code of its own, which nothing would run."""
+
+    def _finalize_final_module(self):
+        self._finalize_dynamic_globals()
+        self._verify_declare_only_symbols()
+        # Numba writes the addresses of environments to variables of these names.
+        names = [one.name for one in self._final_module.global_variables]
+        environments = [name for name in names if name.startswith("_ZN08NumbaEnv")]
+        variables = [f'@"{name}" = common global i64 0' for name in environments]
+        self._codegen._add_module(parse_assembly("\n".join(variables)))
+        self._finalized = True
+
+    def serialize_using_object_code(self):
+        return self.serialize_using_bitcode()
+
+
 class _KernelCompiler(Compiler):
     """Numba's compiler, for a function that Python or C calls."""
+
+    library = _OwnCopies
 
     def compile_extra(self, function):
         codegen = self.state.targetctx.codegen()
         name = FunctionIdentity.from_function(function).func_qualname
-        self.state.library = _OwnCopies(codegen, name)
+        self.state.library = self.library(codegen, name)
         self.state.library.enable_object_caching()
         return super().compile_extra(function)
+
+
+class _InnerCompiler(_KernelCompiler):
+    """Numba's compiler, for a function that only kernels call."""
+
+    library = _LinkedIn
 
 
 class _Parallel(CPUDispatcher):
@@ -75,10 +100,10 @@ class _Parallel(CPUDispatcher):
 def njit(**options):
     """Numba's `njit`, its machine code kept by a `KernelCache`; parallel ones run one at a time."""
 
-    compiler = {} if options.get("no_cpython_wrapper") else {"pipeline_class": _KernelCompiler}
+    compiler = _InnerCompiler if options.get("no_cpython_wrapper") else _KernelCompiler
 
     def decorate(function):
-        compiled = numba.njit(**options, **compiler)(function)
+        compiled = numba.njit(**options, pipeline_class=compiler)(function)
         # Without the compiler (NUMBA_DISABLE_JIT) it is the function itself.
         if compiled is not function:
             compiled._cache = KernelCache(function)

@@ -47,3 +47,14 @@ def test_nothing_that_a_kernel_calls_is_seen_by_another():
     seen = {name for name, kind in linkage.items() if kind != Linkage.internal}
     # Functions that count references keep the names by which Numba finds them.
     assert all("halves" in name or name.startswith("NRT_") for name in seen)
+
+
+def test_what_is_linked_in_has_no_machine_code_of_its_own_and_can_be_kept():
+    for kernel in (spread, spread_of_halves):
+        kernel._cache.disable()
+    spread_of_halves(np.zeros((4, 2)), np.empty(2), np.empty(2))
+    (compiled,) = spread.overloads.values()
+    library, name = compiled.library, compiled.fndesc.mangled_name
+    assert library.get_pointer_to_function(name) == 0
+    kept = library.codegen.unserialize_library(library.serialize_using_object_code())
+    assert any(one.name == name for one in kept._get_module_for_linking().functions)
