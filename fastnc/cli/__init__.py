@@ -9,14 +9,14 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
 from fastnc._core.interrupts import Diverged
-from fastnc.cli._folder import claimed
+from fastnc.cli._folder import REPLACES, claimed
 from fastnc.cli._results import rescued
 
 # Each is the function of that name in the file of that name.
@@ -108,8 +108,9 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **options: Any) -> Any:
         # Figures are only saved here: no notebook's backend and no screen is needed.
         os.environ["MPLBACKEND"] = "Agg"
-        resumable = "resume" in options
-        folder = claimed(options["out"], options["resume"]) if resumable else nullcontext()
+        folder: AbstractContextManager[object] = nullcontext()
+        if replaced := REPLACES.get(command.__name__):
+            folder = claimed(options["out"], None if options.get("resume") else replaced)
         try:
             with folder:
                 result = command(*args, **options)

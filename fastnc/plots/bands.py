@@ -13,6 +13,8 @@ from fastnc.plots.collapse import PANELS, panel_label, summary_times, time_label
 # Half of the runs lie in the band, nine in ten between the thin lines.
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 _MOST_ROWS = 8
+# How a run says that it did not come to its last time.
+EARLY = ("diverged", "failed")
 
 
 def sweep_bands(runs: Trajectories, title: str | None = None) -> Figure:
@@ -77,6 +79,12 @@ def _bands(axes: Axes, runs: Trajectories, column: str, colour: str, label: str)
     axes.plot(x, median, color=colour, lw=1.8, label=label)
 
 
+def early_ends(runs: Trajectories) -> list[str]:
+    """How many of the runs diverged, and of how many flows a step failed, as "2 diverged"."""
+    ends = [run.about.get("stopped") for run in runs]
+    return [f"{ends.count(end)} {end}" for end in EARLY if end in ends]
+
+
 def bands_summary(runs: Trajectories) -> str:
     """A text table for each setting: median [5 %, 95 %] of Figure 2's quantities and the margin."""
     check_runs(runs)
@@ -84,8 +92,7 @@ def bands_summary(runs: Trajectories) -> str:
     width = max(map(len, names))
     tables = []
     for setting, group in runs.settings().items():
-        stopped = sum(run.about.get("stopped") == "diverged" for run in group)
-        head = f"{setting}: {len(group)} runs" + (f", {stopped} diverged" if stopped else "")
+        head = ", ".join([f"{setting}: {len(group)} runs", *early_ends(group)])
         if not len(group.longest):
             tables.append(head)
             continue

@@ -100,7 +100,7 @@ def test_a_folder_of_one_command(tmp_path):
     """Two that wrote the same files left one's table beside the other's run."""
     holder = (
         "import sys; from pathlib import Path; from fastnc.cli._folder import claimed\n"
-        "with claimed(Path(sys.argv[1]), False):\n    print('held', flush=True); input()"
+        "with claimed(Path(sys.argv[1]), None):\n    print('held', flush=True); input()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", holder, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 import fastnc
 from fastnc.cli import build
+from fastnc.dynamics.integrator.stepper import FlowStepper
+from fastnc.dynamics.steppers import Failed
 from fastnc.dynamics.steppers.plain import PlainDescent
 
 
@@ -34,9 +36,29 @@ def test_writes_bands_a_table_and_the_runs(tmp_path):
 
 
 def test_what_diverged_is_counted_and_short_runs_have_no_figure(tmp_path):
-    done = invoke("--epochs", 5, "--seeds", 2, "--lr", 1e200, "--out", tmp_path)
-    assert done.exit_code == 0 and "2 runs, 2 diverged" in done.output
-    assert "No sweep.png: a figure on the log log t axis needs times of at least 10" in done.output
+    """Its exit status is that of `fastnc ulpm`, with everything written."""
+    options = ["--epochs", 5, "--seeds", 2, "--lr", 1e200, "--out", tmp_path]
+    for more in (), ("--resume",):
+        done = invoke(*options, *more)
+        assert done.exit_code == 1 and "2 runs, 2 diverged" in done.output
+        assert "No sweep.png: a figure on the log log t axis needs times of at least" in done.output
+        assert "fastnc: none of 2 runs came to its end: 2 diverged. `fastnc ulpm`, " in done.stderr
+        runs = fastnc.Trajectories.load(tmp_path / "runs.npz")
+        assert len(runs) == 2 and (tmp_path / "runs.csv").exists() and "runs.csv" in done.output
+    some = invoke(*options, "--lr", 1)
+    assert some.exit_code == 0 and some.stderr == "fastnc: of 4 runs 2 diverged.\n"
+
+
+def test_flows_whose_steps_fail_are_counted(tmp_path, monkeypatch):
+    """They were counted among those that came to their end."""
+
+    def fail(*_):
+        raise Failed("the step has shrunk to nothing")
+
+    monkeypatch.setattr(FlowStepper, "advance", fail)
+    done = invoke("--method", "flow", "--log10-time", 2, "--seeds", 2, "--out", tmp_path)
+    assert done.exit_code == 1 and "2 runs, 2 failed" in done.output
+    assert "fastnc: none of 2 runs came to its end: 2 failed." in done.stderr
 
 
 def test_interrupt_saves_and_resume_goes_on(tmp_path):
