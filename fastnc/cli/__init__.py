@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -26,6 +27,8 @@ COMMANDS = (
 )  # fmt: skip
 # The most characters of an error message: one that quotes a file may be very long.
 LONGEST = 2000
+# The power of ten that no whole number needs to exceed.
+LARGEST = 400
 
 
 def build() -> typer.Typer:
@@ -83,9 +86,14 @@ def whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        value = float(text)
-    if not value.is_integer():
-        raise ValueError(f"{text!r} is not a whole number")
+        pass
+    # Not by way of a float, which has 16 digits.
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        raise ValueError(f"{text!r} is not a number") from None
+    if not value.is_finite() or value.adjusted() > LARGEST or value != value.to_integral_value():
+        raise ValueError(f"{text!r} is not a whole number below 10^{LARGEST}")
     return int(value)
 
 

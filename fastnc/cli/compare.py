@@ -50,7 +50,7 @@ def compare(
     """
     from fastnc._core import arrays
     from fastnc._core.interrupts import Interrupted
-    from fastnc.cli._models import model_of
+    from fastnc.cli._models import check_different, model_of
     from fastnc.cli._results import check_ends
     from fastnc.cli._rules import rule_of
     from fastnc.dynamics.sweep import sweep
@@ -58,6 +58,7 @@ def compare(
     arrays.check_count("seeds", seeds, 1)
     arrays.check_count("seed", seed, 0)
     found = [rule_of(text) for text in rules]
+    check_different(rule=found)
     model = model_of(n_classes, n_per_class, dim, class_sizes, loss)
     checkpoint = out / "checkpoint.npz"
     if resume and not checkpoint.exists():

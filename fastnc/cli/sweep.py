@@ -77,7 +77,7 @@ def sweep(
 
     from fastnc._core import arrays
     from fastnc._core.interrupts import Interrupted
-    from fastnc.cli._models import model_of
+    from fastnc.cli._models import check_different, model_of
     from fastnc.cli._results import check_ends
     from fastnc.cli._rules import lr_and_rule
     from fastnc.dynamics.sweep import sweep as run_sweep
@@ -109,6 +109,10 @@ def sweep(
             options["rules"] = [step["rule"] for step in steps]
         else:
             options["lr"] = [step["lr"] for step in steps]
+    check_different(
+        n_classes=n_classes, n_per_class=n_per_class, dim=dim, class_sizes=class_sizes,
+        rule=options.get("rules"), lr=options.get("lr"), batch_size=batch_size,
+    )  # fmt: skip
     checkpoint = out / "checkpoint.npz"
     if resume and not checkpoint.exists():
         print(f"No checkpoint in {out}: starting afresh.")

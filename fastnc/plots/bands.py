@@ -22,17 +22,21 @@ def sweep_bands(runs: Trajectories, title: str | None = None) -> Figure:
 
     A band contains half of the runs, thin lines enclose nine in ten. One row of panels a setting
     (shape, step size, dtype). x is log log t, y is logarithmic, and the panels of a column share
-    it. Times below 10 are left out.
+    it. Times below 10 are left out, and settings whose runs all diverged before, which are named.
     """
     check_runs(runs)
     settings = runs.settings()
+    ends = {name: _end(group) for name, group in settings.items()}
+    short = [name for name, end in ends.items() if end < 1.0]
+    diverged = [n for n in short if all(r.about.get("stopped") in EARLY for r in settings[n])]
+    if len(diverged) < len(settings):
+        settings = {name: group for name, group in settings.items() if name not in diverged}
+        short = [name for name in short if name not in diverged]
     if not 1 <= len(settings) <= _MOST_ROWS:
         raise ValueError(
             f"`runs` must have 1 to {_MOST_ROWS} settings to be drawn; got {len(settings)}. "
             "Draw some of `runs.settings()` at a time."
         )
-    ends = {name: _end(group) for name, group in settings.items()}
-    short = [name for name, end in ends.items() if end < 1.0]
     if short:
         raise ValueError(
             "a figure on the log log t axis needs times of at least 10; the runs of "
@@ -58,6 +62,8 @@ def sweep_bands(runs: Trajectories, title: str | None = None) -> Figure:
     for column_of_panels in rows.T:
         log_values(*column_of_panels)
     said = "line: median; band: half of the runs; thin lines: nine in ten"
+    if diverged:
+        said += f"\ndiverged before t = 10: {'; '.join(diverged)}"
     figure.suptitle(said if title is None else f"{title}\n{said}", fontsize=11)
     return figure
 

@@ -63,7 +63,17 @@ def test_completion():
     assert "--install-completion" in invoke("--help").output
 
 
-@pytest.mark.parametrize(("text", "value"), [("1e6", 10**6), ("007", 7), ("2.50e2", 250)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e6", 10**6),
+        ("007", 7),
+        ("2.50e2", 250),
+        # A seed of 1e30 was that of the nearest float, 1000000000000000019884624838656.
+        ("1e30", 10**30),
+        ("9007199254740993.0", 9007199254740993),
+    ],
+)
 def test_whole_numbers(text, value):
     assert whole_number(text) == value
 
@@ -72,7 +82,7 @@ def test_whole_numbers_of_options(tmp_path):
     done = invoke(*SHORT[:-1], "2e1", "--out", tmp_path / "o")
     assert done.exit_code == 0, done.output
     assert fastnc.Trajectory.load(tmp_path / "o" / "run.npz")["epoch"][-1] == 20
-    for wrong in ("2.5", "many", "inf"):
+    for wrong in ("2.5", "many", "inf", "1e999999999"):
         assert invoke(*SHORT[:-1], wrong, "--out", tmp_path / "o").exit_code == 2
     assert not (tmp_path / "o" / "earlier-1").exists()
 
@@ -190,7 +200,7 @@ def test_numbers_without_an_end(arguments, tmp_path):
     done = invoke("ulpm", *arguments, "--out", tmp_path / "o")
     assert done.exit_code == 2 and "Traceback" not in done.output
     if arguments[1] == "1e23":
-        assert "`epochs` must be at most 10^15; got 99999999999999991611392." in done.output
+        assert "`epochs` must be at most 10^15; got 100000000000000000000000." in done.output
 
 
 def test_terminals_that_lack_something(tmp_path):

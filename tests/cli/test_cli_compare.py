@@ -38,6 +38,8 @@ def test_what_diverged_is_no_success(tmp_path):
     assert len(fastnc.Trajectories.load(tmp_path / "runs.npz")) == 2
     some = invoke("compare", "gd:1e200", "gd", *options)
     assert some.exit_code == 0 and some.stderr == "fastnc: of 4 runs 2 diverged.\n"
+    twice = invoke("compare", "gd", "gd:5.0", *options)
+    assert twice.exit_code == 2 and "`rule` must have different values; got Gr" in twice.output
 
 
 def test_ulpm_and_sweep_take_rules_and_batches(tmp_path):
