@@ -65,6 +65,7 @@ def metrics(
     from fastnc._core.environment import provenance_line
     from fastnc._core.files import atomic_write
     from fastnc._core.progress import progress_bar
+    from fastnc.cli._models import check_different
     from fastnc.cli._results import drawn
     from fastnc.collapse.layer_table import LayerTable
     from fastnc.collapse.measurement import measure
@@ -74,6 +75,7 @@ def metrics(
     keys = {"features_key": features_key, "labels_key": labels_key}
     paths = [path for given in files for path in _matching(given)]
     more = {"labels": labels, "weight": weight, "bias": bias}
+    check_different(FILE=[path.resolve() for path in paths])
     if len(paths) > 1 and labels is not None:
         raise ValueError("`--labels` must belong to one FILE; several have labels of their own.")
     held = [_read(path, keys, more) for path in paths]
@@ -156,8 +158,8 @@ def _parts(held: list[FeaturesFile], name: str) -> list[tuple[Any, Any]]:
     parts = []
     for part in held:
         features = part.features
-        if isinstance(features, dict):
-            if name not in features:
+        if isinstance(features, dict) or name:
+            if not isinstance(features, dict) or name not in features:
                 raise ValueError(f"every file must hold the layer {name!r}; one does not.")
             features = features[name]
         parts.append((features, part.labels))

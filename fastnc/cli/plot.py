@@ -61,6 +61,9 @@ def _names(paths: list[Path]) -> list[str]:
 def _file(given: Path) -> Path:
     """The run that a folder holds, or the file itself."""
     if not given.is_dir():
+        # Before the figures of the others are drawn.
+        if not given.exists():
+            raise FileNotFoundError(f"`RUN` must be a file or the folder of one; {given} is none.")
         return given
     found = [given / name for name in ("run.npz", "runs.npz") if (given / name).is_file()]
     if len(found) != 1:

@@ -150,6 +150,11 @@ def train(
         batch_size=batch_size, lr=lr, momentum=momentum, schedule=schedule, schedule_args=options,
         seed=seed, precision=precision, snapshots=snapshots,
     )  # fmt: skip
+    if start is not None and not resume and start.resolve().parent == out.resolve():
+        raise ValueError(
+            f"`--start` must not be in `--out`, whose earlier results are moved away; got {start}. "
+            "Name another `--out`, or go on with --resume."
+        )
     if peel < 0:
         raise ValueError(f"`--peel` must be 0, or a number of epochs; got {peel}.")
     with workers_of_torchrun(device) as workers:

@@ -251,6 +251,9 @@ def test_plot(tmp_path):
     assert refused.exit_code == 2
     assert "`RUN` must be a file or the folder of one;" in refused.output
     assert "holds no run.npz and no runs.npz" in refused.output
+    missing = invoke("plot", short, tmp_path / "gone.npz", "--out", tmp_path / "none")
+    assert missing.exit_code == 2 and "gone.npz is none." in missing.output
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.usefixtures("rendered")

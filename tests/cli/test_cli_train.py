@@ -117,6 +117,16 @@ def test_a_run_may_start_at_anothers_checkpoint(root, tmp_path):
     assert (second / "earlier-1" / "checkpoint.pt").read_bytes() == last
 
 
+def test_a_start_in_the_folder_that_it_would_be_moved_from(root, tmp_path):
+    """It was told that there is no such file."""
+    out = tmp_path / "o"
+    assert invoke(root, "--epochs", 1, "--out", out).exit_code == 0
+    before = (out / "checkpoint.pt").read_bytes()
+    done = invoke(root, "--epochs", 2, "--out", out, "--start", out / "checkpoint.pt")
+    assert done.exit_code == 2 and "`--start` must not be in `--out`, whose" in done.output
+    assert (out / "checkpoint.pt").read_bytes() == before and not (out / "earlier-1").exists()
+
+
 def test_a_start_that_does_not_fit(root, tmp_path):
     out = tmp_path / "first"
     assert invoke(root, "--epochs", 2, "--out", out).exit_code == 0
