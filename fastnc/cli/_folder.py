@@ -18,7 +18,7 @@ PROVENANCE = "provenance.json"
 _RUNS = re.compile(
     r"(checkpoint|previous-checkpoint|run|run-rank|runs|peeled"
     r"|figure2|figure3|depth|flow|margin|sweep|compare)"
-    r"[-\w]*\.(npz|pt|csv|json|png|pdf)"
+    r"[-\w]*\.(npz|pt|csv|json|png|pdf)|tensorboard"
 )
 # The earlier results that a command would replace.
 REPLACES = {

@@ -153,3 +153,17 @@ def test_a_full_disk_moves_nothing(tmp_path, monkeypatch):
     done = invoke("ulpm", *SMALL, "--epochs", 5, "--out", tmp_path)
     assert done.exit_code == 2 and "provenance.json' cannot be written: No space" in done.output
     assert held(tmp_path) == before
+
+
+def test_what_is_stopped_before_it_wrote_leaves_everything_where_it_was(tmp_path, monkeypatch):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "verify.csv").write_text("earlier")
+    before = held(tmp_path)
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verify, "check", stopped)
+    for out in ("used", "new"):
+        assert invoke("verify", "--out", tmp_path / out).exit_code == 130
+        assert held(tmp_path) == before

@@ -78,6 +78,33 @@ def test_without_resume_an_earlier_checkpoint_is_kept_aside(root, tmp_path):
     assert (out / "checkpoint.pt").exists()
 
 
+def test_tensorboard_begins_afresh(root, tmp_path, monkeypatch):
+    """A second run added its curves to those of the first; one that was refused made the folder."""
+
+    class Writer:
+        def __init__(self, folder):
+            Path(folder).mkdir(exist_ok=True)
+            (Path(folder) / f"events.{len(list(Path(folder).iterdir()))}").write_text("")
+
+        def add_scalar(self, *_):
+            pass
+
+        def close(self):
+            pass
+
+    module = type(sys)("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    out = tmp_path / "o"
+    options = ["--epochs", 1, "--tensorboard", "--out", out]
+    assert invoke(root, *options, "--start", "gone.pt").exit_code == 2 and not out.exists()
+    assert invoke(root, *options).exit_code == 0
+    assert invoke(root, *options).exit_code == 0
+    assert invoke(root, *options[2:], "--epochs", 2, "--resume").exit_code == 0
+    assert len(list((out / "earlier-1" / "tensorboard").iterdir())) == 1
+    assert len(list((out / "tensorboard").iterdir())) == 2
+
+
 def test_one_epoch_has_no_figure_and_everything_else(root, tmp_path):
     out = tmp_path / "o"
     done = invoke(root, "--epochs", 1, "--out", out, "--peel", 20)
