@@ -7,6 +7,7 @@ import functools
 import importlib
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -51,7 +52,12 @@ def main() -> None:
         # A terminal may lack letters of a path; a closed stream is None.
         if stream is not None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    build()()
+    try:
+        build()()
+    finally:
+        # All is said: another Ctrl-C ends the process, and not in the words of what cleans up.
+        if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _print_version(wanted: bool) -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -218,6 +219,18 @@ def test_terminals_that_lack_something(tmp_path):
     closed = 'exec 2>&-; exec "$0" -m fastnc "$@"'
     done = subprocess.run(["bash", "-c", closed, sys.executable, *BARE, "--out", tmp_path / "c"])
     assert done.returncode == 0 and (tmp_path / "c" / "run.csv").exists()
+
+
+def test_ctrl_c_at_the_very_end():
+    """A second one met torch's cleaning up, which showed a traceback."""
+    script = (
+        "import atexit, signal, sys; from fastnc.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "atexit.register(signal.raise_signal, signal.SIGINT)\n"
+        "sys.argv = ['fastnc', '--version']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True)
+    assert done.returncode == -signal.SIGINT and done.stderr == b""
 
 
 def test_sentences_of_hostile_files():
