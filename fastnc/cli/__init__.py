@@ -7,16 +7,18 @@ import functools
 import importlib
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
 from fastnc._core.interrupts import Diverged
-from fastnc.cli._folder import claimed
+from fastnc.cli._folder import REPLACES, claimed
 from fastnc.cli._results import rescued
 
 # Each is the function of that name in the file of that name.
@@ -26,6 +28,8 @@ COMMANDS = (
 )  # fmt: skip
 # The most characters of an error message: one that quotes a file may be very long.
 LONGEST = 2000
+# The power of ten that no whole number needs to exceed.
+LARGEST = 400
 
 
 def build() -> typer.Typer:
@@ -48,7 +52,12 @@ def main() -> None:
         # A terminal may lack letters of a path; a closed stream is None.
         if stream is not None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    build()()
+    try:
+        build()()
+    finally:
+        # All is said: another Ctrl-C ends the process, and not in the words of what cleans up.
+        if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _print_version(wanted: bool) -> None:
@@ -83,9 +92,14 @@ def whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        value = float(text)
-    if not value.is_integer():
-        raise ValueError(f"{text!r} is not a whole number")
+        pass
+    # Not by way of a float, which has 16 digits.
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        raise ValueError(f"{text!r} is not a number") from None
+    if not value.is_finite() or value.adjusted() > LARGEST or value != value.to_integral_value():
+        raise ValueError(f"{text!r} is not a whole number below 10^{LARGEST}")
     return int(value)
 
 
@@ -108,8 +122,9 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **options: Any) -> Any:
         # Figures are only saved here: no notebook's backend and no screen is needed.
         os.environ["MPLBACKEND"] = "Agg"
-        resumable = "resume" in options
-        folder = claimed(options["out"], options["resume"]) if resumable else nullcontext()
+        folder: AbstractContextManager[object] = nullcontext()
+        if replaced := REPLACES.get(command.__name__):
+            folder = claimed(options["out"], None if options.get("resume") else replaced)
         try:
             with folder:
                 result = command(*args, **options)

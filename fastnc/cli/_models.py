@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 CLASS_SIZES = "Samples of each class, as 100,100,1, in the place of --n-classes and --n-per-class."
@@ -40,3 +41,13 @@ def model_of(n_classes: int, n_per_class: int, dim: int, class_sizes: str | None
         )
     labels = np.repeat(np.arange(len(sizes)), sizes)
     return ULPM(len(sizes), dim=dim, labels=labels, loss=loss)
+
+
+def check_different(**options: Sequence[Any] | None) -> None:
+    """No value of an option may be given twice: its runs would be counted twice, as two starts."""
+    for name, values in options.items():
+        for i, value in enumerate(values or ()):
+            if value in (values or ())[:i]:
+                raise ValueError(
+                    f"`{name}` must have different values; got {value} twice. Leave out one."
+                )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastnc.cli._folder import entries, write_entries
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PROVENANCE = "provenance.json"
+    from fastnc.dynamics.trajectories import Trajectories
 
 
 def drawn(draw: Callable[[], Figure], stem: Path) -> list[Path]:
@@ -36,18 +37,33 @@ def noted(folder: Path, written: Sequence[Path]) -> list[Path]:
     A CSV file has no place for these. Other commands' files in the folder keep their entries.
     """
     from fastnc._core.environment import provenance
-    from fastnc._core.files import atomic_write
 
-    path = folder / PROVENANCE
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        held = {}
     made = {"command": ["fastnc", *sys.argv[1:]], **provenance()}
-    entries = {**(held if isinstance(held, dict) else {}), **{f.name: made for f in written}}
-    there = {name: entry for name, entry in entries.items() if (folder / name).is_file()}
-    text = json.dumps(there, indent=1, sort_keys=True) + "\n"
-    return [*written, atomic_write(path, lambda file: file.write(text.encode()))]
+    return [*written, write_entries(folder, {**entries(folder), **{f.name: made for f in written}})]
+
+
+def check_ends(runs: Trajectories) -> None:
+    """Say on stderr how many of many runs diverged.
+
+    Raises
+    ------
+    Diverged
+        All of them, as a run alone would: their last time is not the one that was asked for.
+    """
+    from fastnc._core.interrupts import Diverged
+    from fastnc.plots.bands import EARLY, early_ends
+
+    said = " and ".join(early_ends(runs))
+    if not said:
+        return
+    if all(run.about.get("stopped") in EARLY for run in runs):
+        raise Diverged(
+            f"none of {len(runs)} runs came to its end: {said}. `fastnc ulpm`, or `flow`, with one "
+            "of the settings says why.",
+            runs,
+        )
+    if sys.stderr is not None:
+        print(f"fastnc: of {len(runs)} runs {said}.", file=sys.stderr)
 
 
 def rescued(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fastnc.cli._folder import HELP as OUT
 from fastnc.cli._models import CLASS_SIZES, LOSS, NOISE, Loss
 from fastnc.cli._rules import HELP
 
@@ -35,9 +36,7 @@ def compare(
     threads: Annotated[
         int | None, typer.Option(help="Runs at once; by default one a core.", show_default=False)
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for everything written.")] = Path(
-        "runs/compare"
-    ),
+    out: Annotated[Path, typer.Option(help=OUT)] = Path("runs/compare"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
     checkpoint_every: Annotated[
         float, typer.Option(help="Seconds between checkpoints; 0: at every opportunity.")
@@ -47,22 +46,23 @@ def compare(
 
     Writes compare.png, compare.pdf, runs.npz, runs.csv and checkpoint.npz to --out. Margins are in
     three norms: l2 (gradient descent, momentum, normalized), max (sign, Adam), operator (spectral).
+    Exit status 1 if every run diverged; if some did, a line on stderr says how many.
     """
     from fastnc._core import arrays
-    from fastnc._core.files import out_dir
     from fastnc._core.interrupts import Interrupted
-    from fastnc.cli._models import model_of
+    from fastnc.cli._models import check_different, model_of
+    from fastnc.cli._results import check_ends
     from fastnc.cli._rules import rule_of
     from fastnc.dynamics.sweep import sweep
 
     arrays.check_count("seeds", seeds, 1)
     arrays.check_count("seed", seed, 0)
     found = [rule_of(text) for text in rules]
+    check_different(rule=found)
     model = model_of(n_classes, n_per_class, dim, class_sizes, loss)
-    folder = out_dir(out)
-    checkpoint = folder / "checkpoint.npz"
+    checkpoint = out / "checkpoint.npz"
     if resume and not checkpoint.exists():
-        print(f"No checkpoint in {folder}: starting afresh.")
+        print(f"No checkpoint in {out}: starting afresh.")
     try:
         runs = sweep(
             model, epochs=epochs, seeds=range(seed, seed + seeds), snapshots=snapshots,
@@ -71,12 +71,13 @@ def compare(
         )  # fmt: skip
     except Interrupted as stop:
         if len(stop.run):
-            print(f"The {len(stop.run)} runs so far are in {stop.run.save(folder / 'runs.npz')}.")
-            _report(stop.run, folder)
+            print(f"The {len(stop.run)} runs so far are in {stop.run.save(out / 'runs.npz')}.")
+            _report(stop.run, out)
         print("Go on with the same command and --resume.")
         raise
-    kept = runs.save(folder / "runs.npz")
-    print("\nWritten:", kept, *_report(runs, folder), sep="\n  ")
+    kept = runs.save(out / "runs.npz")
+    print("\nWritten:", kept, *_report(runs, out), sep="\n  ")
+    check_ends(runs)
 
 
 def _report(runs: Trajectories, folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fastnc.cli._folder import HELP as OUT
 from fastnc.cli._models import CLASS_SIZES, LOSS, Loss
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def flow(
     solver: Annotated[
         Literal["auto", "direct", "krylov"], typer.Option(help="Of the Newton systems.")
     ] = "auto",
-    out: Annotated[Path, typer.Option(help="Folder for everything written.")] = Path("runs/flow"),
+    out: Annotated[Path, typer.Option(help=OUT)] = Path("runs/flow"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint, also to a later time.")
     ] = False,
@@ -48,30 +49,28 @@ def flow(
     flow.pdf (from t = 10^10 on), margin.png, margin.pdf, run.npz, run.csv and checkpoint.npz to
     --out.
     """
-    from fastnc._core.files import out_dir
     from fastnc._core.interrupts import Diverged, Interrupted
     from fastnc.cli._models import model_of
     from fastnc.dynamics.flow import flow as integrate
 
     model = model_of(n_classes, n_per_class, dim, class_sizes, loss)
-    folder = out_dir(out)
-    checkpoint = folder / "checkpoint.npz"
+    checkpoint = out / "checkpoint.npz"
     if resume and not checkpoint.exists():
-        print(f"No checkpoint in {folder}: starting afresh.")
+        print(f"No checkpoint in {out}: starting afresh.")
     try:
         run = integrate(
             model, log10_time, seed, snapshots=snapshots, rtol=rtol, solver=solver,
             checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume, progress=True,
         )  # fmt: skip
     except (Diverged, Interrupted) as stop:
-        stop.run.save(folder / "run.npz")
-        print(f"The snapshots so far are in {folder / 'run.npz'}.")
-        _report(stop.run, folder)
+        stop.run.save(out / "run.npz")
+        print(f"The snapshots so far are in {out / 'run.npz'}.")
+        _report(stop.run, out)
         if isinstance(stop, Interrupted):
             print("Go on with the same command and --resume.")
         raise
-    kept = run.save(folder / "run.npz")
-    print("\nWritten:", kept, *_report(run, folder), sep="\n  ")
+    kept = run.save(out / "run.npz")
+    print("\nWritten:", kept, *_report(run, out), sep="\n  ")
 
 
 def _report(run: Trajectory, folder: Path) -> list[Path]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from fastnc.cli._folder import HELP as OUT
+
 if TYPE_CHECKING:
     from fastnc.collapse.features_file import FeaturesFile
 
@@ -49,9 +51,7 @@ def metrics(
         Literal["paper", "papyan", "papyan-notebook", "zhu", "rhubarbwu"] | None,
         typer.Option(help="That source's metrics, under its names and in its forms."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for everything written.")] = Path(
-        "runs/metrics"
-    ),
+    out: Annotated[Path, typer.Option(help=OUT)] = Path("runs/metrics"),
 ) -> None:
     """Neural-collapse metrics of saved features: table, JSON and figure.
 
@@ -65,7 +65,7 @@ def metrics(
     from fastnc._core.environment import provenance_line
     from fastnc._core.files import atomic_write
     from fastnc._core.progress import progress_bar
-    from fastnc.cli._folder import prepared
+    from fastnc.cli._models import check_different
     from fastnc.cli._results import drawn
     from fastnc.collapse.layer_table import LayerTable
     from fastnc.collapse.measurement import measure
@@ -75,6 +75,7 @@ def metrics(
     keys = {"features_key": features_key, "labels_key": labels_key}
     paths = [path for given in files for path in _matching(given)]
     more = {"labels": labels, "weight": weight, "bias": bias}
+    check_different(FILE=[path.resolve() for path in paths])
     if len(paths) > 1 and labels is not None:
         raise ValueError("`--labels` must belong to one FILE; several have labels of their own.")
     held = [_read(path, keys, more) for path in paths]
@@ -84,9 +85,7 @@ def metrics(
     found, figures = LayerTable(), {}
     layers = _layers(held)
     total = 2 * sum(len(part.labels) for part in [*held, *(train if apart else [])]) * len(layers)
-    # What takes an hour to measure must have a place to go.
-    measuring = progress_bar(total, "samples", "metrics")
-    with prepared(out) as folder, measuring as bar, _words_of_files():
+    with progress_bar(total, "samples", "metrics") as bar, _words_of_files():
         for name in layers:
             W, b = _classifier([*held, *train]) if name == "" else (None, None)
             given = (W, b, None, ignore_index, min_count, None, bar.update)
@@ -106,23 +105,23 @@ def metrics(
     if len(layers) > 1:
         lines = ",\n".join(f"{json.dumps(n)}: {m.json(convention)}" for n, m in found.items())
         text = f"{{\n{lines}\n}}\n"
-        written = [atomic_write(folder / "layers.json", lambda f: f.write(text.encode()))]
+        written = [atomic_write(out / "layers.json", lambda f: f.write(text.encode()))]
         print(found, flush=True)
         from fastnc.plots import layers as profile
 
-        written += drawn(lambda: profile(found), folder / "layers")
+        written += drawn(lambda: profile(found), out / "layers")
     else:
         measured, (statistics, names) = next(iter(found.values())), next(iter(figures.values()))
         text = measured.json(convention) + "\n"
-        written = [atomic_write(folder / "metrics.json", lambda f: f.write(text.encode()))]
+        written = [atomic_write(out / "metrics.json", lambda f: f.write(text.encode()))]
         print(measured.table(convention), flush=True)
         tabular = f"{measured.to_latex(convention)}% {provenance_line()}\n"
-        written += [atomic_write(folder / "metrics.tex", lambda f: f.write(tabular.encode()))]
+        written += [atomic_write(out / "metrics.tex", lambda f: f.write(tabular.encode()))]
         from fastnc.plots import collapse_figure
 
         named = names[statistics.counts > 0]
-        written += drawn(lambda: collapse_figure(measured, statistics, named), folder / "metrics")
-    print("\nWritten:", *noted(folder, written), sep="\n  ")
+        written += drawn(lambda: collapse_figure(measured, statistics, named), out / "metrics")
+    print("\nWritten:", *noted(out, written), sep="\n  ")
 
 
 def _matching(path: Path) -> list[Path]:
@@ -159,8 +158,8 @@ def _parts(held: list[FeaturesFile], name: str) -> list[tuple[Any, Any]]:
     parts = []
     for part in held:
         features = part.features
-        if isinstance(features, dict):
-            if name not in features:
+        if isinstance(features, dict) or name:
+            if not isinstance(features, dict) or name not in features:
                 raise ValueError(f"every file must hold the layer {name!r}; one does not.")
             features = features[name]
         parts.append((features, part.labels))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,21 +23,25 @@ def plot(
     """Draw the figures of saved runs again: of descents, flows, sweeps and trainings.
 
     Each figure is written as .png and .pdf and named after its run's file; of several files of one
-    name in one --out, after their folders too.
+    name in one --out, after their folders too. Beside the run a figure takes the place of that of
+    the same name; in --out that one is moved to earlier-1, earlier-2, ....
     """
-    from fastnc._core.files import out_dir
+    from fastnc.cli._folder import claimed
     from fastnc.cli._results import drawn, noted
 
     written: list[Path] = []
     paths = [_file(given) for given in runs]
     names = [path.stem for path in paths] if out is None else _names(paths)
-    for path, stem in zip(paths, names, strict=True):
-        run, figures = _suited(path)
-        folder = out_dir(path.parent if out is None else out)
-        made: list[Path] = []
-        for name, draw in figures.items():
-            made += drawn(partial(draw, run), folder / f"{stem}-{name}")
-        written += noted(folder, made)
+    of = "|".join(map(re.escape, names))
+    ours = re.compile(rf"({of})-(figure2|figure3|flow|margin|sweep)\.(png|pdf)")
+    with nullcontext() if out is None else claimed(out, ours):
+        for path, stem in zip(paths, names, strict=True):
+            run, figures = _suited(path)
+            folder = path.parent if out is None else out
+            made: list[Path] = []
+            for name, draw in figures.items():
+                made += drawn(partial(draw, run), folder / f"{stem}-{name}")
+            written += noted(folder, made)
     print("Written:", *dict.fromkeys(written), sep="\n  ")
 
 
@@ -55,6 +61,9 @@ def _names(paths: list[Path]) -> list[str]:
 def _file(given: Path) -> Path:
     """The run that a folder holds, or the file itself."""
     if not given.is_dir():
+        # Before the figures of the others are drawn.
+        if not given.exists():
+            raise FileNotFoundError(f"`RUN` must be a file or the folder of one; {given} is none.")
         return given
     found = [given / name for name in ("run.npz", "runs.npz") if (given / name).is_file()]
     if len(found) != 1:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from fastnc.cli._folder import HELP as OUT
 from fastnc.cli._models import CLASS_SIZES, LOSS, NOISE, Loss
 from fastnc.cli._rules import HELP, SCHEDULE
 
@@ -59,7 +60,7 @@ def sweep(
     threads: Annotated[
         int | None, typer.Option(help="Runs at once; by default one a core.", show_default=False)
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for everything written.")] = Path("runs/sweep"),
+    out: Annotated[Path, typer.Option(help=OUT)] = Path("runs/sweep"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
     checkpoint_every: Annotated[
         float, typer.Option(help="Seconds between checkpoints; 0: at every opportunity.")
@@ -69,14 +70,15 @@ def sweep(
 
     Every combination of the given --n-classes, --n-per-class, --class-sizes, --dim, --lr or --rule,
     --schedule and --batch-size is a setting of its own, run from --seeds starts. Writes sweep.png,
-    sweep.pdf, runs.npz, runs.csv and checkpoint.npz to --out.
+    sweep.pdf, runs.npz, runs.csv and checkpoint.npz to --out. Exit status 1 if every run diverged;
+    if some did, a line on stderr says how many.
     """
     from itertools import product
 
     from fastnc._core import arrays
-    from fastnc._core.files import out_dir
     from fastnc._core.interrupts import Interrupted
-    from fastnc.cli._models import model_of
+    from fastnc.cli._models import check_different, model_of
+    from fastnc.cli._results import check_ends
     from fastnc.cli._rules import lr_and_rule
     from fastnc.dynamics.sweep import sweep as run_sweep
 
@@ -107,10 +109,13 @@ def sweep(
             options["rules"] = [step["rule"] for step in steps]
         else:
             options["lr"] = [step["lr"] for step in steps]
-    folder = out_dir(out)
-    checkpoint = folder / "checkpoint.npz"
+    check_different(
+        n_classes=n_classes, n_per_class=n_per_class, dim=dim, class_sizes=class_sizes,
+        rule=options.get("rules"), lr=options.get("lr"), batch_size=batch_size,
+    )  # fmt: skip
+    checkpoint = out / "checkpoint.npz"
     if resume and not checkpoint.exists():
-        print(f"No checkpoint in {folder}: starting afresh.")
+        print(f"No checkpoint in {out}: starting afresh.")
     try:
         runs = run_sweep(
             models, seeds=range(seed, seed + seeds), snapshots=snapshots, threads=threads,
@@ -119,12 +124,13 @@ def sweep(
         )  # fmt: skip
     except Interrupted as stop:
         if len(stop.run):
-            print(f"The {len(stop.run)} runs so far are in {stop.run.save(folder / 'runs.npz')}.")
-            _report(stop.run, folder)
+            print(f"The {len(stop.run)} runs so far are in {stop.run.save(out / 'runs.npz')}.")
+            _report(stop.run, out)
         print("Go on with the same command and --resume.")
         raise
-    kept = runs.save(folder / "runs.npz")
-    print("\nWritten:", kept, *_report(runs, folder), sep="\n  ")
+    kept = runs.save(out / "runs.npz")
+    print("\nWritten:", kept, *_report(runs, out), sep="\n  ")
+    check_ends(runs)
 
 
 def _report(runs: Trajectories, folder: Path) -> list[Path]:

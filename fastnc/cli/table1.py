@@ -7,6 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from fastnc.cli._folder import HELP as OUT
+
 
 def table1(
     n_classes: Annotated[int, typer.Option(help="Classes K, at least 2.")] = 3,
@@ -19,7 +21,7 @@ def table1(
         Optional[int],  # noqa: UP045
         typer.Option(help="At most so many starts; default what each landscape asks for."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for everything written.")] = Path("runs/table1"),
+    out: Annotated[Path, typer.Option(help=OUT)] = Path("runs/table1"),
 ) -> None:
     """Every model of Table 1 side by side: paper, optimum, found, gap, collapse metrics, time.
 
@@ -28,7 +30,6 @@ def table1(
     and .pdf to --out.
     """
     from fastnc._core.arrays import check_count
-    from fastnc._core.files import out_dir
     from fastnc._core.progress import progress_bar
     from fastnc.paper.table1 import Row, fit, rows, to_csv, to_latex, to_text
 
@@ -36,9 +37,8 @@ def table1(
     check_count("seed", seed, 0)
     if starts is not None:
         check_count("starts", starts, 1)
-    folder = out_dir(out)
     table: list[Row] = []
-    path = folder / "table1.csv"
+    path = out / "table1.csv"
     try:
         with progress_bar(total, "rows", "table1") as bar:
             for row in fit(n_classes, n_per_class, dim, seed, starts):
@@ -58,8 +58,8 @@ def table1(
     from fastnc.paper.minority_collapse import minority_angles
     from fastnc.plots import geometry, minority_collapse
 
-    written = [path, to_latex(table, folder / "table1.tex")]
-    written += drawn(lambda: geometry(table), folder / "geometry")
+    written = [path, to_latex(table, out / "table1.tex")]
+    written += drawn(lambda: geometry(table), out / "geometry")
     decays = (5e-3, 2e-3)
     ratios = (1, 2, 4, 7, 9, 11, 12, 14, 18, 22, 26, 30, 31, 35)
     with progress_bar(len(decays), "curves", "minority collapse") as bar:
@@ -67,5 +67,5 @@ def table1(
         for decay in decays:
             curves.append(minority_angles(ratios, weight_decay=decay, seed=seed))
             bar.update(1)
-    written += drawn(lambda: minority_collapse(curves), folder / "minority_collapse")
-    print("\nWritten:", *noted(folder, written), sep="\n  ")
+    written += drawn(lambda: minority_collapse(curves), out / "minority_collapse")
+    print("\nWritten:", *noted(out, written), sep="\n  ")

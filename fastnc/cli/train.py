@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
+from fastnc.cli._folder import HELP as OUT
+
 if TYPE_CHECKING:
     from fastnc.dynamics.trajectory import Trajectory
 
@@ -97,7 +99,7 @@ def train(
     peel: Annotated[
         int, typer.Option(help="Epochs of gradient descent on the last W and H alone, after it.")
     ] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for everything written.")] = Path("runs/train"),
+    out: Annotated[Path, typer.Option(help=OUT)] = Path("runs/train"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
     start: Annotated[
         Optional[Path],  # noqa: UP045
@@ -117,8 +119,6 @@ def train(
     import json
     from functools import partial
     from importlib import import_module
-
-    from fastnc._core.files import out_dir
 
     try:
         import_module("torch")
@@ -150,43 +150,47 @@ def train(
         batch_size=batch_size, lr=lr, momentum=momentum, schedule=schedule, schedule_args=options,
         seed=seed, precision=precision, snapshots=snapshots,
     )  # fmt: skip
+    if start is not None and not resume and start.resolve().parent == out.resolve():
+        raise ValueError(
+            f"`--start` must not be in `--out`, whose earlier results are moved away; got {start}. "
+            "Name another `--out`, or go on with --resume."
+        )
     if peel < 0:
         raise ValueError(f"`--peel` must be 0, or a number of epochs; got {peel}.")
-    folder = out_dir(out)
     with workers_of_torchrun(device) as workers:
         leads = workers.rank == 0
         images = load_data(
             data, dataset, image_size=image_size, subset=subset, label_noise=label_noise,
             imbalance=imbalance, seed=seed, download=download,
         )  # fmt: skip
-        checkpoint = folder / CHECKPOINT
+        checkpoint = out / CHECKPOINT
         if leads and resume and not checkpoint.exists():
-            print(f"No checkpoint in {folder}: starting afresh.")
+            print(f"No checkpoint in {out}: starting afresh.")
 
         try:
             run = run_training(
-                images, epochs, experiment, out=folder, checkpoint_every=checkpoint_every,
+                images, epochs, experiment, out=out, checkpoint_every=checkpoint_every,
                 resume=resume, start=start, device=device, deterministic=deterministic,
                 compile=compile, tensorboard=tensorboard, depth=depth, progress=leads,
             )  # fmt: skip
         except (Diverged, Interrupted) as stop:
             if leads and len(stop.run):
-                so_far = stop.run.to_csv(folder / "run.csv")
+                so_far = stop.run.to_csv(out / "run.csv")
                 print(f"The measurements so far are in {so_far}.")
-                noted(folder, [so_far, *drawn(partial(figure3, stop.run), folder / "figure3")])
+                noted(out, [so_far, *drawn(partial(figure3, stop.run), out / "figure3")])
             if leads and isinstance(stop, Interrupted):
                 print("Go on with the same command and --resume.")
             raise
     if not leads:
         return
-    written = [checkpoint, run.save(folder / "run.npz"), run.to_csv(folder / "run.csv")]
-    written += drawn(lambda: figure3(run), folder / "figure3")
+    written = [checkpoint, run.save(out / "run.npz"), run.to_csv(out / "run.csv")]
+    written += drawn(lambda: figure3(run), out / "figure3")
     if depth:
         from fastnc.plots import layers
         from fastnc.training.depth import load
 
-        tables = {f"epoch {e}": t for e, t in load(folder).items()}
-        written += drawn(lambda: layers(tables), folder / "depth")
+        tables = {f"epoch {e}": t for e, t in load(out).items()}
+        written += drawn(lambda: layers(tables), out / "depth")
     last = {name: run[name][-1] for name in run.columns}
     print(
         f"epoch {last['epoch']:.0f}: training accuracy {last['train_accuracy']:.4f}, test "
@@ -194,8 +198,8 @@ def train(
         f"{last['within_class']:.3e}, nc1 {last['nc1']:.3e}, margin {last['margin']:.3g}"
     )
     if peel:
-        written += _peeled(run, peel, folder)
-    print("\nWritten:", *noted(folder, written), sep="\n  ")
+        written += _peeled(run, peel, out)
+    print("\nWritten:", *noted(out, written), sep="\n  ")
 
 
 def _peeled(run: Trajectory, epochs: int, folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fastnc.cli._folder import HELP as OUT
 from fastnc.cli._models import CLASS_SIZES, LOSS, NOISE, Loss
 from fastnc.cli._rules import HELP, SCHEDULE
 
@@ -36,7 +37,7 @@ def ulpm(
     ] = "float64",
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it runs.")] = "cpu",
     snapshots: Annotated[int, typer.Option(help="Snapshots a decade of epochs.")] = 40,
-    out: Annotated[Path, typer.Option(help="Folder for everything written.")] = Path("runs/ulpm"),
+    out: Annotated[Path, typer.Option(help=OUT)] = Path("runs/ulpm"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
     checkpoint_every: Annotated[
         float, typer.Option(help="Seconds between checkpoints; 0: at every opportunity.")
@@ -47,7 +48,6 @@ def ulpm(
     Writes figure2.png, figure2.pdf, run.npz, run.csv and checkpoint.npz to --out. Under torchrun
     the rows of H are spread over the ranks, and each writes a run and checkpoints of its own.
     """
-    from fastnc._core.files import out_dir
     from fastnc._core.interrupts import Diverged, Interrupted
     from fastnc.cli._models import model_of
     from fastnc.cli._rules import lr_and_rule
@@ -56,12 +56,11 @@ def ulpm(
 
     model = model_of(n_classes, n_per_class, dim, class_sizes, loss)
     chosen = lr_and_rule(rule, schedule, lr)
-    folder = out_dir(out)
-    checkpoint = folder / "checkpoint.npz"
+    checkpoint = out / "checkpoint.npz"
     with joined_ranks(device) as (rank, ranks):
-        kept = folder / ("run.npz" if ranks == 1 else f"run-rank{rank}of{ranks}.npz")
-        if resume and rank == 0 and not any(folder.glob("checkpoint*.npz")):
-            print(f"No checkpoint in {folder}: starting afresh.")
+        kept = out / ("run.npz" if ranks == 1 else f"run-rank{rank}of{ranks}.npz")
+        if resume and rank == 0 and not any(out.glob("checkpoint*.npz")):
+            print(f"No checkpoint in {out}: starting afresh.")
         try:
             run = descend(
                 model, epochs=epochs, seed=seed, snapshots=snapshots, dtype=dtype, device=device,
@@ -73,14 +72,14 @@ def ulpm(
             stop.run.save(kept)
             print(f"The snapshots so far are in {kept}.")
             if rank == 0:
-                _report(stop.run, folder)
+                _report(stop.run, out)
             if isinstance(stop, Interrupted):
                 print("Go on with the same command and --resume.")
             raise
     run.save(kept)
     if rank > 0:
         return
-    print("\nWritten:", kept, *_report(run, folder), sep="\n  ")
+    print("\nWritten:", kept, *_report(run, out), sep="\n  ")
 
 
 def _report(run: Trajectory, folder: Path) -> list[Path]:

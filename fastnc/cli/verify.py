@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from fastnc.cli._folder import HELP as OUT
+
 
 def verify(
     seed: Annotated[int, typer.Option(help="Seed of the random points and starts.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for everything written.")] = Path("runs/verify"),
+    out: Annotated[Path, typer.Option(help=OUT)] = Path("runs/verify"),
 ) -> None:
     """Check every claim of the paper: what was measured, how far off, whether it holds.
 
@@ -19,22 +21,20 @@ def verify(
     and verify.pdf to --out.
     """
     from fastnc._core.arrays import check_count
-    from fastnc._core.files import out_dir
     from fastnc.cli._results import drawn, noted
     from fastnc.paper.verify import all_hold, check, table, write_csv, write_json
 
     check_count("seed", seed, 0)
-    folder = out_dir(out)
     findings = check(seed, progress=True)
     print(table(findings))
     written = [
-        write_csv(findings, folder / "verify.csv"),
-        write_json(findings, folder / "verify.json"),
+        write_csv(findings, out / "verify.csv"),
+        write_json(findings, out / "verify.json"),
     ]
     from fastnc.plots import findings_chart
 
-    written += drawn(lambda: findings_chart(findings), folder / "verify")
-    print("\nWritten:", *noted(folder, written), sep="\n  ")
+    written += drawn(lambda: findings_chart(findings), out / "verify")
+    print("\nWritten:", *noted(out, written), sep="\n  ")
     failed = [finding.claim for finding in findings if not finding.holds]
     if all_hold(findings):
         print(f"\nAll {len(findings)} hold.")

@@ -46,6 +46,10 @@ def present_classes(counts: NDArray[np.int64], min_count: int = 1) -> NDArray[np
     return present
 
 
+# Features below it have squares that vanish.
+VANISHING = 1e-152
+
+
 class ClassMeans(NamedTuple):
     """Class means, and sums over the samples that are measured about them.
 
@@ -103,6 +107,9 @@ def metrics_of_means(
     absent = set(unknown or ())
     if np.isnan(sums[NEAREST]):
         absent.add("nearest_mean_accuracy")
+    if 0.0 < unit < VANISHING and not of.squares.max() > VANISHING**2:
+        # Squares of so small features are no normal numbers: better none than a wrong one.
+        absent.update({"within_class", "nc1", "nc1_quotient", "cdnv", "nearest_mean_accuracy"})
     single = 0 if of.held_out else int((measured == 1).sum())
     if single == P:
         absent.update(SPREAD)

@@ -113,7 +113,11 @@ def read_features(
             _check_ending(key, Path(place))
             found[key] = _whole(_array, Path(place))
     if found["labels"] is not None and found["features"] is None:
-        found["features"] = _layers(held, found["labels"]) or None
+        layers = _layers(held, found["labels"])
+        found["features"] = layers or None
+        for key, alias in (("weight", "W"), ("bias", "b")):
+            if alias in layers and found[key] is held[alias]:
+                found[key] = None
     missing = [key for key in KEYS[:2] if found[key] is None]
     if missing:
         where = ", or pass `--labels`" if labels is None and "labels" in missing else ""
@@ -172,8 +176,8 @@ def _named(held: dict[str, Any], key: str, path: Path) -> Any:
 
 
 def _layers(held: dict[str, Any], labels: Any) -> dict[str, Any]:
-    """All arrays with a row for each label, by their names."""
-    known = {*KEYS, *(name for names in NAMES.values() for name in names)}
+    """All arrays with a row for each label, by their names: `W` and `b` may be a layer's."""
+    known = {*KEYS, *(name for names in NAMES.values() for name in names)} - {"W", "b"}
     return {
         name: value
         for name, value in held.items()

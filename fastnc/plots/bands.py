@@ -13,6 +13,8 @@ from fastnc.plots.collapse import PANELS, panel_label, summary_times, time_label
 # Half of the runs lie in the band, nine in ten between the thin lines.
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 _MOST_ROWS = 8
+# How a run says that it did not come to its last time.
+EARLY = ("diverged", "failed")
 
 
 def sweep_bands(runs: Trajectories, title: str | None = None) -> Figure:
@@ -20,17 +22,21 @@ def sweep_bands(runs: Trajectories, title: str | None = None) -> Figure:
 
     A band contains half of the runs, thin lines enclose nine in ten. One row of panels a setting
     (shape, step size, dtype). x is log log t, y is logarithmic, and the panels of a column share
-    it. Times below 10 are left out.
+    it. Times below 10 are left out, and settings whose runs all diverged before, which are named.
     """
     check_runs(runs)
     settings = runs.settings()
+    ends = {name: _end(group) for name, group in settings.items()}
+    short = [name for name, end in ends.items() if end < 1.0]
+    diverged = [n for n in short if all(r.about.get("stopped") in EARLY for r in settings[n])]
+    if len(diverged) < len(settings):
+        settings = {name: group for name, group in settings.items() if name not in diverged}
+        short = [name for name in short if name not in diverged]
     if not 1 <= len(settings) <= _MOST_ROWS:
         raise ValueError(
             f"`runs` must have 1 to {_MOST_ROWS} settings to be drawn; got {len(settings)}. "
             "Draw some of `runs.settings()` at a time."
         )
-    ends = {name: _end(group) for name, group in settings.items()}
-    short = [name for name, end in ends.items() if end < 1.0]
     if short:
         raise ValueError(
             "a figure on the log log t axis needs times of at least 10; the runs of "
@@ -56,6 +62,8 @@ def sweep_bands(runs: Trajectories, title: str | None = None) -> Figure:
     for column_of_panels in rows.T:
         log_values(*column_of_panels)
     said = "line: median; band: half of the runs; thin lines: nine in ten"
+    if diverged:
+        said += f"\ndiverged before t = 10: {'; '.join(diverged)}"
     figure.suptitle(said if title is None else f"{title}\n{said}", fontsize=11)
     return figure
 
@@ -77,6 +85,12 @@ def _bands(axes: Axes, runs: Trajectories, column: str, colour: str, label: str)
     axes.plot(x, median, color=colour, lw=1.8, label=label)
 
 
+def early_ends(runs: Trajectories) -> list[str]:
+    """How many of the runs diverged, and of how many flows a step failed, as "2 diverged"."""
+    ends = [run.about.get("stopped") for run in runs]
+    return [f"{ends.count(end)} {end}" for end in EARLY if end in ends]
+
+
 def bands_summary(runs: Trajectories) -> str:
     """A text table for each setting: median [5 %, 95 %] of Figure 2's quantities and the margin."""
     check_runs(runs)
@@ -84,8 +98,7 @@ def bands_summary(runs: Trajectories) -> str:
     width = max(map(len, names))
     tables = []
     for setting, group in runs.settings().items():
-        stopped = sum(run.about.get("stopped") == "diverged" for run in group)
-        head = f"{setting}: {len(group)} runs" + (f", {stopped} diverged" if stopped else "")
+        head = ", ".join([f"{setting}: {len(group)} runs", *early_ends(group)])
         if not len(group.longest):
             tables.append(head)
             continue

@@ -98,7 +98,10 @@ def summary(run: Trajectory) -> str:
 
 
 def summary_times(run: Trajectory) -> list[float]:
-    """log10 of a table's times: t = 10, 100, ..., in a long flow log10 t = 1, 10, ...; the end."""
+    """log10 of a table's times: t = 10, 100, ..., in a long flow log10 t = 1, 10, ...; the end.
+
+    Where there is no snapshot the one before is taken, and told by its own time.
+    """
     last = float(run.log10_time[-1])
     if last < 1.0:
         return [last]
@@ -107,7 +110,8 @@ def summary_times(run: Trajectory) -> list[float]:
         if last <= 12
         else [10.0**e for e in range(int(np.floor(np.log10(last))) + 1)]
     )
-    return times if times and times[-1] >= last else [*times, last]
+    at = np.searchsorted(run.log10_time, np.array([*times, last]) + 1e-12, side="right") - 1
+    return [float(run.log10_time[i]) for i in dict.fromkeys(np.maximum(at, 0))]
 
 
 def time_text(log10_time: float) -> str:

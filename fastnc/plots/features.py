@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from fastnc._core.results import check_result, listed
+from fastnc.collapse.class_means import VANISHING
 from fastnc.collapse.metrics import CLASSIFIER as CLASSIFIER_ALONE
 from fastnc.collapse.metrics import DECISIONS, JOINT, CollapseMetrics
 from fastnc.collapse.report import values_at_collapse
@@ -81,13 +82,18 @@ def collapse_figure(
         )
     means = statistics.means[present]
     C = means - means.mean(axis=0)
+    # On their own scale: squares of very small means vanish.
+    scale = float(np.abs(C).max()) or 1.0
+    C /= scale
     lengths = np.linalg.norm(C, axis=1)
     shown = np.unique(np.linspace(0, len(C) - 1, min(len(C), MOST_CLASSES)).astype(int))
     figure = Figure(figsize=(14.0, 4.4), layout="constrained")
     angles, bars, spreads = figure.subplots(1, 3, width_ratios=(1.05, 1.35, 1.2))
     with np.errstate(divide="ignore", invalid="ignore"):
         units = C[shown] / lengths[shown, None]
-        spread = np.sqrt(statistics.squares / statistics.counts)[present] / lengths
+        spread = np.sqrt(statistics.squares / statistics.counts)[present] / scale / lengths
+    if scale < VANISHING:
+        spread = np.full_like(spread, np.nan)
     _angles(angles, units, [called[k] for k in shown], len(C))
     _bars(bars, metrics)
     _spreads(spreads, spread, called)

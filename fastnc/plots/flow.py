@@ -77,7 +77,7 @@ def flow_summary(run: Trajectory) -> str:
     K, d = run.W.shape
     high = float(run.log10_time[-1])
     lines = []
-    if d >= K and high >= 10.0 and (run.log10_time >= high / 10.0).sum() >= 3:
+    if _has_exponents(run) and high >= 10.0 and (run.log10_time >= high / 10.0).sum() >= 3:
         limits = _limits(run)
         lines.append(
             f"{'column':<24}{'exponent':>10}{'predicted':>11}{'constant':>12}{'predicted':>12}"
@@ -104,8 +104,8 @@ def flow_summary(run: Trajectory) -> str:
             )
     else:
         lines.append(
-            "No exponents: they need d >= K, a horizon of log10 t >= 10 and 3 snapshots in the "
-            "last decade of log t."
+            "No exponents: they need d >= K, samples of every class, a horizon of log10 t >= 10 "
+            "and 3 snapshots in the last decade of log t."
         )
     if d < K - 1 and len(set(_sizes(run))) == 1:
         lines.append(
@@ -164,6 +164,12 @@ def _sizes(run: Trajectory) -> list[int]:
     return [int(n) for n in np.bincount(run.y, minlength=len(run.W))]
 
 
+def _has_exponents(run: Trajectory) -> bool:
+    """Whether exponents are known: to a class without samples none of the limits applies."""
+    K, d = run.W.shape
+    return bool(d >= K and min(_sizes(run)) > 0)
+
+
 def _stays(run: Trajectory) -> dict[str, float]:
     """Limits that are not 0: those of unequal classes, of the SELI geometry."""
     sizes = _sizes(run)
@@ -216,7 +222,7 @@ def _collapse(
     for line, colour, _ in lines:
         if line in stays:
             axes.axhline(stays[line], color=colour, lw=1.1, ls=":", label="limit (SELI)")
-    if d >= K and run[name][-1] > 0.0 and name not in stays:
+    if _has_exponents(run) and run[name][-1] > 0.0 and name not in stays:
         slope = exponents(K, d)[name]
         end = run[name][-1]
         axes.plot(
@@ -236,7 +242,9 @@ def _collapse(
 def _exponents(axes: Axes, run: Trajectory) -> None:
     """Slopes of the log of a column over log log t, between snapshots."""
     K, d = run.W.shape
-    names = dict.fromkeys(exponents(K, d) if d >= K else ("within_class", "self_duality"))
+    names = dict.fromkeys(
+        exponents(K, d) if _has_exponents(run) else ("within_class", "self_duality")
+    )
     stays = _stays(run) if d >= K else {}
     names = dict.fromkeys(name for name in (*names, *_distances(run)) if name not in stays)
     shown = run.log10_time >= 2.0
@@ -266,7 +274,7 @@ def _constants(axes: Axes, run: Trajectory) -> None:
     shown = run.log10_time >= 2.0
     times, gap = run.log10_time[shown], run["margin"][shown]
     K, d = run.W.shape
-    predicted = exponents(K, d) if d >= K else {}
+    predicted = exponents(K, d) if _has_exponents(run) else {}
     for name, limit in _limits(run).items() if predicted else ():
         if limit > 0.0:
             ratio = _column(run, name)[shown] * gap ** -predicted[name] / limit

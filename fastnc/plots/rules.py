@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fastnc.dynamics.trajectories import Trajectories
 from fastnc.plots._style import check_runs
+from fastnc.plots.bands import EARLY, early_ends
 
 # Heading, column, and what is drawn of it.
 Drawn = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -88,9 +89,10 @@ def rules_summary(runs: Trajectories) -> str:
     width = max(map(len, settings))
     lines = [f"{'medians at the end':<{width}}" + "".join(f"  {name:>21}" for name in names)]
     for name, group in settings.items():
-        ends = [np.array([run[c][-1] if len(run) else np.nan for run in group]) for c in names]
+        # The last snapshot of a run that diverged is not at the end.
+        ended = [run for run in group if run.about.get("stopped") not in EARLY and len(run)]
+        ends = [np.array([run[c][-1] for run in ended]) for c in names]
         cells = (f"{np.nanmedian(v):.6g}" if np.isfinite(v).any() else "-" for v in ends)
-        stopped = sum(run.about.get("stopped") == "diverged" for run in group)
-        more = f"  {stopped} diverged" if stopped else ""
+        more = "".join(f"  {end}" for end in early_ends(group))
         lines.append(f"{name:<{width}}" + "".join(f"  {cell:>21}" for cell in cells) + more)
     return "\n".join(lines)

@@ -114,10 +114,12 @@ def train(
         stepper = TrainingStepper(dataset, epochs, experiment, place, compile)
         due = snapshot_epochs(epochs, experiment.snapshots)
         folder = None if out is None else Path(out)
-        writer = _tensorboard(folder) if tensorboard and stepper.workers.rank == 0 else None
         began = None if start is None else Path(start)
-        run = TrainingRun(stepper, due, folder, began, callback, writer, depth)
+        run = TrainingRun(stepper, due, folder, began, callback, None, depth)
         run.begin(resume)
+        # Its folder is made at once: only of a run that begins.
+        writer = _tensorboard(folder) if tensorboard and stepper.workers.rank == 0 else None
+        run.writer = writer
         try:
             checkpoint = None if folder is None else folder / CHECKPOINT
             return run.go(checkpoint, checkpoint_every, False, progress)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -63,7 +64,17 @@ def test_completion():
     assert "--install-completion" in invoke("--help").output
 
 
-@pytest.mark.parametrize(("text", "value"), [("1e6", 10**6), ("007", 7), ("2.50e2", 250)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e6", 10**6),
+        ("007", 7),
+        ("2.50e2", 250),
+        # A seed of 1e30 was that of the nearest float, 1000000000000000019884624838656.
+        ("1e30", 10**30),
+        ("9007199254740993.0", 9007199254740993),
+    ],
+)
 def test_whole_numbers(text, value):
     assert whole_number(text) == value
 
@@ -72,7 +83,7 @@ def test_whole_numbers_of_options(tmp_path):
     done = invoke(*SHORT[:-1], "2e1", "--out", tmp_path / "o")
     assert done.exit_code == 0, done.output
     assert fastnc.Trajectory.load(tmp_path / "o" / "run.npz")["epoch"][-1] == 20
-    for wrong in ("2.5", "many", "inf"):
+    for wrong in ("2.5", "many", "inf", "1e999999999"):
         assert invoke(*SHORT[:-1], wrong, "--out", tmp_path / "o").exit_code == 2
     assert not (tmp_path / "o" / "earlier-1").exists()
 
@@ -100,7 +111,7 @@ def test_a_folder_of_one_command(tmp_path):
     """Two that wrote the same files left one's table beside the other's run."""
     holder = (
         "import sys; from pathlib import Path; from fastnc.cli._folder import claimed\n"
-        "with claimed(Path(sys.argv[1]), False):\n    print('held', flush=True); input()"
+        "with claimed(Path(sys.argv[1]), None):\n    print('held', flush=True); input()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", holder, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -190,7 +201,7 @@ def test_numbers_without_an_end(arguments, tmp_path):
     done = invoke("ulpm", *arguments, "--out", tmp_path / "o")
     assert done.exit_code == 2 and "Traceback" not in done.output
     if arguments[1] == "1e23":
-        assert "`epochs` must be at most 10^15; got 99999999999999991611392." in done.output
+        assert "`epochs` must be at most 10^15; got 100000000000000000000000." in done.output
 
 
 def test_terminals_that_lack_something(tmp_path):
@@ -208,6 +219,18 @@ def test_terminals_that_lack_something(tmp_path):
     closed = 'exec 2>&-; exec "$0" -m fastnc "$@"'
     done = subprocess.run(["bash", "-c", closed, sys.executable, *BARE, "--out", tmp_path / "c"])
     assert done.returncode == 0 and (tmp_path / "c" / "run.csv").exists()
+
+
+def test_ctrl_c_at_the_very_end():
+    """A second one met torch's cleaning up, which showed a traceback."""
+    script = (
+        "import atexit, signal, sys; from fastnc.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "atexit.register(signal.raise_signal, signal.SIGINT)\n"
+        "sys.argv = ['fastnc', '--version']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True)
+    assert done.returncode == -signal.SIGINT and done.stderr == b""
 
 
 def test_sentences_of_hostile_files():
@@ -241,6 +264,9 @@ def test_plot(tmp_path):
     assert refused.exit_code == 2
     assert "`RUN` must be a file or the folder of one;" in refused.output
     assert "holds no run.npz and no runs.npz" in refused.output
+    missing = invoke("plot", short, tmp_path / "gone.npz", "--out", tmp_path / "none")
+    assert missing.exit_code == 2 and "gone.npz is none." in missing.output
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.usefixtures("rendered")

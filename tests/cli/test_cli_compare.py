@@ -30,6 +30,20 @@ def test_writes_a_figure_a_table_and_the_runs(tmp_path):
     assert f"{median:.6g}" in done.output and "SpectralDescent(0.01)" in done.output
 
 
+def test_what_diverged_is_no_success(tmp_path):
+    options = ["--epochs", 5, "--seeds", 2, "--n-classes", 3, "--dim", 4, "--out", tmp_path]
+    done = invoke("compare", "gd:1e200", *options)
+    (row,) = [line for line in done.output.splitlines() if "lr=1e+200" in line][:1]
+    # What was measured before it diverged is not at the end.
+    assert done.exit_code == 1 and row.split()[-7:] == ["-"] * 5 + ["2", "diverged"]
+    assert "fastnc: none of 2 runs came to its end: 2 diverged." in done.stderr
+    assert len(fastnc.Trajectories.load(tmp_path / "runs.npz")) == 2
+    some = invoke("compare", "gd:1e200", "gd", *options)
+    assert some.exit_code == 0 and some.stderr == "fastnc: of 4 runs 2 diverged.\n"
+    twice = invoke("compare", "gd", "gd:5.0", *options)
+    assert twice.exit_code == 2 and "`rule` must have different values; got Gr" in twice.output
+
+
 def test_ulpm_and_sweep_take_rules_and_batches(tmp_path):
     options = ["--rule", "normalized:0.1", "--batch-size", 10, "--epochs", 20, "--out", tmp_path]
     done = invoke("ulpm", *options)

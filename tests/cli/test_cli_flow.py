@@ -1,5 +1,6 @@
 """`fastnc flow` as a user types it: outputs, kills, resumes, failures, and its mistakes."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -97,6 +98,30 @@ def test_a_near_horizon_has_no_figure_but_a_run(tmp_path):
 def test_one_snapshot_a_decade_is_enough_for_a_run(tmp_path):
     done = invoke(*SMALL[:-1], 1, "--log10-time", 10, "--out", tmp_path)
     assert done.exit_code == 0 and "No flow.png: " in done.output and "No exponents" in done.output
+
+
+@pytest.mark.parametrize("snapshots", [1, 7])
+def test_the_table_says_the_times_of_its_numbers(tmp_path, snapshots):
+    """At t = 100, 1000 and 10^4, where no snapshot was, it had the numbers of t = 10."""
+    done = invoke(*SMALL[:-1], snapshots, "--log10-time", 5, "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    rows = [line.split() for line in done.output.splitlines()]
+    times, values = rows[0][1:], rows[3][1:]
+    assert rows[0][0] == "t" and rows[3][0] == "within_class" and times[-1] == "1e+05"
+    with open(tmp_path / "run.csv", newline="") as file:
+        held = {f"{10 ** float(row['log10_time']):.3g}": row for row in csv.DictReader(file)}
+    assert len(set(times)) == len(times) == len(values)
+    assert values == [f"{float(held[t]['within_class']):.4g}" for t in times]
+
+
+def test_no_exponents_where_a_class_has_no_samples(tmp_path):
+    """They were those of equal classes, and the measured ones nowhere near."""
+    options = ["--class-sizes", "3,2,0", "--dim", 4, "--snapshots", 10, "--log10-time", 10]
+    done = invoke(*options, "--out", tmp_path)
+    assert done.exit_code == 0 and "they need d >= K, samples of every class, a" in done.output
+    assert "predicted" not in done.output
+    figure = fastnc.plots.long_horizon(fastnc.Trajectory.load(tmp_path / "run.npz"))
+    assert not any("propto" in line.get_label() for axes in figure.axes for line in axes.lines)
 
 
 @pytest.mark.parametrize(

@@ -302,3 +302,49 @@ def test_help_and_a_process_of_its_own(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("fastnc: the file '") and done.stderr.count("\n") == 1
+
+
+def test_features_too_small_for_their_squares(tmp_path):
+    """nc1_quotient and cdnv were 0, and the figure a warning and no number."""
+    rng = np.random.default_rng(0)
+    H, y = rng.standard_normal((60, 8)), np.arange(60) % 3
+    found = {}
+    # A power of two, so that nothing rounds.
+    for name, scale in (("one", 1.0), ("tiny", 2.0**-660)):
+        np.savez(tmp_path / f"{name}.npz", features=H * scale, labels=y)
+        done = invoke(tmp_path / f"{name}.npz", "--out", tmp_path / name)
+        assert done.exit_code == 0, done.output
+        found[name] = json.loads((tmp_path / name / "metrics.json").read_text())
+    unknown = {"within_class", "nc1", "nc1_quotient", "cdnv", "nearest_mean_accuracy"}
+    assert all(found["tiny"][name] is None for name in unknown)
+    for name in found["one"].keys() - unknown:
+        value, told = found["one"][name], found["tiny"][name]
+        # The scales by which sums are divided are not the same, and their roundings of 1e-16 not.
+        assert told == (value and pytest.approx(value, rel=1e-12)), name
+
+
+def test_layers_by_the_names_of_a_classifier(tmp_path):
+    """A layer named b was taken for the bias, and left out of the table."""
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    layers = {name: rng.standard_normal((60, 4)) for name in ("a", "b", "W")}
+    np.savez(tmp_path / "layers.npz", labels=y, **layers)
+    done = invoke(tmp_path / "layers.npz", "--out", tmp_path / "o")
+    assert done.exit_code == 0, done.output
+    told = json.loads((tmp_path / "o" / "layers.json").read_text())
+    alone = {name: fastnc.collapse_metrics(H, y).nc1 for name, H in layers.items()}
+    assert {name: layer["nc1"] for name, layer in told.items()} == alone
+
+
+def test_parts_that_are_no_parts(tmp_path):
+    """A file that was given twice had twice the samples."""
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    one, layered = tmp_path / "one.npz", tmp_path / "layered.npz"
+    np.savez(one, labels=y, features=rng.standard_normal((60, 4)))
+    np.savez(layered, labels=y, first=rng.standard_normal((60, 4)))
+    twice = invoke(one, tmp_path / "*e.npz", "--out", tmp_path / "o")
+    assert twice.exit_code == 2 and "`FILE` must have different values; got" in twice.output
+    other = invoke(one, "--test", layered, "--out", tmp_path / "o")
+    assert other.exit_code == 2
+    assert "every file must hold the layer 'first'; one does not." in other.output

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 import fastnc
 from fastnc.cli import build
+from fastnc.dynamics.integrator.stepper import FlowStepper
+from fastnc.dynamics.steppers import Failed
 from fastnc.dynamics.steppers.plain import PlainDescent
 
 
@@ -34,9 +36,50 @@ def test_writes_bands_a_table_and_the_runs(tmp_path):
 
 
 def test_what_diverged_is_counted_and_short_runs_have_no_figure(tmp_path):
-    done = invoke("--epochs", 5, "--seeds", 2, "--lr", 1e200, "--out", tmp_path)
-    assert done.exit_code == 0 and "2 runs, 2 diverged" in done.output
-    assert "No sweep.png: a figure on the log log t axis needs times of at least 10" in done.output
+    """Its exit status is that of `fastnc ulpm`, with everything written."""
+    options = ["--epochs", 5, "--seeds", 2, "--lr", 1e200, "--out", tmp_path]
+    for more in (), ("--resume",):
+        done = invoke(*options, *more)
+        assert done.exit_code == 1 and "2 runs, 2 diverged" in done.output
+        assert "No sweep.png: a figure on the log log t axis needs times of at least" in done.output
+        assert "fastnc: none of 2 runs came to its end: 2 diverged. `fastnc ulpm`, " in done.stderr
+        runs = fastnc.Trajectories.load(tmp_path / "runs.npz")
+        assert len(runs) == 2 and (tmp_path / "runs.csv").exists() and "runs.csv" in done.output
+    some = invoke(*options, "--lr", 1)
+    assert some.exit_code == 0 and some.stderr == "fastnc: of 4 runs 2 diverged.\n"
+    # They do not take the others' figure with them.
+    drawn = invoke(*options[2:], "--lr", 1, "--epochs", 20)
+    assert drawn.exit_code == 0 and "sweep.png" in drawn.output
+    figure = fastnc.plots.sweep_bands(fastnc.Trajectories.load(tmp_path / "runs.npz"))
+    assert len(figure.axes) == 4 and figure.axes[0].get_ylabel().startswith("K=5, N=50, d=20\nlr=1")
+    said = figure.get_suptitle()
+    assert said.endswith("\ndiverged before t = 10: K=5, N=50, d=20, lr=1e+200, float64")
+
+
+@pytest.mark.parametrize(
+    ("twice", "said"),
+    [
+        (("--lr", 1, "--lr", "1.0"), "`lr` must have different values; got 1.0 twice."),
+        (("--rule", "adam", "--rule", "Adam(1e-2)"), "`rule` must have different values; got Ad"),
+        (("--dim", 4, "--dim", 4), "`dim` must have different values; got 4 twice. Leave out one."),
+    ],
+)
+def test_the_same_runs_twice_are_no_more_starts(tmp_path, twice, said):
+    """A setting that was given twice had twice the runs, and its bands counted each run twice."""
+    done = invoke("--epochs", 5, "--seeds", 1, *twice, "--out", tmp_path)
+    assert done.exit_code == 2 and said in done.output
+
+
+def test_flows_whose_steps_fail_are_counted(tmp_path, monkeypatch):
+    """They were counted among those that came to their end."""
+
+    def fail(*_):
+        raise Failed("the step has shrunk to nothing")
+
+    monkeypatch.setattr(FlowStepper, "advance", fail)
+    done = invoke("--method", "flow", "--log10-time", 2, "--seeds", 2, "--out", tmp_path)
+    assert done.exit_code == 1 and "2 runs, 2 failed" in done.output
+    assert "fastnc: none of 2 runs came to its end: 2 failed." in done.stderr
 
 
 def test_interrupt_saves_and_resume_goes_on(tmp_path):

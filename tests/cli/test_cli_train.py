@@ -78,6 +78,33 @@ def test_without_resume_an_earlier_checkpoint_is_kept_aside(root, tmp_path):
     assert (out / "checkpoint.pt").exists()
 
 
+def test_tensorboard_begins_afresh(root, tmp_path, monkeypatch):
+    """A second run added its curves to those of the first; one that was refused made the folder."""
+
+    class Writer:
+        def __init__(self, folder):
+            Path(folder).mkdir(exist_ok=True)
+            (Path(folder) / f"events.{len(list(Path(folder).iterdir()))}").write_text("")
+
+        def add_scalar(self, *_):
+            pass
+
+        def close(self):
+            pass
+
+    module = type(sys)("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    out = tmp_path / "o"
+    options = ["--epochs", 1, "--tensorboard", "--out", out]
+    assert invoke(root, *options, "--start", "gone.pt").exit_code == 2 and not out.exists()
+    assert invoke(root, *options).exit_code == 0
+    assert invoke(root, *options).exit_code == 0
+    assert invoke(root, *options[2:], "--epochs", 2, "--resume").exit_code == 0
+    assert len(list((out / "earlier-1" / "tensorboard").iterdir())) == 1
+    assert len(list((out / "tensorboard").iterdir())) == 2
+
+
 def test_one_epoch_has_no_figure_and_everything_else(root, tmp_path):
     out = tmp_path / "o"
     done = invoke(root, "--epochs", 1, "--out", out, "--peel", 20)
@@ -115,6 +142,16 @@ def test_a_run_may_start_at_anothers_checkpoint(root, tmp_path):
     done = invoke(root, "--epochs", 8, "--out", second, *begin)
     assert done.exit_code == 0 and "are now in" in done.output
     assert (second / "earlier-1" / "checkpoint.pt").read_bytes() == last
+
+
+def test_a_start_in_the_folder_that_it_would_be_moved_from(root, tmp_path):
+    """It was told that there is no such file."""
+    out = tmp_path / "o"
+    assert invoke(root, "--epochs", 1, "--out", out).exit_code == 0
+    before = (out / "checkpoint.pt").read_bytes()
+    done = invoke(root, "--epochs", 2, "--out", out, "--start", out / "checkpoint.pt")
+    assert done.exit_code == 2 and "`--start` must not be in `--out`, whose" in done.output
+    assert (out / "checkpoint.pt").read_bytes() == before and not (out / "earlier-1").exists()
 
 
 def test_a_start_that_does_not_fit(root, tmp_path):
