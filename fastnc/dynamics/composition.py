@@ -122,6 +122,7 @@ def composed(
             "`lr` and `schedule` belong to the rule where one is given; write "
             f"`rule={type(rule).__name__}(lr=...)`, a schedule in the place of the number."
         )
+    check_rate(getattr(rule, "lr", 1.0))
     if isinstance(getattr(rule, "lr", None), tuple) and any(
         isinstance(lr, Schedule) and type(lr).__call__ is Schedule.__call__ for lr in rule.lr
     ):
