@@ -144,6 +144,11 @@ class AlignedFlow:
         u, v = self.scales(log_time)
         H = v * np.repeat(U, n, axis=0)
         if frozen is not None:
+            frozen = arrays.real_numbers("frozen", frozen)
+            if frozen.shape != (n * K, dim - K + 1):
+                raise ValueError(
+                    f"`frozen` must have shape {(n * K, dim - K + 1)}; got {frozen.shape}."
+                )
             means = frozen.reshape(K, n, -1).mean(axis=1)
             if np.abs(means - means[0]).max() > 1e-12 * (1.0 + np.abs(frozen).max()):
                 raise ValueError("`frozen` must have the same mean in every class.")

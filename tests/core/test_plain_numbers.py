@@ -137,3 +137,18 @@ def test_widths_and_decays_of_a_deep_model_may_be_arrays():
 def test_what_is_no_number_is_refused(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("frozen", "message"),
+    [
+        (np.zeros((6, 3)), r"`frozen` must have shape \(6, 2\); got \(6, 3\)"),
+        (np.full((6, 2), np.nan), "`frozen` must be finite"),
+        ("x", "`frozen` must"),
+    ],
+)
+def test_frozen_coordinates_are_looked_at(frozen, message):
+    flow = theory.AlignedFlow(3, 2, 1.0, 1.0)
+    assert flow.point(4, [[0.0, 0.0]] * 6)[1].shape == (6, 4)
+    with pytest.raises((TypeError, ValueError), match=message):
+        flow.point(4, frozen)
