@@ -104,9 +104,9 @@ def plan(n_classes: int, dim: int, n_samples: int, dtype: Any = "float64") -> Ar
     processor: vector bytes ...
     divides  samples  ...
     """
-    for argument, value, least in (("n_classes", n_classes, 2), ("dim", dim, 1)):
-        arrays.check_count(argument, value, least)
-    arrays.check_count("n_samples", n_samples, 1)
+    n_classes = arrays.check_count("n_classes", n_classes, 2)
+    dim = arrays.check_count("dim", dim, 1)
+    n_samples = arrays.check_count("n_samples", n_samples, 1)
     name = str(getattr(dtype, "__name__", dtype)).removeprefix("torch.")
     arrays.check_choice("dtype", name, ("float32", "float64"))
     from fastnc.kernels.cpu.plan import FACTS, plan, reasons
@@ -380,7 +380,7 @@ def gradient_step(
     >>> bool(losses[-1] < losses[0])
     True
     """
-    arrays.check_positive("lr", lr)
+    lr = arrays.check_positive("lr", lr)
     call = Call(W, H, y, reduction, impl, precision, overwrites=True)
     out = call.scalar()
     match call.impl:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from numbers import Real
+from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -287,22 +288,42 @@ def _is_number(value: Any) -> bool:
         return False
 
 
-def check_positive(name: str, value: Any) -> None:
+def plain(value: Any) -> float:
+    """A real number as Python's own; integers stay integers.
+
+    NumPy's scalars compute in their own precision: `np.sqrt` of an 8-bit count has three digits,
+    and minus a `np.uint8` is no negative number. Every check of a number returns it plain.
+    """
+    if type(value) in (int, float):
+        return value  # type: ignore[no-any-return]
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def keep_checked(record: Any, check: Callable[..., Any], *names: str, **limits: int) -> None:
+    """Replace fields of a frozen dataclass by what `check(name, value)` returns for them."""
+    for name in names:
+        object.__setattr__(record, name, check(name, getattr(record, name), **limits))
+
+
+def check_positive(name: str, value: Any) -> float:
     """`value` must be a finite number above zero."""
     if not (_is_number(value) and value > 0):
         raise ValueError(f"`{name}` must be a positive number; got {_shown(value)}.")
+    return plain(value)
 
 
-def check_at_least_zero(name: str, value: Any) -> None:
+def check_at_least_zero(name: str, value: Any) -> float:
     """`value` must be a finite number of at least zero."""
     if not (_is_number(value) and value >= 0):
         raise ValueError(f"`{name}` must be a number of at least 0; got {_shown(value)}.")
+    return plain(value)
 
 
-def check_finite_number(name: str, value: Any) -> None:
+def check_finite_number(name: str, value: Any) -> float:
     """`value` must be a finite number."""
     if not _is_number(value):
         raise ValueError(f"`{name}` must be a finite number; got {_shown(value)}.")
+    return plain(value)
 
 
 def check_callable(name: str, value: Any) -> None:

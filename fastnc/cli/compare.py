@@ -55,8 +55,8 @@ def compare(
     from fastnc.cli._rules import rule_of
     from fastnc.dynamics.sweep import sweep
 
-    arrays.check_count("seeds", seeds, 1)
-    arrays.check_count("seed", seed, 0)
+    seeds = arrays.check_count("seeds", seeds, 1)
+    seed = arrays.check_count("seed", seed, 0)
     found = [rule_of(text) for text in rules]
     check_different(rule=found)
     model = model_of(n_classes, n_per_class, dim, class_sizes, loss)

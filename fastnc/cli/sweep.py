@@ -82,8 +82,8 @@ def sweep(
     from fastnc.cli._rules import lr_and_rule
     from fastnc.dynamics.sweep import sweep as run_sweep
 
-    arrays.check_count("seeds", seeds, 1)
-    arrays.check_count("seed", seed, 0)
+    seeds = arrays.check_count("seeds", seeds, 1)
+    seed = arrays.check_count("seed", seed, 0)
     everyone: list[None] = [None]
     models = [
         model_of(*sizes, loss)

@@ -34,9 +34,9 @@ def table1(
     from fastnc.paper.table1 import Row, fit, rows, to_csv, to_latex, to_text
 
     total = len(rows(n_classes, n_per_class, dim))
-    check_count("seed", seed, 0)
+    seed = check_count("seed", seed, 0)
     if starts is not None:
-        check_count("starts", starts, 1)
+        starts = check_count("starts", starts, 1)
     table: list[Row] = []
     path = out / "table1.csv"
     try:

@@ -24,7 +24,7 @@ def verify(
     from fastnc.cli._results import drawn, noted
     from fastnc.paper.verify import all_hold, check, table, write_csv, write_json
 
-    check_count("seed", seed, 0)
+    seed = check_count("seed", seed, 0)
     findings = check(seed, progress=True)
     print(table(findings))
     written = [

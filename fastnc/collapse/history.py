@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator, Mapping
+from numbers import Real
 from typing import Any
 
+from fastnc._core.arrays import plain
 from fastnc._core.files import atomic_write, check_name
 from fastnc.collapse.layer_table import LayerTable
 from fastnc.collapse.metrics import CollapseMetrics
@@ -45,15 +47,20 @@ class History:
         Metrics of several layers have names such as `fc/nc1`. If the epoch has a row already, they
         are added to it.
         """
-        if isinstance(epoch, bool) or not isinstance(epoch, (int, float)):
+        if isinstance(epoch, bool) or not isinstance(epoch, Real):
             raise TypeError(f"`epoch` must be a number; got {epoch!r}.")
+        epoch = plain(epoch)
         if isinstance(metrics, (CollapseMetrics, LayerTable, RegressionMetrics)):
             numbers: dict[str, Any] = dict(metrics.flat())
         elif metrics is None or isinstance(metrics, Mapping):
             numbers = dict(metrics or {})
         else:
             raise TypeError(f"`metrics` must be metrics or a dictionary; got {metrics!r}.")
-        numbers = {name: value for name, value in (numbers | more).items() if value is not None}
+        numbers = {
+            name: _number(name, value)
+            for name, value in (numbers | more).items()
+            if value is not None
+        }
         for row in self._rows:
             if row["epoch"] == epoch:
                 row.update(numbers)
@@ -109,3 +116,15 @@ class History:
             file.write(text.getvalue().encode())
 
         atomic_write(path, write)
+
+
+def _number(name: Any, value: Any) -> float:
+    """A number, or an array or tensor of one, as Python's own: no tensor keeps its graph here."""
+    if not isinstance(name, str) or name == "epoch":
+        raise ValueError(f"a column must have a name other than 'epoch'; got {name!r}.")
+    if isinstance(value, Real):
+        return plain(value)
+    if getattr(value, "shape", None) in ((), (1,)):
+        value = value.detach() if hasattr(value, "detach") else value
+        return float(value.reshape(()))
+    raise TypeError(f"{name!r} must be one number; got {value!r:.200}.")

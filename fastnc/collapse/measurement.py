@@ -102,7 +102,7 @@ def measure(
     Features and labels may come in several parts.
     """
     ignore_index = check_ignore_index(ignore_index)
-    check_count("min_count", min_count, 1)
+    min_count = check_count("min_count", min_count, 1)
     check_callable("progress", progress)
     if about is not None and not isinstance(about, ClassStatistics):
         raise TypeError(f"`about` must be ClassStatistics; got {type(about).__name__}.")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastnc._core.arrays import check_choice, check_count, is_torch
+from fastnc._core.arrays import check_choice, check_count, check_labels, is_torch
 from fastnc._core.serial import quiet
 from fastnc.collapse.batch import check_batch, moments_of, scatter_rows
 from fastnc.collapse.between_class_basis import whitening
@@ -335,6 +335,9 @@ class ClassStatistics:
 
     def of_classes(self, classes: Counts) -> ClassStatistics:
         """The statistics of some classes alone, renumbered from 0 in the order given."""
+        classes = check_labels(classes, None, self.n_classes, "classes", "take `resized`")
+        if len(np.unique(classes)) < len(classes):
+            raise ValueError(f"`classes` must name each class once; got {classes.tolist()}.")
         self._fold()
         some = ClassStatistics(len(classes), self.dim, ignore_index=self.ignore_index)
         some._counts = self._counts[classes]

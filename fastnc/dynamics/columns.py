@@ -60,7 +60,8 @@ class Columns:
         row = {}
         for name, function in self._functions.items():
             if function is not None:
-                row[name] = _number(name, function(W, H, y))
+                # Copies: what a function does to its arguments must not move the run.
+                row[name] = _number(name, function(W.copy(), H.copy(), y.copy()))
             elif name == "sharpness":
                 last = next(reversed(self._starts.values()), None)
                 row[name], vector = sharpness(W, H, y, last)
@@ -68,6 +69,15 @@ class Columns:
             else:
                 row[name] = _curvature(W, H, y)
         return row
+
+    def check_new(self, row: Container[str]) -> None:
+        """Raise where one of the columns has the name of one that every run of this kind has."""
+        for name in self.names:
+            if name in row:
+                raise ValueError(
+                    f"`measure` must name new columns; a run has {name!r} already. Choose another "
+                    "name."
+                )
 
     def state(self) -> dict[str, Array]:
         """Where the next Lanczos iteration begins, by time."""

@@ -92,15 +92,15 @@ def composed(
     device: str = "cpu",
 ) -> Composition:
     """The composition of these parts, each checked on its own."""
-    check_rate(lr)
-    arrays.check_at_least_zero("noise", noise)
-    arrays.check_at_least_zero("label_noise", label_noise)
+    lr = check_rate(lr)
+    noise = arrays.check_at_least_zero("noise", noise)
+    label_noise = arrays.check_at_least_zero("label_noise", label_noise)
     if label_noise > 1.0:
         raise ValueError(f"`label_noise` must lie in 0..1, a share of labels; got {label_noise!r}.")
     arrays.check_choice("device", device, ("cpu", "cuda"))
     arrays.check_choice("schedule", schedule, ("constant", "loss-scaled"))
     if batch_size is not None:
-        arrays.check_count("batch_size", batch_size, 1)
+        batch_size = arrays.check_count("batch_size", batch_size, 1)
     elif replacement:
         raise ValueError("`replacement` must have batches to be drawn; give `batch_size`.")
     if freeze is not None:
@@ -122,6 +122,7 @@ def composed(
             "`lr` and `schedule` belong to the rule where one is given; write "
             f"`rule={type(rule).__name__}(lr=...)`, a schedule in the place of the number."
         )
+    check_rate(getattr(rule, "lr", 1.0))
     if isinstance(getattr(rule, "lr", None), tuple) and any(
         isinstance(lr, Schedule) and type(lr).__call__ is Schedule.__call__ for lr in rule.lr
     ):

@@ -131,7 +131,7 @@ def descend(
     >>> bool(run["margin"][-1] > 0)
     True
     """
-    arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
+    checkpoint_every = arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
     path = checkpoint_path(checkpoint, resume)
     parts = composed(
         lr, rule, schedule, batch_size=batch_size, replacement=replacement,
@@ -164,8 +164,8 @@ def prepare(
     measure: Any = (),
 ) -> Run:
     """A run at epoch 0; its arguments, those of `descend`, are checked."""
-    arrays.check_count("epochs", epochs, 1)
-    arrays.check_count("snapshots", snapshots, 1, arrays.MOST_SNAPSHOTS)
+    epochs = arrays.check_count("epochs", epochs, 1)
+    snapshots = arrays.check_count("snapshots", snapshots, 1, arrays.MOST_SNAPSHOTS)
     arrays.check_callable("callback", callback)
     W, H = start(model, seed, W, H, dtype)
     about = {

@@ -143,7 +143,7 @@ def flow(
     >>> float(run["log10_time"][-1])
     100.0
     """
-    arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
+    checkpoint_every = arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
     path = checkpoint_path(checkpoint, resume)
     run = prepare_flow(model, log10_time, seed, W, H, snapshots, rtol, solver, device)
     return run.go(path, checkpoint_every, resume, progress)
@@ -163,9 +163,9 @@ def prepare_flow(
     """A flow at t = 0; its arguments, those of `flow`, are checked."""
     decays = _decays(model)
     log10_time = _horizon(log10_time, model, decays)
-    arrays.check_positive("log10_time", log10_time)
-    arrays.check_count("snapshots", snapshots, 1, arrays.MOST_SNAPSHOTS)
-    arrays.check_positive("rtol", rtol)
+    log10_time = arrays.check_positive("log10_time", log10_time)
+    snapshots = arrays.check_count("snapshots", snapshots, 1, arrays.MOST_SNAPSHOTS)
+    rtol = arrays.check_positive("rtol", rtol)
     if not 1e-11 <= rtol <= 1e-2:
         raise ValueError(f"`rtol` must lie in 1e-11..1e-2; got {rtol!r}.")
     W, H = start(model, seed, W, H, "float64")
@@ -263,7 +263,7 @@ def _horizon(log10_time: float | None, model: Any, decays: Decays) -> float:
         why = "with these weight decays"
     if log10_time is None:
         return least
-    arrays.check_positive("log10_time", log10_time)
+    log10_time = arrays.check_positive("log10_time", log10_time)
     if log10_time > most:
         raise ValueError(
             f"`log10_time` must be at most {most:.4g} {why}; got {log10_time:g}. The flow comes to "

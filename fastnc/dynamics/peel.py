@@ -97,14 +97,14 @@ def peel(
         return descend(
             model, lr, epochs, W=W, H=H, dtype="float64", snapshots=snapshots, progress=progress
         )
-    arrays.check_count("epochs", epochs, 1)
-    arrays.check_count("snapshots", snapshots, 1, arrays.MOST_SNAPSHOTS)
+    epochs = arrays.check_count("epochs", epochs, 1)
+    snapshots = arrays.check_count("snapshots", snapshots, 1, arrays.MOST_SNAPSHOTS)
     bias = arrays.real_numbers("bias", bias)
     if bias.shape != (len(W),):
         raise ValueError(f"`bias` must have the shape {(len(W),)}; got {bias.shape}.")
     stepper = BiasedDescent(W, H, bias, model.y, 1.0)
-    stepper.lr = _longest(stepper.W1, stepper.H1) if lr is None else lr
-    arrays.check_positive("lr", stepper.lr)
+    lr = _longest(stepper.W1, stepper.H1) if lr is None else lr
+    stepper.lr = arrays.check_positive("lr", lr)
     about = {
         "kind": "peeled", "model": repr(model), "lr": float(stepper.lr),
         "start": fingerprint(W, H, bias, model.y),

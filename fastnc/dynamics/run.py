@@ -122,7 +122,7 @@ class Run:
             with np.errstate(all="ignore"):
                 measured = self.stepper.measure()
             self.record(measured)
-            if self.callback is not None and self.callback(self.rows[-1]):
+            if self.callback is not None and self.callback(dict(self.rows[-1])):
                 self.stopped = "callback"
         if self.at_the_end:
             self.stopped = self.stopped or self.stepper.end
@@ -134,6 +134,7 @@ class Run:
             raise self.diverged(self.stepper.time, self.stepper.time)
         row = {self.stepper.clock: self.upcoming, **measured}
         if self.further.names:
+            self.further.check_new(row)
             row |= self.further.of(self.upcoming, self.stepper.W, self.stepper.H, self.y)
         self.rows.append(row)
         self._next += 1

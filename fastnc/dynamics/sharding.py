@@ -120,8 +120,8 @@ def prepare_sharded(
             "cross-entropy alone. Leave out `sharded`."
         )
     check_over_ranks(parts)
-    arrays.check_count("epochs", epochs, 1)
-    arrays.check_count("snapshots", snapshots, 1, arrays.MOST_SNAPSHOTS)
+    epochs = arrays.check_count("epochs", epochs, 1)
+    snapshots = arrays.check_count("snapshots", snapshots, 1, arrays.MOST_SNAPSHOTS)
     workers = Workers()
     mine = workers.mine(model.n_samples)
     if workers.count > model.n_samples:

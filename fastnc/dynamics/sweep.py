@@ -161,13 +161,13 @@ def sweep(
             raise ValueError("`lr` and `rules` do not go together: a step size is the rule's own.")
         steps = [(5.0, rule) for rule in rules]
     settings = [setting(rate, rule, size) for rate, rule in steps for size in sizes]
-    arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
+    checkpoint_every = arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
     path = checkpoint_path(checkpoint, resume)
     if threads is None:
         from fastnc.kernels.cpu.threads import n_threads
 
         threads = n_threads()
-    arrays.check_count("threads", threads, 1)
+    threads = arrays.check_count("threads", threads, 1)
 
     def begin(problem: Problem) -> Run:
         one, parts, seed = problem
@@ -175,10 +175,9 @@ def sweep(
             return prepare_flow(one, log10_time, seed, None, None, snapshots, rtol, solver)
         return prepare(one, parts, epochs, seed, None, None, snapshots, dtype, measure=measure)
 
+    seeds = [arrays.check_count("seed", seed, 0) for seed in seeds]
     problems = list(itertools.product(models, settings, seeds))
     # Every argument is checked before the first epoch.
-    for seed in seeds:
-        arrays.check_count("seed", seed, 0)
     totals, horizons, unit = [], [], "epochs"
     for one, parts in itertools.product(models, settings):
         run = begin((one, parts, seeds[0]))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._core.arrays import check_choice, check_count, check_positive
+from fastnc._core.arrays import check_choice, check_count, check_positive, keep_checked
 from fastnc.models import losses
 from fastnc.models.layer_peeled import (
     Balanced,
@@ -107,8 +107,7 @@ class Sphere(Constrained):
 
     def __post_init__(self) -> None:
         self._set_up_balanced()
-        check_positive("radius", self.radius)
-        object.__setattr__(self, "radius", float(self.radius))
+        keep_checked(self, check_positive, "radius")
 
     def norms(self) -> tuple[float, float]:
         return self.radius / 2.0**0.5, self.radius / 2.0**0.5
@@ -171,16 +170,15 @@ class NormConstrained(Constrained):
         if self.class_sizes is None:
             self._set_up_balanced()
         else:
-            K = check_count("n_classes", self.n_classes, 2)
+            keep_checked(self, check_count, "n_classes", least=2)
+            K = self.n_classes
             sizes = checked_sizes(self.class_sizes)
             if len(sizes) != K:
                 raise ValueError(f"`class_sizes` must list {K} classes; got {len(sizes)}.")
             object.__setattr__(self, "class_sizes", sizes)
             self._set_up(np.array(sizes, dtype=np.int64))
         check_choice("average", self.average, ("class", "sample"))
-        for name in ("energy_W", "energy_H"):
-            check_positive(name, getattr(self, name))
-            object.__setattr__(self, name, float(getattr(self, name)))
+        keep_checked(self, check_positive, "energy_W", "energy_H")
         # The weight of each class's sum of |h_i|^2 in the energy; 1 / N for equal sizes.
         share = self.counts * self.n_classes if self.average == "class" else self.n_samples
         object.__setattr__(self, "_share", np.broadcast_to(1.0 / share, self.counts.shape))
@@ -258,7 +256,7 @@ class Normalized(Constrained):
 
     def __post_init__(self) -> None:
         self._set_up_balanced()
-        check_positive("temperature", self.temperature)
+        keep_checked(self, check_positive, "temperature")
         if self.dim < 2:
             raise ValueError(
                 f"`dim` must be at least 2; got {self.dim}. Unit vectors in one dimension are "

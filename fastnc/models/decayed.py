@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class WeightDecay(Balanced):
         self._set_weight_decay(self.weight_decay_W, self.weight_decay_H)
         self._set_bias(self.bias)
         alpha = self.label_smoothing
-        if not (isinstance(alpha, (int, float, np.number)) and 0.0 <= float(alpha) < 1.0):
+        if not (isinstance(alpha, Real) and 0.0 <= float(alpha) < 1.0):
             raise ValueError(f"`label_smoothing` must lie in [0, 1); got {alpha!r}.")
         object.__setattr__(self, "label_smoothing", float(alpha))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core.arrays import check_at_least_zero, check_count, check_positive, float_dtype
+from fastnc._core.results import listed
 from fastnc.models.layer_peeled import Balanced, Floats, Optimum
 from fastnc.models.lbfgs import minimise
 
@@ -84,14 +84,16 @@ class DeepLinear(Balanced):
     starts = 16
 
     def __post_init__(self) -> None:
-        if isinstance(self.widths, (str, bytes)) or not isinstance(self.widths, Sequence):
+        layers = listed(self.widths)
+        if layers is None:
             raise TypeError(f"`widths` must list the width of each layer; got {self.widths!r}.")
-        if not self.widths:
+        if not layers:
             raise ValueError("`widths` must list at least one width; got none.")
-        widths = tuple(check_count(f"widths[{i}]", d, 1) for i, d in enumerate(self.widths))
+        widths = tuple(check_count(f"widths[{i}]", d, 1) for i, d in enumerate(layers))
         given = self.weight_decays
-        many = isinstance(given, Sequence) and not isinstance(given, (str, bytes))
-        decays: tuple[Any, ...] = tuple(given) if many else (given,) * (len(widths) + 1)
+        several = listed(given)
+        many = several is not None
+        decays: list[Any] = [given] * (len(widths) + 1) if several is None else several
         if len(decays) != len(widths) + 1:
             raise ValueError(
                 f"`weight_decays` must list {len(widths) + 1} numbers, of the features and of each "

@@ -15,6 +15,7 @@ from fastnc._core.arrays import (
     check_positive,
     copied,
     float_dtype,
+    keep_checked,
     real_numbers,
     row_major,
 )
@@ -151,8 +152,7 @@ class LayerPeeled:
                     f"`{name}` must be positive; got 0. Without a penalty this is the "
                     "unconstrained layer-peeled model: use `fastnc.ULPM`."
                 )
-            check_positive(name, value)
-            object.__setattr__(self, name, float(value))
+            object.__setattr__(self, name, float(check_positive(name, value)))
         weight_decay_W, weight_decay_H = float(weight_decay_W), float(weight_decay_H)
         object.__setattr__(self, "balance", (weight_decay_H / weight_decay_W) ** 0.25)
         # Their product may leave the range of floats where its root does not.
@@ -245,9 +245,9 @@ class Balanced(LayerPeeled):
     n_per_class: int
 
     def _set_up_balanced(self) -> None:
-        K = check_count("n_classes", self.n_classes, 2)
-        n = check_count("n_per_class", self.n_per_class, 1)
-        self._set_up(np.full(K, n, dtype=np.int64))
+        keep_checked(self, check_count, "n_classes", least=2)
+        keep_checked(self, check_count, "n_per_class", least=1)
+        self._set_up(np.full(self.n_classes, self.n_per_class, dtype=np.int64))
 
     @property
     def class_sizes(self) -> NDArray[np.int64]:

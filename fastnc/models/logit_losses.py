@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._core.arrays import check_at_least_zero
+from fastnc._core.arrays import check_at_least_zero, keep_checked
 from fastnc.models.layer_peeled import Floats, Gradients
 
 Labels = NDArray[np.int64]
@@ -67,7 +67,7 @@ class Smoothed(LogitLoss):
     label_smoothing: float = 0.1
 
     def __post_init__(self) -> None:
-        check_at_least_zero("label_smoothing", self.label_smoothing)
+        keep_checked(self, check_at_least_zero, "label_smoothing")
         if not 0.0 < self.label_smoothing < 1.0:
             raise ValueError(
                 f"`label_smoothing` must lie in (0, 1); got {self.label_smoothing!r}. Without any "
@@ -96,7 +96,7 @@ class Focal(LogitLoss):
     has_log = True
 
     def __post_init__(self) -> None:
-        check_at_least_zero("gamma", self.gamma)
+        keep_checked(self, check_at_least_zero, "gamma")
 
     def of_logits(self, Z: Floats, y: Labels, of_log: bool = False) -> OfLogits:
         _, s, q = _wrong(Z, y)

@@ -124,7 +124,7 @@ def solve(
         )
     if not isinstance(model, LayerPeeled):
         raise TypeError(f"`model` must be one of `fastnc.models`; got {type(model).__name__}.")
-    check_count("seed", seed, 0)
+    seed = check_count("seed", seed, 0)
     at_most = model.starts if starts is None else check_count("starts", starts, 1)
     if not isinstance(beside, Sequence) or isinstance(beside, (str, bytes)):
         raise TypeError(f"`beside` must be a list of points; got {type(beside).__name__}.")

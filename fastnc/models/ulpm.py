@@ -25,7 +25,7 @@ class ULPM:
     """The unconstrained layer-peeled model, equation (4) of the paper, with the mean loss.
 
     `min over W, H of (1/N) sum_i log(1 + sum_{j != y_i} exp(<w_j - w_{y_i}, h_i>))`, or of
-    another loss of the logits. `descend` minimises any of them; kernels, curvatures, `flow`,
+    another loss of the logits. `descend` and `flow` take any of them; kernels, curvatures,
     devices and ranks are for cross-entropy only.
 
     Parameters

@@ -75,7 +75,8 @@ def linear_cross_entropy(
         Also return `log sum_j e^{z_j}`, the class of the largest logit, the entropy of the
         softmax, of each sample.
     z_loss_weight : float
-        Adds `z_loss_weight * lse^2` to each sample's loss, without its class's weight.
+        Adds `z_loss_weight * lse^2` to each sample's loss, without its class's weight; a mean
+        divides it by the number of samples that count.
     logit_scale : float or scalar tensor, optional
         Multiplies the logits, bias included.
     softcap : float, optional

@@ -16,7 +16,8 @@ class Hooks:
     """Calls `came(layer, tensor)` with what enters or leaves layers; `last` is the last linear one.
 
     Compiled code ignores a hook that is set after `torch.compile`, until it is compiled again for a
-    batch of another size. So compiled modules run eagerly while hooks are set.
+    batch of another size. So compiled modules run eagerly while hooks are set. A copy that is made
+    of the network meanwhile has copies of the hooks, which stay on it: they do nothing.
     """
 
     def __init__(self, linear: list[nn.Module]) -> None:
@@ -37,14 +38,16 @@ class Hooks:
         for layer in layers:
             if layer.at == "input":
 
-                def before(_: Any, inputs: Any, named: Any, layer: TrackedLayer = layer) -> None:
-                    came(layer, layer.tensor(inputs, named, None))
+                def before(m: Any, inputs: Any, named: Any, layer: TrackedLayer = layer) -> None:
+                    if m is layer.module:
+                        came(layer, layer.tensor(inputs, named, None))
 
                 handle = layer.module.register_forward_pre_hook(before, with_kwargs=True)
             else:
 
-                def after(_: Any, inputs: Any, out: Any, layer: TrackedLayer = layer) -> None:
-                    came(layer, layer.tensor((), {}, out))
+                def after(m: Any, inputs: Any, out: Any, layer: TrackedLayer = layer) -> None:
+                    if m is layer.module:
+                        came(layer, layer.tensor((), {}, out))
 
                 handle = layer.module.register_forward_hook(after)
             self._handles.append(handle)
@@ -59,4 +62,5 @@ class Hooks:
             self._stance = None
 
     def _ran(self, module: nn.Module, _: Any) -> None:
-        self.last = module
+        if any(module is own for own in self.linear):
+            self.last = module

@@ -105,6 +105,9 @@ def find_layers(
             )
         elif each in known and each:
             found[each] = known[each]
+        elif each and _has(module, each):
+            # Of a layer under two names, `named_modules` has the first alone.
+            found[each] = module.get_submodule(each)
         elif each == "linear":
             found |= {name: known[name] for name in linear_names(known)}
         elif any(sign in each for sign in "*?["):
@@ -117,6 +120,14 @@ def find_layers(
     if not found:
         raise ValueError(f"`{argument}` must name at least one layer; got none.")
     return [TrackedLayer(name, layer, at, features) for name, layer in found.items()]
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    try:
+        module.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
 
 
 def natural_names(module: nn.Module) -> dict[str, nn.Module]:

@@ -68,11 +68,11 @@ def minority_angles(
     """
     K = check_count("n_classes", n_classes, 3)
     n = check_count("n_minority", n_minority, 1)
-    check_positive("weight_decay", weight_decay)
+    weight_decay = check_positive("weight_decay", weight_decay)
     several = listed(ratios)
     if several is None:
         raise TypeError(f"`ratios` must be a sequence of integers; got {type(ratios).__name__}.")
-    check_count("seed", seed, 0)
+    seed = check_count("seed", seed, 0)
     given = np.array([check_count("ratios", ratio, 1) for ratio in several], dtype=np.int64)
     minorities = max(2, (K + 1) // 2)
     found, certified = np.empty(len(given)), np.empty(len(given))

@@ -117,9 +117,9 @@ def fit(
     run on a machine, `seconds` of the first rows include the compilation of the kernels.
     """
     table = rows(n_classes, n_per_class, dim)
-    check_count("seed", seed, 0)
+    seed = check_count("seed", seed, 0)
     if starts is not None:
-        check_count("starts", starts, 1)
+        starts = check_count("starts", starts, 1)
     chosen = list(table) if only is None else check_names("only", only, "rows of the table")
     for name in chosen:
         check_choice("only", name, tuple(table))

@@ -44,13 +44,9 @@ class AlignedFlow:
     v: float
 
     def __post_init__(self) -> None:
-        arrays.check_count("n_classes", self.n_classes, 2)
-        arrays.check_count("n_per_class", self.n_per_class, 1)
-        arrays.check_positive("u", self.u)
-        arrays.check_positive("v", self.v)
-        # In float32 the bounds below would overflow.
-        for name in ("u", "v"):
-            object.__setattr__(self, name, float(getattr(self, name)))
+        arrays.keep_checked(self, arrays.check_count, "n_classes", least=2)
+        arrays.keep_checked(self, arrays.check_count, "n_per_class", least=1)
+        arrays.keep_checked(self, arrays.check_positive, "u", "v")
         if max(self.u, self.v) > LARGEST or self.u * self.v < SMALLEST:
             raise ValueError(
                 f"`u` and `v` must be at most {LARGEST:g} and have a product of at least "
@@ -73,6 +69,7 @@ class AlignedFlow:
         `N [Ei(a) - Ei(a0) + (K-1) log(a/a0)] / (2 K sqrt n)`. Formed relative to e^a, so that
         it holds at any gap.
         """
+        gap = arrays.check_finite_number("gap", gap)
         start, K, n = self.u * self.v, self.n_classes, self.n_per_class
         width = gap - start
         if width <= 0.0:
@@ -106,6 +103,7 @@ class AlignedFlow:
         start = self.u * self.v
         if log_time == -math.inf:
             return start
+        log_time = arrays.check_finite_number("log_time", log_time)
         # From a start of 1e-60 on, by doubling: a bracket over 60 decades would never close.
         low, width = start, min(start, 1.0)
         while self.log_time(start + width) < log_time:
@@ -138,7 +136,7 @@ class AlignedFlow:
         U takes the first K - 1 coordinates. The class means of `frozen` must be equal.
         """
         K, n = self.n_classes, self.n_per_class
-        if dim < K - 1:
+        if arrays.check_count("dim", dim, 1) < K - 1:
             raise ValueError(f"`dim` must be at least n_classes - 1 = {K - 1}; got {dim}.")
         left = np.linalg.svd(simplex_etf(K))[0][:, : K - 1]
         U = np.zeros((K, dim))
@@ -146,6 +144,11 @@ class AlignedFlow:
         u, v = self.scales(log_time)
         H = v * np.repeat(U, n, axis=0)
         if frozen is not None:
+            frozen = arrays.real_numbers("frozen", frozen)
+            if frozen.shape != (n * K, dim - K + 1):
+                raise ValueError(
+                    f"`frozen` must have shape {(n * K, dim - K + 1)}; got {frozen.shape}."
+                )
             means = frozen.reshape(K, n, -1).mean(axis=1)
             if np.abs(means - means[0]).max() > 1e-12 * (1.0 + np.abs(frozen).max()):
                 raise ValueError("`frozen` must have the same mean in every class.")

@@ -143,8 +143,8 @@ def tangent_curvature(
     True
     """
     if tol is not None:
-        arrays.check_positive("tol", tol)
-    arrays.check_count("seed", seed, 0)
+        tol = arrays.check_positive("tol", tol)
+    seed = arrays.check_count("seed", seed, 0)
     from fastnc.kernels.cpu.threads import serial_blas
 
     # A BLAS adds in another order on two threads; and on a busy machine a scalar product of 1e4
@@ -261,8 +261,8 @@ def hessian_spectrum(
     [1.0, 0.0]
     """
     arrays.check_choice("reduction", reduction, ("mean", "sum"))
-    arrays.check_count("k", k, 1)
-    arrays.check_count("seed", seed, 0)
+    k = arrays.check_count("k", k, 1)
+    seed = arrays.check_count("seed", seed, 0)
     W64, H64, labels = arrays.checked_problem(W, H, y)
     size = W64.size + H64.size
     if k >= size:

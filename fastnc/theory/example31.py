@@ -33,7 +33,7 @@ class Example31:
     C: float = 1.0
 
     def __post_init__(self) -> None:
-        arrays.check_positive("C", self.C)
+        arrays.keep_checked(self, arrays.check_positive, "C")
 
     @property
     def model(self) -> ULPM:
@@ -105,6 +105,7 @@ class Example31:
         simplex ETF, the optimum of Theorem 3.3. It replaces (10), along which the loss rises for a
         small beta (see `printed_path`).
         """
+        t = arrays.check_finite_number("t", t)
         point = self.C / math.sqrt(1.0 + 2.0 * t * t) * (_M + t * np.outer(_V, _V))
         return point, point.copy()
 
@@ -114,6 +115,7 @@ class Example31:
         The norm is kept, but the loss *rises* while |beta| is below about `e^-x`, so that (11)
         does not follow; with C = 1 it is lower only for .1406 < |beta| < .674.
         """
+        beta = arrays.check_finite_number("beta", beta)
         if not -1.0 / math.sqrt(2.0) < beta < 0.0:
             raise ValueError(f"`beta` must lie in -0.7071..0; got {beta!r}.")
         alpha = -math.sqrt(1.0 - 2.0 * beta * beta)

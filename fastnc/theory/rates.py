@@ -31,8 +31,8 @@ def exponents(n_classes: int, dim: int) -> dict[str, float]:
         `dim < n_classes`: with d = K-1 nothing is orthogonal, and `within_class` falls as
         `(t log t)^(-1 / (2K))`, a power of t.
     """
-    arrays.check_count("n_classes", n_classes, 2)
-    arrays.check_count("dim", dim, 1)
+    n_classes = arrays.check_count("n_classes", n_classes, 2)
+    dim = arrays.check_count("dim", dim, 1)
     if dim < n_classes:
         raise ValueError(
             f"`dim` must be at least n_classes = {n_classes} for these rates; got {dim}."
@@ -58,11 +58,11 @@ def limits(class_sizes: ArrayLike, dim: int) -> dict[str, float]:
     ValueError
         A class without a sample, or `dim < K - 1`, whose limit is not known.
     """
-    counts = arrays.check_labels(class_sizes, None, None, "class_sizes", "")
+    counts = arrays.check_labels(class_sizes, None, None, "class_sizes", "").astype(np.int64)
     K = len(counts)
     if K < 2:
         raise ValueError(f"`class_sizes` must be of at least 2 classes; got {counts.tolist()}.")
-    arrays.check_count("dim", dim, 1)
+    dim = arrays.check_count("dim", dim, 1)
     if counts.min() < 1 or dim < K - 1:
         raise ValueError(
             f"every class must have a sample and `dim` must be at least {K - 1}; got class sizes "
@@ -166,8 +166,9 @@ def fitted_exponent(log10_time: ArrayLike, column: ArrayLike, low: float, high: 
     for name, x in (("log10_time", times), ("column", values)):
         if x.dtype.kind not in "fiu" or x.shape != (times.size,):
             raise TypeError(f"`{name}` must be one number a snapshot; got {x.dtype} {x.shape}.")
-    arrays.check_finite_number("low", low)
-    arrays.check_finite_number("high", high)
+    low = arrays.check_finite_number("low", low)
+    high = arrays.check_finite_number("high", high)
+    times, values = times.astype(np.float64), values.astype(np.float64)
     # log log t is defined for t > 1 only.
     chosen = (
         (times > 0.0)

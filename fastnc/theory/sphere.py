@@ -27,7 +27,7 @@ def along_sphere(W: Any, H: Any, dW: Any, dH: Any, angle: float) -> tuple[Any, A
         arrays.check_matrix(name, x, tuple(of.shape))
     if len({arrays.is_torch(x) for x in (W, H, dW, dH)}) > 1:
         raise TypeError("`W`, `H`, `dW`, `dH` must be all arrays or all tensors; got both.")
-    arrays.check_finite_number("angle", angle)
+    angle = arrays.check_finite_number("angle", angle)
     radius = math.sqrt(float((W**2).sum() + (H**2).sum()))
     c, s = math.cos(angle), radius * math.sin(angle)
     return c * W + s * dW, c * H + s * dH
@@ -40,7 +40,7 @@ def optimal_loss(
 
     `N log(1 + (K-1) exp(-radius^2 / (2 (K-1) sqrt n)))` for the sum; needs `d >= K-1`.
     """
-    arrays.check_at_least_zero("radius", radius)
+    radius = arrays.check_at_least_zero("radius", radius)
     arrays.check_choice("reduction", reduction, ("mean", "sum"))
     K = arrays.check_count("n_classes", n_classes, 2)
     n = arrays.check_count("n_per_class", n_per_class, 1)
@@ -52,7 +52,7 @@ def collapsed(
     radius: float, n_classes: int, n_per_class: int, dim: int
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """A minimiser of Theorem 3.3: W, H, y at neural collapse, |W| = |H|, `d >= K-1`."""
-    arrays.check_at_least_zero("radius", radius)
+    radius = arrays.check_at_least_zero("radius", radius)
     K = arrays.check_count("n_classes", n_classes, 2)
     n = arrays.check_count("n_per_class", n_per_class, 1)
     if arrays.check_count("dim", dim, 1) < K - 1:

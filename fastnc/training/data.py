@@ -114,20 +114,20 @@ def load_data(
     """
     import torch
 
-    check_count("image_size", image_size, 1)
+    image_size = check_count("image_size", image_size, 1)
     if not 0.0 <= label_noise < 1.0:
         raise ValueError(f"`label_noise` must lie in [0, 1); got {label_noise!r}.")
     if not 1.0 <= imbalance < np.inf:
         raise ValueError(f"`imbalance` must be a number of at least 1; got {imbalance!r}.")
     read = _reader(name)
     if subset is not None:
-        check_count("subset", subset, 2)
+        subset = check_count("subset", subset, 2)
     if download:
         image_sets.download(Path(root), name)
     splits = read(Path(root), image_size)
     n_classes = len(np.unique(splits[0][1]))
     if subset is not None:
-        check_count("subset", subset, n_classes)
+        subset = check_count("subset", subset, n_classes)
         if subset > len(splits[0][1]):
             raise ValueError(
                 f"`subset` must be at most the {len(splits[0][1])} training images; got {subset}."

@@ -87,19 +87,18 @@ class Experiment:
     snapshots: int = 20
 
     def __post_init__(self) -> None:
-        arrays.check_count("feature_dim", self.feature_dim, 1)
-        arrays.check_count("batch_size", self.batch_size, 1)
-        arrays.check_count("seed", self.seed, 0)
-        arrays.check_count("snapshots", self.snapshots, 1)
-        arrays.check_positive("lr", self.lr)
+        arrays.keep_checked(self, arrays.check_count, "feature_dim", least=1)
+        arrays.keep_checked(self, arrays.check_count, "batch_size", least=1)
+        arrays.keep_checked(self, arrays.check_count, "seed", least=0)
+        arrays.keep_checked(self, arrays.check_count, "snapshots", least=1)
+        arrays.keep_checked(self, arrays.check_positive, "lr")
         for name, value in (("momentum", self.momentum), ("dropout", self.dropout)):
             if not (isinstance(value, Real) and 0.0 <= float(value) < 1.0):
                 raise ValueError(f"`{name}` must lie in [0, 1); got {value!r}.")
         arrays.check_choice("precision", self.precision, PRECISIONS)
         arrays.check_choice("head", self.head, HEADS)
         arrays.check_choice("augment", self.augment, AUGMENTS)
-        arrays.check_positive("feature_scale", self.feature_scale)
-        arrays.check_positive("classifier_scale", self.classifier_scale)
+        arrays.keep_checked(self, arrays.check_positive, "feature_scale", "classifier_scale")
         if self.batch_norm and self.batch_size < 2:
             raise ValueError("`batch_size` must be at least 2 with batch normalisation; got 1.")
 

@@ -97,8 +97,8 @@ def train(
     -----
     Cost: that of the epochs, and one pass over training and test images a measurement.
     """
-    arrays.check_count("epochs", epochs, 1)
-    arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
+    epochs = arrays.check_count("epochs", epochs, 1)
+    checkpoint_every = arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
     if not isinstance(experiment, Experiment | None):
         raise TypeError(f"`experiment` must be an Experiment; got {type(experiment).__name__}.")
     experiment = experiment or Experiment()

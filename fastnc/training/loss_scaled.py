@@ -74,7 +74,7 @@ class LossScaled:
         decrease: float = 1.0,
         batches: int | None = None,
     ) -> None:
-        check_positive("decrease", decrease)
+        decrease = check_positive("decrease", decrease)
         n_batches = n_batches if batches is None else check_count("batches", batches, 1)
         # The share that the running mean keeps: none if an epoch is one batch.
         self.log_keep = math.log1p(-1.0 / n_batches) if n_batches > 1 else -math.inf

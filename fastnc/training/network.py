@@ -97,10 +97,10 @@ def network(
     ValueError
         There is no such model, or its last layer is not linear.
     """
-    check_count("n_classes", n_classes, 2)
-    check_count("feature_dim", feature_dim, 1)
-    check_positive("feature_scale", feature_scale)
-    check_positive("classifier_scale", classifier_scale)
+    n_classes = check_count("n_classes", n_classes, 2)
+    feature_dim = check_count("feature_dim", feature_dim, 1)
+    feature_scale = check_positive("feature_scale", feature_scale)
+    classifier_scale = check_positive("classifier_scale", classifier_scale)
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"`dropout` must lie in [0, 1); got {dropout!r}.")
     check_choice("head", head, HEADS)

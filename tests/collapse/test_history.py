@@ -6,6 +6,7 @@ import math
 import numpy as np
 import oracles
 import pytest
+import torch
 
 import fastnc
 from fastnc.collapse.layer_table import LayerTable
@@ -164,3 +165,33 @@ def test_energies_of_many_pairs(monkeypatch):
             ("distance_variance", "gnc2_distance_variance"),
         ):  # fmt: skip
             assert getattr(told, ours) == pytest.approx(known[theirs], rel=tolerance), ours
+
+
+def test_numbers_of_other_libraries_are_kept_as_numbers(tmp_path):
+    """A tensor would keep its graph, and `tensor(0.9)` is no number in a file."""
+    h = fastnc.History()
+    loss = torch.tensor(0.25, requires_grad=True)
+    for epoch in np.arange(2):
+        h.add(epoch, {"rate": np.float32(0.5)}, loss=loss, count=np.int64(3), one=np.ones(1))
+    assert [dict(row) for row in h] == [
+        {"epoch": e, "rate": 0.5, "loss": 0.25, "count": 3, "one": 1.0} for e in (0, 1)
+    ]
+    assert {type(value) for row in h for value in row.values()} == {int, float}
+    h.to_csv(tmp_path / "h.csv")
+    assert (tmp_path / "h.csv").read_text().splitlines()[1] == "0,0.5,0.25,3,1.0"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"accuracy": "x"}, "'accuracy' must be one number; got 'x'"),
+        ({"accuracy": np.ones(2)}, "'accuracy' must be one number"),
+        ({"epoch": 7}, "a name other than 'epoch'"),
+        ({3: 7.0}, "a name other than 'epoch'; got 3"),
+    ],
+)
+def test_what_is_no_named_number_is_refused(more, message):
+    h = fastnc.History()
+    with pytest.raises((TypeError, ValueError), match=message):
+        h.add(1, more)
+    assert len(h) == 0

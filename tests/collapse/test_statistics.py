@@ -182,3 +182,16 @@ def test_reduction_needs_a_process_group():
     pytest.importorskip("torch")
     with pytest.raises(ValueError, match=r"`all_reduce` needs an initialised process group"):
         gathered(WHOLE).all_reduce()
+
+
+def test_some_classes_are_each_named_once_and_known():
+    s = fastnc.ClassStatistics(3, 1)
+    s.update(np.array([[1.0], [3.0], [8.0]]), np.array([0, 0, 2]))
+    assert s.of_classes([2, 0]).means.tolist() == [[8.0], [2.0]]
+    for classes, message in (
+        ([0, -1], r"`classes` must lie in 0..2 .*got -1 at index 1"),
+        ([0, 3], r"`classes` must lie in 0..2 .*got 3 at index 1"),
+        ([2, 2], r"`classes` must name each class once; got \[2, 2\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            s.of_classes(classes)

@@ -53,7 +53,7 @@ def test_what_is_linked_in_has_no_machine_code_of_its_own_and_can_be_kept():
     for kernel in (spread, spread_of_halves):
         kernel._cache.disable()
     spread_of_halves(np.zeros((4, 2)), np.empty(2), np.empty(2))
-    (compiled,) = spread.overloads.values()
+    compiled = next(iter(spread.overloads.values()))
     library, name = compiled.library, compiled.fndesc.mangled_name
     assert library.get_pointer_to_function(name) == 0
     kept = library.codegen.unserialize_library(library.serialize_using_object_code())

@@ -247,3 +247,14 @@ def test_more_classes_than_a_simplex_holds_are_told_the_best_code():
     # Rankin: six vectors in three dimensions are at best orthogonal, 5/6 (1 - 0).
     assert "no simplex: d = 3 < K - 1 = 5" in fastnc.plots.flow_summary(run)
     assert "0.83333" in fastnc.plots.flow_summary(run)
+
+
+@pytest.mark.parametrize("gap", [6.0, 12.0, 18.0, 24.0, 40.0])
+def test_a_start_of_any_margin_keeps_the_exact_law(gap):
+    """The first step was a hundredth of theta, at a speed of e^-gap: beyond all floats."""
+    exact = fastnc.theory.AlignedFlow(4, 2, gap**0.5, gap**0.5)
+    W, H = exact.point(5)
+    run = fastnc.flow(fastnc.ULPM(4, 2, 5), log10_time=100, W=W, H=H)
+    # A tenth of rtol = 1e-8, of logits of up to 230.
+    late = exact.log_loss(100.0 * math.log(10.0))
+    assert run["log_loss"][-1] == pytest.approx(late, rel=0.0, abs=3e-7)

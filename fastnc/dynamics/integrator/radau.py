@@ -335,7 +335,9 @@ class Radau:
         """A step whose explicit Euler step is 1 % of theta (II.4, for order 5)."""
         scale, rms = self.rtol * abs(theta) + self.atol, self.vectors.rms
         size, speed = rms(theta / scale), rms(slope / scale)
-        guess = 1e-6 if min(size, speed) < 1e-5 else 0.01 * size / speed
+        # At x = 7.3 e^sinh(x) is no float any more: a start of a large margin hardly moves, and its
+        # guess would be further than that.
+        guess = 1e-6 if min(size, speed) < 1e-5 else min(0.01 * size / speed, 6.0)
         ahead = self.equation.derivative(x + guess, theta + guess * slope)
         bend = rms((ahead - slope) / scale) / guess
         largest = max(speed, bend)

@@ -31,10 +31,9 @@ class Adam(BuiltIn):
         super().__post_init__()
         if not isinstance(self.betas, tuple) or len(self.betas) != 2:
             raise ValueError(f"`betas` must be a pair (beta1, beta2); got {self.betas!r}.")
-        for beta in self.betas:
-            check_fraction("betas", beta)
-        arrays.check_at_least_zero("eps", self.eps)
-        arrays.check_at_least_zero("weight_decay", self.weight_decay)
+        betas = tuple(check_fraction("betas", beta) for beta in self.betas)
+        object.__setattr__(self, "betas", betas)
+        arrays.keep_checked(self, arrays.check_at_least_zero, "eps", "weight_decay")
 
     @property
     def scale_free(self) -> bool:  # type: ignore[override]

@@ -24,8 +24,8 @@ class Momentum(BuiltIn):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fraction("momentum", self.momentum)
-        arrays.check_at_least_zero("weight_decay", self.weight_decay)
+        arrays.keep_checked(self, check_fraction, "momentum")
+        arrays.keep_checked(self, arrays.check_at_least_zero, "weight_decay")
 
     def init(self, *factors: Array) -> dict[str, Array]:
         """m = 0 for each factor."""

@@ -49,7 +49,7 @@ class BuiltIn:
     scale_free: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_rate(self.lr)
+        object.__setattr__(self, "lr", check_rate(self.lr))
 
     def init(self, *factors: Array) -> dict[str, Array]:
         """Nothing is remembered."""
@@ -64,15 +64,15 @@ class BuiltIn:
         return repr(self)
 
 
-def check_rate(lr: Rate) -> None:
+def check_rate(lr: Rate) -> Rate:
     """`lr` must be a positive number, a pair of such or of schedules, or a schedule."""
     if isinstance(lr, tuple):
         if len(lr) != 2:
             raise ValueError(f"`lr` must be one number or a pair (lr_W, lr_H); got {lr!r}.")
-        for one in lr:
-            check_rate(one)
-    elif not callable(lr) and not isinstance(lr, Schedule):
-        arrays.check_positive("lr", lr)
+        return tuple(check_rate(one) for one in lr)
+    if callable(lr) or isinstance(lr, Schedule):
+        return lr
+    return arrays.check_positive("lr", lr)
 
 
 def decayed(gradients: Arrays, factors: Arrays, weight_decay: float) -> Arrays:
@@ -84,8 +84,9 @@ def decayed(gradients: Arrays, factors: Arrays, weight_decay: float) -> Arrays:
     )
 
 
-def check_fraction(name: str, value: float) -> None:
+def check_fraction(name: str, value: float) -> float:
     """`value` must lie in 0..1, 1 excluded."""
-    arrays.check_at_least_zero(name, value)
+    value = arrays.check_at_least_zero(name, value)
     if value >= 1.0:
         raise ValueError(f"`{name}` must be below 1; got {value!r}.")
+    return value

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core import arrays
+from fastnc._core.results import listed
 
 
 class Standing(NamedTuple):
@@ -48,7 +49,7 @@ class Constant(Schedule):
     lr: float
 
     def __post_init__(self) -> None:
-        arrays.check_positive("lr", self.lr)
+        arrays.keep_checked(self, arrays.check_positive, "lr")
 
     def __call__(self, epoch: float) -> float:
         return self.lr
@@ -63,9 +64,9 @@ class Cosine(Schedule):
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        arrays.check_positive("lr", self.lr)
-        arrays.check_count("epochs", self.epochs, 1)
-        arrays.check_at_least_zero("final", self.final)
+        arrays.keep_checked(self, arrays.check_positive, "lr")
+        arrays.keep_checked(self, arrays.check_count, "epochs", least=1)
+        arrays.keep_checked(self, arrays.check_at_least_zero, "final")
 
     def __call__(self, epoch: float) -> float:
         share = min(epoch / self.epochs, 1.0)
@@ -81,8 +82,8 @@ class Power(Schedule):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        arrays.check_positive("lr", self.lr)
-        arrays.check_positive("scale", self.scale)
+        arrays.keep_checked(self, arrays.check_positive, "lr", "scale")
+        arrays.keep_checked(self, arrays.check_finite_number, "exponent")
 
     def __call__(self, epoch: float) -> float:
         return float(self.lr * (1.0 + epoch / self.scale) ** -self.exponent)
@@ -97,9 +98,12 @@ class Steps(Schedule):
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        arrays.check_positive("lr", self.lr)
-        arrays.check_positive("factor", self.factor)
-        object.__setattr__(self, "at_epochs", tuple(int(e) for e in self.at_epochs))
+        arrays.keep_checked(self, arrays.check_positive, "lr", "factor")
+        epochs = listed(self.at_epochs)
+        if epochs is None:
+            raise TypeError(f"`at_epochs` must list epochs; got {self.at_epochs!r}.")
+        checked = tuple(arrays.check_count("at_epochs", epoch, 0) for epoch in epochs)
+        object.__setattr__(self, "at_epochs", checked)
 
     def __call__(self, epoch: float) -> float:
         return float(self.lr * self.factor ** sum(epoch >= e for e in self.at_epochs))
@@ -113,9 +117,9 @@ class WarmUp(Schedule):
     epochs: int
 
     def __post_init__(self) -> None:
-        arrays.check_count("epochs", self.epochs, 1)
+        arrays.keep_checked(self, arrays.check_count, "epochs", least=1)
         if not callable(self.then):
-            arrays.check_positive("then", self.then)
+            arrays.keep_checked(self, arrays.check_positive, "then")
         if getattr(self.then, "of_log_loss", False):
             raise ValueError(
                 f"`then` must be a number or a schedule of the epoch; {self.then!r} needs no "
@@ -139,7 +143,8 @@ class Polyak(Schedule):
     factor: float = 1.0
 
     def __post_init__(self) -> None:
-        arrays.check_positive("factor", self.factor)
+        arrays.keep_checked(self, arrays.check_at_least_zero, "least")
+        arrays.keep_checked(self, arrays.check_positive, "factor")
 
     @property
     def of_log_loss(self) -> bool:  # type: ignore[override]
@@ -169,7 +174,7 @@ class LossScaled(Schedule):
     of_log_loss = True
 
     def __post_init__(self) -> None:
-        arrays.check_positive("factor", self.factor)
+        arrays.keep_checked(self, arrays.check_positive, "factor")
 
     def at(self, standing: Standing) -> float:
         largest = max(*(_spectral_norm_squared(x) for x in standing.factors[:2]), 1.0)

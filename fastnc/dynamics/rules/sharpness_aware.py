@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastnc._core import arrays
-from fastnc.dynamics.rules.gradient_descent import GradientDescent
-from fastnc.dynamics.rules.rule import Arrays
+from fastnc.dynamics.rules.rule import Array, Arrays, BuiltIn, decayed
 
 
 @dataclass(frozen=True)
-class SharpnessAware(GradientDescent):
+class SharpnessAware(BuiltIn):
     """`theta -= lr grad L(theta + radius g / |g|)`, g = grad L(theta) (SAM).
 
     Two gradients a step, of the same samples. The climb keeps the length `radius` as the loss
@@ -21,13 +20,22 @@ class SharpnessAware(GradientDescent):
     """
 
     radius: float = 0.05
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        arrays.check_positive("radius", self.radius)
+        arrays.keep_checked(self, arrays.check_positive, "radius")
+        arrays.keep_checked(self, arrays.check_at_least_zero, "weight_decay")
 
     def climb(self, gradients: Arrays) -> Arrays:
         """`radius g / |g|`: from theta to the point at which the gradient is taken."""
         norm = math.hypot(*(float(np.linalg.norm(g)) for g in gradients))
         scale = self.radius / norm if norm > 0.0 else 0.0
         return tuple(g * g.dtype.type(scale) for g in gradients)
+
+    def update(
+        self, factors: Arrays, gradients: Arrays, state: dict[str, Array], rates: Arrays, step: int
+    ) -> Arrays:
+        """`-lr g`, g the gradient uphill."""
+        gradients = decayed(gradients, factors, self.weight_decay)
+        return tuple(-lr * g for lr, g in zip(rates, gradients, strict=True))

@@ -27,7 +27,7 @@ class SpectralDescent(BuiltIn):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        arrays.check_at_least_zero("weight_decay", self.weight_decay)
+        arrays.keep_checked(self, arrays.check_at_least_zero, "weight_decay")
 
     def update(
         self, factors: Arrays, gradients: Arrays, state: dict[str, Array], rates: Arrays, step: int

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fastnc._core import arrays
 from fastnc.dynamics.gradients import Found, Source, streams
 from fastnc.dynamics.rules import LossScaled, Rule, Schedule, Standing
+from fastnc.dynamics.rules.rule import BuiltIn
 from fastnc.dynamics.steppers.epochs import HostEpochs
 
 Array = NDArray[Any]
@@ -63,7 +64,14 @@ class ComposedDescent(HostEpochs):
         empty = np.zeros((0, 0), W.dtype)
         self.low = tuple(np.zeros_like(x) if compensated else empty for x in self.factors)
         self.W_low, self.H_low = self.low[:2]
-        self.memory = {f"rule/{name}": x for name, x in rule.init(*self.factors).items()}
+        # A rule of the user's sees the factors and does not write to them: what it returns moves
+        # them.
+        own = isinstance(rule, BuiltIn)
+        self.shown = self.factors if own else tuple(_read_only(x) for x in self.factors)
+        memory = rule.init(*self.shown)
+        if not own:
+            _check_memory(memory)
+        self.memory = {f"rule/{name}": x for name, x in memory.items()}
         self.lr = getattr(rule, "lr", 1.0)
         self.streams = streams(source)
         # Steps made, and the log of the gradients' unit in a scale-free rule's memory.
@@ -92,8 +100,10 @@ class ComposedDescent(HostEpochs):
             self.rule.rescale(self._memory(), math.exp(min(unit - found.log_loss, 700.0)))
         self.counts[:] = step + 1, found.log_loss if self.of_log_loss else math.nan
         changes = self.rule.update(
-            self.factors, found.gradients, self._memory(), rates, int(step) + 1
+            self.shown, found.gradients, self._memory(), rates, int(step) + 1
         )
+        if self.shown is not self.factors:
+            _check_changes(changes, self.names, self.factors)
         for x, low, change, name in zip(self.factors, self.low, changes, self.names, strict=True):
             if name not in self.freeze:
                 add_change(x, low, np.asarray(change))
@@ -150,6 +160,41 @@ class ComposedDescent(HostEpochs):
         if isinstance(self.lr, (int, float)):
             return super().blame()
         return f"the steps of `lr`={self.lr!r} are too large for this problem. Take smaller ones."
+
+
+def _read_only(x: Array) -> Array:
+    view = x.view()
+    view.flags.writeable = False
+    return view
+
+
+def _check_memory(memory: Any) -> None:
+    """What `init` of a user's rule returned must be arrays by name: checkpoints hold them."""
+    if not isinstance(memory, Mapping):
+        raise TypeError(
+            f"`rule.init` must return arrays by name, {{}} for none; got {type(memory).__name__}."
+        )
+    for name, x in memory.items():
+        if not isinstance(name, str) or not isinstance(x, np.ndarray):
+            raise TypeError(
+                "`rule.init` must return NumPy arrays by name, of which checkpoints are made; got "
+                f"{name!r}: {type(x).__name__}. Write a number as `np.zeros(1)`."
+            )
+
+
+def _check_changes(changes: Any, names: Sequence[str], factors: Arrays) -> None:
+    """What `update` of a user's rule returned must be an array of each factor's shape."""
+    shapes = [x.shape for x in factors]
+    if not isinstance(changes, (tuple, list)) or [np.shape(x) for x in changes] != shapes:
+        got = (
+            [np.shape(x) for x in changes]
+            if isinstance(changes, (tuple, list))
+            else type(changes).__name__
+        )
+        raise ValueError(
+            f"`rule.update` must return what is added to each of {', '.join(names)}, of shapes "
+            f"{shapes}; got {got}."
+        )
 
 
 def rate_at(lr: Any, standing: Standing) -> float:

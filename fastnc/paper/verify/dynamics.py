@@ -40,7 +40,7 @@ def check_starts(seed: int) -> None:
 
 def section_3_1_2(seed: int) -> Iterator[Finding]:
     """Section 2.2's sign, Theorem 3.1, Lemmas 3.2 and 3.3."""
-    check_count("seed", seed, 0)
+    seed = check_count("seed", seed, 0)
     yield _section_22(seed)
     yield _theorem_31(seed)
     yield _lemma_32(seed)
@@ -49,7 +49,7 @@ def section_3_1_2(seed: int) -> Iterator[Finding]:
 
 def beyond(seed: int) -> Iterator[Finding]:
     """The conserved quantities, the exact law, rates and constants, and section 5.3's step."""
-    check_count("seed", seed, 0)
+    seed = check_count("seed", seed, 0)
     yield _conserved(seed)
     yield _law()
     yield from _rates(seed)

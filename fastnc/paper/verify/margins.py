@@ -24,7 +24,7 @@ SIZES = ((5, 10, 20), (3, 2, 7), (10, 4, 9), (2, 3, 1), (4, 1, 4))
 
 def section_3_1_1(seed: int) -> Iterator[Finding]:
     """Lemma 3.1, Remark 3.1, Theorem 3.2."""
-    check_count("seed", seed, 0)
+    seed = check_count("seed", seed, 0)
     yield _lemma_31(seed)
     yield _remark_31(seed)
     yield _theorem_32(seed)

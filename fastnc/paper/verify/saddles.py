@@ -27,7 +27,7 @@ _POINT = Example31(1.0)
 
 def section_3_2(seed: int) -> Iterator[Finding]:
     """Example 3.1 with (7) to (11), Theorems 3.3 and 3.4, Remark 3.3."""
-    check_count("seed", seed, 0)
+    seed = check_count("seed", seed, 0)
     yield _point_7()
     yield _multipliers_8()
     yield _gradient_9()

@@ -1,0 +1,97 @@
+"""Rules, measurements, callbacks of a user's: what they may not touch, what they must return."""
+
+import numpy as np
+import pytest
+
+import fastnc
+
+MODEL = fastnc.ULPM(3, 4, 5)
+
+
+class Plain:
+    """Gradient descent, as a user would write it."""
+
+    lr = 0.5
+
+    def init(self, *factors):
+        return {}
+
+    def update(self, factors, gradients, state, rates, step):
+        return tuple(-r * g for r, g in zip(rates, gradients, strict=True))
+
+
+def with_methods(**methods):
+    return type("Own", (Plain,), methods)()
+
+
+def test_a_measurement_may_overwrite_its_arguments_and_the_run_stays():
+    def centred(W, H, y):
+        W -= W.mean(axis=0)
+        H *= 0.0
+        y[:] = 0
+        return float(np.linalg.norm(W))
+
+    alone = fastnc.descend(MODEL, epochs=20)
+    run = fastnc.descend(MODEL, epochs=20, measure={"centred": centred})
+    assert np.array_equal(run.W, alone.W)
+    assert np.array_equal(run.H, alone.H)
+    assert np.array_equal(run["margin"], alone["margin"])
+    want = np.linalg.norm(run.W - run.W.mean(axis=0))
+    assert run["centred"][-1] == want
+
+
+def test_a_callback_may_overwrite_its_dict_and_the_run_stays():
+    def callback(row):
+        row["margin"] = -99.0
+        row.clear()
+
+    run = fastnc.descend(MODEL, epochs=20, callback=callback)
+    assert run["margin"][-1] == fastnc.neural_collapse_margin(run.W, run.H, run.y)
+
+
+@pytest.mark.parametrize("name", ["margin", "epoch", "log_loss"])
+def test_a_measurement_takes_no_other_columns_name(name):
+    with pytest.raises(ValueError, match=f"`measure` must name new columns; a run has '{name}'"):
+        fastnc.descend(MODEL, epochs=5, measure={name: lambda W, H, y: 0.0})
+
+
+def test_a_rule_of_ones_own_goes_the_plain_loops_way():
+    W, H = MODEL.init(0)
+    run = fastnc.descend(MODEL, rule=Plain(), epochs=10)
+    for _ in range(10):
+        p = np.exp(H @ W.T)
+        p /= p.sum(axis=1, keepdims=True)
+        p[np.arange(12), MODEL.y] -= 1.0
+        W, H = W - 0.5 * p.T @ H / 12, H - 0.5 * p @ W / 12
+    # Ten steps of rounding 1e-16 each.
+    np.testing.assert_allclose(run.W, W, rtol=1e-12, atol=1e-14)
+
+
+def test_a_rule_that_writes_to_the_factors_is_stopped():
+    def update(self, factors, gradients, state, rates, step):
+        for x, g in zip(factors, gradients, strict=True):
+            x -= self.lr * g
+        return tuple(np.zeros_like(x) for x in factors)
+
+    with pytest.raises(ValueError, match="read-only"):
+        fastnc.descend(MODEL, rule=with_methods(update=update), epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (with_methods(update=lambda *_: None), r"`rule.update` must return .* got NoneType"),
+        (
+            with_methods(update=lambda self, f, g, *_: g[:1]),
+            r"added to each of W, H, of shapes \[\(3, 5\), \(12, 5\)\]; got \[\(3, 5\)\]",
+        ),
+        (with_methods(update=lambda self, f, g, *_: tuple(x[:2] for x in g)), r"got \[\(2, 5\)"),
+        (with_methods(init=lambda *_: [1]), "`rule.init` must return arrays by name.*got list"),
+        (with_methods(init=lambda *_: {"t": 0}), "NumPy arrays by name.*got 't': int"),
+        (with_methods(lr="x"), "`lr` must be a positive number; got 'x'"),
+        (with_methods(lr=(1.0, 2.0, 3.0)), "`lr` must be one number or a pair"),
+    ],
+)
+def test_what_a_rule_returns_is_looked_at(rule, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        fastnc.descend(MODEL, rule=rule, epochs=3)
