@@ -136,6 +136,16 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) ->
     return atomic_write(path, lambda file: np.savez(file, **named))  # type: ignore[arg-type]
 
 
+def check_file(what: str, path: Path) -> None:
+    """Raise unless there is a file at `path`; `what` names it in the error."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{what} {str(path)!r} is a folder; name the file in it.")
+    if not path.exists():
+        raise FileNotFoundError(f"{what} {str(path)!r} does not exist.")
+    if not path.is_file():
+        raise ValueError(f"{what} {str(path)!r} is a pipe or a device. Copy its content to a file.")
+
+
 def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
     """Every array of an `.npz`, nothing unpickled; `what` names the file in the error.
 
@@ -150,10 +160,7 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
     """
     check_path("path", path)
     path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{what} {str(path)!r} is a folder; name the file in it.")
-    if not path.is_file():
-        raise FileNotFoundError(f"{what} {str(path)!r} does not exist.")
+    check_file(what, path)
     try:
         with open(path, "rb") as file:
             if not file.peek(1).startswith((b"PK", b"\x93NUMPY")):

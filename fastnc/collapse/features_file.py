@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core.arrays import as_numpy
+from fastnc._core.files import check_file
 from fastnc.collapse.mapped import mark
 
 KEYS = ("features", "labels", "weight", "bias")
@@ -197,8 +198,7 @@ def _listed(held: dict[str, Any]) -> str:
 
 def _whole(read: Callable[[Path], Any], path: Path) -> Any:
     """What `read` finds in `path`; any damage is a ValueError of one sentence."""
-    if not path.is_file():
-        raise FileNotFoundError(f"the file {str(path)!r} does not exist.")
+    check_file("the file", path)
     try:
         # A shape that overflows raises an error: NumPy's warning would be a second message.
         with np.errstate(over="ignore"):

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -145,18 +145,31 @@ class Trajectories(Sequence[Trajectory]):
         """Write one line a snapshot, with the run's number, setting, sizes and seed, atomically."""
         check_name(path, ".csv", "Arrays are written by `save`.")
         text = io.StringIO(newline="")
-        writer = csv.writer(text)
+        csv.writer(text).writerows(self._lines())
+        return atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+
+    def to_pandas(self) -> Any:
+        """The lines of `to_csv` as a `pandas.DataFrame`."""
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError("pandas is needed for `to_pandas`: pip install pandas.") from None
+        names, *lines = self._lines()
+        return pandas.DataFrame(lines, columns=list(names))
+
+    def _lines(self) -> Iterator[tuple[Any, ...]]:
+        """The names of the columns, then a line a snapshot; None where a run lacks a column."""
         # Runs of other models may have columns that the longest one lacks.
         names = dict.fromkeys((*self.longest.columns, *(n for r in self._runs for n in r.columns)))
         options = ("model", "rule", "lr", "batch_size", "seed")
-        writer.writerow(("run", *options, "n_samples", "class_sizes", *names))
+        yield "run", *options, "n_samples", "class_sizes", *names
         for i, run in enumerate(self._runs):
             sizes = " ".join(map(str, np.bincount(run.y, minlength=len(run.W)).tolist()))
             about = (i, *(run.about.get(name) for name in options), len(run.y), sizes)
-            none = [""] * len(run)
-            columns = (run[name].tolist() if name in run else none for name in names)
-            writer.writerows((*about, *row) for row in zip(*columns, strict=True) if len(run))
-        return atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+            if len(run):
+                none = [None] * len(run)
+                columns = (run[name].tolist() if name in run else none for name in names)
+                yield from ((*about, *row) for row in zip(*columns, strict=True))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All runs as arrays by name: those of one shape and one y are stacked."""

@@ -102,6 +102,16 @@ class ULPM:
         of = logit_losses.logit_loss(loss, gamma, label_smoothing)
         object.__setattr__(self, "logit_loss", of)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ULPM) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[Any, ...]:
+        """What tells two models apart; labels in their order."""
+        return self.n_classes, self.dim, self.y.tobytes(), self.loss, self.logit_loss
+
     def __repr__(self) -> str:
         other = "" if self.logit_loss is None else f", loss={self.logit_loss!r}"
         return f"ULPM(n_classes={self.n_classes}, dim={self.dim}{other})"

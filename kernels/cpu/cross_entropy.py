@@ -49,15 +49,24 @@ def without_options(dtype):
 
 
 class Run:
-    """One pass over all samples: the parts' sums, and the results made of them."""
+    """One pass over all samples: the parts' sums, and the results made of them.
 
-    def __init__(self, mode, W, H, y, options, alpha, out, rows_W, rows_bias, losses_out):
+    `grad_W` is the array that `gather` will be given, or one of no rows.
+    """
+
+    def __init__(self, mode, W, H, y, options, alpha, out, grad_W, rows_bias, losses_out):
         (K, d), N = W.shape, len(H)
         planned = plan(K, d, N, W.itemsize)
         self.parts = planned.parts if planned.divides == "samples" else 1
         self.chunk = planned.chunk
         padded = tile_cpu.padded(W)
-        self.sums = aligned_zeros((self.parts, rows_W, padded.shape[1]), W.dtype)
+        shape = self.parts, len(grad_W), padded.shape[1]
+        if mode != STEP and shape == (1, *grad_W.shape):
+            # The only part adds where its sums are wanted, and `gather` scales them there.
+            grad_W[...] = 0
+            self.sums = grad_W[None]
+        else:
+            self.sums = aligned_zeros(shape, W.dtype)
         self.bias_sums = np.zeros((self.parts, rows_bias))
         self.totals, self.shifts = np.empty(self.parts), np.empty(self.parts)
         # An upper bound: the parts' numbers of chunks differ by at most one.
@@ -95,21 +104,21 @@ class Run:
         out[:] = (self.bias_sums * root * root).sum(axis=0)
 
 
-def _run(mode, W, H, y, alpha, out, rows_W):
+def _run(mode, W, H, y, alpha, out, grad_W):
     options = without_options(W.dtype)
-    return Run(mode, W, H, y, options, alpha, out, rows_W, 0, options[0])
+    return Run(mode, W, H, y, options, alpha, out, grad_W, 0, options[0])
 
 
 def loss(W, H, y, scale, loss_out):
     """`loss_out[0] = scale * sum of the losses`."""
     with one_thread():
-        loss_out[0] = scale * _run(LOSS, W, H, y, 0.0, H[:0], 0).loss()
+        loss_out[0] = scale * _run(LOSS, W, H, y, 0.0, H[:0], W[:0]).loss()
 
 
 def loss_and_grads(W, H, y, scale, loss_out, grad_W_out, grad_H_out):
     """The loss and both gradients, times `scale`."""
     with one_thread():
-        run = _run(GRADS, W, H, y, scale, grad_H_out, len(W))
+        run = _run(GRADS, W, H, y, scale, grad_H_out, grad_W_out)
         run.gather(scale, False, grad_W_out)
         loss_out[0] = scale * run.loss()
 
@@ -117,7 +126,7 @@ def loss_and_grads(W, H, y, scale, loss_out, grad_W_out, grad_H_out):
 def log_loss_and_grads(W, H, y, log_loss_out, grad_W_out, grad_H_out):
     """log of the summed loss, and the gradients divided by the loss."""
     with one_thread():
-        run = _run(LOG_GRADS, W, H, y, 1.0, grad_H_out, len(W))
+        run = _run(LOG_GRADS, W, H, y, 1.0, grad_H_out, grad_W_out)
         total = float((np.exp(run.shifts - run.top) * run.totals).sum())
         log_loss_out[0] = run.top + math.log(total) if total > 0.0 else math.nan
         run.gather(1.0 / total if total else math.nan, False, grad_W_out)
@@ -130,7 +139,7 @@ def gradient_step(W, H, y, scale, lr, loss_out):
     If the loss is not finite, W keeps its values, and so do the chunks of H that made it so.
     """
     with one_thread():
-        run = _run(STEP, W, H, y, -lr * scale, H, len(W))
+        run = _run(STEP, W, H, y, -lr * scale, H, W)
         loss_out[0] = scale * run.loss()
         if math.isfinite(loss_out[0]):
             run.gather(-lr * scale, True, W)

@@ -14,7 +14,8 @@ BLOCK = 512
 TILE_CHUNK, CHUNK, LEAST_CHUNK = 64, 256, 64
 # A BLAS sums over samples faster than tiles where rows are longer and W fills the level-2 cache.
 TILE_ROW_BYTES = 1 << 10
-# Dot products of rows, without transposing the samples, for few classes of long rows.
+# Dot products of rows, without transposing the samples, for few classes of long rows; and for
+# fewer samples than a vector holds.
 DOT_CLASSES, DOT_ROW_BYTES = 32, 1 << 10
 # Bytes of W, and classes, from which on threads divide the classes and not the samples.
 DIVIDED_BYTES, DIVIDED_CLASSES = 4 << 20, 1024
@@ -41,15 +42,18 @@ def plan(n_classes, dim, n_samples, itemsize, by_samples=False):
     row = dim * itemsize
     matrix = n_classes * row
     products = "tiles"
-    if n_classes <= DOT_CLASSES and row >= DOT_ROW_BYTES:
+    # Tiles hold a vector of samples; fewer leave most of it empty.
+    if n_samples < VECTOR_BYTES // itemsize or (n_classes <= DOT_CLASSES and row >= DOT_ROW_BYTES):
         products = "dots"
     elif row > TILE_ROW_BYTES and matrix > L2_BYTES // 4:
         products = "blas"
+    # No more room than the samples take.
+    largest = -(-n_samples // LEAST_CHUNK) * LEAST_CHUNK
     if not by_samples and matrix > DIVIDED_BYTES and n_classes >= DIVIDED_CLASSES:
-        chunk = max(LEAST_CHUNK, min(CHUNK, SHARED_LOGITS // n_classes // 64 * 64))
+        chunk = max(LEAST_CHUNK, min(CHUNK, largest, SHARED_LOGITS // n_classes // 64 * 64))
         block = min(BLOCK, -(-n_classes // (8 * RANGES)) * 8)
         return Plan("classes", products, min(RANGES, -(-n_classes // block)), chunk, block)
-    chunk = CHUNK if products == "blas" else TILE_CHUNK
+    chunk = min(largest, CHUNK if products == "blas" else TILE_CHUNK)
     most = min(MOST_PARTS, max(4, SUMS_BYTES // matrix))
     parts = min(most, n_samples // PART_SAMPLES, n_classes * dim * n_samples // PART_WORK)
     return Plan("samples", products, max(1, parts), chunk, BLOCK)
@@ -76,7 +80,8 @@ def reasons(planned, n_classes, dim, itemsize):
         ),
         "products": {
             "tiles": f"register tiles: rows up to {TILE_ROW_BYTES:,} bytes, or W in the L2 cache",
-            "dots": f"up to {DOT_CLASSES} classes of long rows: samples need not be transposed",
+            "dots": f"up to {DOT_CLASSES} classes of long rows, or samples that fill no vector: "
+            "they need not be transposed",
             "blas": f"a BLAS sums over samples: rows above {TILE_ROW_BYTES:,} bytes, "
             "W above a quarter of the L2 cache",
         }[planned.products],

@@ -85,9 +85,8 @@ def loss_and_grads(
     options = _options(len(W), bias, weight, float(smoothing), scale)
     with one_thread():
         run = Run(
-            GRADS, W, H, y, options, 1.0, grad_H_out, len(grad_W_out), len(grad_bias_out),
-            losses_out,
-        )  # fmt: skip
+            GRADS, W, H, y, options, 1.0, grad_H_out, grad_W_out, len(grad_bias_out), losses_out
+        )
         total_out[0] = run.loss()
         run.gather(1.0, False, grad_W_out)
     run.gather_bias(grad_bias_out)

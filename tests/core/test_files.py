@@ -63,6 +63,9 @@ def test_pickles_and_truncated_files_are_refused(tmp_path):
         read_npz(tmp_path / "b.npy", "the file")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_npz(tmp_path / "none.npz", "the file")
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(ValueError, match="is a pipe or a device"):
+        read_npz(tmp_path / "pipe.npz", "the file")
 
 
 def test_out_dir_says_what_is_wrong(tmp_path):

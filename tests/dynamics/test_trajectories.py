@@ -113,6 +113,10 @@ def test_csv_has_a_line_a_snapshot(runs, tmp_path):
     assert rows[0]["class_sizes"] == "2 2" and rows[8]["class_sizes"] == "2 1 1"
     assert {row["n_samples"] for row in rows} == {"4"}
     assert len(rows) == 18 and rows[7]["run"] == "1" and float(rows[7]["margin"]) == 1 + 2 / 3
+    pytest.importorskip("pandas")
+    frame = runs.to_pandas()
+    assert list(frame.columns) == list(rows[0]) and len(frame) == 18
+    np.testing.assert_array_equal(frame["margin"], [float(row["margin"]) for row in rows])
 
 
 def test_refusals(runs, tmp_path):

@@ -57,3 +57,18 @@ def test_bad_starts():
         model.init(seed=-1)
     with pytest.raises(TypeError, match="`dtype` must be 'float32' or 'float64'; got 'float16'"):
         model.init(dtype="float16")
+
+
+def test_models_are_equal_whose_problems_are():
+    model = ULPM(3, 2, 4)
+    assert model == ULPM(3, labels=[0, 0, 1, 1, 2, 2], dim=4)
+    assert hash(model) == hash(ULPM(3, 2, 4))
+    others = [
+        ULPM(3, 3, 4),
+        ULPM(3, 2, 5),
+        ULPM(3, labels=[0, 1, 2, 0, 1, 2], dim=4),
+        ULPM(3, 2, 4, loss="focal"),
+        ULPM(3, 2, 4, loss="focal", gamma=1.0),
+    ]
+    assert len({model, *others}) == 6
+    assert model != "ULPM"
