@@ -48,7 +48,7 @@ def plan(n_classes, dim, n_samples, itemsize, by_samples=False):
     elif row > TILE_ROW_BYTES and matrix > L2_BYTES // 4:
         products = "blas"
     # No more room than the samples take.
-    largest = -(-n_samples // LEAST_CHUNK) * LEAST_CHUNK
+    largest = -(-max(n_samples, 1) // LEAST_CHUNK) * LEAST_CHUNK
     if not by_samples and matrix > DIVIDED_BYTES and n_classes >= DIVIDED_CLASSES:
         chunk = max(LEAST_CHUNK, min(CHUNK, largest, SHARED_LOGITS // n_classes // 64 * 64))
         block = min(BLOCK, -(-n_classes // (8 * RANGES)) * 8)
