@@ -80,8 +80,9 @@ class Run:
         if planned.divides == "classes":
             # Here and not where they are used, as NumPy asks for large pages.
             Z = aligned((K, row_of_logits(planned.chunk, W.itemsize)), W.dtype)
+            ranges = min(planned.parts, -(-K // planned.block))
             height = planned.chunk if len(out) else 0
-            range_sums = aligned((planned.parts, height, padded.shape[1]), W.dtype)
+            range_sums = aligned((ranges, height, padded.shape[1]), W.dtype)
             classes_divided(mode, Z, range_sums, *arguments)
         elif planned.parts == 1:
             one_part(mode, *arguments)
