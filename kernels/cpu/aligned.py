@@ -12,17 +12,17 @@ from fastnc.kernels.cpu.options import INNER, njit
 LINE = 64
 
 
-def aligned(size, dtype):
-    """An uninitialised array of `size` numbers."""
-    itemsize = np.dtype(dtype).itemsize
+def aligned(shape, dtype):
+    """An uninitialised array."""
+    size, itemsize = int(np.prod(shape)), np.dtype(dtype).itemsize
     spare = np.empty(size + LINE // itemsize, dtype)
     first = -spare.ctypes.data % LINE // itemsize
-    return spare[first : first + size]
+    return spare[first : first + size].reshape(shape)
 
 
 def aligned_zeros(shape, dtype):
     """Zeros of any shape."""
-    out = aligned(int(np.prod(shape)), dtype).reshape(shape)
+    out = aligned(shape, dtype)
     out[...] = 0
     return out
 

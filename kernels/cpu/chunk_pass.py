@@ -40,11 +40,13 @@ from fastnc.kernels.cpu.simd_blocks import address
 LOSS, GRADS, STEP, LOG_GRADS = 0, 1, 2, 3
 
 
-@njit(**INNER)
-def room(chunk, itemsize):
+def row_of_logits(chunk, itemsize):
     """Numbers in a row of logits: whole groups of samples, and a spare group between rows."""
     many = WIDTH * VECTOR_BYTES // itemsize
     return (chunk + many - 1) // many * many + many
+
+
+room = njit(**INNER)(row_of_logits)
 
 
 @njit(**INNER)
@@ -260,18 +262,20 @@ def one_part(
 
 @njit(parallel=True, **OPTIONS)
 def classes_divided(
-    mode, n_ranges, planned, W, H, y, options, alpha, out, sums, bias_sums, losses_out, totals,
+    mode, Z, range_sums, planned, W, H, y, options, alpha, out, sums, bias_sums, losses_out, totals,
     shifts, chunk_shifts,
 ):  # fmt: skip
-    """All samples as one part; threads share the blocks of classes, in `n_ranges` ranges."""
+    """All samples as one part; threads share the blocks of classes, in ranges.
+
+    `Z` (K, rows of logits) and `range_sums` (ranges, a chunk or 0, D) are room for a chunk.
+    """
     chunk, block, transposes = planned[:3]
     kernels = planned[3:]
     bias, weight, uniform, all_uniform, keep, scale = options
     (N, d), (K, D) = H.shape, W.shape
-    n_blocks, ld = (K + block - 1) // block, room(chunk, W.itemsize)
-    Z = aligned_rows(K, ld, W)
+    n_blocks, ld = (K + block - 1) // block, Z.shape[1]
     HT = aligned_rows(d if transposes else 0, ld, W)
-    n_ranges = min(n_ranges, n_blocks)
+    n_ranges, height = range_sums.shape[:2]
     z_y, terms = np.empty(ld, W.dtype), np.empty((n_ranges, ld), W.dtype)
     tops, S = np.empty((n_blocks, ld)), np.empty((n_blocks, 2, ld))
     factor, moved = np.empty((n_blocks, ld)), np.empty((n_blocks, ld))
@@ -279,8 +283,6 @@ def classes_divided(
     label_r, losses, scales = np.empty(ld), np.empty(ld), np.empty(1)
     padded = aligned_rows(chunk if d != D else 0, D, W)
     padded[:] = 0.0
-    height = chunk if len(out) else 0
-    range_sums = aligned_rows(n_ranges * height, D, W).reshape((n_ranges, height, D))
     wanted = mode != LOSS and len(out) + bias_sums.shape[1] + sums.shape[1] > 0
     one = W.dtype.type(1.0)
     total, running = 0.0, -np.inf

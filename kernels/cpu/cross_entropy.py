@@ -16,7 +16,7 @@ import numpy as np
 
 from fastnc.kernels.cpu import tile as tile_cpu
 from fastnc.kernels.cpu.addresses import addresses
-from fastnc.kernels.cpu.aligned import aligned_zeros
+from fastnc.kernels.cpu.aligned import aligned, aligned_zeros
 from fastnc.kernels.cpu.chunk_pass import (
     GRADS,
     LOG_GRADS,
@@ -27,6 +27,7 @@ from fastnc.kernels.cpu.chunk_pass import (
     classes_divided,
     one_part,
     rescale,
+    row_of_logits,
     samples_divided,
 )
 from fastnc.kernels.cpu.plan import plan
@@ -77,7 +78,12 @@ class Run:
             self.bias_sums, losses_out, self.totals, self.shifts, self.chunk_shifts,
         )  # fmt: skip
         if planned.divides == "classes":
-            classes_divided(mode, planned.parts, *arguments)
+            # Here and not where they are used, as NumPy asks for large pages.
+            Z = aligned((K, row_of_logits(planned.chunk, W.itemsize)), W.dtype)
+            ranges = min(planned.parts, -(-K // planned.block))
+            height = planned.chunk if len(out) else 0
+            range_sums = aligned((ranges, height, padded.shape[1]), W.dtype)
+            classes_divided(mode, Z, range_sums, *arguments)
         elif planned.parts == 1:
             one_part(mode, *arguments)
         else:
