@@ -150,6 +150,7 @@ class LabelNoise:
 
     def __init__(self, source: FullBatch, n_classes: int, share: float, seed: int) -> None:
         self.source, self.n_classes, self.share = source, n_classes, share
+        self.noise = f"`label_noise`={share:g}"
         self.labels, self.steps, self.has_log = source.labels, source.steps, source.has_log
         self.drawing = Drawing(seed, LABELS, source.labels.device)
 
@@ -174,6 +175,7 @@ class GaussianNoise:
 
     def __init__(self, source: Any, size: float, seed: int, device: Any) -> None:
         self.source, self.size, self.steps = source, size, source.steps
+        self.noise = f"`noise`={size:g}"
         self.drawing = Drawing(seed, NOISE, device)
 
     def epoch(self) -> Iterator[Rows]:

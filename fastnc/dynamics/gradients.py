@@ -146,6 +146,7 @@ class LabelNoise:
 
     def __init__(self, source: FullBatch, n_classes: int, share: float, seed: int) -> None:
         self.source, self.n_classes, self.share = source, n_classes, share
+        self.noise = f"`label_noise`={share:g}"
         self.has_log, self.y = source.has_log, source.y
         self.stream = Stream(seed, LABELS)
 
@@ -171,6 +172,7 @@ class GaussianNoise:
 
     def __init__(self, source: Source, size: float, seed: int) -> None:
         self.source, self.size = source, size
+        self.noise = f"`noise`={size:g}"
         self.stream = Stream(seed, NOISE)
 
     def epoch(self) -> Iterator[Rows]:

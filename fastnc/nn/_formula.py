@@ -76,13 +76,17 @@ def mean(total: Tensor, divisor: Tensor) -> Tensor:
 
 
 def divisor(n: int, target: Tensor, weight: Tensor | None, counted: Tensor | None) -> Tensor:
-    """The divisor of a mean: the summed weights of the labels that count, or n."""
+    """The divisor of a mean: the summed weights of the labels that count, or n.
+
+    NaN for labels of weight 0: their mean is 0 / 0 and has no gradient, as torch has it.
+    """
     if counted is None:
         return torch.full((), n, dtype=torch.float64, device=target.device)
     if weight is None:
         return counted.sum(dtype=torch.float64)
     inside = counted & (target >= 0) & (target < len(weight))
-    return (weight[target.masked_fill(~inside, 0)] * inside).sum(dtype=torch.float64)
+    total = (weight[target.masked_fill(~inside, 0)] * inside).sum(dtype=torch.float64)
+    return torch.where((total == 0) & counted.any(), torch.nan, total)
 
 
 def raw_logits(problem: Problem, input: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def _by_arrays(problem: Problem, scale: Tensor | None, outs: Result) -> Any:
     inverse = 1.0
     if problem.reduction == "mean":
         divisor = float(weight[y].sum(dtype=np.float64)) if len(weight) else len(y)
-        inverse = 1.0 / divisor if divisor else math.inf
+        inverse = 1.0 / divisor if divisor else math.nan
     each = np.full(1, inverse, W.dtype) if scale is None else scale.detach().numpy()
     total = np.zeros(1)
     by_sample = problem.reduction == "none"

@@ -99,6 +99,8 @@ def one_pass(
             count = counted.sum(dtype=torch.float64)
     spread = _Spread(target, weight, label_smoothing, counted, bad)
     mean = reduction == "mean"
+    # Over labels of weight 0 the mean is 0 / 0, as torch has it.
+    divisor = divisor.masked_fill(divisor == 0.0, torch.nan)
     each = divisor.reciprocal() if mean else H.new_ones((), dtype=torch.float64)
     by_z = asked.z_loss_weight * (count.reciprocal() if mean else torch.ones_like(each))
     losses = H.new_empty(N)
@@ -147,8 +149,6 @@ def one_pass(
         lse = None if lse is None else torch.where(counted, lse, 0.0)
         entropies = None if entropies is None else torch.where(counted, entropies, 0.0)
     loss = losses if reduction == "none" else losses.sum(dtype=torch.float64) * each
-    if mean:
-        loss = torch.where(divisor == 0.0, torch.nan, loss)
     if lse is not None and asked.z_loss_weight:
         squares = lse.to(torch.float64).square()
         z_losses = asked.z_loss_weight * squares.to(dtype)

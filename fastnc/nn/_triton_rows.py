@@ -42,8 +42,10 @@ def _evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None) -> 
     if reduction == "mean":
         own = counted if weight is None else weights[y.masked_fill(~counted, 0)] * counted
         divisor = own.sum(dtype=torch.float64)
-        # Where no row counts the mean is NaN, and its gradients are 0.
-        inverse = torch.where(divisor == 0.0, 0.0, divisor.reciprocal())
+        # The mean over labels of weight 0 is NaN with its gradients, as torch has it. Where no row
+        # counts the gradients are 0.
+        divisor.masked_fill_(divisor == 0.0, torch.nan)
+        inverse = torch.where(counted.any(), divisor.reciprocal(), 0.0)
         scale = (inverse * poison).to(dtype).reshape(1)
     total = W.new_zeros(1, dtype=torch.float64)
     losses = H.new_empty(N if reduction == "none" else 0)

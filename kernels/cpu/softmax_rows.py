@@ -129,7 +129,9 @@ def _rows(
             divisor = 0.0
             for i in range(N):
                 divisor, lost = add_exactly(divisor, lost, np.float64(weight[y[i]]))
-        scale = 1.0 / (divisor + lost)
+        divisor += lost
+        # Over labels of weight 0 the mean is 0 / 0, as torch has it.
+        scale = 1.0 / divisor if divisor != 0.0 else np.nan
     by_z = z_loss_weight / N if flags & MEAN else z_loss_weight
     total, total_lost, squares, squares_lost = 0.0, 0.0, 0.0, 0.0
     factor = np.empty(2)

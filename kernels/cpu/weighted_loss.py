@@ -57,7 +57,8 @@ def _loss(
             for i in range(N):
                 divisor, lost = add_exactly(divisor, lost, np.float64(weight[y[i]]))
             divisor += lost
-        inverse = 1.0 / divisor
+        # Over labels of weight 0 the mean is 0 / 0, as torch has it.
+        inverse = 1.0 / divisor if divisor != 0.0 else np.nan
     one_scale = np.full(1, inverse, W.dtype)
     scale = one_scale
     if flags & SCALE:

@@ -75,3 +75,23 @@ def test_small_noisy_steps_are_not_lost_in_float32():
 def test_noise_is_a_number_of_at_least_zero():
     with pytest.raises(ValueError, match=r"`noise` must be a number of at least 0; got -0\.1"):
         fastnc.descend(EXAMPLE.model, epochs=5, noise=-0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"noise": 1e300}, r"the step `lr`=5 or the noise `noise`=1e\+300 is too large"),
+        (
+            {"noise": 1e300, "label_noise": 0.1, "batch_size": 2},
+            r"`lr`=5 or the noise `noise`=1e\+300 or `label_noise`=0.1 is too large",
+        ),
+        (
+            {"noise": 1e300, "rule": fastnc.rules.Momentum((5.0, 1.0))},
+            r"the steps of `lr`=\(5.0, 1.0\) or the noise `noise`=1e\+300 are too large .* smaller",
+        ),
+    ],
+    ids=["alone", "with others", "a pair of steps"],
+)
+def test_a_divergence_is_laid_to_the_noise_too(options, told):
+    with pytest.raises(fastnc.Diverged, match=told):
+        fastnc.descend(fastnc.ULPM(3, 2, 4), epochs=50, **options)

@@ -31,6 +31,35 @@ def test_all_ignored(smoothing):
         assert all((g == 0).all() for g in grads)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(
+    "N, K, d, options",
+    [
+        (1, 3, 4, {}),
+        (20, 3, 4, {}),
+        (20, 3, 4, {"return_lse": True}),
+        (20, 3, 4, {"softcap": 1e9}),  # torch's operations
+        (601, 300, 70, {}),  # several parts, BLAS
+    ],
+)
+@pytest.mark.parametrize("some_ignored", [False, True])
+def test_a_mean_over_labels_of_weight_zero_has_no_value_and_no_gradient(
+    N, K, d, options, smoothing, some_ignored
+):
+    """0 / 0 as torch's, whatever the smoothing sums; ignored samples keep gradients of zero."""
+    H, W, b, y, v = problem(N, K, d)
+    v[0], y[:] = 0.0, 0
+    y[1::2] = -100 if some_ignored else 0
+    plain = {"weight": v, "label_smoothing": smoothing}
+    theirs = expected(H, W, y, b, **plain)
+    ours = linear_cross_entropy(H, W, y, linear_bias=b, **plain, **options)
+    ours = ours[0] if isinstance(ours, tuple) else ours
+    assert theirs.isnan() and ours.isnan()
+    grads = [torch.autograd.grad(loss, [H, W, b]) for loss in (ours, theirs)]
+    for mine, exact in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, exact, equal_nan=True)
+
+
 def test_ignored_samples_may_hold_anything():
     H, W, b, y, _ = problem()
     y[3] = -100

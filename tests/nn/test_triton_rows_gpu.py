@@ -62,3 +62,14 @@ def test_no_row_that_counts(batch):
     problem = Problem(H[:0], W, bias, target[:0], None, "sum", -100, 0.0, 7)
     loss, _, grad_W, grad_bias = _triton_rows.evaluate(torch.float64, problem)
     assert loss.item() == 0.0 and not grad_W.any() and not grad_bias.any()
+
+
+def test_a_mean_over_labels_of_weight_zero_is_not_a_number(batch):
+    """Smoothing sums what is not zero: 0 / 0 as torch's, not infinity."""
+    H, W, bias, target, weight = batch
+    problem = Problem(H, W, bias, target * 0, weight * (target[:4] > 0), "mean", -100, 1.0, 7)
+    found = _triton_rows.evaluate(torch.float64, problem)
+    assert all(x.isnan().all() for x in found)
+    ignored = problem._replace(target=target * 0 - 100)
+    loss, *grads = _triton_rows.evaluate(torch.float64, ignored)
+    assert loss.isnan() and not any(g.any() for g in grads)

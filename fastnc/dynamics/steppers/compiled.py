@@ -131,9 +131,3 @@ class CompiledDescent(HostEpochs):
         nothing = Standing(0, math.nan, math.nan, (), (), math.nan)
         some = range(epoch, epoch + epochs)
         return np.array([rate_at(lr, nothing._replace(epoch=epoch)) for epoch in some])
-
-    def blame(self) -> str:
-        """The step size, as the user gave it."""
-        if isinstance(self.lr, (int, float)):
-            return super().blame()
-        return f"the steps of `lr`={self.lr!r} are too large for this problem. Take smaller ones."

@@ -155,12 +155,6 @@ class ComposedDescent(HostEpochs):
         for name, stream in self.streams.items():
             stream.put(arrays[f"random/{name}"])
 
-    def blame(self) -> str:
-        """The step size, as the user gave it."""
-        if isinstance(self.lr, (int, float)):
-            return super().blame()
-        return f"the steps of `lr`={self.lr!r} are too large for this problem. Take smaller ones."
-
 
 def _read_only(x: Array) -> Array:
     view = x.view()

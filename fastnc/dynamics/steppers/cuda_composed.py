@@ -226,12 +226,6 @@ class CudaComposed(CudaDescent):
         for name, generator in generators(self.source).items():
             generator.set_state(torch.from_numpy(random[f"{_RANDOM}{name}"].copy()))
 
-    def blame(self) -> str:
-        """The step size, as the user gave it."""
-        if isinstance(self.lr, (int, float)):
-            return super().blame()
-        return f"the steps of `lr`={self.lr!r} are too large for this problem. Take smaller ones."
-
 
 def max_spectral_square(*matrices: Any) -> Any:
     """The square of the largest singular value of several matrices, by Gram matrices in float64."""

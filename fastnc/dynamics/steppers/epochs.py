@@ -21,6 +21,7 @@ class Epochs:
     clock, unit, end = "epoch", "epochs", "epochs"
     epoch = 0
     lr: Any = None
+    source: Any = None
     y: NDArray[np.int64]
     dim = 0
 
@@ -69,9 +70,26 @@ class Epochs:
         return f"W or H is not finite {where}: {self.blame()}"
 
     def blame(self) -> str:
-        """The cause of a divergence, and the way out."""
-        step = "the step is" if self.lr is None else f"the step `lr`={self.lr:g} is"
-        return f"{step} too large for this problem. Take a smaller one."
+        """The cause of a divergence, the step or the noise as the user gave it, and the way out."""
+        what, many = "the step", False
+        if isinstance(self.lr, (int, float)):
+            what = f"the step `lr`={self.lr:g}"
+        elif self.lr is not None:
+            what, many = f"the steps of `lr`={self.lr!r}", True
+        if noises := _noises(self.source):
+            what += f" or the noise {' or '.join(noises)}"
+        verb, way_out = ("are", "smaller ones") if many else ("is", "a smaller one")
+        return f"{what} {verb} too large for this problem. Take {way_out}."
+
+
+def _noises(source: Any) -> list[str]:
+    """The noise of a source of gradients and of those that it wraps, as the user gave it."""
+    found = []
+    while source is not None:
+        if noise := getattr(source, "noise", ""):
+            found.append(noise)
+        source = getattr(source, "source", None)
+    return found
 
 
 class HostEpochs(Epochs):
