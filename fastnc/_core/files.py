@@ -104,9 +104,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def check_path(name: str, path: Any) -> None:
-    """`path` must be that of a file."""
+    """`path` must be that of a file or a folder."""
     if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
-        raise TypeError(f"`{name}` must be the path of a file; got {type(path).__name__}.")
+        raise TypeError(f"`{name}` must be a path; got {type(path).__name__}.")
 
 
 def check_name(path: str | os.PathLike[str], ending: str, elsewhere: str = "") -> None:

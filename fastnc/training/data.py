@@ -7,13 +7,24 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._core.arrays import check_count
+from fastnc._core.arrays import (
+    check_count,
+    check_finite_number,
+    check_flag,
+    check_labels,
+    check_positive,
+    check_share,
+    is_torch,
+    keep_checked,
+)
+from fastnc._core.files import check_path
 from fastnc.training import idx_files, image_sets
 from fastnc.training.pixels import mean_and_std, resized
 
@@ -37,6 +48,32 @@ class Dataset:
     mean: float
     std: float
     n_classes: int = 10
+
+    def __post_init__(self) -> None:
+        keep_checked(self, check_count, "n_classes", least=2)
+        keep_checked(self, check_finite_number, "mean")
+        keep_checked(self, check_positive, "std")
+        for split in ("train", "test"):
+            self._check_images(f"{split}_images")
+            name, n = f"{split}_labels", len(getattr(self, f"{split}_images"))
+            labels = getattr(self, name)
+            if not is_torch(labels):
+                raise TypeError(f"`{name}` must be a torch tensor; got {type(labels).__name__}.")
+            check_labels(labels, n, self.n_classes, name, "give a larger `n_classes`")
+
+    def _check_images(self, name: str) -> None:
+        images, like = getattr(self, name), self.train_images
+        if str(getattr(images, "dtype", "")) != "torch.uint8":
+            got = f"{type(images).__name__} of {getattr(images, 'dtype', 'no dtype')}"
+            raise TypeError(
+                f"`{name}` must be a torch tensor of bytes, 0..255; got {got}. Convert images in "
+                "0..1 by `(255 * images).round().to(torch.uint8)`."
+            )
+        if images.ndim != 4 or images.shape[1:] != like.shape[1:] or not len(images):
+            raise ValueError(
+                f"`{name}` must be (N, channels, side, side), one or more, of one size with those "
+                f"of training; got shape {tuple(images.shape)}."
+            )
 
     def to(self, device: torch.device) -> Dataset:
         """The same on another device."""
@@ -115,10 +152,12 @@ def load_data(
     import torch
 
     image_size = check_count("image_size", image_size, 1)
-    if not 0.0 <= label_noise < 1.0:
-        raise ValueError(f"`label_noise` must lie in [0, 1); got {label_noise!r}.")
-    if not 1.0 <= imbalance < np.inf:
+    check_path("root", root)
+    label_noise = check_share("label_noise", label_noise)
+    if not (isinstance(imbalance, Real) and 1.0 <= imbalance < np.inf):
         raise ValueError(f"`imbalance` must be a number of at least 1; got {imbalance!r}.")
+    seed = check_count("seed", seed, 0)
+    check_flag("download", download)
     read = _reader(name)
     if subset is not None:
         subset = check_count("subset", subset, 2)
@@ -159,10 +198,10 @@ def _reader(name: str) -> Read:
         case _ if name in known:
             return lambda root, size: image_sets.of_torchvision(root, name)
         case _:
-            near = difflib.get_close_matches(name, known, 1, 0.3) or known[:1]
+            near = difflib.get_close_matches(str(name), known, 1, 0.3) or known[:1]
             raise ValueError(
-                f"`dataset` must be one of {', '.join(known)}; got {name!r}. The nearest name is "
-                f"{near[0]}."
+                f"the data set's `name` must be one of {', '.join(known)}; got {name!r}. The "
+                f"nearest name is {near[0]}."
             )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
 import torch
@@ -92,9 +91,15 @@ class Experiment:
         arrays.keep_checked(self, arrays.check_count, "seed", least=0)
         arrays.keep_checked(self, arrays.check_count, "snapshots", least=1)
         arrays.keep_checked(self, arrays.check_positive, "lr")
-        for name, value in (("momentum", self.momentum), ("dropout", self.dropout)):
-            if not (isinstance(value, Real) and 0.0 <= float(value) < 1.0):
-                raise ValueError(f"`{name}` must lie in [0, 1); got {value!r}.")
+        arrays.keep_checked(self, arrays.check_share, "momentum", "dropout")
+        arrays.keep_checked(self, arrays.check_flag, "batch_norm")
+        if not isinstance(self.schedule_args, dict):
+            raise TypeError(
+                "`schedule_args` must be a dict of the schedule's arguments; got "
+                f"{self.schedule_args!r}."
+            )
+        if self.seed >= 1 << 64:
+            raise ValueError(f"`seed` must be below 2^64, as torch's are; got {self.seed}.")
         arrays.check_choice("precision", self.precision, PRECISIONS)
         arrays.check_choice("head", self.head, HEADS)
         arrays.check_choice("augment", self.augment, AUGMENTS)
@@ -125,7 +130,7 @@ def schedule_of(
         if isinstance(c, type) and issubclass(c, base) and c is not base and not n.startswith("_")
     )  # fmt: skip
     if name not in known:
-        near = difflib.get_close_matches(name, [*known, "constant", LOSS_SCALED], 1, 0.3)
+        near = difflib.get_close_matches(str(name), [*known, "constant", LOSS_SCALED], 1, 0.3)
         raise ValueError(
             f"`schedule` must be 'constant', {LOSS_SCALED!r} or one of {known}; got {name!r}."
             + (f" The nearest name is {near[0]}." if near else "")

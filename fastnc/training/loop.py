@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastnc._core import arrays
+from fastnc._core.files import check_path
 from fastnc.dynamics.loop import snapshot_epochs
 from fastnc.dynamics.run import Callback
 from fastnc.dynamics.trajectory import Trajectory
@@ -102,6 +103,20 @@ def train(
     if not isinstance(experiment, Experiment | None):
         raise TypeError(f"`experiment` must be an Experiment; got {type(experiment).__name__}.")
     experiment = experiment or Experiment()
+    for name, flag in (
+        ("resume", resume), ("deterministic", deterministic), ("compile", compile),
+        ("tensorboard", tensorboard), ("depth", depth), ("progress", progress),
+    ):  # fmt: skip
+        arrays.check_flag(name, flag)
+    arrays.check_callable("callback", callback)
+    for name, path in (("out", out), ("start", start)):
+        if path is not None:
+            check_path(name, path)
+    if not isinstance(data, Dataset | str | os.PathLike):
+        raise TypeError(
+            "`data` must be a `fastnc.training.Dataset` or the folder of FashionMNIST; got "
+            f"{type(data).__name__}."
+        )
     if out is not None and not Path(out).is_dir():
         raise ValueError(f"`out` must be an existing folder; got {str(out)!r}. Make it first.")
     if depth and out is None:
@@ -132,8 +147,8 @@ def _device(device: str | None) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        place = torch.device(device)
-    except RuntimeError:
+        place = torch.device(device if not isinstance(device, int) else str(device))
+    except (RuntimeError, TypeError):
         raise ValueError(f"`device` must be 'cpu' or 'cuda'; got {device!r}.") from None
     if place.type == "cuda":
         if not torch.cuda.is_available():

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fastnc._core.arrays import check_choice, check_count, check_positive
+from fastnc._core.arrays import check_choice, check_count, check_flag, check_positive, check_share
 from fastnc.nn import linear_cross_entropy
 from fastnc.training.loss_scaled import log_cross_entropy
 from fastnc.training.small_maps import with_small_maps
@@ -101,8 +101,8 @@ def network(
     feature_dim = check_count("feature_dim", feature_dim, 1)
     feature_scale = check_positive("feature_scale", feature_scale)
     classifier_scale = check_positive("classifier_scale", classifier_scale)
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"`dropout` must lie in [0, 1); got {dropout!r}.")
+    dropout = check_share("dropout", dropout)
+    check_flag("batch_norm", batch_norm)
     check_choice("head", head, HEADS)
     name = _known(model)
     if name.startswith("vgg"):
@@ -129,7 +129,7 @@ def _known(model: str) -> str:
     models = torchvision().models
     known = models.list_models(module=models)
     if model not in known:
-        near = difflib.get_close_matches(model, known, 3, 0.4) or known[:3]
+        near = difflib.get_close_matches(str(model), known, 3, 0.4) or known[:3]
         raise ValueError(
             f"`model` must be a classifier of torchvision.models; got {model!r}. The nearest names "
             f"are {', '.join(near)}."

@@ -3,6 +3,7 @@
 import gzip
 import os
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -211,6 +212,26 @@ def test_download_is_torchvisions_and_only_when_asked(raw, monkeypatch):
     assert asked == []
     load(raw, download=True)
     assert asked == [((str(raw.parent.parent),), {"train": True, "download": True})]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"train_images": torch.rand(60, 1, 6, 6)}, r"`train_images` .* of bytes, .*\(255 \* im"),
+        ({"test_images": torch.zeros(20, 6, 6).byte()}, r"`test_images` must be \(N, .*\(20, 6, 6"),
+        ({"test_images": torch.zeros(0, 1, 6, 6).byte()}, r"`test_images` must be .*, one or more"),
+        ({"train_labels": np.arange(60)}, r"`train_labels` must be a torch tensor; got ndarray"),
+        ({"train_labels": torch.zeros(60)}, r"`train_labels` must hold integers; got float32"),
+        ({"test_labels": torch.arange(3)}, r"`test_labels` must have one label a sample \(20\)"),
+        ({"n_classes": 9}, r"`train_labels` must lie in 0..8 .* give a larger `n_classes`"),
+        ({"std": 0.0}, r"`std` must be a positive number; got 0.0"),
+        ({"mean": None}, r"`mean` must be a finite number; got None"),
+    ],
+)
+def test_images_and_labels_of_ones_own_that_do_not_fit(change, sentence):
+    good = small_training.dataset()
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        replace(good, **change)
 
 
 @pytest.mark.skipif(REAL is None, reason="FASTNC_FASHION_MNIST names no folder")

@@ -105,8 +105,12 @@ def test_a_set_that_is_not_there(tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"name": "CIFAR11"}, r"`dataset` must be one of .*; got 'CIFAR11'. The nearest .* CIFAR1"),
+        ({"name": "CIFAR11"}, r"`name` must be one of .*; got 'CIFAR11'. The nearest .* CIFAR1"),
         ({"label_noise": 1.0}, r"`label_noise` must lie in \[0, 1\); got 1.0"),
+        ({"name": 3}, r"`name` must be one of .*; got 3"),
+        ({"label_noise": "a"}, r"`label_noise` must lie in \[0, 1\); got 'a'"),
+        ({"imbalance": "a"}, r"`imbalance` must be a number of at least 1; got 'a'"),
+        ({"seed": -1}, r"`seed` must be an integer of at least 0; got -1"),
         ({"imbalance": 0.5}, r"`imbalance` must be a number of at least 1; got 0.5"),
         ({"imbalance": float("nan")}, r"`imbalance` must be a number of at least 1; got nan"),
         ({"imbalance": 100.0}, r"`imbalance` must leave an image in every class, of 6 in .* 100"),
@@ -116,6 +120,13 @@ def test_a_set_that_is_not_there(tmp_path):
 def test_options_that_make_no_sense(root, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         load_data(root, **options)
+
+
+def test_options_of_another_kind(root):
+    with pytest.raises(TypeError, match="`download` must be True or False; got 'x'"):
+        load_data(root, download="x")
+    with pytest.raises(TypeError, match="`root` must be a path; got int"):
+        load_data(3)
 
 
 def test_wrong_labels_are_as_many_as_asked_and_of_another_class(root):

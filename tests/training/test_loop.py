@@ -291,6 +291,31 @@ def test_calls_that_make_no_sense(data, options, sentence, monkeypatch):
         train(data, experiment=QUICK, **options)
 
 
-def test_settings_that_are_no_experiment(data):
-    with pytest.raises(TypeError, match=r"`experiment` must be an Experiment; got dict"):
-        train(data, 1, {"lr": 0.1})
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"experiment": {"lr": 0.1}}, r"`experiment` must be an Experiment; got dict"),
+        ({"out": 3}, r"`out` must be a path; got int"),
+        ({"start": 3}, r"`start` must be a path; got int"),
+        ({"callback": 3}, r"`callback` must be a function; got 3"),
+        ({"data": 3}, r"`data` must be a `fastnc.training.Dataset` or the folder .*; got int"),
+        *(
+            ({name: "no"}, rf"`{name}` must be True or False; got 'no'")
+            for name in ("resume", "deterministic", "compile", "tensorboard", "depth", "progress")
+        ),
+    ],
+)
+def test_arguments_of_another_kind(data, options, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        train(**{"data": data, "epochs": 1, "experiment": QUICK, **options})
+
+
+def test_experiments_of_another_kind(data):
+    with pytest.raises(TypeError, match=r"`schedule_args` must be a dict of .*; got None"):
+        Experiment(schedule_args=None)
+    with pytest.raises(TypeError, match=r"`batch_norm` must be True or False; got 2"):
+        Experiment(batch_norm=2)
+    with pytest.raises(ValueError, match=r"`seed` must be below 2\^64, as torch's are; got 2951"):
+        Experiment(seed=1 << 68)
+    with pytest.raises(ValueError, match=r"`schedule` must be 'constant', .*; got 3"):
+        train(data, 1, Experiment(feature_dim=12, schedule=3))

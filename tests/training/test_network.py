@@ -159,6 +159,13 @@ def test_sizes_that_make_no_sense(arguments, sentence):
         network(**arguments)
 
 
+def test_arguments_of_another_kind():
+    with pytest.raises(ValueError, match=r"`model` must be a classifier of .*; got 3"):
+        network(3)
+    with pytest.raises(TypeError, match="`batch_norm` must be True or False; got 'no'"):
+        network(batch_norm="no")
+
+
 def test_pixels_are_normalised(images):
     x = Pixels(0.25, 0.5)(images[0])
     assert x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
