@@ -332,20 +332,6 @@ def check_callable(name: str, value: Any) -> None:
         raise TypeError(f"`{name}` must be a function; got {_shown(value)}.")
 
 
-def check_flag(name: str, value: Any) -> bool:
-    """`value` must be True or False."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"`{name}` must be True or False; got {_shown(value)}.")
-    return bool(value)
-
-
-def check_share(name: str, value: Any) -> float:
-    """`value` must be a number in [0, 1)."""
-    if not (_is_number(value) and 0.0 <= value < 1.0):
-        raise ValueError(f"`{name}` must lie in [0, 1); got {_shown(value)}.")
-    return plain(value)
-
-
 def check_count(name: str, value: Any, least: int, most: int = MOST) -> int:
     """`value` must be an integer of at least `least`, and at most `most` if `least` > 0.
 

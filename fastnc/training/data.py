@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from fastnc._core.arrays import (
     check_count,
     check_finite_number,
-    check_flag,
     check_labels,
     check_positive,
-    check_share,
     is_torch,
     keep_checked,
 )
 from fastnc._core.files import check_path
+from fastnc._core.switches import check_flag, check_share
 from fastnc.training import idx_files, image_sets
 from fastnc.training.pixels import mean_and_std, resized
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastnc._core import arrays
+from fastnc._core.switches import check_flag, check_share
 from fastnc.training.augmentation import AUGMENTS, Augment
 from fastnc.training.loss_scaled import LossScaled
 from fastnc.training.network import HEADS, PRECISIONS, Head, Precision
@@ -91,8 +92,8 @@ class Experiment:
         arrays.keep_checked(self, arrays.check_count, "seed", least=0)
         arrays.keep_checked(self, arrays.check_count, "snapshots", least=1)
         arrays.keep_checked(self, arrays.check_positive, "lr")
-        arrays.keep_checked(self, arrays.check_share, "momentum", "dropout")
-        arrays.keep_checked(self, arrays.check_flag, "batch_norm")
+        arrays.keep_checked(self, check_share, "momentum", "dropout")
+        arrays.keep_checked(self, check_flag, "batch_norm")
         if not isinstance(self.schedule_args, dict):
             raise TypeError(
                 "`schedule_args` must be a dict of the schedule's arguments; got "

@@ -10,6 +10,7 @@ import torch
 
 from fastnc._core import arrays
 from fastnc._core.files import check_path
+from fastnc._core.switches import check_flag
 from fastnc.dynamics.loop import snapshot_epochs
 from fastnc.dynamics.run import Callback
 from fastnc.dynamics.trajectory import Trajectory
@@ -107,7 +108,7 @@ def train(
         ("resume", resume), ("deterministic", deterministic), ("compile", compile),
         ("tensorboard", tensorboard), ("depth", depth), ("progress", progress),
     ):  # fmt: skip
-        arrays.check_flag(name, flag)
+        check_flag(name, flag)
     arrays.check_callable("callback", callback)
     for name, path in (("out", out), ("start", start)):
         if path is not None:

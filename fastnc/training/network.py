@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fastnc._core.arrays import check_choice, check_count, check_flag, check_positive, check_share
+from fastnc._core.arrays import check_choice, check_count, check_positive
+from fastnc._core.switches import check_flag, check_share
 from fastnc.nn import linear_cross_entropy
 from fastnc.training.loss_scaled import log_cross_entropy
 from fastnc.training.small_maps import with_small_maps
