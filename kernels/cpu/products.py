@@ -3,9 +3,9 @@
 Letters as in tile: K classes, D features in whole vectors, `Z (K, ld)`. `kernels` is the tuple of
 `addresses`, with a BLAS's product for the sums over samples or 0 for tiles. The other two products
 never use a BLAS, with which the bits of a row would depend on the number of rows. Logits need the
-transposed samples, `HT (d, ld)`, or an empty HT where classes are too few for a transposition to
-pay. Samples are passed as addresses, and classes as ranges: Numba counts references to every slice
-by atomic operations.
+transposed samples, `HT (d, ld)`, or an empty HT where classes or samples are too few for a
+transposition to pay. Samples are passed as addresses, and classes as ranges: Numba counts
+references to every slice by atomic operations.
 """
 
 import numpy as np

@@ -11,7 +11,7 @@ samples, `Z (K, >= samples)` its logits or residuals class by class.
 (`transpose`), sums over samples from Z and H, sums over classes from Z and W. Its tile is 6 rows by
 an eighth of the registers, which leaves a quarter of them for a row of B and a broadcast entry of
 A: 6 x 4 of 32 registers, 6 x 2 of 16. Rows are shared evenly among tiles, so that no tile is
-nearly empty. Where classes are few, `dots` computes logits without transposing the samples first.
+nearly empty. Where classes or samples are few, `dots` computes logits without transposing first.
 
 Every element of C is one chain of multiply-adds in the order of k, cut into blocks of `BLOCK`
 terms, in any tile: its bits depend neither on its row nor on the number of rows.
