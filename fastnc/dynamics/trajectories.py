@@ -28,7 +28,7 @@ from fastnc._core.files import (
 )
 from fastnc._core.results import check_results
 from fastnc.dynamics import rules
-from fastnc.dynamics.trajectory import Trajectory, layers_of
+from fastnc.dynamics.trajectory import Trajectory, frames_of, layers_of
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -150,10 +150,7 @@ class Trajectories(Sequence[Trajectory]):
 
     def to_pandas(self) -> Any:
         """The lines of `to_csv` as a `pandas.DataFrame`."""
-        try:
-            import pandas
-        except ImportError:
-            raise ImportError("pandas is needed for `to_pandas`: pip install pandas.") from None
+        pandas = frames_of("pandas")
         names, *lines = self._lines()
         return pandas.DataFrame(lines, columns=list(names))
 

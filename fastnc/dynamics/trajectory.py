@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 import os
@@ -101,21 +102,13 @@ class Trajectory:
 
     def to_pandas(self) -> Any:
         """The columns as a `pandas.DataFrame`, a row a snapshot; `attrs` holds `about`."""
-        try:
-            import pandas
-        except ImportError:
-            raise ImportError("pandas is needed for `to_pandas`: pip install pandas.") from None
-        frame = pandas.DataFrame({name: self[name] for name in self.columns})
+        frame = frames_of("pandas").DataFrame({name: self[name] for name in self.columns})
         frame.attrs.update(self.about)
         return frame
 
     def to_polars(self) -> Any:
         """The columns as a `polars.DataFrame`, a row a snapshot."""
-        try:
-            import polars
-        except ImportError:
-            raise ImportError("polars is needed for `to_polars`: pip install polars.") from None
-        return polars.DataFrame({name: self[name] for name in self.columns})
+        return frames_of("polars").DataFrame({name: self[name] for name in self.columns})
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name in self._columns
@@ -217,6 +210,16 @@ class Trajectory:
         writer.writerow(self.columns)
         writer.writerows(zip(*(c.tolist() for c in self._columns.values()), strict=True))
         return atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def frames_of(library: str) -> Any:
+    """A library of data frames."""
+    try:
+        return importlib.import_module(library)
+    except ImportError:
+        raise ImportError(
+            f"{library} is needed for `to_{library}`: pip install {library}."
+        ) from None
 
 
 def layers_of(arrays: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:

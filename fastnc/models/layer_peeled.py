@@ -20,6 +20,7 @@ from fastnc._core.arrays import (
     row_major,
 )
 from fastnc._core.html_table import html_table
+from fastnc._core.switches import check_flag
 
 Floats = NDArray[np.float64]
 
@@ -161,9 +162,7 @@ class LayerPeeled:
 
     def _set_bias(self, bias: bool) -> None:
         """Check and store whether there is a free bias."""
-        if not isinstance(bias, (bool, np.bool_)):
-            raise TypeError(f"`bias` must be True or False; got {bias!r}.")
-        object.__setattr__(self, "has_bias", bool(bias))
+        object.__setattr__(self, "has_bias", check_flag("bias", bias))
 
     @property
     def n_samples(self) -> int:

@@ -131,7 +131,7 @@ def train(
         due = snapshot_epochs(epochs, experiment.snapshots)
         folder = None if out is None else Path(out)
         began = None if start is None else Path(start)
-        run = TrainingRun(stepper, due, folder, began, callback, None, depth)
+        run = TrainingRun(stepper, due, folder, began, callback, depth)
         run.begin(resume)
         # Its folder is made at once: only of a run that begins.
         writer = _tensorboard(folder) if tensorboard and stepper.workers.rank == 0 else None

@@ -36,7 +36,6 @@ class TrainingRun(RankedRun):
         out: Path | None,
         start: Path | None,
         callback: Callback | None,
-        writer: Any,
         depth: bool = False,
     ) -> None:
         labels: NDArray[np.int64] = stepper.data.train_labels.cpu().numpy()
@@ -44,7 +43,9 @@ class TrainingRun(RankedRun):
             stepper.identity["start"] = _named(start)
         super().__init__(stepper, labels, {"kind": "training", **stepper.identity}, due, callback)
         self.workers, self.device = stepper.workers, stepper.device
-        self.out, self.start, self.writer = out, start, writer
+        self.out, self.start = out, start
+        # TensorBoard's, which is set once the run has begun.
+        self.writer: Any = None
         # The first, the middle and the last measurement.
         self.profiled = {due[i] for i in (0, len(due) // 2, -1)} if depth else set()
 

@@ -23,7 +23,7 @@ from numba import carray, types
 
 from fastnc.kernels.cpu.elementary import exp, log1p
 from fastnc.kernels.cpu.options import INNER, REASSOCIATION, cfunc, njit
-from fastnc.kernels.cpu.weighted_cross_entropy import add_exactly, examine
+from fastnc.kernels.cpu.weighted_cross_entropy import add_exactly, examine, mean_factor
 from fastnc.kernels.cpu.weighted_loss import DONE, SOME_IGNORED
 
 # What is there, and what is wanted. ALONG: residuals are those of the sum of what is upstream.
@@ -122,16 +122,7 @@ def _rows(
     for j in range(len(B)):
         B[j] = smoothing / K * (np.float64(weight[j]) if len(weight) else 1.0)
     all_B = _sum(B)
-    scale = 1.0
-    if flags & MEAN:
-        divisor, lost = float(N), 0.0
-        if len(weight):
-            divisor = 0.0
-            for i in range(N):
-                divisor, lost = add_exactly(divisor, lost, np.float64(weight[y[i]]))
-        divisor += lost
-        # Over labels of weight 0 the mean is 0 / 0, as torch has it.
-        scale = 1.0 / divisor if divisor != 0.0 else np.nan
+    scale = mean_factor(weight, y) if flags & MEAN else 1.0
     by_z = z_loss_weight / N if flags & MEAN else z_loss_weight
     total, total_lost, squares, squares_lost = 0.0, 0.0, 0.0, 0.0
     factor = np.empty(2)

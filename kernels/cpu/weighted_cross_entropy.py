@@ -44,6 +44,19 @@ def add_exactly(total, lost, term):
 
 
 @njit(**INNER)
+def mean_factor(weight, y):
+    """The mean over the sum of all losses: 1 over N, or over the sum of the labels' weights."""
+    divisor, lost = float(len(y)), 0.0
+    if len(weight):
+        divisor = 0.0
+        for i in range(len(y)):
+            divisor, lost = add_exactly(divisor, lost, np.float64(weight[y[i]]))
+    divisor += lost
+    # Over labels of weight 0 the mean is 0 / 0, as torch has it.
+    return 1.0 / divisor if divisor != 0.0 else np.nan
+
+
+@njit(**INNER)
 def options_of(K, bias, weight, smoothing, scale):
     """`options` of `chunk_pass`.
 

@@ -15,7 +15,7 @@ from numba import carray, types
 from fastnc.kernels.cpu.chunk_pass import GRADS, add_rows, part_of_samples
 from fastnc.kernels.cpu.options import INNER, cfunc, njit
 from fastnc.kernels.cpu.processor import VECTOR_BYTES
-from fastnc.kernels.cpu.weighted_cross_entropy import add_exactly, examine, options_of
+from fastnc.kernels.cpu.weighted_cross_entropy import examine, mean_factor, options_of
 
 # Flags: gradients to compute, inputs beside W, H and y, a loss for each sample, the mean.
 GRAD_H, GRAD_W, GRAD_BIAS, BIAS, WEIGHT, SCALE, LOSSES, MEAN = (1 << i for i in range(8))
@@ -49,16 +49,7 @@ def _loss(
         return SOME_IGNORED
     bias = carray(bias_at, K if flags & BIAS else 0)
     weight = carray(weight_at, K if flags & WEIGHT else 0)
-    inverse = 1.0
-    if flags & MEAN:
-        divisor = float(N)
-        if len(weight):
-            divisor, lost = 0.0, 0.0
-            for i in range(N):
-                divisor, lost = add_exactly(divisor, lost, np.float64(weight[y[i]]))
-            divisor += lost
-        # Over labels of weight 0 the mean is 0 / 0, as torch has it.
-        inverse = 1.0 / divisor if divisor != 0.0 else np.nan
+    inverse = mean_factor(weight, y) if flags & MEAN else 1.0
     one_scale = np.full(1, inverse, W.dtype)
     scale = one_scale
     if flags & SCALE:
