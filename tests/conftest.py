@@ -3,7 +3,10 @@
 import gc
 import os
 import signal
+import sys
 from collections import Counter
+
+import pytest
 
 # Those run under Triton's interpreter, in a process that `test_gpu_kernels` starts, or on a GPU.
 if "TRITON_INTERPRET" not in os.environ and "FASTNC_TEST_DEVICE" not in os.environ:
@@ -32,6 +35,13 @@ for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.S
         signal.signal(
             number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         )
+
+
+@pytest.fixture(autouse=True)
+def same_numbers():
+    """What torch draws in a test is the same in every run, whatever ran before it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 # Long, in processes of their own. The second compiles for other processors: nothing that the first
