@@ -153,16 +153,40 @@ def _hessian_product(W, H, y, scaled, weights, r, x, dZ, like_Z, out):
 
 
 @njit(fastmath=REASSOCIATION, **INNER)
-def _shifted_and_added(by, p, by_before, p_before, v, scale, step, out):
-    """`p_before = (v - by p - by_before p_before) scale` and `out += step p_before`; |out|^2.
+def _square(x):
+    """The sum of squares of all entries."""
+    found = 0.0
+    for k in range(x.shape[0]):
+        for i in range(x.shape[1]):
+            found += x[k, i] ** 2
+    return found
 
-    Scalars are complex; of one row the vectors are real, of two (real, imaginary).
+
+@njit(fastmath=REASSOCIATION, **INNER)
+def _scaled(v, scale, out):
+    """`out = v scale`; a complex scale where there are two rows, real and imaginary."""
+    c, c_ = scale.real, scale.imag
+    if len(v) == 1:
+        for i in range(v.shape[1]):
+            out[0, i] = v[0, i] * c
+        return
+    for i in range(v.shape[1]):
+        x, x_ = v[0, i], v[1, i]
+        out[0, i], out[1, i] = x * c - x_ * c_, x * c_ + x_ * c
+
+
+@njit(fastmath=REASSOCIATION, **INNER)
+def _shifted_and_added(by, p, by_before, p_before, unit, v, scale, step, out):
+    """`p_before = (v unit - by p - by_before p_before) scale` and `out += step p_before`; |out|^2.
+
+    `unit` is real, the other scalars are complex; of one row the vectors are real, of two (real,
+    imaginary).
     """
     found = 0.0
     a, b, c = by.real, by_before.real, scale.real
     if len(v) == 1:
         for i in range(v.shape[1]):
-            new = (v[0, i] - a * p[0, i] - b * p_before[0, i]) * c
+            new = (unit * v[0, i] - a * p[0, i] - b * p_before[0, i]) * c
             p_before[0, i] = new
             out[0, i] += step.real * new
             found += out[0, i] ** 2
@@ -170,13 +194,29 @@ def _shifted_and_added(by, p, by_before, p_before, v, scale, step, out):
     a_, b_, c_ = by.imag, by_before.imag, scale.imag
     for i in range(v.shape[1]):
         x, x_, z, z_ = p[0, i], p[1, i], p_before[0, i], p_before[1, i]
-        new = v[0, i] - a * x + a_ * x_ - b * z + b_ * z_
-        new_ = v[1, i] - a * x_ - a_ * x - b * z_ - b_ * z
+        new = unit * v[0, i] - a * x + a_ * x_ - b * z + b_ * z_
+        new_ = unit * v[1, i] - a * x_ - a_ * x - b * z_ - b_ * z
         new, new_ = new * c - new_ * c_, new * c_ + new_ * c
         p_before[0, i], p_before[1, i] = new, new_
         out[0, i] += step.real * new - step.imag * new_
         out[1, i] += step.real * new_ + step.imag * new
         found += out[0, i] ** 2 + out[1, i] ** 2
+    return found
+
+
+@njit(fastmath=REASSOCIATION, **INNER)
+def _orthogonal(u, by, v, by_before, v_before):
+    """`u -= by v + by_before v_before`; |u|^2. Nothing is read of a vector whose factor is 0."""
+    found = 0.0
+    for k in range(u.shape[0]):
+        if by_before == 0.0:
+            for i in range(u.shape[1]):
+                u[k, i] -= by * v[k, i]
+                found += u[k, i] ** 2
+        else:
+            for i in range(u.shape[1]):
+                u[k, i] -= by * v[k, i] + by_before * v_before[k, i]
+                found += u[k, i] ** 2
     return found
 
 
@@ -191,42 +231,35 @@ def minimal_residual(
     `room` (5, of the shape of `right`) and `like_Z` (2, N, K) are room for the iteration. A is real
     and symmetric: its Lanczos basis obeys a three-term recurrence with real coefficients, from a
     complex vector too, and sigma only shifts the diagonal of the tridiagonal matrix. So this is
-    MINRES with complex Givens rotations.
+    MINRES with complex Givens rotations. The vectors of the basis are kept as they come, with
+    their lengths beside them, and the first one is `right`: most solves of a flow end after one
+    product, and would spend half as much on copies.
 
     If A has no negative eigenvalue, the error is at most the residual over |sigma|, and this bound
     ends the iteration: the residual alone says little of directions that are not stiff.
     """
     (parts, size), cut = right.shape, W.size
-    length = 0.0
-    for k in range(parts):
-        for i in range(size):
-            length += right[k, i] ** 2
-    length = math.sqrt(length)
-    out[:] = 0.0
+    length = math.sqrt(_square(right))
     if length == 0.0:
+        out[:] = 0.0
         return True
-    # v, u: Lanczos vectors. p: search directions.
-    v, v_before, u, p, p_before = room[0], room[1], room[2], room[3], room[4]
-    v[:] = right / length
-    room[1], room[3], room[4] = 0.0, 0.0, 0.0
-    beta, left = 0.0, complex(length)
+    # v, v_before: vectors of the basis times their lengths. p: search directions.
+    v, v_before, length_before = right, right, 1.0
+    p, p_before = room[3], room[4]
+    beta, left, first = 0.0, complex(length), 0j
     c, s, c_before, s_before = 1.0, 0j, 1.0, 0j
-    for _ in range(most):
-        alpha = 0.0
+    for j in range(most):
+        u, alpha = room[j % 3], 0.0
         for k in range(parts):
             _hessian_product(W, H, y, scaled, weights, r, v[k], like_Z[0], like_Z[1], u[k])
             for i in range(cut):
-                u[k, i] = b * u[k, i] + pull_W * v[k, i]
+                u[k, i] = (b * u[k, i] + pull_W * v[k, i]) / length
                 alpha += v[k, i] * u[k, i]
             for i in range(cut, size):
-                u[k, i] = b * u[k, i] + pull_H * v[k, i]
+                u[k, i] = (b * u[k, i] + pull_H * v[k, i]) / length
                 alpha += v[k, i] * u[k, i]
-        beta_next = 0.0
-        for k in range(parts):
-            for i in range(size):
-                u[k, i] -= alpha * v[k, i] + beta * v_before[k, i]
-                beta_next += u[k, i] ** 2
-        beta_next = math.sqrt(beta_next)
+        alpha /= length
+        beta_next = math.sqrt(_orthogonal(u, alpha / length, v, beta / length_before, v_before))
         # The column (beta, alpha + sigma, beta_next) under the two rotations before, and its own.
         upper2, upper1, diagonal = s_before * beta, c_before * beta, alpha + sigma
         upper1, diagonal = c * upper1 + s * diagonal, c * diagonal - s.conjugate() * upper1
@@ -237,14 +270,24 @@ def minimal_residual(
         phase = diagonal / own if own > 0.0 else 1.0 + 0j
         c_before, s_before = c, s
         c, s = own / norm, phase * (beta_next / norm)
-        found = _shifted_and_added(
-            upper1, p, upper2, p_before, v, 1.0 / (phase * norm), c * left, out
-        )
-        p, p_before = p_before, p
+        scale, step = 1.0 / (phase * norm), c * left
         left *= -s.conjugate()
+        if j == 0:
+            _scaled(v, step * scale / length, out)
+            found = abs(step * scale) ** 2
+        else:
+            if j == 1:
+                # What the first step had no need of: its direction, and none before it.
+                _scaled(right, first, p)
+                p_before[:] = 0.0
+            found = _shifted_and_added(
+                upper1, p, upper2, p_before, 1.0 / length, v, scale, step, out
+            )
+            p, p_before = p_before, p
         if abs(left) <= tolerance * abs(sigma) * math.sqrt(found):
             return True
-        u /= beta_next
-        v_before, v, u = v, u, v_before
+        if j == 0:
+            first = scale / length
+        v_before, v, length_before, length = v, u, length, beta_next
         beta = beta_next
     return False
