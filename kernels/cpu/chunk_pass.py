@@ -219,7 +219,7 @@ def part_of_samples(
         # Only after all blocks have read the samples: a step overwrites them.
         if len(out):
             C_at = H_at if d != D else address(out, first * d)
-            products.sample_sums(kernels, Z, W, zero, K, step, mode == STEP, C_at, rows)
+            products.sample_sums(kernels, Z, W, zero, K, step, mode == STEP, C_at, rows, N)
             if mode == GRADS and c != 0.0:
                 if d != D:
                     scale_exponentially(padded, 0, rows, c)
@@ -336,7 +336,7 @@ def classes_divided(
                 if len(out):
                     products.sample_sums(
                         kernels, Z, W, j, n, one, b > begin, address(range_sums, p * height * D),
-                        rows,
+                        rows, N,
                     )  # fmt: skip
         root = math.exp(0.5 * c) if mode != LOG_GRADS else 1.0
         for index in prange(rows if len(out) else 0):

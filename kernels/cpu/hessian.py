@@ -100,8 +100,8 @@ def _part(part, n_parts, planned, W, H, y, dW, dH, alpha, sums, shifts, HH):
         place = part * K * D
         products.class_sums(kernels, V, zero, K, H_at, D, rows, sums, place, True)
         products.class_sums(kernels, Z, zero, K, dH_at, D, rows, sums, place, True)
-        products.sample_sums(kernels, V, W, zero, K, alpha, False, out_at, rows)
-        products.sample_sums(kernels, Z, dW, zero, K, alpha, True, out_at, rows)
+        products.sample_sums(kernels, V, W, zero, K, alpha, False, out_at, rows, N)
+        products.sample_sums(kernels, Z, dW, zero, K, alpha, True, out_at, rows, N)
         if c != 0.0:
             if d != D:
                 scale_exponentially(own_H, 0, rows, c)

@@ -16,6 +16,11 @@ from fastnc.kernels.cpu.aligned import LINE
 from fastnc.kernels.cpu.options import INNER, njit
 from fastnc.kernels.cpu.processor import VECTOR_BYTES
 from fastnc.kernels.cpu.simd_blocks import address
+from fastnc.kernels.cpu.tile import BLOCK
+
+# Terms that are added in a row where a shorter chain costs little: one vector of features, or
+# samples that fill no vector. Each of up to `BLOCK` such sums adds a rounding.
+SHORT = 32
 
 
 @njit(**INNER)
@@ -43,7 +48,7 @@ def logits(kernels, W, low, n, H_at, HT, rows, Z, keep, ahead):
             kernels[PRODUCT],
             (
                 address(Z, low * ld), ld, n, (rows + L - 1) // L, address(W, low * D), D, 1,
-                address(HT, 0), HT.shape[1], HT.shape[0], Z.dtype.type(1.0), np.int64(keep),
+                address(HT, 0), HT.shape[1], HT.shape[0], BLOCK, Z.dtype.type(1.0), np.int64(keep),
                 address(H_at, rows * D), _lines(rows, D, Z.itemsize) if ahead else 0,
             ),
         )  # fmt: skip
@@ -72,21 +77,25 @@ def class_sums(kernels, Z, low, n, H_at, D, rows, sums, place, ahead):
             kernels[PRODUCT],
             (
                 address(sums, place), D, n, D // L, address(Z, low * ld), ld, 1, H_at, D, rows,
-                Z.dtype.type(1.0), 1, address(H_at, rows * D + lines * (LINE // Z.itemsize)),
-                lines if ahead else 0,
+                SHORT if D == L else BLOCK, Z.dtype.type(1.0), 1,
+                address(H_at, rows * D + lines * (LINE // Z.itemsize)), lines if ahead else 0,
             ),
         )  # fmt: skip
 
 
 @njit(**INNER)
-def sample_sums(kernels, Z, W, low, n, alpha, keep, C_at, rows):
-    """`c_i = alpha sum_j Z[j, i] w_j` over n classes from `low` on, added to c_i where `keep`."""
-    D, ld, L = W.shape[1], Z.shape[1], VECTOR_BYTES // Z.itemsize
+def sample_sums(kernels, Z, W, low, n, alpha, keep, C_at, rows, N):
+    """`c_i = alpha sum_j Z[j, i] w_j` over n classes from `low` on, added to c_i where `keep`.
+
+    For `rows` of N samples.
+    """
+    (K, D), ld, L = W.shape, Z.shape[1], VECTOR_BYTES // Z.itemsize
+    short = (N < L or D == L) and K <= SHORT * BLOCK
     call(
         kernels[PRODUCT],
         (
-            C_at, D, rows, D // L, address(Z, low * ld), 1, ld, address(W, low * D), D, n, alpha,
-            np.int64(keep), address(W, 0), 0,
+            C_at, D, rows, D // L, address(Z, low * ld), 1, ld, address(W, low * D), D, n,
+            SHORT if short else BLOCK, alpha, np.int64(keep), address(W, 0), 0,
         ),
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ an eighth of the registers, which leaves a quarter of them for a row of B and a 
 A: 6 x 4 of 32 registers, 6 x 2 of 16. Rows are shared evenly among tiles, so that no tile is
 nearly empty. Where classes or samples are few, `dots` computes logits without transposing first.
 
-Every element of C is one chain of multiply-adds in the order of k, cut into blocks of `BLOCK`
+Every element of C is one chain of multiply-adds in the order of k, cut into blocks of `block`
 terms, in any tile: its bits depend neither on its row nor on the number of rows.
 Bound by the multiply-add rate.
 """
@@ -32,7 +32,7 @@ WIDTHS = sorted({1, 2, VECTORS})
 DOT_SAMPLES, DOT_CLASSES = N_REGISTERS // 8, 5
 # Up to this size a copy of W costs less than loads that straddle lines.
 SMALL_BYTES = 1 << 19
-# Terms of a sum that are added one after another.
+# Terms of a sum that are added one after another, at the most.
 BLOCK = 128
 # A panel that maps to few sets of the cache is copied if at least so many tiles read it.
 COPY_TILES = 8
@@ -187,9 +187,11 @@ def _copy_panel(typingctx, v, B, b, ldb, f, count, P):
 
 
 def product(
-    C, ldc, n_rows, n_vectors, A, step_i, step_k, B, ldb, count, alpha, keep, ahead, lines
+    C, ldc, n_rows, n_vectors, A, step_i, step_k, B, ldb, count, block, alpha, keep, ahead, lines
 ):  # fmt: skip
     """`C[i] (+)= alpha sum_k A[i step_i + k step_k] B[k]`, rows of so many vectors.
+
+    Blocks of at most `BLOCK` terms are added up, and then added to C.
 
     A panel of B, one tile wide, is read by every tile below it. Where its rows are a multiple of
     twice its width apart, they map to few sets of the level-1 cache, and it is copied first.
@@ -202,8 +204,8 @@ def product(
     line = L * LINE // VECTOR_BYTES
     room = _room(B)
     prefetched = 0
-    for low in range(0, count, BLOCK):
-        terms = min(BLOCK, count - low)
+    for low in range(0, count, block):
+        terms = min(block, count - low)
         more = keep != 0 or low > 0
         f = 0
         while f < n_vectors:
@@ -323,7 +325,7 @@ def signatures(real):
     floats, size = types.CPointer(real), types.int64
     return {
         product: (
-            *(floats, size, size, size, floats, size, size, floats, size, size),
+            *(floats, size, size, size, floats, size, size, floats, size, size, size),
             *(real, size, floats, size),
         ),
         dots: (floats, *[size] * 3, floats, floats, *[size] * 3),

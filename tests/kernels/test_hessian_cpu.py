@@ -69,6 +69,24 @@ def test_exact_in_the_tail(by_samples, dtype, bound):
         assert oracles.worst_relative_error(HH, told["HH"], dtype) < bound
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-14), ("float32", 1e-6)])
+def test_exact_where_another_class_is_almost_certain(by_samples, dtype, bound):
+    """As in the tail, for a sample of class 1 whose largest logit is that of class 0.
+
+    The derivative of its residual is minus the sum of the others, not a difference of near-equal
+    rates.
+    """
+    W, dW, y = np.eye(4, dtype=dtype), np.zeros((4, 4), dtype), np.array([1])
+    for gap in (1.0, 16.5, 37.25, 60.0, 83.0, 300.0, 700.0):
+        if gap > 85.0 and dtype == "float32":
+            continue
+        H = np.array([[gap + 0.5, 0.5, 0.25, 0.0]], dtype)
+        dH = np.array([[500.0, 503.0, 498.0, 507.0]], dtype)
+        told = oracles.cross_entropy(W, H, y, dW, dH)
+        _, HH = hessian(W, H, y, dW, dH)
+        assert oracles.worst_relative_error(HH, told["HH"], dtype) < bound
+
+
 def test_the_same_bits_again_and_a_scale(by_samples):
     W, H, y = problem(13, 21, 95, "float64")
     u = direction(W, H)
