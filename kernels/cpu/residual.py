@@ -143,6 +143,15 @@ def total_of(values, n):
 
 
 @njit(fastmath=NO_REASSOCIATION, **INNER)
+def _lost(total, value):
+    """What the rounding of `total + value` loses (Knuth); 0 if that is not finite."""
+    new = total + value
+    part = new - total
+    found = (total - (new - part)) + (value - part)
+    return found if math.isfinite(new) else 0.0
+
+
+@njit(fastmath=NO_REASSOCIATION, **INNER)
 def _moved(Z, low, y, rows, z_y, uniform, shift, origin, moved, base, part):
     """`moved[i] = sum_j B_j D_j` over a block's classes but the label, in float64.
 
@@ -157,6 +166,7 @@ def _moved(Z, low, y, rows, z_y, uniform, shift, origin, moved, base, part):
         if 0 <= label < Z.shape[0]:
             Z[label, i] = real(base[i])
     # Equal terms all round the same way: only a few are added in a row.
+    lost = np.zeros(rows)
     for block in range(0, Z.shape[0], CLASSES):
         for i in range(rows):
             part[i] = 0.0
@@ -165,8 +175,10 @@ def _moved(Z, low, y, rows, z_y, uniform, shift, origin, moved, base, part):
             for i in range(rows):
                 part[i] += mass * (np.float64(Z[j, i]) - base[i])
         for i in range(rows):
+            lost[i] += _lost(moved[i], part[i])
             moved[i] += part[i]
     for i in range(rows):
+        moved[i] += lost[i]
         label = y[i] - low
         if 0 <= label < Z.shape[0]:
             Z[label, i] = -np.inf
@@ -264,6 +276,7 @@ def _smoothed(y, rows, block, weight, uniform, keep, shifts, moved, losses):
 
     In each block of `block` classes gaps are to its own largest logit or to the label's.
     """
+    lost = np.zeros(rows)
     for b in range(len(shifts)):
         low, high = b * block, min((b + 1) * block, len(uniform))
         mass = 0.0
@@ -280,8 +293,14 @@ def _smoothed(y, rows, block, weight, uniform, keep, shifts, moved, losses):
             if low <= label < high:
                 here -= np.float64(uniform[label])
                 own = keep * (np.float64(weight[label]) if len(weight) else 1.0)
-                losses[i] += (own + np.float64(uniform[label])) * m
-            losses[i] += here * (m - max(shifts[b, i], 0.0)) - moved[b, i]
+                value = (own + np.float64(uniform[label])) * m
+                lost[i] += _lost(losses[i], value)
+                losses[i] += value
+            value = here * (m - max(shifts[b, i], 0.0)) - moved[b, i]
+            lost[i] += _lost(losses[i], value)
+            losses[i] += value
+    for i in range(rows):
+        losses[i] += lost[i]
 
 
 @njit(fastmath=NO_REASSOCIATION, **INNER)

@@ -122,6 +122,19 @@ def test_smoothing_over_many_classes(K, smoothing):
     assert np.sqrt(((grad_W[:, 0] - wanted) ** 2).sum()) < BOUND["float32"] * norm
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 1.0])
+def test_the_smoothed_loss_of_equal_gaps(smoothing):
+    """3,000 sums of 16 equal terms, which would all round the same way: 2 ulp of float64 in all.
+
+    smoothing / K is the mass that the kernel is given, and 1 / K no number of float64.
+    """
+    none = np.empty(0)
+    for K, gap in ((50_000, -21.75), (40_001, -3.5)):
+        W, H, y = equal_gaps(K, gap, "float64", 3)
+        total, *_ = weighted(W, H, y, none, none, smoothing, np.ones(1))
+        assert relative(total[0], smoothed(H @ W.T, y, smoothing)[0]) < 4.5e-16
+
+
 def test_a_bias_that_all_classes_share():
     """1e6 is what no logit of float32 can carry beside digits; a softmax does not see it."""
     rng = np.random.default_rng(0)
