@@ -128,18 +128,16 @@ def hessian_vector_product(
 ) -> tuple[Floats, Floats]:
     """The derivative of the gradients of (4) along (dW, dH).
 
-    With `D'_j` the derivative of the gap and `s = sum_{j != y} p_j D'_j`, the residual's derivative
-    is `p_j (D'_j - s)` for j != y and `-p_y s` at the label: again no cancellation.
+    With `V_j` the derivative of a logit less that of the most likely class's, and
+    `s = sum_j p_j V_j`, the residual's derivative is `p_j (V_j - s)`: again no cancellation.
     """
     rows = np.arange(len(y))
     _, r, p_y = softmax_at(W, H, y)
-    Z = dH @ W.T + H @ dW.T
-    gaps = Z - Z[rows, y][:, None]
     p = r.copy()
-    p[rows, y] = 0.0
-    s = (p * gaps).sum(axis=1)
-    dr = p * (gaps - s[:, None])
-    dr[rows, y] = -p_y * s
+    p[rows, y] = p_y
+    Z = dH @ W.T + H @ dW.T
+    V = Z - Z[rows, p.argmax(axis=1)][:, None]
+    dr = p * (V - (p * V).sum(axis=1)[:, None])
     return dr.T @ H + r.T @ dH, dr @ W + r @ dW
 
 

@@ -1,5 +1,6 @@
 """The reference against mpmath, by hand, and by central differences."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import oracles
 import pytest
 
 from fastnc import reference as ref
+from fastnc.theory import Residuals
 
 # Sums of at most 35 terms, each within a few roundings of 1.1e-16.
 CLOSE = 1e-13
@@ -94,6 +96,24 @@ def test_derivatives_are_those_of_the_loss():
     for found, index in zip(ref.hessian_vector_product(W, H, y, dW, dH), (1, 2), strict=True):
         difference = along(lambda *a, index=index: ref.loss_and_grads(*a)[index])
         np.testing.assert_allclose(found, difference, atol=1e-7)
+
+
+def test_hessian_products_where_any_class_is_almost_certain():
+    """Rates of the logits near 500, which their mean must not cancel; entries to 1e-14."""
+    W, dW = np.eye(4), np.zeros((4, 4))
+    dH = np.array([[500.0, 503.0, 498.0, 507.0]])
+    for label, gap in itertools.product((0, 1), (1.0, 16.5, 37.25, 60.0, 300.0)):
+        H, y = np.array([[gap + 0.5, 0.5, 0.25, 0.0]]), np.array([label])
+        wanted = oracles.cross_entropy(W, H, y, dW, dH)["HH"]
+        at = Residuals(W, H, y)
+        over_the_loss = at.hessian_product(np.concatenate([dW.ravel(), dH.ravel()]))[16:]
+        for found in (
+            ref.hessian_vector_product(W, H, y, dW, dH)[1],
+            # e^-300 times a number of one rounding more.
+            over_the_loss[None] * np.exp(at.log_loss),
+        ):
+            error = oracles.worst_relative_error(found, wanted, "float64")
+            assert error < 1e-14 + 300 * np.finfo(float).eps, (label, gap)
 
 
 def test_a_step_is_the_gradients():

@@ -30,6 +30,7 @@ class Residuals:
         self.residuals = r / total
         self.scaled = self.residuals.copy()
         self.scaled[rows, y] = 0.0
+        self._likely = self.weights.argmax(axis=1)
         self._beside: Array | None = None
 
     def curvatures(self) -> Array:
@@ -52,10 +53,14 @@ class Residuals:
         rows, y, r = np.arange(N), self.y, self.residuals
         dZ = dH @ self.W.T
         dZ += self.H @ dW.T
-        dZ -= dZ[rows, y][:, None]
-        label = self.weights[rows, y] * np.einsum("ik,ik->i", self.scaled, dZ)
-        # dZ is 0 at the label, where the weight is not divided by the loss.
+        # To the most likely class, so that nothing cancels there.
+        dZ -= dZ[rows, self._likely][:, None]
+        by_others = np.einsum("ik,ik->i", self.scaled, dZ)
         dZ -= np.einsum("ik,ik->i", self.weights, dZ)[:, None]
+        # Where the label is most likely the mean may underflow, and over the loss it does not.
+        # Where another class is, the loss is at least log 2.
+        own = dZ[rows, y] * np.exp(-max(self.log_loss, -1.0))
+        label = self.weights[rows, y] * np.where(self._likely == y, by_others, -own)
         # (dr, r) side by side: one product, and no second array of the size of H.
         if self._beside is None:
             self._beside = np.concatenate([r, r], axis=1)
