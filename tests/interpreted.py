@@ -8,6 +8,7 @@ Whoever imports this has set TRITON_INTERPRET=1 before triton was imported: `tes
 starts such a process. With FASTNC_TEST_DEVICE=cuda the same tests run on a GPU instead.
 """
 
+import inspect
 import os
 import threading
 from functools import cache
@@ -190,3 +191,21 @@ def play_graphs(monkeypatch, stepper):
     if DEVICE != "cuda":
         monkeypatch.setattr(stepper, "capture", lambda self: Graph(self))
     return replays
+
+
+def count_fetches(put, *ways):
+    """By `put`, as above: a list that gains (way, numbers) of each copy of a tensor to the host."""
+    fetched = []
+
+    def counting(way, method):
+        def count(self, *arguments, **options):
+            # The interpreter's own handling of a launch is no copy of a GPU's.
+            if not any("triton" in frame.filename for frame in inspect.stack()[1:6]):
+                fetched.append((way, self.numel()))
+            return method(self, *arguments, **options)
+
+        return count
+
+    for way in ways:
+        put(torch.Tensor, way, counting(way, getattr(torch.Tensor, way)))
+    return fetched

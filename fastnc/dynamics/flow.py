@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core import arrays
+from fastnc._core.cuda import need_torch_and_triton
 from fastnc._core.serial import quiet
 from fastnc.dynamics.checkpoint import checkpoint_path
 from fastnc.dynamics.integrator.equation import Decays
@@ -98,8 +99,8 @@ def flow(
         is "direct" for a ULPM up to K d = 100, where it costs little more and keeps the conserved
         quantities to rounding at any horizon, else "krylov".
     device : "cpu" or "cuda"
-        Where the flow is integrated, in float64; "cuda" needs "krylov". W and H are fetched for
-        snapshots and checkpoints.
+        Where the flow is integrated, in float64; "cuda" needs "krylov". Snapshots of a large
+        problem are measured there too: H is fetched for checkpoints and at the end.
     checkpoint : path, optional
         File to which the state is written every `checkpoint_every` seconds (0: as often as the
         run looks at its clock) and at the end.
@@ -200,11 +201,21 @@ def prepare_flow(
                 )
             stepper: FlowStepper = ObjectiveFlow(unknowns, theta, float(rtol))
         else:
-            stepper = FlowStepper(W, H, model, about["solver"], float(rtol), decays, device)
+            stepper = _stepper(device)(W, H, model, about["solver"], float(rtol), decays)
     except (ArithmeticError, np.linalg.LinAlgError) as error:
         raise ValueError(f"no flow starts at these `W` and `H`: {error}.") from None
     due = [-math.inf, *snapshot_times(float(log10_time), int(snapshots)).tolist()]
     return _FlowRun(stepper, model.y, about, due)
+
+
+def _stepper(device: str) -> type[FlowStepper]:
+    """The stepper of a device."""
+    if device == "cpu":
+        return FlowStepper
+    need_torch_and_triton()
+    from fastnc.dynamics.integrator.device_flow import DeviceFlow
+
+    return DeviceFlow
 
 
 class _FlowRun(Run):

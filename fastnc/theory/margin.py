@@ -206,37 +206,69 @@ def margin_decomposition(W: Any, H: Any, y: Any) -> MarginDecomposition:
     1.0
     """
     W64, H64, labels = arrays.checked_problem(W, H, y)
-    K = len(W64)
-    counts = np.bincount(labels, minlength=K)
-    root = np.sqrt(counts)
+    counts = np.bincount(labels, minlength=len(W64))
     sums = np.zeros_like(W64)
     np.add.at(sums, labels, H64)
     means = sums / np.maximum(counts, 1)[:, None]
     within = H64 - means[labels]
+    A = polar_factor(counts)
+    q_min = float(_margins(W64, H64, labels).min())
+    uneven = _uneven(W64, H64, labels, shares(A, counts), q_min)
+    squares = float(np.vdot(H64, H64)), float(np.vdot(within, within))
+    return decomposition(W64, means, counts, A, *squares, q_min, uneven)
+
+
+def polar_factor(counts: NDArray[np.int64]) -> Floats:
+    """A (K, K), the polar factor of `(I - 11^T/K) diag(sqrt n_k)`."""
+    A = np.eye(len(counts)) - 1.0 / len(counts)
+    if (counts == counts[0]).all():
+        return A
+    left, values, right = np.linalg.svd(A * np.sqrt(counts))
+    return np.asarray(left @ ((values > 1e-12 * values[0])[:, None] * right))
+
+
+def shares(A: Floats, counts: NDArray[np.int64]) -> Floats:
+    """The weights (y, j) of the margin of a sample of class y over class j, by the polar factor."""
+    found = -(A * np.sqrt(counts)).T / np.maximum(counts, 1)[:, None]
+    np.fill_diagonal(found, 0.0)
+    return found
+
+
+def decomposition(
+    W: Floats,
+    means: Floats,
+    counts: NDArray[np.int64],
+    A: Floats,
+    square_H: float,
+    within: float,
+    q_min: float,
+    uneven: float,
+) -> MarginDecomposition:
+    """The terms of `margin_decomposition`, of sums over samples.
+
+    `means` (K, d) are the class means, 0 of absent classes; A is of `polar_factor`; `square_H`
+    is |H|^2, `within` its part about the means, and `uneven` the sum with the weights of `shares`
+    of the margins over the wrong classes, less `q_min`.
+    """
+    root = np.sqrt(counts)
     # sum_k sqrt(n_k) v_k m_k with v the kernel of A, proportional to 1 / sqrt(n_k).
     if counts.min() > 0:
         kernel = means.sum(axis=0) / np.sqrt((1.0 / counts).sum())
     else:
-        kernel = np.zeros(W64.shape[1])
-    A = np.eye(K) - 1.0 / K
-    if not (counts == counts[0]).all():
-        left, values, right = np.linalg.svd(A * root)
-        A = left @ ((values > 1e-12 * values[0])[:, None] * right)
-    constant = float(np.trace(A * root))
-    energy = float(np.vdot(W64, W64) + np.vdot(H64, H64))
+        kernel = np.zeros(W.shape[1])
+    energy = float(np.vdot(W, W)) + square_H
     _check_energy(energy)
-    wbar = W64.mean(axis=0)
-    apart = (W64 - wbar) - A @ (root[:, None] * means)
-    q_min = float(_margins(W64, H64, labels).min())
+    wbar = W.mean(axis=0)
+    apart = (W - wbar) - A @ (root[:, None] * means)
     return MarginDecomposition(
         energy=energy,
         margin=q_min,
-        separation_constant=constant,
-        classifier_mean=K * float(wbar @ wbar),
+        separation_constant=float(np.trace(A * root)),
+        classifier_mean=len(W) * float(wbar @ wbar),
         feature_mean=float(kernel @ kernel),
-        within_class_energy=float(np.vdot(within, within)),
+        within_class_energy=within,
         misalignment=float(np.vdot(apart, apart)),
-        uneven_margins=2.0 * _uneven(W64, H64, labels, A * root, q_min),
+        uneven_margins=2.0 * uneven,
     )
 
 
@@ -261,10 +293,8 @@ def _margins(W: Floats, H: Floats, y: NDArray[np.int64]) -> Floats:
     return np.concatenate([gaps.min(axis=1) for _, gaps in _blocks(W, H, y)])
 
 
-def _uneven(W: Floats, H: Floats, y: NDArray[np.int64], weights: Floats, q_min: float) -> float:
-    """Sum over samples and wrong classes of `-weights[j, y] / n_y (margin over j - q_min)`."""
-    share = -weights.T / np.maximum(np.bincount(y, minlength=len(W)), 1)[:, None]
-    np.fill_diagonal(share, 0.0)
+def _uneven(W: Floats, H: Floats, y: NDArray[np.int64], share: Floats, q_min: float) -> float:
+    """Sum over samples and wrong classes of `share[y, j] (margin over j - q_min)`."""
     total = 0.0
     for block, gaps in _blocks(W, H, y):
         # Subtracted before the sum: near collapse the differences are small beside q_min.

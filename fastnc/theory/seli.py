@@ -48,19 +48,24 @@ def seli_distances(W: Any, H: Any, y: Any) -> dict[str, float]:
         As `margins`; also a class without a sample.
     """
     W64, H64, labels = arrays.checked_problem(W, H, y)
-    K = len(W64)
-    counts = np.bincount(labels, minlength=K)
+    counts = np.bincount(labels, minlength=len(W64))
     if not counts.min():
         raise ValueError(f"`y` must hold every class; class {int(counts.argmin())} is absent.")
-    V, L, U = encoded_labels(counts)
     sums = np.zeros_like(W64)
     np.add.at(sums, labels, H64)
+    return distances_of_sums(W64, sums, counts)
+
+
+def distances_of_sums(W: Floats, sums: Floats, counts: NDArray[np.int64]) -> dict[str, float]:
+    """`seli_distances` of the classes' sums (K, d) of features and their sizes."""
+    K = len(W)
+    V, L, U = encoded_labels(counts)
     scaled = sums / np.sqrt(counts)[:, None]
-    W64 = W64 - W64.mean(axis=0)
+    centred = W - W.mean(axis=0)
     pairs = (
-        (W64 @ W64.T, (V * L) @ V.T),
+        (centred @ centred.T, (V * L) @ V.T),
         (scaled @ scaled.T, (U * L) @ U.T),
-        (W64 @ (sums / counts[:, None]).T, np.eye(K) - 1.0 / K),
+        (centred @ (sums / counts[:, None]).T, np.eye(K) - 1.0 / K),
     )
     with np.errstate(invalid="ignore"):
         return {

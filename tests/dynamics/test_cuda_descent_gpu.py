@@ -1,6 +1,5 @@
 """`descend(device="cuda")` from end to end, on the device or with the interpreter in its place."""
 
-import inspect
 import os
 import signal
 import threading
@@ -9,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from interpreted import DEVICE, play_a_gpu, play_graphs
+from interpreted import DEVICE, count_fetches, play_a_gpu, play_graphs
 
 import fastnc
 from fastnc import reference
@@ -287,19 +286,8 @@ def test_nothing_goes_to_the_host_between_snapshots(name, monkeypatch):
         40, 0, None, None, 1, None,
     )  # fmt: skip
     assert not run.arrive()
-    fetched = []
-
-    def counting(name, function):
-        def count(self, *arguments, **options):
-            # The interpreter's own handling of a launch is no copy of a GPU's.
-            if not any("triton" in frame.filename for frame in inspect.stack()[1:6]):
-                fetched.append(name)
-            return function(self, *arguments, **options)
-
-        return count
-
+    ways = ("cpu", "numpy", "item", "tolist", "__bool__", "__float__", "__int__")
     with monkeypatch.context() as patch:
-        for method in ("cpu", "numpy", "item", "tolist", "__bool__", "__float__", "__int__"):
-            patch.setattr(torch.Tensor, method, counting(method, getattr(torch.Tensor, method)))
+        fetched = count_fetches(patch.setattr, *ways)
         run.stepper.make(3)
     assert fetched == []

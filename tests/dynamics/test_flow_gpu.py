@@ -3,12 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from interpreted import DEVICE, play_a_gpu
+from interpreted import DEVICE, count_fetches, play_a_gpu
 
 import fastnc
+from fastnc._core import arrays, kernel_call
+from fastnc.collapse import batch
+from fastnc.dynamics import rank_snapshot
+from fastnc.dynamics.flow import prepare_flow
+from fastnc.dynamics.integrator import device_flow
 from fastnc.dynamics.integrator.equation import Decays, FlowEquation
 from fastnc.dynamics.integrator.newton import ERROR, MOST_PRODUCTS
 from fastnc.dynamics.integrator.on_device import DeviceEquation, Residuals, minimal_residual
+from fastnc.dynamics.steppers import cuda, epochs
 from fastnc.kernels.gpu import cross_entropy
 from fastnc.theory import residuals
 
@@ -129,3 +135,100 @@ def test_it_resumes_bit_for_bit_and_takes_decays(tmp_path):
 def test_a_factorisation_is_not_for_a_device():
     with pytest.raises(ValueError, match=r"`solver` must be 'krylov' with device='cuda'; got"):
         fastnc.flow(MODEL, solver="direct", device="cuda")
+
+
+# Unequal classes; equal ones; one that is absent; more features than rows; weight decay.
+FLOWS = {
+    "unequal": MODEL,
+    "equal": fastnc.ULPM(3, 4, 5),
+    "absent": fastnc.ULPM(4, dim=4, labels=[0, 0, 2, 2, 2, 3, 0, 3]),
+    "many features": fastnc.ULPM(2, 2, 9),
+    "decay": fastnc.models.weight_decay(3, 4, 4, 1e-1, 2e-1),
+}
+
+
+def moved(model, device):
+    """A flow at its first snapshot after the start."""
+    run = prepare_flow(model, 1.0, 0, None, None, 1, 1e-6, "krylov", device)
+    assert not run.arrive()
+    run.move(100)
+    assert run.is_due
+    return run.stepper
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_snapshot_on_the_device_is_that_of_the_host(name, monkeypatch):
+    flow = moved(FLOWS[name], "cuda")
+    monkeypatch.setattr(cuda, "ON_THE_HOST", 10**9)
+    here = flow.measure()
+    monkeypatch.setattr(cuda, "ON_THE_HOST", 0)
+    # Chunks of a few rows.
+    monkeypatch.setattr(device_flow, "_CHUNK_BYTES", 8 * 3 * 3)
+    monkeypatch.setattr(rank_snapshot, "_CHUNK_BYTES", 8 * 5 * 3)
+    there = flow.measure()
+    assert list(here) == list(there) and here["log_loss"] < moved_from(FLOWS[name])
+    size = here["norm_W"] ** 2 + here["norm_H"] ** 2
+    for column, value in here.items():
+        # Sums in another order; terms are differences of numbers of the size of the squares, and
+        # the drift is nothing but rounding.
+        wanted = pytest.approx(value, rel=1e-9, abs=1e-13 * max(1.0, size), nan_ok=True)
+        assert there[column] == wanted, column
+
+
+def moved_from(model):
+    """log of the mean loss at the start."""
+    return float(Residuals(*there(*model.init(0), model.y)).log_loss) - np.log(len(model.y))
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_snapshot_brings_no_features_to_the_host(name, monkeypatch):
+    model = FLOWS[name]
+    flow = moved(model, "cuda")
+    K, d = flow.equation.shape
+    rows = len(model.y) * d
+    monkeypatch.setattr(cuda, "ON_THE_HOST", 0)
+    # The kernels of a GPU, interpreted: those of the CPU read its tensors as arrays.
+    for module in (arrays, batch, kernel_call):
+        monkeypatch.setattr(module, "home", lambda x: "gpu" if arrays.is_torch(x) else "cpu")
+    fetched = count_fetches(monkeypatch.setattr, "cpu", "tolist", "item", "__float__")
+    found = flow.measure()
+    assert fetched and max(numbers for _, numbers in fetched) <= K * d < rows
+    fetched.clear()
+    flow.state()
+    assert max(numbers for _, numbers in fetched) >= rows
+    monkeypatch.undo()
+    assert found["margin"] == pytest.approx(fastnc.neural_collapse_margin(flow.W, flow.H, model.y))
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_largest_entry_is_that_of_the_coordinates_of_the_start():
+    model = FLOWS["many features"]
+    for device in ("cpu", "cuda"):
+        flow = moved(model, device)
+        ratio = fastnc.theory.margin_ratio_max(flow.W, flow.H, model.y)
+        assert flow.measure()["margin_ratio_max"] == pytest.approx(ratio, rel=1e-12)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_checkpoint_is_written_meanwhile(tmp_path, monkeypatch):
+    options = {"snapshots": 2, "device": "cuda", "rtol": 1e-6}
+    straight = fastnc.flow(MODEL, 0.5, **options)
+    monkeypatch.setattr(epochs, "CHEAP_TO_COPY", 0)
+    path = tmp_path / "flow.npz"
+    for horizon in (0.1, 0.5):
+        run = fastnc.flow(
+            MODEL, horizon, checkpoint=path, checkpoint_every=0, resume=True, **options
+        )
+    np.testing.assert_allclose(run.H, straight.H, rtol=1e-5)
+    # What is handed over does not change while later steps are made.
+    flow = moved(MODEL, "cuda")
+    before = flow.state()
+    later = flow.state_later()
+    flow.advance(1.0, 2)
+    written = later()
+    assert written.keys() == before.keys()
+    for name, value in before.items():
+        np.testing.assert_array_equal(written[name], value)
+    assert flow.state()["x"] > before["x"]

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from fastnc.dynamics.checkpoint import check_state
 from fastnc.dynamics.integrator.equation import Decays, FlowEquation
-from fastnc.dynamics.integrator.radau import Radau
+from fastnc.dynamics.integrator.radau import Radau, Vector
 from fastnc.dynamics.snapshot import measure
 from fastnc.dynamics.steppers import Failed
 from fastnc.theory.margin import TERMS, margin_decomposition
+from fastnc.theory.norm_margins import ratio_max
 from fastnc.theory.rates import aligned_singular_values
 from fastnc.theory.seli import seli_distances
 
@@ -58,20 +59,20 @@ class FlowStepper:
         solver: str,
         rtol: float,
         decays: Decays,
-        device: str = "cpu",
     ) -> None:
-        self.model, self.y, self.rtol = model, model.y, rtol
-        # The flow never leaves the span of the rows of its start, and nothing measured depends on
-        # a rotation: with d > K + N, coordinates in that span are an exact reduction.
-        self._basis: Array | None = None
-        if W.shape[1] > len(W) + len(H):
+        self.model, self.y, self.rtol, self.dim = model, model.y, rtol, W.shape[1]
+        # The flow never leaves the span of the rows of its start: with d > K + N, coordinates in
+        # that span are an exact reduction.
+        self._basis: Vector | None = None
+        basis = None
+        if self.dim > len(W) + len(H):
             basis, coordinates = np.linalg.qr(np.concatenate([W, H]).T)
-            self._basis = basis.T
             W, H = np.split(np.ascontiguousarray(coordinates.T), [len(W)])
-        self.equation = _equation(W.shape, self.y, solver, decays, device)
-        counts = np.bincount(self.y, minlength=len(W))
-        self._is_unequal = 0 < counts.min() < counts.max() and W.shape[1] >= len(W) - 1
-        self._gram, self._mean = W.T @ W - H.T @ H, W.mean(axis=0)
+        self.equation = self._equation(W.shape, solver, decays)
+        vectors = self.equation.vectors
+        self.counts = np.bincount(self.y, minlength=len(W))
+        is_unequal = 0 < self.counts.min() < self.counts.max()
+        self._is_unequal = is_unequal and W.shape[1] >= len(W) - 1
         self._aligned = aligned_singular_values(W, H, self.y).tolist()
         theta = np.concatenate([W.ravel(), H.ravel()])
         # The error of stiff components is several times that of a step: steps with rtol / 6 keep
@@ -79,7 +80,10 @@ class FlowStepper:
         step_rtol = max(rtol / 6.0, 1e-11)
         atol = 1e-2 * step_rtol * float(np.sqrt(np.mean(theta**2)))
         with self._guard():
-            placed = self.equation.vectors.placed(theta)
+            if basis is not None:
+                self._basis = vectors.placed(basis.T)
+            placed = vectors.placed(theta)
+            self._gram, self._mean = self._conserved(placed)
             self.method = Radau(self.equation, 0.0, placed, step_rtol, atol)
         self._time = -math.inf
         self._tiny_steps, self._looked_at = 0, -math.inf
@@ -105,17 +109,28 @@ class FlowStepper:
         """`asinh(log(1 + t))`, in which steps are of about one size."""
         return self.method.state.x
 
+    def _equation(self, shape: tuple[int, int], solver: str, decays: Decays) -> FlowEquation:
+        """What is integrated."""
+        return FlowEquation(shape, self.y, solver, decays)
+
     @property
     def W(self) -> Array:
         """The classifier (K, d), in the coordinates it started in."""
-        W = self._split()[0]
-        return np.array(W) if self._basis is None else W @ self._basis
+        return self._fetched(0)
 
     @property
     def H(self) -> Array:
         """The features (N, d), in the coordinates they started in."""
-        H = self._split()[1]
-        return np.array(H) if self._basis is None else H @ self._basis
+        return self._fetched(1)
+
+    def _fetched(self, factor: int) -> Array:
+        """A copy of W or of H, in the coordinates of the start, on the host."""
+        return np.array(self.equation.vectors.fetched(self._started(factor)))
+
+    def _started(self, factor: int) -> Vector:
+        """W or H in the coordinates of the start."""
+        x = self.equation.split(self.method.state.theta)[factor]
+        return x if self._basis is None else x @ self._basis
 
     def _split(self) -> tuple[Array, Array]:
         """W and H in the coordinates of the integration, on the host."""
@@ -208,32 +223,57 @@ class FlowStepper:
 
     def measure(self) -> dict[str, float]:
         """The columns of every run, the terms missing to collapse, and the conserved quantity."""
-        W, H = self._split()
         with self._guard():
-            row = measure(W, H, self.y)
+            row = self._columns()
+            if self._basis is not None:
+                # The one column that a rotation changes.
+                largest = max(float(abs(self._started(factor)).max()) for factor in (0, 1))
+                row["margin_ratio_max"] = ratio_max(row["margin"], self.counts, self.dim, largest)
             if self.equation.decays == (0.0, 0.0):
-                terms = margin_decomposition(W, H, self.y)
                 row["conserved_drift"] = self._drifts()["gram_drift"]
-                row |= {name: float(getattr(terms, name)) for name in TERMS}
-                if self._is_unequal:
-                    row |= seli_distances(W, H, self.y)
+                row |= self._terms()
             else:
-                row["objective"] = self.model.objective(self.W, self.H)
+                row["objective"] = self._objective()
         return row
+
+    def _columns(self) -> dict[str, float]:
+        """The columns of every run."""
+        return measure(*self._split(), self.y)
+
+    def _terms(self) -> dict[str, float]:
+        """The terms missing to collapse; of unequal classes the distances to their limit too."""
+        W, H = self._split()
+        terms = margin_decomposition(W, H, self.y)
+        row = {name: float(getattr(terms, name)) for name in TERMS}
+        return row | (seli_distances(W, H, self.y) if self._is_unequal else {})
+
+    def _objective(self) -> float:
+        """That of a model with weight decay."""
+        return float(self.model.objective(self.W, self.H))
 
     def _drifts(self) -> dict[str, float]:
         """Changes of the conserved quantities: `W^T W - H^T H` over |W|^2, the mean classifier."""
-        W, H = self._split()
-        gram = float(np.abs(W.T @ W - H.T @ H - self._gram).max())
+        theta = self.method.state.theta
+        w = self.equation.split(theta)[0].reshape(-1)
+        gram, mean = self._conserved(theta)
+        drift = float(abs(gram - self._gram).max())
         return {
-            "gram_drift": gram / float(np.vdot(W, W)) if gram else 0.0,
-            "mean_drift": float(np.abs(W.mean(axis=0) - self._mean).max()),
+            "gram_drift": drift / float(w @ w) if drift else 0.0,
+            "mean_drift": float(abs(mean - self._mean).max()),
         }
+
+    def _conserved(self, theta: Vector) -> tuple[Vector, Vector]:
+        """`W^T W - H^T H` and the mean classifier, where the unknowns are."""
+        W, H = self.equation.split(theta)
+        return W.T @ W - H.T @ H, W.mean(0)
 
     def state(self) -> dict[str, Array]:
         """The integrator's state, the work done, and the counters of stalls."""
+        return {**self.method.state.arrays(self.equation.vectors), **self._counters()}
+
+    def _counters(self) -> dict[str, Array]:
+        """The work done, the time, and the counters of stalls."""
         return {
-            **self.method.state.arrays(self.equation.vectors),
             **{f"work/{name}": np.array(count) for name, count in self.equation.work.items()},
             "log10_time": np.array(self._time),
             "tiny_steps": np.array(self._tiny_steps),
@@ -263,22 +303,3 @@ class FlowStepper:
     def place(self, last: float) -> str:
         """The current log10 t and the last one."""
         return f"log10 t = {self._time:.6g} of {last:g}"
-
-
-def _equation(
-    shape: tuple[int, int], y: NDArray[np.int64], solver: str, decays: Decays, device: str
-) -> FlowEquation:
-    """The equation on the CPU or on a CUDA device."""
-    if device == "cpu":
-        return FlowEquation(shape, y, solver, decays)
-    from fastnc._core.cuda import check_gpu, need_gpu, need_torch_and_triton
-
-    need_torch_and_triton()
-    need_gpu("device='cuda'")
-    import torch
-
-    from fastnc.dynamics.integrator.on_device import DeviceEquation
-
-    there = torch.zeros(1, dtype=torch.float64).cuda()
-    check_gpu(there)
-    return DeviceEquation(shape, y, there.device, decays)

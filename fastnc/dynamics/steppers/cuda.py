@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fastnc._core.cuda import check_gpu, check_memory, need_gpu, need_torch_and_triton, on_device_of
 from fastnc.dynamics.checkpoint import check_state
+from fastnc.dynamics.host_copies import HostCopies
 from fastnc.dynamics.snapshot import measure
 from fastnc.dynamics.steppers.epochs import CHEAP_TO_COPY, Epochs
 
@@ -49,7 +50,7 @@ class CudaDescent(Epochs):
         self.scale = 1.0 / len(y)
         self._graph: Any = None
         self._kept: tuple[int, dict[str, Any]] | None = None
-        self._pinned: dict[str, Any] = {}
+        self._copies = HostCopies()
 
     @property
     def W(self) -> NDArray[Any]:
@@ -147,31 +148,11 @@ class CudaDescent(Epochs):
         return {**copies, "epoch": np.array(self.epoch)}
 
     def state_later(self) -> Callable[[], dict[str, NDArray[Any]]] | None:
-        """Start a copy of the state; returns a function that waits for it. None of small ones.
-
-        The host does not wait, and later epochs come after the copy in the device's queue. It goes
-        to page-locked memory, and is valid until the next call.
-        """
-        import torch
-
+        """Start a copy of the state; returns a function that waits for it. None of small ones."""
         if self.tensors["H"].numel() <= CHEAP_TO_COPY:
             return None
-        on_gpu = self.tensors["H"].is_cuda
-        for name, x in self.tensors.items():
-            if name not in self._pinned:
-                self._pinned[name] = torch.empty(x.shape, dtype=x.dtype, pin_memory=on_gpu)
-            self._pinned[name].copy_(x, non_blocking=True)
-        done: Any = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
-        if done is not None:
-            done.record(torch.cuda.current_stream(self.tensors["H"].device))
-        epoch = np.array(self.epoch)
-
-        def finish() -> dict[str, NDArray[Any]]:
-            if done is not None:
-                done.synchronize()
-            return {**{name: x.numpy() for name, x in self._pinned.items()}, "epoch": epoch}
-
-        return finish
+        finish, epoch = self._copies.begin(self.tensors), np.array(self.epoch)
+        return lambda: {**finish(), "epoch": epoch}
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
         """Take up a state of `state`; ValueError where it does not fit."""
