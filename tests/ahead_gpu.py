@@ -18,6 +18,7 @@ from triton.compiler import ASTSource
 from fastnc.kernels.gpu import deviations as deviations_gpu
 from fastnc.kernels.gpu import hessian as hessian_gpu
 from fastnc.kernels.gpu import narrow as narrow_gpu
+from fastnc.kernels.gpu import one_pass as one_pass_gpu
 from fastnc.kernels.gpu import parts as parts_gpu
 from fastnc.kernels.gpu import plan as plan_gpu
 from fastnc.kernels.gpu import reduce as reduce_gpu
@@ -48,12 +49,13 @@ SIZES = (
 LEFT = {"logits": 32, "narrow_hessian": 32, "slice_products": 256, "small_problems": 512}
 LEFT |= {"block_residuals": 16, "weighted_rows": 16}
 # Arguments that hold parts of floats, by kernel (parts_gpu).
-HALF = {"logits": ("A", "B"), "split_rows": ("half",)}
+HALF = {"logits": ("A", "B"), "split_rows": ("half",), "block_gradients": ("W_half",)}
 BRAIN = {
     "split_rows": ("brain",),
     "block_losses": ("W",),
     "narrow_hessian": ("W", "dW"),
     "block_residuals": ("W", "R"),
+    "block_gradients": ("W_brain",),
     "slice_products": ("W", "R"),
     "residual_rows": ("R",),
     "hessian_rows": ("R", "dR"),
@@ -151,8 +153,7 @@ def resources(compiled, folder):
 def configurations(capability):
     """Every form of every kernel on such a GPU, each once."""
     for dtype, tier, shape in plan_gpu.shipped(plan_gpu.has_large_tiles((capability // 10, 0))):
-        regime = {plan_gpu.Narrow: _narrow, plan_gpu.Hessian: _hessian, plan_gpu.Wide: _wide}
-        yield from regime[type(shape)](dtype, tier, shape)
+        yield from _REGIMES[type(shape)](dtype, tier, shape)
     yield from _parts()
     for dtype in ("float32", "float64"):
         yield from _sums(dtype)
@@ -194,6 +195,16 @@ def _narrow(dtype, tier, shape):
         for add in (False, True) if not log else ():
             constants = {**tiles, "STEP": step, "COMPENSATED": low, "ADD": add}
             yield Configuration(narrow_gpu.slice_products, dtype, constants, tile.options, single)
+
+
+def _one_pass(dtype, tier, shape):
+    for log in (False, True):
+        constants = {**shape.narrow.tiles, "LOG": log}
+        options = shape.narrow.options
+        yield Configuration(narrow_gpu.block_losses, dtype, constants, options, True)
+    for log, step, low in _forms(dtype, tier):
+        constants = {**shape.tiles, "LOG": log, "STEP": step, "COMPENSATED": low}
+        yield Configuration(one_pass_gpu.block_gradients, dtype, constants, shape.options, True)
 
 
 def _hessian(dtype, tier, shape):
@@ -322,3 +333,9 @@ def _small():
                 trajectory_gpu.small_problems, dtype, constants,
                 trajectory_gpu.small_options(num_warps), doubles=("rates",),
             )  # fmt: skip
+
+
+_REGIMES = {
+    plan_gpu.Narrow: _narrow, plan_gpu.OnePass: _one_pass, plan_gpu.Hessian: _hessian,
+    plan_gpu.Wide: _wide,
+}  # fmt: skip

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fastnc import reference
-from fastnc.kernels.gpu.plan import _TERMS, _WIDE_TERMS, Hessian, Narrow, Tile, Wide
+from fastnc.kernels.gpu.plan import _TERMS, _WIDE_TERMS, Hessian, Narrow, OnePass, Tile, Wide
 
 # Relative to the largest entry. float64: a few roundings a sum. float32: the factors of a
 # product with the residual keep 16 bits (two of bf16), so that it is off by 2^-16 at most.
@@ -24,8 +24,14 @@ CASES = [
 ]
 # Logits in scaled fp16: more slices than one, and rows of 0 beyond W's.
 IN_HALVES = [("halves", (17, 33, 70), "float32"), ("halves", (67, 5, 9), "float32")]
-# Narrow with logits in bf16 or in scaled fp16, and wide.
-REGIMES = ["narrow", "halves", "wide"]
+# One program whose last block is empty; slices of features that end early; two slices of none.
+IN_ONE_PASS = [
+    ("one pass", (2, 1, 1), "float32"),
+    ("one pass", (17, 70, 70), "float32"),
+    ("one pass", (10, 130, 40), "float32"),
+]
+# Narrow with logits in bf16 or in scaled fp16, in one pass, and wide.
+REGIMES = ["narrow", "halves", "one pass", "wide"]
 
 
 def use_small_tiles(monkeypatch, module, regime, *names):
@@ -41,7 +47,12 @@ def use_small_tiles(monkeypatch, module, regime, *names):
             each = -(-blocks // 3)
             return Hessian(16, padded, 32, 4, 1, *_TERMS[key], -(-blocks // each), each)
         halves = regime == "halves" and dtype == "float32"
-        return Narrow(16, padded, 32, 4, 1, Tile(16, 32, 0, 4, 1), *_TERMS[key], 40, 2, halves)
+        narrow = Narrow(16, padded, 32, 4, 1, Tile(16, 32, 0, 4, 1), *_TERMS[key], 40, 2, halves)
+        if regime == "one pass" and dtype == "float32":
+            slices = 1 << (-(-dim // 64) - 1).bit_length()
+            alone = narrow._replace(HALVES=True)
+            return OnePass(16, padded, slices, 1, _TERMS[key][1], -(-n_samples // 32), 2, alone)
+        return narrow
 
     for name in names or ("plan",):
         monkeypatch.setattr(module, name, small)

@@ -7,19 +7,22 @@ gradients have two to three digits. In float64 both tiers are the same.
 
 Nothing here waits for the device: `loss_out` is a float64 tensor of one element there. Scratch
 memory is from torch's caching allocator, so that a CUDA graph can capture a call: residuals of a
-chunk and partials of dW (narrow), or logits and residuals of a chunk and partials (wide). Formulas:
-`softmax`. Bytes and flops: `narrow` and `wide`. Choice between them: `plan`.
+chunk and partials of dW (narrow), partials alone (one pass), or logits and residuals of a chunk
+and partials (wide). Formulas: `softmax`. Bytes and flops: `narrow`, `one_pass` and `wide`. Choice
+between them: `plan`.
 """
 
 import torch
 
 from fastnc.kernels.gpu import narrow as narrow_gpu
+from fastnc.kernels.gpu import one_pass as one_pass_gpu
 from fastnc.kernels.gpu import wide as wide_gpu
-from fastnc.kernels.gpu.plan import Narrow, has_large_tiles, options, plan
+from fastnc.kernels.gpu.plan import Narrow, OnePass, Wide, has_large_tiles, options, plan
 from fastnc.kernels.gpu.reduce import sum_extents, sum_losses, sum_parts
 from fastnc.kernels.gpu.softmax import DOWN
 
 _BLOCK = 512
+_REGIMES = {Narrow: narrow_gpu, OnePass: one_pass_gpu, Wide: wide_gpu}
 
 
 def loss(W, H, y, scale, loss_out, tier):
@@ -120,7 +123,7 @@ def problem(W, H, tier):
 def _regime(tier, W, H):
     """The module of kernels for a problem, and its plan."""
     shape = plan(*problem(W, H, tier))
-    return (narrow_gpu if isinstance(shape, Narrow) else wide_gpu), shape
+    return _REGIMES[type(shape)], shape
 
 
 def _losses(tier, W, H, y, log):

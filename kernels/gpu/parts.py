@@ -88,9 +88,9 @@ def powers_of_two(largest):
 
 @triton.jit
 def scaled_halves(x):
-    """Two fp16 parts of the scaled rows of float32 x, and the factors that undo the scaling."""
-    up, down = powers_of_two(tl.max(tl.abs(x), axis=1))
-    scaled = x * up[:, None]
+    """Two fp16 parts of float32 x, rows along the last axis scaled, and what undoes the scaling."""
+    up, down = powers_of_two(tl.max(tl.abs(x), axis=-1))
+    scaled = x * tl.expand_dims(up, -1)
     first = rounded(scaled, 11)
     return first.to(tl.float16), (scaled - first).to(tl.float16), down
 

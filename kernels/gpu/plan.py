@@ -3,7 +3,7 @@
 Three regimes, chosen by shape; tiles are smaller on GPUs with less shared memory, whose tensor
 cores take their operands from registers:
 
-- narrow: a row of K <= 128 logits is one tile. Two passes over the samples.
+- narrow: a row of K <= 128 logits is one tile. Two passes over the samples, or one (`one_pass`).
 - wide: everything else. Chunks of rows whose logits stay in L2; three matrix products.
 - small (`trajectory` only): W and H fit the registers of one program, epochs run inside.
 
@@ -91,6 +91,39 @@ class Narrow(NamedTuple):
         return _PARTS[self.PRODUCTS]
 
 
+class OnePass(NamedTuple):
+    """The plan of `one_pass`: rows a block, padded classes, slices of 64 features, a warp each; the
+    number of programs, which is that of partials of dW, and of blocks of each; the plan of the
+    loss alone."""
+
+    BN: int
+    BK: int
+    SLICES: int
+    num_stages: int
+    PRODUCTS: int
+    programs: int
+    blocks: int
+    narrow: Narrow
+
+    @property
+    def tiles(self) -> dict:
+        """The compile-time arguments."""
+        return {
+            "BN": self.BN, "BK": self.BK, "BD": SLICE, "SLICES": self.SLICES,
+            "STAGES": self.num_stages, "PRODUCTS": self.PRODUCTS,
+        }  # fmt: skip
+
+    @property
+    def options(self) -> dict:
+        # All registers of a multiprocessor that runs one program of eight warps.
+        return {**options(self.SLICES, self.num_stages), "maxnreg": 255}
+
+    @property
+    def W_parts(self) -> int:
+        """The number of bf16 parts of W, for dH."""
+        return _PARTS[self.PRODUCTS]
+
+
 class Hessian(NamedTuple):
     """Tiles, products and grid of the kernel of `hessian` for K <= 128."""
 
@@ -169,6 +202,11 @@ _SMALL_NARROW["float32", FAST] = _SMALL_NARROW["float32", EXACT]
 # d = 256 on; at d = 8, where a logit sums few large products, their error is 2.5 times as large.
 HALVES_TILES = {64: (64, 32, 4, 3), 128: (64, 32, 4, 3)}
 SHIPPED_HALVES: frozenset = frozenset()
+# Features a slice of the one pass, the most of all slices, rows a block, and stages by the padded
+# number of classes; for which of these it is used: none until it is timed on a GPU.
+SLICE, ONE_PASS_DIM, ONE_PASS_ROWS = 64, 512, 16
+ONE_PASS_STAGES = {16: 3, 32: 2}
+SHIPPED_ONE_PASS: frozenset = frozenset()
 # (BN, BD, warps, stages).
 _HESSIAN = {
     ("float32", EXACT): {
@@ -220,7 +258,7 @@ def has_large_tiles(capability: tuple) -> bool:
 
 def plan(
     n_classes: int, dim: int, n_samples: int, dtype: str, tier: str, large: bool
-) -> "Narrow | Wide":
+) -> "Narrow | OnePass | Wide":
     """The regime and the tiles of one problem; `dtype` is "float32" or "float64"."""
     if n_classes > 128:
         return wide_plan(n_classes, dim, n_samples, dtype, tier, large)
@@ -231,13 +269,29 @@ def plan(
     rows, width, *_ = tiles[-1]
     splits = max(1, min(PROGRAMS // cdiv(dim, width), cdiv(chunk, 4 * rows)))
     shape = Narrow(tiles[0], padded, *tiles[1:], *_TERMS[key], chunk, splits)
-    return in_halves(shape) if large and padded in SHIPPED_HALVES and word == 4 else shape
+    if large and word == 4:
+        if padded in SHIPPED_ONE_PASS and dim <= ONE_PASS_DIM:
+            return in_one_pass(shape, dim, n_samples)
+        if padded in SHIPPED_HALVES:
+            return in_halves(shape)
+    return shape
 
 
 def in_halves(shape: Narrow) -> Narrow:
     """The same plan with logits in scaled fp16, in their own tiles."""
     BN, BD, warps, stages = HALVES_TILES[shape.BK]
     return shape._replace(BN=BN, BD=BD, num_warps=warps, num_stages=stages, HALVES=True)
+
+
+def in_one_pass(shape: Narrow, dim: int, n_samples: int) -> OnePass:
+    """The same problem in one pass: as many programs as run at a time, or fewer of four blocks."""
+    slices = 1 << (cdiv(dim, SLICE) - 1).bit_length()
+    n_blocks = cdiv(n_samples, ONE_PASS_ROWS)
+    blocks = max(4, cdiv(n_blocks, 4 * PROGRAMS // slices))
+    return OnePass(
+        ONE_PASS_ROWS, shape.BK, slices, ONE_PASS_STAGES[shape.BK], shape.PRODUCTS,
+        cdiv(n_blocks, blocks), blocks, shape._replace(HALVES=True),
+    )  # fmt: skip
 
 
 def wide_plan(n_classes: int, dim: int, n_samples: int, dtype: str, tier: str, large: bool) -> Wide:
@@ -268,8 +322,10 @@ def hessian_plan(
     return wide_plan(n_classes, dim, n_samples, dtype, tier, large)
 
 
-def scratch_bytes(shape: "Narrow | Wide", n_classes: int, dim: int, word: int) -> int:
+def scratch_bytes(shape: "Narrow | OnePass | Wide", n_classes: int, dim: int, word: int) -> int:
     """The scratch memory of one call of the gradients."""
+    if isinstance(shape, OnePass):
+        return (shape.programs + 2) * n_classes * dim * word
     parts_of_W = (shape.splits + 2) * n_classes * dim
     if isinstance(shape, Narrow):
         return (shape.chunk * shape.BK + parts_of_W) * word
@@ -285,6 +341,9 @@ def shipped(large: bool):
             yield *key, narrow
             if large and key == ("float32", EXACT) and padded in HALVES_TILES:
                 yield *key, in_halves(narrow)
+            if large and key[0] == "float32" and padded in ONE_PASS_STAGES:
+                for slices in (1, 2, 4, 8):
+                    yield *key, in_one_pass(narrow, slices * SLICE, 1)
     for key, table in (_HESSIAN if large else _SMALL_HESSIAN).items():
         for padded, (BN, *rest) in table.items():
             yield *key, Hessian(BN, padded, *rest, *_TERMS[key], 1, 1)

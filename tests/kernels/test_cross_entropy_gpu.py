@@ -6,6 +6,7 @@ import torch
 from gpu_problems import (
     CASES,
     IN_HALVES,
+    IN_ONE_PASS,
     REGIMES,
     TOLERANCE,
     collapsed,
@@ -20,7 +21,10 @@ from fastnc.kernels.gpu import cross_entropy as cross_entropy_gpu
 from fastnc.kernels.gpu.plan import EXACT, FAST, Narrow, Wide, plan
 
 
-@pytest.fixture(params=CASES + IN_HALVES, ids=lambda p: f"{p[0]}-{'x'.join(map(str, p[1]))}-{p[2]}")
+@pytest.fixture(
+    params=CASES + IN_HALVES + IN_ONE_PASS,
+    ids=lambda p: f"{p[0]}-{'x'.join(map(str, p[1]))}-{p[2]}",
+)
 def case(request, monkeypatch):
     """A shape in its regime; tiles are small, so that a small shape has every remainder."""
     regime, sizes, dtype = request.param
