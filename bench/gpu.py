@@ -66,7 +66,7 @@ def compile_all(capability: int, lines: list) -> int:
         for configuration in ahead_gpu.configurations(capability):
             compiled = ahead_gpu.compile_ahead(configuration, capability)
             found = ahead_gpu.resources(compiled, folder)
-            core = "wgmma" if capability == 90 else "mma"
+            core = configuration.core(capability)
             fits = (
                 found["stack"] <= configuration.stack
                 and found["shared"] <= ahead_gpu.SHARED[capability]

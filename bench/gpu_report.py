@@ -15,7 +15,7 @@ that whatever happens to the machine, what was measured until then is there.
 | errors | r, dH and dW, row by row, beside float64: d = 512 and 4096, margins 20, 40 and 80 |
 | table | `gpu.py`: every kernel beside its floor and its peers, the compensated step too |
 | descend | epochs a second of `descend(device="cuda")` beside the kernel's own time |
-| tune | other tiles for the slowest kernels |
+| tune | candidates beside what is shipped, and other tiles for the slowest kernels |
 """
 
 from __future__ import annotations

@@ -65,6 +65,7 @@ def warm(dry: bool) -> Iterator[Row]:
         return
     device = prepared(dry)
     import gpu_rows
+    import gpu_tiles
 
     share = int(os.environ.get("FASTNC_WARM", "0"))
     cases = gpu_rows.DRY[:1] if dry else gpu_rows.OBJECTIVES
@@ -75,6 +76,10 @@ def warm(dry: bool) -> Iterator[Row]:
             n += 1
             if row.who.startswith("fastnc") and (dry or (place + n) % PROCESSES == share):
                 row.call()
+        for _, _, call in gpu_tiles.of_candidates(K, d, few, dtype, device):
+            n += 1
+            if dry or (place + n) % PROCESSES == share:
+                call()
     yield "", "calls compiled", n, "", "", "yes"
 
 
@@ -116,6 +121,7 @@ def bits(dry: bool) -> Iterator[Row]:
     """NaN of any pattern shows, and a second run has the same bits, in every form."""
     device = prepared(dry)
     import torch
+    from gpu_candidates import candidates, planned
     from gpu_exact import DOUBLE, SINGLE, data
 
     from fastnc.kernels.gpu import cross_entropy as kernels
@@ -150,17 +156,12 @@ def bits(dry: bool) -> Iterator[Row]:
     forms = ("gradients", "log domain", "step", "compensated step", "Hessian product")
     if dry:
         tiers, forms = tiers[:1], forms[:1]
-    for (K, d, N), (tier, dtype), form in itertools.product(shapes, tiers, forms):
-        if form == "compensated step" and (tier, dtype) != (EXACT, SINGLE):
-            continue
-        W, H, y = data(K, d, N, dtype, device)
-        case = f"{form}, K={K}, {tier}, {str(dtype).removeprefix('torch.')}"
+
+    def of_form(form: str, case: str, tier: str, W: Any, H: Any, y: Any) -> Iterator[Row]:
         once, again = run(form, tier, W, H, y), run(form, tier, W, H, y)
         same = all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
         yield case, "the same bits twice", int(same), "", 1, "yes" if same else "no"
-        if dtype == DOUBLE:
-            continue
-        for name, pattern in PATTERNS.items():
+        for name, pattern in PATTERNS.items() if H.dtype == SINGLE else ():
             bad = H.clone()
             bad.view(torch.int32)[3, 2] = pattern
             found = run(form, tier, W, bad, y)
@@ -168,6 +169,17 @@ def bits(dry: bool) -> Iterator[Row]:
             shows = not any(bool(x.isfinite().all(-1).any()) for x in (found[0], found[1][3:4]))
             shows = shows and not bool(found[-1].isfinite().all())
             yield case, f"NaN {name} shows", int(shows), "", 1, "yes" if shows else "no"
+
+    for (K, d, N), (tier, dtype), form in itertools.product(shapes, tiers, forms):
+        if form == "compensated step" and (tier, dtype) != (EXACT, SINGLE):
+            continue
+        W, H, y = data(K, d, N, dtype, device)
+        case = f"{form}, K={K}, {tier}, {str(dtype).removeprefix('torch.')}"
+        yield from of_form(form, case, tier, W, H, y)
+        others = candidates(W, H) if tier == EXACT and form != "Hessian product" else ()
+        for name, shape in others:
+            with planned(shape):
+                yield from of_form(form, f"{case}, {name}", tier, W, H, y)
 
 
 def errors(dry: bool) -> Iterator[Row]:
@@ -274,7 +286,7 @@ def wait(device: str) -> None:
 
 
 def tune(dry: bool) -> Iterator[Row]:
-    """Other tiles for the slowest kernels: no row holds or fails."""
+    """Candidates, and other tiles for the slowest kernels: no row holds or fails."""
     device = prepared(dry)
     import gpu_tiles
 

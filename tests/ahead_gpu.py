@@ -5,6 +5,7 @@ few of them, `bench/gpu.py --compile-only` takes all.
 """
 
 import itertools
+import math
 import re
 import subprocess
 from pathlib import Path
@@ -48,6 +49,8 @@ SIZES = (
 # and rows in float64, for which it takes 96 registers of its own accord.
 LEFT = {"logits": 32, "narrow_hessian": 32, "slice_products": 256, "small_problems": 512}
 LEFT |= {"block_residuals": 16, "weighted_rows": 16}
+# The one pass of 32 classes is there to be timed; that of 16 fits.
+LEFT |= {"block_gradients": 24, "block_gradients BK32": 544}
 # Arguments that hold parts of floats, by kernel (parts_gpu).
 HALF = {"logits": ("A", "B"), "split_rows": ("half",), "block_gradients": ("W_half",)}
 BRAIN = {
@@ -64,6 +67,13 @@ BRAIN = {
     "sample_products": ("R", "B"),
 }
 
+# Operands that may be descriptors: rows and columns of their tiles, by kernel.
+DESCRIPTORS = {
+    "A": {"logits": ("BM", "BR"), "class_products": ("BR", "BN")},
+    "B": {"logits": ("BN", "BR"), "sample_products": ("BR", "BN")},
+    "R": {"class_products": ("BR", "BM"), "sample_products": ("BM", "BR")},
+}
+
 
 class Configuration(NamedTuple):
     """One kernel in one form; `tensor_cores` says that it claims them."""
@@ -78,7 +88,8 @@ class Configuration(NamedTuple):
     @property
     def stack(self):
         """Bytes a thread that may be left in memory; see LEFT."""
-        return LEFT.get(self.kernel.fn.__name__, 0)
+        name = self.kernel.fn.__name__
+        return LEFT.get(f"{name} BK{self.constants.get('BK')}", LEFT.get(name, 0))
 
     @property
     def name(self):
@@ -86,6 +97,16 @@ class Configuration(NamedTuple):
         tiles = [f"{k}{v}" for k, v in self.constants.items() if not isinstance(v, bool)]
         words = [self.kernel.fn.__name__, self.dtype, *tiles, *flags]
         return " ".join([*words, f"warps{self.options['num_warps']}"])
+
+    def core(self, capability):
+        """The tensor cores' instruction: 16 samples are too few rows for that of 9.0."""
+        few = self.kernel.fn.__name__ == "block_gradients"
+        return "wgmma" if capability == 90 and not few else "mma"
+
+    def tile(self, name):
+        """Rows and columns of the tile of an operand."""
+        rows, columns = DESCRIPTORS[name][self.kernel.fn.__name__]
+        return f"{self.constants[rows]}, {self.constants[columns]}"
 
     def types(self):
         """The Triton type of every run-time argument."""
@@ -96,7 +117,10 @@ class Configuration(NamedTuple):
             if name in self.constants:
                 continue
             halves = name == "W" and self.constants.get("HALVES")
-            if parameter.annotation_type:
+            if name in DESCRIPTORS and self.constants.get("TMA"):
+                number = "fp16" if name in half else "bf16"
+                types[name] = f"tensordesc<{number}[1, {self.tile(name)}]>"
+            elif parameter.annotation_type:
                 types[name] = parameter.annotation_type
             elif single and (name in half or halves):
                 types[name] = "*fp16"
@@ -129,6 +153,11 @@ def compile_ahead(configuration, capability=90, aligned=True):
     return triton.compile(source, target=target, options=configuration.options)
 
 
+def messages(compiled):
+    """The bytes that a copy by each descriptor writes."""
+    return [x["elem_size"] * math.prod(x["block_size"]) for x in compiled.metadata.tensordesc_meta]
+
+
 def resources(compiled, folder):
     """Registers a thread, stack and shared memory in bytes, tensor core instructions, hazards."""
     cubin = Path(folder) / "kernel.cubin"
@@ -146,7 +175,7 @@ def resources(compiled, folder):
         "shared": int(compiled.metadata.shared),
         "wgmma": len(re.findall(r"wgmma\.mma_async", ptx)),
         "mma": len(re.findall(r"\bmma\.sync", ptx)),
-        "hazards": len(hazards(ptx)) if "wgmma" in ptx else 0,
+        "hazards": len(hazards(ptx, messages(compiled))) if "wgmma" in ptx else 0,
     }
 
 
@@ -198,7 +227,7 @@ def _narrow(dtype, tier, shape):
 
 
 def _one_pass(dtype, tier, shape):
-    for log in (False, True):
+    for log in (False, True) if shape.SLICES == 1 else ():
         constants = {**shape.narrow.tiles, "LOG": log}
         options = shape.narrow.options
         yield Configuration(narrow_gpu.block_losses, dtype, constants, options, True)
@@ -215,21 +244,24 @@ def _hessian(dtype, tier, shape):
 def _wide(dtype, tier, shape):
     single = dtype == "float32"
     products = {"PRODUCTS": shape.PRODUCTS}
+    tma = {"TMA": shape.TMA}
     for keep, add, epilogue in ((0, 0, 1), (1, 0, 1), (1, 0, 0), (1, 1, 0)):
         flags = {"KEEP": bool(keep), "ADD": bool(add), "EPILOGUE": bool(epilogue)}
-        constants = {**shape.logits.blocks, "LOGITS": shape.LOGITS, **flags}
+        constants = {**shape.logits.blocks, "LOGITS": shape.LOGITS, **flags, **tma}
         options = shape.logits.options if not add else plan_gpu.options(8, shape.logits.num_stages)
         yield Configuration(wide_gpu.logits, dtype, constants, options, single)
     for add in (False, True):
-        constants = {**shape.classes.blocks, **products, "ADD": add}
+        constants = {**shape.classes.blocks, **products, "ADD": add, **tma}
         options = shape.classes.options
         yield Configuration(wide_gpu.class_products, dtype, constants, options, single)
     for step, low, add in ((0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 1, 0)):
         if not low or (single and tier == plan_gpu.EXACT):
             tile = shape.step(bool(low))
             flags = {"STEP": bool(step), "COMPENSATED": bool(low), "ADD": bool(add)}
-            constants = {**tile.blocks, **products, **flags}
+            constants = {**tile.blocks, **products, **flags, **tma}
             yield Configuration(wide_gpu.sample_products, dtype, constants, tile.options, single)
+    if shape.TMA:
+        return
     rows, four = {"BM": wide_gpu.ROWS, "BN": wide_gpu.COLUMNS}, plan_gpu.options(4, 1)
     for log in (False, True):
         constants = {**rows, **products, "LOG": log}

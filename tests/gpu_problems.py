@@ -30,8 +30,11 @@ IN_ONE_PASS = [
     ("one pass", (17, 70, 70), "float32"),
     ("one pass", (10, 130, 40), "float32"),
 ]
-# Narrow with logits in bf16 or in scaled fp16, in one pass, and wide.
-REGIMES = ["narrow", "halves", "one pass", "wide"]
+# Ranges of rows that end within a slice, fewer rows than ranges, several slices.
+IN_DESCRIPTORS = [("descriptors", (33, 33, 70), "float32"), ("descriptors", (2, 1, 1), "float32")]
+IN_DESCRIPTORS += [("descriptors", (70, 70, 50), "float32")]
+# Narrow with logits in bf16 or in scaled fp16, in one pass; wide, by addresses and descriptors.
+REGIMES = ["narrow", "halves", "one pass", "wide", "descriptors"]
 
 
 def use_small_tiles(monkeypatch, module, regime, *names):
@@ -39,8 +42,9 @@ def use_small_tiles(monkeypatch, module, regime, *names):
 
     def small(n_classes, dim, n_samples, dtype, tier, large):
         key = dtype, "exact" if dtype == "float64" else tier
-        if regime == "wide":
-            return Wide(64, *[Tile(32, 32, 16, 4, 1)] * 4, *_WIDE_TERMS[key], 3)
+        if regime in ("wide", "descriptors"):
+            tma = regime == "descriptors" and dtype == "float32"
+            return Wide(64, *[Tile(32, 32, 16, 4, 1)] * 4, *_WIDE_TERMS[key], 3, tma)
         padded = max(16, 1 << (n_classes - 1).bit_length())
         if "hessian_plan" in names:
             blocks = -(-n_samples // 16)

@@ -8,7 +8,7 @@ loops. What is computed of data is unknown, and must not be asked for.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,31 +43,37 @@ class _Statement(NamedTuple):
     text: str
 
 
-def hazards(ptx: str) -> list[Hazard]:
+def hazards(ptx: str, messages: Sequence[int] = ()) -> list[Hazard]:
     """Every write to an operand that comes before a product's end is known, each line once.
+
+    `messages` are the bytes that one copy by each descriptor writes, in the order of arguments.
 
     Raises
     ------
     ValueError
         Control flow or an address depends on data, or an instruction is one that is not known here.
     """
-    return list(_Block(ptx).run().values())
+    return list(_Block(ptx, messages).run().values())
 
 
 class _Block:
     """The threads of a block, in step: a register is an array of all of theirs, None if unknown."""
 
-    def __init__(self, ptx: str) -> None:
+    def __init__(self, ptx: str, messages: Sequence[int]) -> None:
         self.threads = int(re.search(r"\.reqntid\s+(\d+)", ptx).group(1))
         self.groups = max(1, self.threads // 128)
         self.lanes = np.arange(self.threads)
         self.statements, self.labels = _parsed(ptx)
         self.values: dict[str, np.ndarray | None] = {"global_smem": self._of(0)}
+        self.messages: dict[int, int] = {}
         for name, value in (("tid.x", self.lanes), ("ntid.x", self._of(self.threads))):
             self.values["%" + name] = value
         for place, name in enumerate(re.findall(r"\.param\s+[^,()]*?([\w$]+_param_\d+)", ptx)):
             is_pointer = re.search(rf"\.ptr[^,()]*{re.escape(name)}\b", ptx)
-            self.values[name] = self._of((place + 1) << 40 if is_pointer else SIZE)
+            is_descriptor = f"{name}[128]" in ptx
+            if is_descriptor:
+                self.messages[place + 1] = messages[len(self.messages)]
+            self.values[name] = self._of((place + 1) << 40 if is_pointer or is_descriptor else SIZE)
         # Of each warpgroup: the group of products that reads a unit last, 0 where that is over.
         self.reading = np.zeros((self.groups, BYTES // UNIT), np.int64)
         self.committed, self.ended = 1, 0
@@ -119,7 +125,13 @@ class _Block:
             self._product(s)
         elif kind in ("st", "stmatrix", "cp") and "shared" in s.opcode:
             self._write(s)
-        elif kind in ("mbarrier", "red", "atom") and "shared" in s.opcode:
+        elif kind == "elect":
+            # One lane of a warp.
+            self.values[s.operands[0].split("|")[1]] = (self.lanes % 32 == 0).astype(np.int64)
+        elif kind == "mbarrier":
+            # What a copy writes is taken to be written when the copy begins.
+            pass
+        elif kind in ("red", "atom") and "shared" in s.opcode:
             raise ValueError(f"line {s.line}: not known here: {s.text}")
         elif s.operands and s.operands[0][0] in "%{":
             self._compute(kind, s)
@@ -149,10 +161,12 @@ class _Block:
 
     def _write(self, s: _Statement) -> None:
         """What each thread overwrites, if anything."""
-        if "bulk" in s.opcode:
-            raise ValueError(f"line {s.line}: not known here: {s.text}")
         writes = self._guard(s)
-        if s.opcode.startswith("cp"):
+        if "bulk.tensor" in s.opcode and "im2col" not in s.opcode:
+            size = self.messages[int(self.value(s.operands[1].lstrip("["))[0]) >> 40]
+        elif "bulk" in s.opcode:
+            raise ValueError(f"line {s.line}: not known here: {s.text}")
+        elif s.opcode.startswith("cp"):
             size = int(s.operands[2], 0)
         elif s.opcode.startswith("stmatrix"):
             # Each of the first lanes of a warp gives the address of a row of 8.

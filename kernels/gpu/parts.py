@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastnc.kernels.gpu.plan import cdiv, options
 
@@ -106,6 +107,19 @@ def load_parts(X, at, plane, real, TERMS: tl.constexpr):
 
 
 @triton.jit
+def load_tiles(X, row, column, BM: tl.constexpr, BN: tl.constexpr, TERMS: tl.constexpr):
+    """As `load_parts`, the tiles (BM, BN) from a row and column on, by a descriptor of all parts.
+
+    What lies beyond the matrix is 0.
+    """
+    first = tl.reshape(X.load([0, row, column]), (BM, BN))
+    second = first
+    if TERMS == 3:
+        second = tl.reshape(X.load([1, row, column]), (BM, BN))
+    return first, second
+
+
+@triton.jit
 def store_parts(X, at, x, plane, real, TERMS: tl.constexpr):
     """Store the parts of x that its products need."""
     first, second = two_parts(x, TERMS)
@@ -161,6 +175,11 @@ def split_rows(
             part = rounded(x, 8)
             tl.store(brain + p * plane + at, part.to(tl.bfloat16), mask=room)
             x -= part
+
+
+def descriptor(X, BM, BN):
+    """A descriptor of parts (number of parts, n, width): the hardware copies tiles (BM, BN)."""
+    return TensorDescriptor.from_tensor(X, [1, BM, BN])
 
 
 def planes(X, half, brain):

@@ -156,7 +156,8 @@ class Hessian(NamedTuple):
 
 
 class Wide(NamedTuple):
-    """The plan of `wide`: rows a chunk, tiles, products, the number of partials of dW."""
+    """The plan of `wide`: rows a chunk, tiles, products, the number of partials of dW; whether the
+    products' operands are descriptors (TMA)."""
 
     chunk: int
     logits: Tile
@@ -166,6 +167,7 @@ class Wide(NamedTuple):
     LOGITS: int
     PRODUCTS: int
     splits: int
+    TMA: bool = False
 
     @property
     def parts(self) -> int:
@@ -233,6 +235,13 @@ _WIDE = {
     ("float64", EXACT): (Tile(64, 64, 16, 4, 3),) * 4,
 }  # fmt: skip
 _WIDE["float32", FAST] = _WIDE["float32", EXACT]
+# The same of products whose operands are descriptors, and whether these are used: not until they
+# are timed on a GPU.
+DESCRIPTOR_TILES = (
+    Tile(64, 128, 64, 4, 3), Tile(128, 128, 64, 8, 3), Tile(64, 128, 64, 4, 3),
+    Tile(64, 64, 64, 4, 3),
+)  # fmt: skip
+SHIPPED_DESCRIPTORS = False
 _SMALL_WIDE = {
     ("float32", EXACT): (
         Tile(64, 64, 32, 4, 2), Tile(64, 64, 32, 4, 2), Tile(64, 64, 32, 4, 2),
@@ -304,7 +313,16 @@ def wide_plan(n_classes: int, dim: int, n_samples: int, dtype: str, tier: str, l
     chunk = min(cdiv(n_samples, BM), cdiv(chunk, BM)) * BM
     n_tiles = cdiv(n_classes, tiles[1].BM) * cdiv(dim, tiles[1].BN)
     splits = max(1, min(PROGRAMS // 2 // n_tiles, cdiv(chunk, 4 * tiles[1].BR)))
-    return Wide(chunk, *tiles, *_WIDE_TERMS[key], splits)
+    shape = Wide(chunk, *tiles, *_WIDE_TERMS[key], splits)
+    return in_descriptors(shape) if SHIPPED_DESCRIPTORS and large and shape.LOGITS else shape
+
+
+def in_descriptors(shape: Wide) -> Wide:
+    """The same plan with operands that are descriptors, in their own tiles."""
+    logits, classes, samples, compensated = DESCRIPTOR_TILES
+    return shape._replace(
+        logits=logits, classes=classes, samples=samples, compensated=compensated, TMA=True
+    )
 
 
 def hessian_plan(
@@ -348,7 +366,10 @@ def shipped(large: bool):
         for padded, (BN, *rest) in table.items():
             yield *key, Hessian(BN, padded, *rest, *_TERMS[key], 1, 1)
     for key, tiles in (_WIDE if large else _SMALL_WIDE).items():
-        yield *key, Wide(tiles[0].BM, *tiles, *_WIDE_TERMS[key], 1)
+        wide = Wide(tiles[0].BM, *tiles, *_WIDE_TERMS[key], 1)
+        yield *key, wide
+        if large and key == ("float32", EXACT):
+            yield *key, in_descriptors(wide)
 
 
 def cdiv(a: int, b: int) -> int:

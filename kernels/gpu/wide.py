@@ -9,16 +9,29 @@ The rows are taken in chunks, whose numbers stay in L2 where K and d allow it:
 3. dW: tiles of K x d, the rows split into a fixed number of partials, added up chunk by chunk;
 4. dH = r W by tiles; its epilogue writes dH or steps H in place.
 
+With `TMA` the operands are descriptors of the parts: the hardware copies tiles by itself, and
+nobody computes addresses.
+
 Flops `6 K N d`; bound by the tensor cores, which take each product of (1) in 3 terms and of (3)
 and (4) in 3 or 1. The log-domain form first makes a pass of 1 alone (`8 K N d` in all). No
 atomics: every number has one writer and one order.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 
-from fastnc.kernels.gpu.parts import WIDTH, dot_parts, load_parts, planes, store_parts
+from fastnc.kernels.gpu.parts import (
+    WIDTH,
+    descriptor,
+    dot_parts,
+    load_parts,
+    load_tiles,
+    planes,
+    store_parts,
+)
 from fastnc.kernels.gpu.plan import cdiv, options
 from fastnc.kernels.gpu.softmax import DOWN, block_shift, exp, lifted_exp, losses_and_weights
 
@@ -31,7 +44,7 @@ def logits(
     A, A_scales, B, B_scales, y, Z, tile_max, tile_sum, label_logit, n_rows: "i64",
     n_classes: "i64", width, z_width,
     BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, LOGITS: tl.constexpr,
-    KEEP: tl.constexpr, ADD: tl.constexpr, EPILOGUE: tl.constexpr,
+    KEEP: tl.constexpr, ADD: tl.constexpr, EPILOGUE: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Tile (BM, BN) of `Z = A B^T` (ADD: added to Z), and of the softmax's sums."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -39,8 +52,9 @@ def logits(
     lanes = tl.arange(0, BR)
     row_real = rows < n_rows
     col_real = cols < n_classes
-    a_at = A + rows.to(tl.int64)[:, None] * width + lanes[None, :]
-    b_at = B + cols.to(tl.int64)[:, None] * width + lanes[None, :]
+    if not TMA:
+        a_at = A + rows.to(tl.int64)[:, None] * width + lanes[None, :]
+        b_at = B + cols.to(tl.int64)[:, None] * width + lanes[None, :]
     # A scalar of 64 bits and offsets of 32: the tile's registers leave no room for more.
     corner = tl.program_id(0).to(tl.int64) * BM * z_width + tl.program_id(1) * BN
     at = Z + corner + (tl.arange(0, BM)[:, None] * z_width + tl.arange(0, BN)[None, :])
@@ -55,12 +69,16 @@ def logits(
             # Powers of two.
             acc = acc * (1.0 / a_scale) * (1.0 / b_scale)
     for start in range(0, width, BR):
-        a_real = row_real[:, None] & (start + lanes < width)[None, :]
-        b_real = col_real[:, None] & (start + lanes < width)[None, :]
-        a0, a1 = load_parts(a_at, 0, n_rows * width, a_real, LOGITS)
-        b0, b1 = load_parts(b_at, 0, n_classes * width, b_real, LOGITS)
-        a_at += BR
-        b_at += BR
+        if TMA:
+            a0, a1 = load_tiles(A, tl.program_id(0) * BM, start, BM, BR, LOGITS)
+            b0, b1 = load_tiles(B, tl.program_id(1) * BN, start, BN, BR, LOGITS)
+        else:
+            a_real = row_real[:, None] & (start + lanes < width)[None, :]
+            b_real = col_real[:, None] & (start + lanes < width)[None, :]
+            a0, a1 = load_parts(a_at, 0, n_rows * width, a_real, LOGITS)
+            b0, b1 = load_parts(b_at, 0, n_classes * width, b_real, LOGITS)
+            a_at += BR
+            b_at += BR
         acc = dot_parts(a0, a1, tl.trans(b0), tl.trans(b1), acc, LOGITS)
     if LOGITS > 0:
         acc = acc * a_scale * b_scale
@@ -162,9 +180,12 @@ def residual_rows(
 def class_products(
     R, A, parts, n_rows: "i64", n_classes, dim, z_width, width, rows_per_split,
     BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, PRODUCTS: tl.constexpr,
-    ADD: tl.constexpr,
+    ADD: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """Tile (BM, BN) of the partial `R^T A (K, d)` of one range of the chunk's rows."""
+    """Tile (BM, BN) of the partial `R^T A (K, d)` of one range of the chunk's rows.
+
+    With TMA ranges are multiples of BR, but for the last.
+    """
     classes = tl.program_id(0) * BM + tl.arange(0, BM)
     features = tl.program_id(1) * BN + tl.arange(0, BN)
     lanes = tl.arange(0, BR)
@@ -179,15 +200,20 @@ def class_products(
         acc = tl.load(at, mask=real, other=0.0)
     first = split * rows_per_split
     last = tl.minimum(first + rows_per_split, n_rows).to(tl.int32)
-    rows = (first + lanes).to(tl.int64)[:, None]
-    r_at = R + rows * z_width + classes[None, :]
-    a_at = A + rows * width + features[None, :]
+    if not TMA:
+        rows = (first + lanes).to(tl.int64)[:, None]
+        r_at = R + rows * z_width + classes[None, :]
+        a_at = A + rows * width + features[None, :]
     for start in range(first, last, BR):
-        inside = (start + lanes < last)[:, None]
-        r0, r1 = load_parts(r_at, 0, n_rows * z_width, inside & class_real, PRODUCTS)
-        a0, a1 = load_parts(a_at, 0, n_rows * width, inside & feature_real, PRODUCTS)
-        r_at += BR * z_width
-        a_at += BR * width
+        if TMA:
+            r0, r1 = load_tiles(R, start, tl.program_id(0) * BM, BR, BM, PRODUCTS)
+            a0, a1 = load_tiles(A, start, tl.program_id(1) * BN, BR, BN, PRODUCTS)
+        else:
+            inside = (start + lanes < last)[:, None]
+            r0, r1 = load_parts(r_at, 0, n_rows * z_width, inside & class_real, PRODUCTS)
+            a0, a1 = load_parts(a_at, 0, n_rows * width, inside & feature_real, PRODUCTS)
+            r_at += BR * z_width
+            a_at += BR * width
         acc = dot_parts(tl.trans(r0), tl.trans(r1), a0, a1, acc, PRODUCTS)
     tl.store(at, acc, mask=real)
 
@@ -196,7 +222,7 @@ def class_products(
 def sample_products(
     R, B, H, H_low, out, scale: "fp64", lr: "fp64", n_rows: "i64", n_classes: "i64", dim, z_width,
     width, BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, PRODUCTS: tl.constexpr,
-    STEP: tl.constexpr, COMPENSATED: tl.constexpr, ADD: tl.constexpr,
+    STEP: tl.constexpr, COMPENSATED: tl.constexpr, ADD: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Tile (BM, BN) of `scale R B (N, d)`, or `scale (out + R B)`: stored, or taken off H.
 
@@ -216,16 +242,21 @@ def sample_products(
     acc = tl.zeros((BM, BN), dtype)
     if ADD:
         acc = tl.load(out + at, mask=real, other=0.0)
-    r_at = R + rows.to(tl.int64)[:, None] * z_width + lanes[None, :]
-    b_at = B + lanes.to(tl.int64)[:, None] * width + features[None, :]
-    feature_real = (features < width)[None, :]
+    if not TMA:
+        r_at = R + rows.to(tl.int64)[:, None] * z_width + lanes[None, :]
+        b_at = B + lanes.to(tl.int64)[:, None] * width + features[None, :]
+        feature_real = (features < width)[None, :]
     for start in range(0, z_width, BR):
-        r_real = row_real[:, None] & (start + lanes < z_width)[None, :]
-        b_real = (start + lanes < n_classes)[:, None] & feature_real
-        r0, r1 = load_parts(r_at, 0, n_rows * z_width, r_real, PRODUCTS)
-        b0, b1 = load_parts(b_at, 0, n_classes * width, b_real, PRODUCTS)
-        r_at += BR
-        b_at += BR * width
+        if TMA:
+            r0, r1 = load_tiles(R, tl.program_id(0) * BM, start, BM, BR, PRODUCTS)
+            b0, b1 = load_tiles(B, start, tl.program_id(1) * BN, BR, BN, PRODUCTS)
+        else:
+            r_real = row_real[:, None] & (start + lanes < z_width)[None, :]
+            b_real = (start + lanes < n_classes)[:, None] & feature_real
+            r0, r1 = load_parts(r_at, 0, n_rows * z_width, r_real, PRODUCTS)
+            b0, b1 = load_parts(b_at, 0, n_classes * width, b_real, PRODUCTS)
+            r_at += BR
+            b_at += BR * width
         acc = dot_parts(r0, r1, b0, b1, acc, PRODUCTS)
     factor = tl.zeros((), tl.float64) + scale * DOWN
     if STEP:
@@ -274,24 +305,41 @@ class Chunks:
         """The planes of W, or of rows of H, for the products."""
         return planes(X, 2 if half else 0, self.shape.parts if brain else 0)
 
+    def operand(self, X, rows, columns):
+        """Parts as the kernels of products take them, whose tiles are (rows, columns)."""
+        return descriptor(X, rows, columns) if self.shape.TMA else X
+
+    def residual(self, R, n, rows, columns):
+        """The same of the parts of the residual of a chunk of n rows."""
+        if not self.shape.TMA:
+            return R
+        shape = self.shape.parts, n, self.z_width
+        return descriptor(R.view(-1)[: math.prod(shape)].view(shape), rows, columns)
+
     def form(self, lo, hi, A, B, Z, keep, add, epilogue):
         """Z of the rows lo..hi, whose planes are A, against those of B."""
         # An addition needs a second tile in registers: those of twice as many warps.
         tile = self.shape.logits if not add else self.shape.logits._replace(num_warps=8)
         logits[(cdiv(hi - lo, tile.BM), self.n_tiles)](
-            A.half, A.scales, B.half, B.scales, self.y[lo:hi], Z, *self.tiles, self.label_logit,
-            hi - lo, self.K, A.width, self.z_width, LOGITS=self.shape.LOGITS,
-            KEEP=keep, ADD=add, EPILOGUE=epilogue, **tile.blocks, **tile.options,
+            self.operand(A.half, tile.BM, tile.BR), A.scales,
+            self.operand(B.half, tile.BN, tile.BR), B.scales, self.y[lo:hi], Z, *self.tiles,
+            self.label_logit, hi - lo, self.K, A.width, self.z_width, LOGITS=self.shape.LOGITS,
+            KEEP=keep, ADD=add, EPILOGUE=epilogue, TMA=self.shape.TMA, **tile.blocks,
+            **tile.options,
         )  # fmt: skip
 
     def add_class_products(self, lo, hi, R, A, W_parts, add):
         """`W_parts[p]` gets the p-th range of rows of `R^T A`."""
         tile = self.shape.classes
         grid = (cdiv(self.K, tile.BM), cdiv(self.d, tile.BN), self.shape.splits)
+        each = cdiv(hi - lo, self.shape.splits)
+        if self.shape.TMA:
+            each = cdiv(each, tile.BR) * tile.BR
         class_products[grid](
-            R, A.brain, W_parts, hi - lo, self.K, self.d, self.z_width, A.width,
-            cdiv(hi - lo, self.shape.splits), PRODUCTS=self.shape.PRODUCTS, ADD=add,
-            **tile.blocks, **tile.options,
+            self.residual(R, hi - lo, tile.BR, tile.BM), self.operand(A.brain, tile.BR, tile.BN),
+            W_parts, hi - lo, self.K, self.d, self.z_width, A.width, each,
+            PRODUCTS=self.shape.PRODUCTS, ADD=add, TMA=self.shape.TMA, **tile.blocks,
+            **tile.options,
         )  # fmt: skip
 
     def sample_products(self, lo, hi, R, B, H_low, out, scale, lr, step, add):
@@ -299,9 +347,11 @@ class Chunks:
         tile = self.shape.step(H_low is not None)
         low = self.H if H_low is None else H_low
         sample_products[(cdiv(hi - lo, tile.BM), cdiv(self.d, tile.BN))](
-            R, B.brain, self.H[lo:hi], low[lo:hi], out[lo:hi], scale, lr, hi - lo, self.K, self.d,
+            self.residual(R, hi - lo, tile.BM, tile.BR), self.operand(B.brain, tile.BR, tile.BN),
+            self.H[lo:hi], low[lo:hi], out[lo:hi], scale, lr, hi - lo, self.K, self.d,
             self.z_width, B.width, PRODUCTS=self.shape.PRODUCTS, STEP=step,
-            COMPENSATED=H_low is not None, ADD=add, **tile.blocks, **tile.options,
+            COMPENSATED=H_low is not None, ADD=add, TMA=self.shape.TMA, **tile.blocks,
+            **tile.options,
         )  # fmt: skip
 
 

@@ -36,6 +36,10 @@ CHOSEN = [
     "small_problems float32 K5 BN64 SLABS3 COMPENSATED warps1",
     "small_products float64 BN64 BK16 BD16 warps2",
     "block_residuals float32 BN64 BK128 BD32 LOGITS6 PRODUCTS3 HALVES warps4",
+    "block_gradients float32 BN16 BK16 BD64 SLICES8 STAGES3 PRODUCTS3 STEP COMPENSATED warps8",
+    "block_gradients float32 BN16 BK32 BD64 SLICES8 STAGES2 PRODUCTS3 STEP COMPENSATED warps8",
+    "logits float32 BM64 BN128 BR64 LOGITS3 KEEP EPILOGUE TMA warps4",
+    "sample_products float32 BM64 BN64 BR64 PRODUCTS3 STEP COMPENSATED TMA warps4",
 ]
 
 
@@ -67,7 +71,7 @@ def compile_and_check(configuration, folder, capability):
     assert found["shared"] <= ahead_gpu.SHARED[capability]
     assert found["hazards"] == 0
     if configuration.tensor_cores:
-        assert found["wgmma" if capability == 90 else "mma"] > 0
+        assert found[configuration.core(capability)] > 0
 
 
 def test_the_scan_finds_a_barrier_that_is_not_there():
@@ -79,6 +83,18 @@ def test_the_scan_finds_a_barrier_that_is_not_there():
     # The ring is filled again, and the end's tile goes where it was.
     assert {h.statement.split(".")[0] for h in found} == {"cp", "st"}
     assert all("no barrier follows the wait" in h.why for h in found)
+
+
+def test_the_scan_knows_what_descriptors_write():
+    configuration = CONFIGURATIONS[
+        "class_products float32 BM128 BN128 BR64 PRODUCTS3 ADD TMA warps8"
+    ]
+    compiled = ahead_gpu.compile_ahead(configuration)
+    ptx, messages = compiled.asm["ptx"], ahead_gpu.messages(compiled)
+    # 64 numbers of 2 bytes are as many as a swizzle holds.
+    assert messages == [64 * 64 * 2] * 2 and ahead_gpu.hazards(ptx, messages) == []
+    found = ahead_gpu.hazards(ptx.replace("bar.sync", "// bar.sync"), messages)
+    assert any("bulk.tensor" in h.statement for h in found)
 
 
 def test_the_table_has_every_kernel():

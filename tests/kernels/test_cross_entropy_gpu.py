@@ -5,6 +5,7 @@ import pytest
 import torch
 from gpu_problems import (
     CASES,
+    IN_DESCRIPTORS,
     IN_HALVES,
     IN_ONE_PASS,
     REGIMES,
@@ -22,7 +23,7 @@ from fastnc.kernels.gpu.plan import EXACT, FAST, Narrow, Wide, plan
 
 
 @pytest.fixture(
-    params=CASES + IN_HALVES + IN_ONE_PASS,
+    params=CASES + IN_HALVES + IN_ONE_PASS + IN_DESCRIPTORS,
     ids=lambda p: f"{p[0]}-{'x'.join(map(str, p[1]))}-{p[2]}",
 )
 def case(request, monkeypatch):
