@@ -27,7 +27,11 @@ def candidates(W: Any, H: Any) -> list[tuple[str, Any]]:
     if given[3] != "float32" or not given[-1]:
         return []
     if not isinstance(shape, Narrow):
-        return [("descriptors", in_descriptors(shape))]
+        by_descriptors = in_descriptors(shape)
+        return [
+            ("descriptors", by_descriptors),
+            ("descriptors, carried", by_descriptors._replace(CARRY=True)),
+        ]
     found: list[tuple[str, Any]] = []
     if shape.BK in ONE_PASS_STAGES and W.shape[1] <= ONE_PASS_DIM:
         found.append(("one pass", in_one_pass(shape, W.shape[1], len(H))))

@@ -52,10 +52,10 @@ def forms(shape: Any) -> Iterator[tuple[str, Any]]:
         for stages in STAGES:
             yield f"stages {stages}", shape._replace(num_stages=stages)
     elif isinstance(shape, Wide):
-        for name in ("logits", "classes", "samples"):
+        for name in ("logits",) if shape.CARRY else ("logits", "classes", "samples"):
             for tile in DESCRIPTORS if shape.TMA else WIDE:
                 yield f"{name} {tuple(tile)}", shape._replace(**{name: tile})
-        for chunk in CHUNKS:
+        for chunk in () if shape.CARRY else CHUNKS:
             yield f"chunk {chunk}", shape._replace(chunk=chunk)
     else:
         for BN, BD, warps, stages in HALVES if shape.HALVES else FIRST:

@@ -25,9 +25,10 @@ from fastnc.kernels.gpu import plan as plan_gpu
 from fastnc.kernels.gpu import reduce as reduce_gpu
 from fastnc.kernels.gpu import scatter as scatter_gpu
 from fastnc.kernels.gpu import trajectory as trajectory_gpu
-from fastnc.kernels.gpu import trajectory_products as products_gpu
+from fastnc.kernels.gpu import trajectory_products as small_gpu
 from fastnc.kernels.gpu import weighted_cross_entropy as weighted_cross_entropy_gpu
 from fastnc.kernels.gpu import wide as wide_gpu
+from fastnc.kernels.gpu import wide_products as products_gpu
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 # Shared memory that a program may have, in bytes, by the CUDA C++ Programming Guide: that of 8.6
@@ -248,18 +249,23 @@ def _wide(dtype, tier, shape):
     for keep, add, epilogue in ((0, 0, 1), (1, 0, 1), (1, 0, 0), (1, 1, 0)):
         flags = {"KEEP": bool(keep), "ADD": bool(add), "EPILOGUE": bool(epilogue)}
         constants = {**shape.logits.blocks, "LOGITS": shape.LOGITS, **flags, **tma}
+        constants["CARRY"] = shape.CARRY
         options = shape.logits.options if not add else plan_gpu.options(8, shape.logits.num_stages)
-        yield Configuration(wide_gpu.logits, dtype, constants, options, single)
+        yield Configuration(products_gpu.logits, dtype, constants, options, single)
+    if shape.CARRY:
+        return
     for add in (False, True):
         constants = {**shape.classes.blocks, **products, "ADD": add, **tma}
         options = shape.classes.options
-        yield Configuration(wide_gpu.class_products, dtype, constants, options, single)
+        yield Configuration(products_gpu.class_products, dtype, constants, options, single)
     for step, low, add in ((0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 1, 0)):
         if not low or (single and tier == plan_gpu.EXACT):
             tile = shape.step(bool(low))
             flags = {"STEP": bool(step), "COMPENSATED": bool(low), "ADD": bool(add)}
             constants = {**tile.blocks, **products, **flags, **tma}
-            yield Configuration(wide_gpu.sample_products, dtype, constants, tile.options, single)
+            yield Configuration(
+                products_gpu.sample_products, dtype, constants, tile.options, single
+            )
     if shape.TMA:
         return
     rows, four = {"BM": wide_gpu.ROWS, "BN": wide_gpu.COLUMNS}, plan_gpu.options(4, 1)
@@ -351,12 +357,12 @@ SMALL += [(12, 8, 64), (4, 40, 40), (5, 20, 128), (10, 10, 128), (8, 16, 64)]
 
 def _small():
     for K, d, N in SMALL:
-        tile = products_gpu.product_tile(K, d, N)
+        tile = small_gpu.product_tile(K, d, N)
         if tile is not None:
             constants = dict(zip(("BN", "BK", "BD"), tile, strict=True))
             yield Configuration(
-                products_gpu.small_products, "float64", constants,
-                trajectory_gpu.small_options(products_gpu.WARPS),
+                small_gpu.small_products, "float64", constants,
+                trajectory_gpu.small_options(small_gpu.WARPS),
             )  # fmt: skip
         for dtype, low in (("float64", False), ("float32", True)):
             BN, slabs, num_warps = trajectory_gpu.small_tile(K, d, N, dtype == "float64")

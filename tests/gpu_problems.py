@@ -32,9 +32,10 @@ IN_ONE_PASS = [
 ]
 # Ranges of rows that end within a slice, fewer rows than ranges, several slices.
 IN_DESCRIPTORS = [("descriptors", (33, 33, 70), "float32"), ("descriptors", (2, 1, 1), "float32")]
-IN_DESCRIPTORS += [("descriptors", (70, 70, 50), "float32")]
-# Narrow with logits in bf16 or in scaled fp16, in one pass; wide, by addresses and descriptors.
-REGIMES = ["narrow", "halves", "one pass", "wide", "descriptors"]
+IN_DESCRIPTORS += [("carried", (70, 70, 50), "float32")]
+# Narrow with logits in bf16 or in scaled fp16, in one pass; wide, by addresses and descriptors, and
+# with the rounding of the logits' sums carried along.
+REGIMES = ["narrow", "halves", "one pass", "wide", "descriptors", "carried"]
 
 
 def use_small_tiles(monkeypatch, module, regime, *names):
@@ -42,9 +43,10 @@ def use_small_tiles(monkeypatch, module, regime, *names):
 
     def small(n_classes, dim, n_samples, dtype, tier, large):
         key = dtype, "exact" if dtype == "float64" else tier
-        if regime in ("wide", "descriptors"):
-            tma = regime == "descriptors" and dtype == "float32"
-            return Wide(64, *[Tile(32, 32, 16, 4, 1)] * 4, *_WIDE_TERMS[key], 3, tma)
+        if regime in ("wide", "descriptors", "carried"):
+            tma = regime != "wide" and dtype == "float32"
+            carry = regime == "carried" and dtype == "float32"
+            return Wide(64, *[Tile(32, 32, 16, 4, 1)] * 4, *_WIDE_TERMS[key], 3, tma, carry)
         padded = max(16, 1 << (n_classes - 1).bit_length())
         if "hessian_plan" in names:
             blocks = -(-n_samples // 16)

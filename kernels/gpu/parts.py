@@ -132,11 +132,24 @@ def store_parts(X, at, x, plane, real, TERMS: tl.constexpr):
 def dot_parts(a0, a1, b0, b1, acc, TERMS: tl.constexpr):
     """`acc + a b` in 1 or 3 terms, smallest first."""
     if TERMS == 3:
-        part = tl.dot(a1, b0)
-        part = tl.dot(a0, b1, part)
-        return acc + tl.dot(a0, b0, part)
+        return acc + dot_terms(a0, a1, b0, b1)
     else:
         return tl.dot(a0, b0, acc, input_precision="ieee", out_dtype=acc.dtype)
+
+
+@triton.jit
+def dot_terms(a0, a1, b0, b1):
+    """`a b` in 3 terms, smallest first."""
+    part = tl.dot(a1, b0)
+    part = tl.dot(a0, b1, part)
+    return tl.dot(a0, b0, part)
+
+
+@triton.jit
+def add_carried(acc, low, part):
+    """`acc + part`, whose rounding error is added to `low` (Fast2Sum)."""
+    total = acc + part
+    return total, low + (part - (total - acc))
 
 
 @triton.jit(do_not_specialize=["n_rows"])

@@ -157,7 +157,8 @@ class Hessian(NamedTuple):
 
 class Wide(NamedTuple):
     """The plan of `wide`: rows a chunk, tiles, products, the number of partials of dW; whether the
-    products' operands are descriptors (TMA)."""
+    products' operands are descriptors (TMA), and whether the rounding errors of the logits' sums
+    are added up (CARRY)."""
 
     chunk: int
     logits: Tile
@@ -168,6 +169,7 @@ class Wide(NamedTuple):
     PRODUCTS: int
     splits: int
     TMA: bool = False
+    CARRY: bool = False
 
     @property
     def parts(self) -> int:
@@ -370,6 +372,7 @@ def shipped(large: bool):
         yield *key, wide
         if large and key == ("float32", EXACT):
             yield *key, in_descriptors(wide)
+            yield *key, in_descriptors(wide)._replace(CARRY=True)
 
 
 def cdiv(a: int, b: int) -> int:

@@ -9,9 +9,6 @@ The rows are taken in chunks, whose numbers stay in L2 where K and d allow it:
 3. dW: tiles of K x d, the rows split into a fixed number of partials, added up chunk by chunk;
 4. dH = r W by tiles; its epilogue writes dH or steps H in place.
 
-With `TMA` the operands are descriptors of the parts: the hardware copies tiles by itself, and
-nobody computes addresses.
-
 Flops `6 K N d`; bound by the tensor cores, which take each product of (1) in 3 terms and of (3)
 and (4) in 3 or 1. The log-domain form first makes a pass of 1 alone (`8 K N d` in all). No
 atomics: every number has one writer and one order.
@@ -23,82 +20,13 @@ import torch
 import triton
 import triton.language as tl
 
-from fastnc.kernels.gpu.parts import (
-    WIDTH,
-    descriptor,
-    dot_parts,
-    load_parts,
-    load_tiles,
-    planes,
-    store_parts,
-)
+from fastnc.kernels.gpu.parts import WIDTH, descriptor, planes, store_parts
 from fastnc.kernels.gpu.plan import cdiv, options
-from fastnc.kernels.gpu.softmax import DOWN, block_shift, exp, lifted_exp, losses_and_weights
+from fastnc.kernels.gpu.softmax import block_shift, lifted_exp, losses_and_weights
+from fastnc.kernels.gpu.wide_products import class_products, logits, sample_products
 
 # Rows a program of the kernels that go along rows, and columns at a time.
 ROWS, COLUMNS = 8, 128
-
-
-@triton.jit(do_not_specialize=["n_rows", "n_classes"])
-def logits(
-    A, A_scales, B, B_scales, y, Z, tile_max, tile_sum, label_logit, n_rows: "i64",
-    n_classes: "i64", width, z_width,
-    BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, LOGITS: tl.constexpr,
-    KEEP: tl.constexpr, ADD: tl.constexpr, EPILOGUE: tl.constexpr, TMA: tl.constexpr,
-):  # fmt: skip
-    """Tile (BM, BN) of `Z = A B^T` (ADD: added to Z), and of the softmax's sums."""
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
-    cols = tl.program_id(1) * BN + tl.arange(0, BN)
-    lanes = tl.arange(0, BR)
-    row_real = rows < n_rows
-    col_real = cols < n_classes
-    if not TMA:
-        a_at = A + rows.to(tl.int64)[:, None] * width + lanes[None, :]
-        b_at = B + cols.to(tl.int64)[:, None] * width + lanes[None, :]
-    # A scalar of 64 bits and offsets of 32: the tile's registers leave no room for more.
-    corner = tl.program_id(0).to(tl.int64) * BM * z_width + tl.program_id(1) * BN
-    at = Z + corner + (tl.arange(0, BM)[:, None] * z_width + tl.arange(0, BN)[None, :])
-    real = row_real[:, None] & col_real[None, :]
-    acc = tl.zeros((BM, BN), Z.dtype.element_ty)
-    if ADD:
-        acc = tl.load(at, mask=real, other=0.0)
-    if LOGITS > 0:
-        a_scale = tl.load(A_scales + rows, mask=row_real, other=1.0)[:, None]
-        b_scale = tl.load(B_scales + cols, mask=col_real, other=1.0)[None, :]
-        if ADD:
-            # Powers of two.
-            acc = acc * (1.0 / a_scale) * (1.0 / b_scale)
-    for start in range(0, width, BR):
-        if TMA:
-            a0, a1 = load_tiles(A, tl.program_id(0) * BM, start, BM, BR, LOGITS)
-            b0, b1 = load_tiles(B, tl.program_id(1) * BN, start, BN, BR, LOGITS)
-        else:
-            a_real = row_real[:, None] & (start + lanes < width)[None, :]
-            b_real = col_real[:, None] & (start + lanes < width)[None, :]
-            a0, a1 = load_parts(a_at, 0, n_rows * width, a_real, LOGITS)
-            b0, b1 = load_parts(b_at, 0, n_classes * width, b_real, LOGITS)
-            a_at += BR
-            b_at += BR
-        acc = dot_parts(a0, a1, tl.trans(b0), tl.trans(b1), acc, LOGITS)
-    if LOGITS > 0:
-        acc = acc * a_scale * b_scale
-    if KEEP:
-        tl.store(at, acc, mask=real)
-    if EPILOGUE:
-        labels = tl.load(y + rows, mask=row_real, other=-1)
-        label = cols[None, :] == labels[:, None]
-        wrong = tl.where(col_real[None, :] & (label == 0), acc, float("-inf"))
-        largest = tl.max(wrong, axis=1)
-        # A tile may hold nothing but the label: its sum is 0, relative to anything finite.
-        largest = tl.where(largest == float("-inf"), -1e30, largest)
-        total = tl.sum(exp(wrong - largest[:, None]), axis=1)
-        # In the order of tiles, so that reads of many rows of a tile are contiguous.
-        place = tl.program_id(1) * n_rows + rows
-        tl.store(tile_max + place, largest, mask=row_real)
-        tl.store(tile_sum + place, total, mask=row_real)
-        here = (labels >= tl.program_id(1) * BN) & (labels < tl.program_id(1) * BN + BN)
-        own = tl.sum(tl.where(label, acc, 0.0), axis=1)
-        tl.store(label_logit + rows, own, mask=row_real & here)
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_tiles"])
@@ -176,104 +104,6 @@ def residual_rows(
         store_parts(R, base + cols[None, :], r, n_rows * z_width, room, PRODUCTS)
 
 
-@triton.jit(do_not_specialize=["n_rows", "rows_per_split"])
-def class_products(
-    R, A, parts, n_rows: "i64", n_classes, dim, z_width, width, rows_per_split,
-    BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, PRODUCTS: tl.constexpr,
-    ADD: tl.constexpr, TMA: tl.constexpr,
-):  # fmt: skip
-    """Tile (BM, BN) of the partial `R^T A (K, d)` of one range of the chunk's rows.
-
-    With TMA ranges are multiples of BR, but for the last.
-    """
-    classes = tl.program_id(0) * BM + tl.arange(0, BM)
-    features = tl.program_id(1) * BN + tl.arange(0, BN)
-    lanes = tl.arange(0, BR)
-    split = tl.program_id(2)
-    class_real = (classes < z_width)[None, :]
-    feature_real = (features < width)[None, :]
-    corner = (split.to(tl.int64) * n_classes + tl.program_id(0) * BM) * dim
-    at = parts + corner + (tl.arange(0, BM)[:, None] * dim + features[None, :])
-    real = (classes < n_classes)[:, None] & (features < dim)[None, :]
-    acc = tl.zeros((BM, BN), parts.dtype.element_ty)
-    if ADD:
-        acc = tl.load(at, mask=real, other=0.0)
-    first = split * rows_per_split
-    last = tl.minimum(first + rows_per_split, n_rows).to(tl.int32)
-    if not TMA:
-        rows = (first + lanes).to(tl.int64)[:, None]
-        r_at = R + rows * z_width + classes[None, :]
-        a_at = A + rows * width + features[None, :]
-    for start in range(first, last, BR):
-        if TMA:
-            r0, r1 = load_tiles(R, start, tl.program_id(0) * BM, BR, BM, PRODUCTS)
-            a0, a1 = load_tiles(A, start, tl.program_id(1) * BN, BR, BN, PRODUCTS)
-        else:
-            inside = (start + lanes < last)[:, None]
-            r0, r1 = load_parts(r_at, 0, n_rows * z_width, inside & class_real, PRODUCTS)
-            a0, a1 = load_parts(a_at, 0, n_rows * width, inside & feature_real, PRODUCTS)
-            r_at += BR * z_width
-            a_at += BR * width
-        acc = dot_parts(tl.trans(r0), tl.trans(r1), a0, a1, acc, PRODUCTS)
-    tl.store(at, acc, mask=real)
-
-
-@triton.jit(do_not_specialize=["n_rows", "n_classes"])
-def sample_products(
-    R, B, H, H_low, out, scale: "fp64", lr: "fp64", n_rows: "i64", n_classes: "i64", dim, z_width,
-    width, BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, PRODUCTS: tl.constexpr,
-    STEP: tl.constexpr, COMPENSATED: tl.constexpr, ADD: tl.constexpr, TMA: tl.constexpr,
-):  # fmt: skip
-    """Tile (BM, BN) of `scale R B (N, d)`, or `scale (out + R B)`: stored, or taken off H.
-
-    R is lifted, and so is what `out` holds before.
-    """
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
-    features = tl.program_id(1) * BN + tl.arange(0, BN)
-    lanes = tl.arange(0, BR)
-    row_real = rows < n_rows
-    dtype = out.dtype.element_ty
-    corner = tl.program_id(0).to(tl.int64) * BM * dim
-    H += corner
-    H_low += corner
-    out += corner
-    at = tl.arange(0, BM)[:, None] * dim + features[None, :]
-    real = row_real[:, None] & (features < dim)[None, :]
-    acc = tl.zeros((BM, BN), dtype)
-    if ADD:
-        acc = tl.load(out + at, mask=real, other=0.0)
-    if not TMA:
-        r_at = R + rows.to(tl.int64)[:, None] * z_width + lanes[None, :]
-        b_at = B + lanes.to(tl.int64)[:, None] * width + features[None, :]
-        feature_real = (features < width)[None, :]
-    for start in range(0, z_width, BR):
-        if TMA:
-            r0, r1 = load_tiles(R, tl.program_id(0) * BM, start, BM, BR, PRODUCTS)
-            b0, b1 = load_tiles(B, start, tl.program_id(1) * BN, BR, BN, PRODUCTS)
-        else:
-            r_real = row_real[:, None] & (start + lanes < z_width)[None, :]
-            b_real = (start + lanes < n_classes)[:, None] & feature_real
-            r0, r1 = load_parts(r_at, 0, n_rows * z_width, r_real, PRODUCTS)
-            b0, b1 = load_parts(b_at, 0, n_classes * width, b_real, PRODUCTS)
-            r_at += BR
-            b_at += BR * width
-        acc = dot_parts(r0, r1, b0, b1, acc, PRODUCTS)
-    factor = tl.zeros((), tl.float64) + scale * DOWN
-    if STEP:
-        factor = factor * lr
-        change = factor.to(dtype) * acc
-        h = tl.load(H + at, mask=real, other=0.0)
-        if COMPENSATED:
-            move = tl.load(H_low + at, mask=real, other=0.0) - change
-            new = h + move
-            tl.store(H_low + at, move - (new - h), mask=real)
-            tl.store(out + at, new, mask=real)
-        else:
-            tl.store(out + at, h - change, mask=real)
-    else:
-        tl.store(out + at, factor.to(dtype) * acc, mask=real)
-
-
 class Chunks:
     """The scratch of a wide call, and its chunks of rows in order."""
 
@@ -324,8 +154,8 @@ class Chunks:
             self.operand(A.half, tile.BM, tile.BR), A.scales,
             self.operand(B.half, tile.BN, tile.BR), B.scales, self.y[lo:hi], Z, *self.tiles,
             self.label_logit, hi - lo, self.K, A.width, self.z_width, LOGITS=self.shape.LOGITS,
-            KEEP=keep, ADD=add, EPILOGUE=epilogue, TMA=self.shape.TMA, **tile.blocks,
-            **tile.options,
+            KEEP=keep, ADD=add, EPILOGUE=epilogue, TMA=self.shape.TMA, CARRY=self.shape.CARRY,
+            **tile.blocks, **tile.options,
         )  # fmt: skip
 
     def add_class_products(self, lo, hi, R, A, W_parts, add):

@@ -38,7 +38,8 @@ def test_a_stage_ends_and_nothing_is_wrong(stages, name):
     if name in ("bits", "errors"):
         assert all(row[-1] == "yes" for row in rows)
     if name == "errors":
-        named = [", " + name for name in ("one pass", "logits in fp16", "descriptors")]
+        names = ("one pass", "logits in fp16", "descriptors", "descriptors, carried")
+        named = [", " + name for name in names]
         rows_of = {
             f"{what}{of}" for what in ("dH by row", "dW by row", "loss") for of in ["", *named]
         }

@@ -145,6 +145,22 @@ def test_the_fast_tier_keeps_two_digits_and_the_exact_one_more(monkeypatch, regi
     torch.testing.assert_close(tW, torch.from_numpy(W).to(tW.device) - 0.5 * fast_W)
 
 
+def test_what_is_carried_along_is_not_lost(monkeypatch):
+    """A logit of 16 and slices of 2^-21, each below half of its last bit, 3e-5 together."""
+    W, H = np.zeros((2, 1024), np.float32), np.full((1, 1024), 2.0**-12, np.float32)
+    W[0], y = 2.0**-13, np.zeros(1, np.int64)
+    W[0, 0] = H[0, 0] = 4.0
+    exact = reference.loss(*wide(W, H), y)
+    error = {}
+    for regime in ("descriptors", "carried"):
+        use_small_tiles(monkeypatch, cross_entropy_gpu, regime)
+        loss = scalar()
+        cross_entropy_gpu.loss(*tensors(W, H, y), 1.0, loss, EXACT)
+        error[regime] = abs(loss.item() / exact - 1.0)
+    # What is left is the rounding of a logit of 16, 1e-6, and of its exponential.
+    assert error["carried"] < 1.5e-6 and error["descriptors"] > 2e-5
+
+
 @pytest.mark.parametrize("regime", REGIMES)
 def test_the_same_bits_every_time(monkeypatch, regime):
     use_small_tiles(monkeypatch, cross_entropy_gpu, regime)
