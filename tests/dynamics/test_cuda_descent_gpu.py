@@ -291,3 +291,44 @@ def test_nothing_goes_to_the_host_between_snapshots(name, monkeypatch):
         fetched = count_fetches(patch.setattr, *ways)
         run.stepper.make(3)
     assert fetched == []
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="plays a device's time")
+def test_a_run_has_the_rate_of_its_kernels(monkeypatch):
+    """(1000, 512) and 1e5 samples, 303 epochs a second; a fetch waits, at 25 GB/s, as PCIe does."""
+    epoch, copy = 1.0 / 303, 1000 * 100 * 512 * 4 / 25e9
+    host = device = 0.0
+
+    def descend(self, epochs):
+        nonlocal host, device
+        host += epochs * 15e-6
+        device = max(host, device) + epochs * epoch
+
+    def waiting(seconds, method):
+        def wait(self, *arguments, **options):
+            nonlocal host
+            host = max(host, device) + seconds
+            return method(self, *arguments, **options)
+
+        return wait
+
+    def kept(self, steps, keep=CudaDescent.keep):
+        nonlocal device
+        done = keep(self, steps)
+        # W, H and their low parts, read and written at 3 TB/s.
+        device = max(host, device) + 4 * copy * 25e9 / 3e12 * done
+        return done
+
+    plan = composed(lr=1.0, rule=None, schedule="constant", device="cuda")
+    run = prepare(LARGER, plan, 3000, 0, None, None, 1, None)
+    monkeypatch.setattr(cuda, "CHEAP_TO_COPY", 0)
+    monkeypatch.setattr(CudaDescent, "descend", descend)
+    monkeypatch.setattr(CudaDescent, "keep", kept)
+    monkeypatch.setattr(torch.Tensor, "__bool__", waiting(0.0, torch.Tensor.__bool__))
+    monkeypatch.setattr(torch.Tensor, "cpu", waiting(copy, torch.Tensor.cpu))
+    times = {}
+    run.callback = lambda row: times.update({row["epoch"]: host})
+    run.seconds = lambda: host
+    run.go(None, 60.0, False, False)
+    first, last = list(times)[-2:]
+    assert (last - first) * epoch / (times[last] - times[first]) >= 0.95
