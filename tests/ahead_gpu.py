@@ -46,10 +46,10 @@ SIZES = (
 )  # fmt: skip
 # Bytes of a thread's state that may lie in memory: of the end of a tile, once a tile, and of small
 # problems, where more warps were measured 40 % slower. The oldest Triton leaves most.
-# For 8.0 the compiler leaves 16 of two forms: what the log domain adds after a block's products,
-# and rows in float64, for which it takes 96 registers of its own accord.
+# For 8.0 the compiler leaves 16 of three forms: what the log domain adds after a block's products,
+# and rows in float64 and nearest means, for which it takes 96 and 168 registers of its own accord.
 LEFT = {"logits": 32, "narrow_hessian": 32, "slice_products": 256, "small_problems": 512}
-LEFT |= {"block_residuals": 16, "weighted_rows": 16}
+LEFT |= {"block_residuals": 16, "weighted_rows": 16, "nearest_tiles": 16}
 # The one pass of 32 classes is there to be timed; that of 16 fits.
 LEFT |= {"block_gradients": 24, "block_gradients BK32": 544}
 # Arguments that hold parts of floats, by kernel (parts_gpu).
@@ -187,7 +187,7 @@ def configurations(capability):
     yield from _parts()
     for dtype in ("float32", "float64"):
         yield from _sums(dtype)
-        yield from _classes(dtype)
+        yield from _classes(dtype, plan_gpu.has_large_tiles((capability // 10, 0)))
     yield from _deviations(plan_gpu.has_large_tiles((capability // 10, 0)))
     yield from _small()
 
@@ -310,7 +310,7 @@ def _sums(dtype):
             yield Configuration(kernel, dtype, constants, four, doubles=(double,))
 
 
-def _classes(dtype):
+def _classes(dtype, large):
     four = plan_gpu.options(4, 1)
     rows, tile = scatter_gpu.ROWS, 64
     constants = {"ROWS": rows, "BN": scatter_gpu.BLOCK, "BD": tile}
@@ -318,10 +318,13 @@ def _classes(dtype):
     constants = {"ROWS": rows, "BC": 32, "BD": tile}
     if dtype == "float64":
         yield Configuration(scatter_gpu.merge_chunks, dtype, constants, four)
-    products = "bf16x6" if dtype == "float32" else "ieee"
-    constants = {"BN": scatter_gpu.SCATTER_ROWS, "BD": tile, "PRODUCTS": products}
-    eight = plan_gpu.options(8, 1)
-    yield Configuration(scatter_gpu.scatter_tiles, dtype, constants, eight, dtype == "float32")
+    products = 6 if dtype == "float32" else 0
+    single = dtype == "float32"
+    for dim in (64, 128) if single and large else (64,):
+        scatter_rows, wide, warps = scatter_gpu.scatter_tile(dim, 4 if single else 8, large)
+        constants = {"BN": scatter_rows, "BD": wide, "PRODUCTS": products}
+        options = plan_gpu.options(warps, 1)
+        yield Configuration(scatter_gpu.scatter_tiles, dtype, constants, options, single)
     constants = {"BN": 64, "BK": 32, "BD": 32, "LOGITS": products}
     yield Configuration(scatter_gpu.nearest_tiles, dtype, constants, four, dtype == "float32")
 
@@ -337,7 +340,7 @@ def _deviations(large):
     for dtype, double, widths in forms:
         doubles = numbers + (("Q", "A", "W", "projections") if double else ())
         tiles = {"BN": deviations_gpu.rows_of(double, large), "BD": 32}
-        tiles["PRODUCTS"] = "ieee" if double else "bf16x6"
+        tiles["PRODUCTS"] = 0 if double else 6
         for wide, keep in itertools.product(widths, (False, True)):
             constants = {**tiles, "BR": wide, "KEEP": keep}
             kernel = deviations_gpu.deviation_rows

@@ -19,9 +19,9 @@ import torch
 import triton
 import triton.language as tl
 
+from fastnc.kernels.gpu.parts import dot_whole
 from fastnc.kernels.gpu.plan import SCRATCH_BYTES, cdiv, has_large_tiles, options
 from fastnc.kernels.gpu.scatter import nearest_means
-from fastnc.kernels.gpu.softmax import dot
 
 _BD = 32
 
@@ -65,7 +65,7 @@ def deviation_rows(
             away += tl.sum(v * v, axis=1)
             q_at = cols[:, None].to(tl.int64) * dim + j[None, :]
             q = tl.load(Q + q_at, mask=col_real[:, None] & inside[None, :], other=0.0)
-            T = dot(x.to(dtype), tl.trans(q), T, PRODUCTS)
+            T = dot_whole(x.to(dtype), tl.trans(q), T, PRODUCTS)
         t = T.to(tl.float64)
         weight = tl.load(weights + cols, mask=col_real, other=0.0)
         projected += tl.sum(t * t * weight[None, :], axis=1)
@@ -114,7 +114,7 @@ def decision_rows(
             v = tl.where(real, h.to(tl.float64) - centre[None, :], 0.0)
             w_at = cols[:, None].to(tl.int64) * dim + j[None, :]
             w = tl.load(W + w_at, mask=col_real[:, None] & inside[None, :], other=0.0)
-            acc = dot(v.to(dtype), tl.trans(w), acc, PRODUCTS)
+            acc = dot_whole(v.to(dtype), tl.trans(w), acc, PRODUCTS)
         z = acc.to(tl.float64) + tl.load(offset + cols, mask=col_real, other=0.0)[None, :]
         z = tl.where(col_real[None, :], z, float("-inf"))
         mine = cols[None, :] == label[:, None]
@@ -158,7 +158,7 @@ def deviations(H, order, owner, present, frame, sums_out):
     double = Q.element_size() == 8
     large = not H.is_cuda or has_large_tiles(torch.cuda.get_device_capability(H.device))
     BN = rows_of(double, large)
-    tiles = {"BN": BN, "BD": _BD, "PRODUCTS": "ieee" if double else "bf16x6"}
+    tiles = {"BN": BN, "BD": _BD, "PRODUCTS": 0 if double else 6}
     parts = sums_out.new_empty((cdiv(N, BN), 5))
     decided = sums_out.new_empty((cdiv(N, BN), 3))
     chunk = max(SCRATCH_BYTES // (Q.element_size() * max(r, 1)) // BN, 1) * BN

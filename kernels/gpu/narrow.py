@@ -17,6 +17,8 @@ import triton.language as tl
 
 from fastnc.kernels.gpu.parts import (
     dot_parts,
+    dot_six,
+    dot_terms,
     load_parts,
     planes,
     scaled_halves,
@@ -58,18 +60,11 @@ def block_logits(
             w1 = tl.trans(tl.load(W + plane + at, mask=real, other=0.0))
         if HALVES:
             h0, h1, down = scaled_halves(h)
-            part = tl.dot(h1, w0)
-            part = tl.dot(h0, w1, part)
-            Z += tl.dot(h0, w0, part) * down[:, None]
+            Z += dot_terms(h0, h1, w0, w1) * down[:, None]
         elif LOGITS == 6:
             h0, h1, h2 = three_parts(h)
             w2 = tl.trans(tl.load(W + 2 * plane + at, mask=real, other=0.0))
-            part = tl.dot(h2, w0)
-            part = tl.dot(h0, w2, part)
-            part = tl.dot(h1, w1, part)
-            part = tl.dot(h1, w0, part)
-            part = tl.dot(h0, w1, part)
-            Z += tl.dot(h0, w0, part)
+            Z += dot_six(h0, h1, h2, w0, w1, w2)
         else:
             h0, h1 = two_parts(h, LOGITS)
             Z = dot_parts(h0, h1, w0, w1, Z, LOGITS)

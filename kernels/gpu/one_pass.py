@@ -17,7 +17,14 @@ import triton
 import triton.language as tl
 
 from fastnc.kernels.gpu import narrow
-from fastnc.kernels.gpu.parts import dot_parts, load_parts, planes, scaled_halves, two_parts
+from fastnc.kernels.gpu.parts import (
+    dot_parts,
+    dot_terms,
+    load_parts,
+    planes,
+    scaled_halves,
+    two_parts,
+)
 from fastnc.kernels.gpu.softmax import DOWN, gaps, residuals
 
 
@@ -61,9 +68,7 @@ def block_gradients(
         h_real = real[None, :, None] & inside[:, None, :]
         h = tl.load(H + at, mask=h_real, other=0.0)
         h0, h1, down = scaled_halves(h)
-        part = tl.dot(h1, half0)
-        part = tl.dot(h0, half1, part)
-        part = tl.dot(h0, half0, part) * down[:, :, None]
+        part = dot_terms(h0, h1, half0, half1) * down[:, :, None]
         Z = tl.sum(part, axis=0) * w_scales[None, :]
 
         labels = tl.load(y + first + rows, mask=real, other=0).to(tl.int32)

@@ -146,6 +146,31 @@ def dot_terms(a0, a1, b0, b1):
 
 
 @triton.jit
+def dot_six(a0, a1, a2, b0, b1, b2):
+    """`a b` in 6 terms, smallest first."""
+    part = tl.dot(a2, b0)
+    part = tl.dot(a0, b2, part)
+    part = tl.dot(a1, b1, part)
+    part = tl.dot(a1, b0, part)
+    part = tl.dot(a0, b1, part)
+    return tl.dot(a0, b0, part)
+
+
+@triton.jit
+def dot_whole(a, b, acc, TERMS: tl.constexpr):
+    """`acc + a b` with all digits of both: float32 in 6 terms, float64 (0) as it is.
+
+    Not tl.dot's own "bf16x6", which converts to bf16 and back, at an eighth of the rate.
+    """
+    if TERMS == 6:
+        a0, a1, a2 = three_parts(a)
+        b0, b1, b2 = three_parts(b)
+        return acc + dot_six(a0, a1, a2, b0, b1, b2)
+    else:
+        return tl.dot(a, b, acc, input_precision="ieee", out_dtype=acc.dtype)
+
+
+@triton.jit
 def add_carried(acc, low, part):
     """`acc + part`, whose rounding error is added to `low` (Fast2Sum)."""
     total = acc + part

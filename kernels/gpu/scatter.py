@@ -15,12 +15,10 @@ import torch
 import triton
 import triton.language as tl
 
-from fastnc.kernels.gpu.plan import PROGRAMS, cdiv, options
-from fastnc.kernels.gpu.softmax import dot
+from fastnc.kernels.gpu.parts import dot_whole
+from fastnc.kernels.gpu.plan import PROGRAMS, cdiv, has_large_tiles, options
 
 ROWS, BLOCK = 1024, 64
-# Two centred tiles in float64 and their product leave room for no more, and for eight warps.
-SCATTER_ROWS = 16
 _TILE = 64
 
 
@@ -95,12 +93,15 @@ def merge_chunks(
     tl.store(squares + p.to(tl.int64) * n_tiles + tile, tl.sum(total, axis=0))
 
 
-@triton.jit(do_not_specialize=["n_samples", "blocks"])
+@triton.jit(do_not_specialize=["n_samples", "plane", "blocks"])
 def scatter_tiles(
-    H, y, means, parts, n_samples: "i64", dim, blocks,
+    H, y, M, parts, n_samples: "i64", dim, plane: "i64", blocks,
     BN: tl.constexpr, BD: tl.constexpr, PRODUCTS: tl.constexpr,
 ):  # fmt: skip
-    """Tile (BD, BD) of the lower triangle of `sum (h - m_y)(h - m_y)^T` over a range of samples."""
+    """Tile (BD, BD) of the lower triangle of `sum (h - m_y)(h - m_y)^T` over a range of samples.
+
+    M holds the means; in float32 and what they have beyond it, `plane` entries further.
+    """
     # The matrix is symmetric: its upper triangle is copied afterwards.
     if tl.program_id(1) > tl.program_id(0):
         return
@@ -115,22 +116,30 @@ def scatter_tiles(
         label = tl.load(y + rows, mask=real, other=0)
         a_real = real[:, None] & (a_at < dim)[None, :]
         b_real = real[:, None] & (b_at < dim)[None, :]
-        # Centred in float64 before any rounding: low-precision products are then safe.
-        a = tl.load(H + rows[:, None] * dim + a_at[None, :], mask=a_real, other=0.0).to(tl.float64)
-        a -= tl.load(means + label[:, None] * dim + a_at[None, :], mask=a_real, other=0.0)
-        b = tl.load(H + rows[:, None] * dim + b_at[None, :], mask=b_real, other=0.0).to(tl.float64)
-        b -= tl.load(means + label[:, None] * dim + b_at[None, :], mask=b_real, other=0.0)
-        acc = dot(tl.trans(a.to(dtype)), b.to(dtype), acc, PRODUCTS)
+        m_at = label[:, None] * dim
+        a = tl.load(H + rows[:, None] * dim + a_at[None, :], mask=a_real, other=0.0)
+        a -= tl.load(M + m_at + a_at[None, :], mask=a_real, other=0.0)
+        b = tl.load(H + rows[:, None] * dim + b_at[None, :], mask=b_real, other=0.0)
+        b -= tl.load(M + m_at + b_at[None, :], mask=b_real, other=0.0)
+        if PRODUCTS == 6:
+            # Exact where h is near its mean, so that a deviation keeps all its digits.
+            a -= tl.load(M + plane + m_at + a_at[None, :], mask=a_real, other=0.0)
+            b -= tl.load(M + plane + m_at + b_at[None, :], mask=b_real, other=0.0)
+        acc = dot_whole(tl.trans(a), b, acc, PRODUCTS)
     at = split * dim * dim + a_at.to(tl.int64)[:, None] * dim + b_at[None, :]
     tl.store(parts + at, acc, mask=(a_at < dim)[:, None] & (b_at < dim)[None, :])
 
 
 @triton.jit(do_not_specialize=["n_samples", "n_means"])
 def nearest_tiles(
-    H, means, centre, nearest, n_samples: "i64", n_means, dim,
+    H, C, half, G, nearest, n_samples: "i64", n_means, dim,
     BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, LOGITS: tl.constexpr,
 ):  # fmt: skip
-    """Index of the mean nearest to each of BN samples; the first of equals."""
+    """Index of the mean nearest to each of BN samples; the first of equals.
+
+    C holds the means less their centre, `half` half of their squares; G the centre, in float32 and
+    what it has beyond it.
+    """
     rows = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     lanes = tl.arange(0, BD)
     row_real = rows < n_samples
@@ -141,21 +150,21 @@ def nearest_tiles(
         cols = low + tl.arange(0, BK)
         col_real = cols < n_means
         score = tl.zeros((BN, BK), dtype)
-        half = tl.zeros((BK,), tl.float64)
         for start in range(0, dim, BD):
             inside = start + lanes < dim
-            g = tl.load(centre + start + lanes, mask=inside, other=0.0)
             h_real = row_real[:, None] & inside[None, :]
             c_real = col_real[:, None] & inside[None, :]
             h_at = rows[:, None] * dim + (start + lanes)[None, :]
             c_at = cols[:, None].to(tl.int64) * dim + (start + lanes)[None, :]
-            h = tl.load(H + h_at, mask=h_real, other=0.0).to(tl.float64)
-            c = tl.load(means + c_at, mask=c_real, other=0.0)
-            h = tl.where(h_real, h - g[None, :], 0.0)
-            c = tl.where(c_real, c - g[None, :], 0.0)
-            half += tl.sum(c * c, axis=1) * 0.5
-            score = dot(h.to(dtype), tl.trans(c.to(dtype)), score, LOGITS)
-        score = tl.where(col_real[None, :], score - half.to(dtype)[None, :], float("-inf"))
+            h = tl.load(H + h_at, mask=h_real, other=0.0)
+            h -= tl.load(G + start + lanes, mask=inside, other=0.0)[None, :]
+            if LOGITS == 6:
+                h -= tl.load(G + dim + start + lanes, mask=inside, other=0.0)[None, :]
+            # Where h is not real, c is 0, or the row is not stored.
+            c = tl.load(C + c_at, mask=c_real, other=0.0)
+            score = dot_whole(h, tl.trans(c), score, LOGITS)
+        norm = tl.load(half + cols, mask=col_real, other=0.0)
+        score = tl.where(col_real[None, :], score - norm[None, :], float("-inf"))
         here = tl.max(score, axis=1)
         place = tl.min(tl.where(score == here[:, None], cols[None, :], n_means), axis=1)
         index = tl.where(here > best, place.to(tl.int64), index)
@@ -193,24 +202,41 @@ def class_moments(H, order, starts, means_out, squares_out):
 def centred_scatter(H, y, means, scatter_out):
     """`sum_i (h_i - m_y)(h_i - m_y)^T (d, d)`, float64; means (K, d) float64."""
     N, d = H.shape
-    tile = 64
+    word = H.element_size()
+    large = not H.is_cuda or has_large_tiles(torch.cuda.get_device_capability(H.device))
+    rows, tile, warps = scatter_tile(d, word, large)
     tiles = cdiv(d, tile) * (cdiv(d, tile) + 1) // 2
-    splits = max(1, min(PROGRAMS // tiles, cdiv(N, 8 * SCATTER_ROWS)))
+    splits = max(1, min(PROGRAMS // tiles, cdiv(N, 8 * rows)))
     parts = H.new_empty((splits, d, d))
     scatter_tiles[(cdiv(d, tile), cdiv(d, tile), splits)](
-        H, y, means, parts, N, d, cdiv(cdiv(N, SCATTER_ROWS), splits),
-        BN=SCATTER_ROWS, BD=tile, PRODUCTS="ieee" if H.element_size() == 8 else "bf16x6",
-        **options(8, 1),
+        H, y, _planes(means, H), parts, N, d, means.numel(), cdiv(cdiv(N, rows), splits),
+        BN=rows, BD=tile, PRODUCTS=0 if word == 8 else 6, **options(warps, 1),
     )  # fmt: skip
     lower = parts.sum(dim=0, dtype=torch.float64).tril_()
     torch.add(lower, lower.tril(-1).T, out=scatter_out)
 
 
+def scatter_tile(dim, word, large):
+    """Rows a step of the scatter, features a tile and warps, of numbers of so many bytes."""
+    if word == 8 or not large:
+        return 16, 64, 8
+    return (32, 64, 4) if dim <= 64 else (16, 128, 8)
+
+
+def _planes(x, H):
+    """Float64 x as H's kind: in float32 a second plane holds what it has beyond the first."""
+    if H.element_size() == 8:
+        return x
+    high = x.float()
+    return torch.stack([high, (x - high).float()])
+
+
 def nearest_means(H, means, centre, nearest_out):
     """`argmin_k |h_i - m_k|` (N,) int64; means (P, d) and their centre (d,) float64."""
     N, d = H.shape
-    double = H.element_size() == 8
+    C = means - centre
+    half = (0.5 * C.square().sum(dim=1)).to(H.dtype)
     nearest_tiles[(cdiv(N, 64),)](
-        H, means, centre, nearest_out, N, len(means), d,
-        BN=64, BK=32, BD=32, LOGITS="ieee" if double else "bf16x6", **options(4, 1),
+        H, C.to(H.dtype), half, _planes(centre, H), nearest_out, N, len(means), d,
+        BN=64, BK=32, BD=32, LOGITS=0 if H.element_size() == 8 else 6, **options(4, 1),
     )  # fmt: skip

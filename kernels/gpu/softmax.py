@@ -136,9 +136,3 @@ def residuals(D, m, label, M):
 def block_shift(m, rows_real):
     """The common shift of a block: its largest gap, at most 0; padded rows do not count."""
     return tl.minimum(tl.max(tl.where(rows_real, m, float("-inf")), axis=0), 0.0)
-
-
-@triton.jit
-def dot(a, b, c, precision: tl.constexpr):
-    """`c + a b`, accumulated in the type of c."""
-    return tl.dot(a, b, c, input_precision=precision, out_dtype=c.dtype)

@@ -4,6 +4,8 @@ All configurations are compiled by `bench/gpu.py --compile-only`; these are the 
 kernel, whose registers are nearest to running out.
 """
 
+import subprocess
+
 import pytest
 
 pytest.importorskip("triton", reason="Triton is for Linux only")
@@ -27,10 +29,11 @@ CHOSEN = [
     "residual_rows float64 BM8 BN128 PRODUCTS0 LOG warps4",
     "hessian_rows float64 BM8 BN128 PRODUCTS0 warps4",
     "weighted_rows float64 BM8 BN128 PRODUCTS0 BIAS WEIGHT SMOOTH SCALES LOSSES GRADS KEEP warps4",
-    "scatter_tiles float64 BN16 BD64 PRODUCTSieee warps8",
-    "nearest_tiles float32 BN64 BK32 BD32 LOGITSbf16x6 warps4",
-    "deviation_rows float32 BN64 BD32 PRODUCTSbf16x6 BR64 KEEP warps8",
-    "decision_rows float64 BN32 BD32 PRODUCTSieee BK64 warps8",
+    "scatter_tiles float64 BN16 BD64 PRODUCTS0 warps8",
+    "scatter_tiles float32 BN16 BD128 PRODUCTS6 warps8",
+    "nearest_tiles float32 BN64 BK32 BD32 LOGITS6 warps4",
+    "deviation_rows float32 BN64 BD32 PRODUCTS6 BR64 KEEP warps8",
+    "decision_rows float64 BN32 BD32 PRODUCTS0 BK64 warps8",
     "merge_chunks float64 ROWS1024 BC32 BD64 warps4",
     "sum_extents float64 BLOCK512 warps4",
     "small_problems float32 K5 BN64 SLABS3 COMPENSATED warps1",
@@ -54,8 +57,9 @@ SMALLER = [
     "slice_products float32 BN32 BK64 BD64 PRODUCTS3 STEP COMPENSATED ADD warps8",
     "block_residuals float32 BN64 BK128 BD32 LOGITS6 PRODUCTS3 warps8",
     "narrow_hessian float32 BN64 BK64 BD32 LOGITS6 PRODUCTS3 warps8",
-    "scatter_tiles float32 BN16 BD64 PRODUCTSbf16x6 warps8",
-    "deviation_rows float32 BN32 BD32 PRODUCTSbf16x6 BR64 KEEP warps8",
+    "scatter_tiles float32 BN16 BD64 PRODUCTS6 warps8",
+    "nearest_tiles float32 BN64 BK32 BD32 LOGITS6 warps4",
+    "deviation_rows float32 BN32 BD32 PRODUCTS6 BR64 KEEP warps8",
     "logits float32 BM64 BN64 BR32 LOGITS3 KEEP EPILOGUE warps4",
 ]
 
@@ -96,6 +100,18 @@ def test_the_scan_knows_what_descriptors_write():
     assert messages == [64 * 64 * 2] * 2 and ahead_gpu.hazards(ptx, messages) == []
     found = ahead_gpu.hazards(ptx.replace("bar.sync", "// bar.sync"), messages)
     assert any("bulk.tensor" in h.statement for h in found)
+
+
+@pytest.mark.parametrize("kernel", ["scatter_tiles", "nearest_tiles"])
+def test_nothing_is_converted_at_an_eighth_of_the_rate(kernel, tmp_path):
+    """F2F is a conversion of one number, to another width or to bf16 and back."""
+    for name, configuration in CONFIGURATIONS.items():
+        if name.startswith(f"{kernel} float32"):
+            path = tmp_path / "kernel.cubin"
+            path.write_bytes(ahead_gpu.compile_ahead(configuration).asm["cubin"])
+            command = [str(ahead_gpu.CUOBJDUMP), "-sass", str(path)]
+            code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            assert "HGMMA" in code and "F2F." not in code
 
 
 def test_the_table_has_every_kernel():

@@ -71,7 +71,7 @@ def launch(H, order, owner, present, frame, dtype):
 
 
 @pytest.mark.parametrize("sizes", SHAPES, ids=str)
-# bf16x6 leaves 24 bits of a factor, 6e-8; sums of up to 67 terms, squared, lose a few.
+# Six terms leave 24 bits of a factor, 6e-8; sums of up to 67 terms, squared, lose a few.
 @pytest.mark.parametrize(
     ("single", "products", "tolerance"),
     [(True, "float32", 1e-6), (True, "float64", 1e-12), (False, "float64", 1e-12)],

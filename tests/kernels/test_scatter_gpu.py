@@ -54,7 +54,7 @@ def test_the_moments_of_classes(sizes, dtype):
 
 
 @pytest.mark.parametrize("sizes", SHAPES, ids=str)
-# float32: centred operands in bf16x6 keep 24 bits, sums of up to 129 terms lose a few.
+# float32: centred operands in six terms keep 24 bits, sums of up to 129 terms lose a few.
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("float64", 1e-13)])
 def test_the_centred_scatter(sizes, dtype, tolerance):
     K, d, _ = sizes
