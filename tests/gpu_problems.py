@@ -36,6 +36,8 @@ IN_DESCRIPTORS += [("carried", (70, 70, 50), "float32")]
 # Narrow with logits in bf16 or in scaled fp16, in one pass; wide, by addresses and descriptors, and
 # with the rounding of the logits' sums carried along.
 REGIMES = ["narrow", "halves", "one pass", "wide", "descriptors", "carried"]
+# In float64 there are two of them.
+IN_DOUBLE = ["narrow", "wide"]
 
 
 def use_small_tiles(monkeypatch, module, regime, *names):

@@ -6,6 +6,7 @@ import torch
 from gpu_problems import (
     CASES,
     IN_DESCRIPTORS,
+    IN_DOUBLE,
     IN_HALVES,
     IN_ONE_PASS,
     REGIMES,
@@ -72,10 +73,11 @@ def run_all(W, H, y, tier=EXACT):
     return loss, log_loss, *grads
 
 
-@pytest.mark.parametrize("regime", REGIMES)
 # float32 at 40: a logit of 40 is off by one unit, 2e-6, and so is e to its power.
 @pytest.mark.parametrize(
-    ("dtype", "margin", "tolerance"), [("float64", 300.0, 2e-13), ("float32", 40.0, 1e-5)]
+    ("regime", "dtype", "margin", "tolerance"),
+    [(regime, "float64", 300.0, 2e-13) for regime in IN_DOUBLE]
+    + [(regime, "float32", 40.0, 1e-5) for regime in REGIMES],
 )
 def test_the_terminal_phase_keeps_its_digits(monkeypatch, regime, dtype, margin, tolerance):
     use_small_tiles(monkeypatch, cross_entropy_gpu, regime)
@@ -92,7 +94,7 @@ def test_the_terminal_phase_keeps_its_digits(monkeypatch, regime, dtype, margin,
     assert bias < 10 * tolerance * np.abs(dW).max()
 
 
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("regime", IN_DOUBLE)
 @pytest.mark.parametrize("margin", [2e3, 1e5])
 def test_the_log_domain_reaches_any_margin(monkeypatch, regime, margin):
     use_small_tiles(monkeypatch, cross_entropy_gpu, regime)
@@ -108,8 +110,10 @@ def test_the_log_domain_reaches_any_margin(monkeypatch, regime, margin):
     assert not grad_W.any() and not grad_H.any()
 
 
-@pytest.mark.parametrize("regime", REGIMES)
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    ("regime", "dtype"),
+    [(regime, "float64") for regime in IN_DOUBLE] + [(regime, "float32") for regime in REGIMES],
+)
 def test_samples_that_are_wrong_by_a_thousand(monkeypatch, regime, dtype):
     use_small_tiles(monkeypatch, cross_entropy_gpu, regime)
     W, H, y = collapsed(5, 4, 1000.0, dtype)

@@ -35,7 +35,7 @@ def test_the_product_agrees_with_the_reference(monkeypatch, regime, sizes, dtype
         assert relative(ours, theirs / 7) < 2 * TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("regime", ["narrow", "wide"])
+@pytest.mark.parametrize("regime", ["narrow", "wide", "carried"])
 @pytest.mark.parametrize(("dtype", "margin"), [("float64", 300.0), ("float32", 40.0)])
 def test_it_is_exact_in_the_terminal_phase(monkeypatch, regime, dtype, margin):
     use_small_tiles(monkeypatch, hessian_gpu, regime, "hessian_plan")
