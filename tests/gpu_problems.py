@@ -27,12 +27,12 @@ IN_HALVES = [("halves", (17, 33, 70), "float32"), ("halves", (67, 5, 9), "float3
 # One program whose last block is empty; slices of features that end early; two slices of none.
 IN_ONE_PASS = [
     ("one pass", (2, 1, 1), "float32"),
-    ("one pass", (17, 70, 70), "float32"),
+    ("one pass", (17, 70, 50), "float32"),
     ("one pass", (10, 130, 40), "float32"),
 ]
 # Ranges of rows that end within a slice, fewer rows than ranges, several slices.
 IN_DESCRIPTORS = [("descriptors", (33, 33, 70), "float32"), ("descriptors", (2, 1, 1), "float32")]
-IN_DESCRIPTORS += [("carried", (70, 70, 50), "float32")]
+IN_DESCRIPTORS += [("carried", (33, 40, 40), "float32")]
 # Narrow with logits in bf16 or in scaled fp16, in one pass; wide, by addresses and descriptors, and
 # with the rounding of the logits' sums carried along.
 REGIMES = ["narrow", "halves", "one pass", "wide", "descriptors", "carried"]
