@@ -199,9 +199,10 @@ def minimal_residual(
     c, s, c_before, s_before = 1.0, 0j, 1.0, 0j
     for _ in range(most):
         u = product(v)
-        alpha = float(torch.vdot(v, u).real)
-        u -= alpha * v + beta * v_before
-        beta_next = float(u.norm())
+        along = torch.vdot(v, u).real
+        u -= along * v + beta * v_before
+        # Fetched together: the host waits for the device each time.
+        alpha, beta_next = torch.stack([along, u.norm()]).tolist()
         # The column (beta, alpha + sigma, beta_next) under the two rotations before, and its own.
         upper2, upper1, diagonal = s_before * beta, c_before * beta, alpha + sigma
         upper1, diagonal = c * upper1 + s * diagonal, c * diagonal - s.conjugate() * upper1
