@@ -45,7 +45,7 @@ def logits(
             # Powers of two.
             acc = acc * (1.0 / a_scale) * (1.0 / b_scale)
     if CARRY:
-        low = acc * 0.0
+        low = tl.zeros((BM, BN), acc.dtype)
     for start in range(0, width, BR):
         if TMA:
             a0, a1 = load_tiles(A, tl.program_id(0) * BM, start, BM, BR, LOGITS)
