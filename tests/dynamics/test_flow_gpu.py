@@ -61,6 +61,18 @@ def test_residuals_and_hessian_products(name):
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
 
 
+@pytest.mark.parametrize("gap", [1.0, 16.5, 37.25, 300.0])
+@pytest.mark.parametrize("label", [0, 1])
+def test_hessian_products_where_any_class_is_almost_certain(label, gap):
+    """Rates of the logits near 500, which their mean must not cancel."""
+    H, y = np.array([[gap + 0.5, 0.5, 0.25, 0.0]]), np.array([label])
+    x = np.concatenate([np.zeros(16), [500.0, 503.0, 498.0, 507.0]])
+    wanted = residuals.Residuals(np.eye(4), H, y).hessian_product(x)
+    found = Residuals(*there(np.eye(4), H, y)).hessian_product(*there(x)).cpu().numpy()
+    # An entry is a product of some numbers, each of a few roundings; a gap of 300 has one of 6e-14.
+    np.testing.assert_allclose(found, wanted, rtol=1e-13, atol=0.0)
+
+
 @pytest.mark.parametrize("decays", [Decays(), Decays(1e-2, 2e-2)], ids=["none", "decays"])
 @pytest.mark.parametrize("name", ["start", "far"])
 def test_the_right_hand_side_and_the_solves(name, decays):

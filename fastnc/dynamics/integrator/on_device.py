@@ -76,6 +76,7 @@ class Residuals:
         r = r / den
         self.log_loss = unit + torch.log(total)
         self.weights = (r * torch.exp(unit)).scatter_(1, self.label, own)
+        self.likely = self.weights.argmax(1, keepdim=True)
         self.scaled = r / total
         self.residuals = self.scaled.scatter(1, self.label, -S / den / total)
 
@@ -85,11 +86,15 @@ class Residuals:
         dW, dH = x[: K * d].view(K, d), x[K * d :].view(N, d)
         dZ = dH @ self.W.T
         dZ.addmm_(self.H, dW.T)
-        dZ -= dZ.gather(1, self.label)
-        own = self.weights.gather(1, self.label)
-        at_label = -own * (self.scaled * dZ).sum(1, keepdim=True)
-        # dZ is 0 at the label, so that the weights there do not count.
+        # To the most likely class, so that nothing cancels there.
+        dZ -= dZ.gather(1, self.likely)
+        by_others = (self.scaled * dZ).sum(1, keepdim=True)
         dZ -= (self.weights * dZ).sum(1, keepdim=True)
+        # By the others where the label is most likely: the mean may underflow, and over the loss
+        # it does not. Where another class is, the loss is at least log 2.
+        own = dZ.gather(1, self.label) * torch.exp(-self.log_loss.clamp(min=-1.0))
+        rate = torch.where(self.likely == self.label, -by_others, own)
+        at_label = self.weights.gather(1, self.label) * rate
         dr = (self.scaled * dZ).scatter_(1, self.label, at_label)
         out = torch.empty_like(x)
         torch.mm(dr.T, self.H, out=out[: K * d].view(K, d)).addmm_(self.residuals.T, dH)
