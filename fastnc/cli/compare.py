@@ -85,6 +85,6 @@ def _report(runs: Trajectories, folder: Path) -> list[Path]:
     from fastnc.cli._results import drawn, noted
     from fastnc.plots import rules_compared, rules_summary
 
-    written = [runs.to_csv(folder / "runs.csv")]
     print(rules_summary(runs))
+    written = [runs.to_csv(folder / "runs.csv")]
     return noted(folder, written + drawn(lambda: rules_compared(runs), folder / "compare"))

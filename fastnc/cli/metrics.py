@@ -105,16 +105,16 @@ def metrics(
     if len(layers) > 1:
         lines = ",\n".join(f"{json.dumps(n)}: {m.json(convention)}" for n, m in found.items())
         text = f"{{\n{lines}\n}}\n"
-        written = [atomic_write(out / "layers.json", lambda f: f.write(text.encode()))]
         print(found, flush=True)
+        written = [atomic_write(out / "layers.json", lambda f: f.write(text.encode()))]
         from fastnc.plots import layers as profile
 
         written += drawn(lambda: profile(found), out / "layers")
     else:
         measured, (statistics, names) = next(iter(found.values())), next(iter(figures.values()))
+        print(measured.table(convention), flush=True)
         text = measured.json(convention) + "\n"
         written = [atomic_write(out / "metrics.json", lambda f: f.write(text.encode()))]
-        print(measured.table(convention), flush=True)
         tabular = f"{measured.to_latex(convention)}% {provenance_line()}\n"
         written += [atomic_write(out / "metrics.tex", lambda f: f.write(tabular.encode()))]
         from fastnc.plots import collapse_figure

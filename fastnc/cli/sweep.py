@@ -138,6 +138,6 @@ def _report(runs: Trajectories, folder: Path) -> list[Path]:
     from fastnc.cli._results import drawn, noted
     from fastnc.plots import bands_summary, sweep_bands
 
-    written = [runs.to_csv(folder / "runs.csv")]
     print(bands_summary(runs))
+    written = [runs.to_csv(folder / "runs.csv")]
     return noted(folder, written + drawn(lambda: sweep_bands(runs), folder / "sweep"))

@@ -87,9 +87,9 @@ def _report(run: Trajectory, folder: Path) -> list[Path]:
     from fastnc.cli._results import drawn, noted
     from fastnc.plots import figure2, summary
 
-    written = [run.to_csv(folder / "run.csv")]
     if len(run):
         print(summary(run))
+    written = [run.to_csv(folder / "run.csv")]
     if len(run) and run.log10_time[-1] >= 1.0:
         written += drawn(lambda: figure2(run), folder / "figure2")
     else:
