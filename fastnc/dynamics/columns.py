@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastnc._core.functions import check_function
+
 Array = NDArray[Any]
 NAMED = ("sharpness", "tangent_curvature")
 _STATE = "further/"
@@ -30,6 +32,7 @@ def _functions(measure: Any) -> dict[str, Callable[[Array, Array, Array], float]
                         "`measure` must name functions of W, H and y; got "
                         f"{name!r}: {type(function).__name__}."
                     )
+                check_function(f"measure[{name!r}]", function, "W", "H", "y")
                 found[name] = function
         elif one in NAMED:
             found[one] = None

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from fastnc._core import arrays
+from fastnc._core.functions import check_function
 from fastnc._core.serial import quiet
 from fastnc.dynamics.checkpoint import checkpoint_path
 from fastnc.dynamics.columns import NAMED, Columns, column_names
@@ -166,7 +167,8 @@ def prepare(
     """A run at epoch 0; its arguments, those of `descend`, are checked."""
     epochs = arrays.check_count("epochs", epochs, 1)
     snapshots = arrays.check_count("snapshots", snapshots, 1, arrays.MOST_SNAPSHOTS)
-    arrays.check_callable("callback", callback)
+    if callback is not None:
+        check_function("callback", callback, "snapshot")
     W, H = start(model, seed, W, H, dtype)
     about = {
         "kind": "descent",

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import fastnc
+from fastnc.dynamics.run import Run
 
 MODEL = fastnc.ULPM(3, 4, 5)
 
@@ -95,3 +96,84 @@ def test_a_rule_that_writes_to_the_factors_is_stopped():
 def test_what_a_rule_returns_is_looked_at(rule, message):
     with pytest.raises((TypeError, ValueError), match=message):
         fastnc.descend(MODEL, rule=rule, epochs=3)
+
+
+NO_ARGUMENTS = r"`{}` must take what it is called with, `{}`; got one of the signature \(\)\."
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"callback": lambda: None}, NO_ARGUMENTS.format("callback", r"callback\(snapshot\)")),
+        ({"callback": print}, None),
+        ({"callback": max}, None),
+        ({"lr": lambda: 1.0}, NO_ARGUMENTS.format("lr", r"lr\(epoch\)")),
+        ({"lr": (1.0, lambda: 1.0)}, NO_ARGUMENTS.format("lr", r"lr\(epoch\)")),
+        ({"lr": lambda epoch, *, factor: 1.0}, r"signature \(epoch, \*, factor\)\."),
+        ({"lr": lambda epoch, factor=1.0: factor}, None),
+        (
+            {"measure": {"norm": lambda W: 0.0}},
+            r"`measure\['norm'\]` must take what .*`measure\['norm'\]\(W, H, y\)`; got .* \(W\)\.",
+        ),
+        (
+            {"rule": with_methods(update=lambda self, factors, gradients: gradients)},
+            r"with, `update\(factors, gradients, state, rates, step\)`; got .* \(factors, grad",
+        ),
+        (
+            {"rule": with_methods(init=lambda self: {})},
+            NO_ARGUMENTS.format("rule.init", r"init\(W, H\)"),
+        ),
+    ],
+)
+def test_what_a_function_takes_is_looked_at_before_the_first_epoch(options, message, monkeypatch):
+    if message is None:
+        assert len(fastnc.descend(MODEL, epochs=2, **options))
+        return
+    monkeypatch.setattr(Run, "go", None)
+    with pytest.raises(TypeError, match=message):
+        fastnc.descend(MODEL, epochs=2, **options)
+
+
+def test_a_function_that_computes_nothing():
+    """The coroutine of a call is true: the run was at its end after the start, without a word."""
+
+    async def later(snapshot):
+        return False
+
+    def bit_by_bit(snapshot):
+        yield False
+
+    async def both(snapshot):
+        yield False
+
+    class Called:
+        async def __call__(self, snapshot):
+            return False
+
+    for callback in (later, bit_by_bit, both, Called()):
+        with pytest.raises(TypeError, match=r"got an? .*, whose call computes nothing\."):
+            fastnc.descend(MODEL, epochs=2, callback=callback)
+
+
+def test_schedules_of_ones_own_go_downhill():
+    """What a function returns was looked at, what a `Schedule` returned was not."""
+
+    class Uphill(fastnc.rules.Schedule):
+        def __call__(self, epoch):
+            return 0.5 - epoch
+
+    for lr in (Uphill(), fastnc.rules.WarmUp(Uphill(), 1), lambda epoch: 0.5 - epoch):
+        for rule in (fastnc.rules.GradientDescent(lr), fastnc.rules.SignDescent(lr)):
+            with pytest.raises(ValueError, match=r"\(1\)` must be a number of .*; got -0.5"):
+                fastnc.descend(MODEL, epochs=5, rule=rule)
+    with pytest.raises(TypeError, match=r"`then\(epoch\)`; got one of the signature \(\)\."):
+        fastnc.rules.WarmUp(lambda: 1.0, 3)
+
+
+def test_a_rule_on_top_of_a_built_in_one_is_ones_own():
+    class Late(fastnc.rules.Momentum):
+        def update(self, factors, gradients, state, rates, step):
+            return None
+
+    with pytest.raises(ValueError, match=r"`rule.update` must return .* got NoneType"):
+        fastnc.descend(MODEL, rule=Late(1.0), epochs=3)

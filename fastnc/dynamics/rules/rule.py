@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core import arrays
+from fastnc._core.functions import check_function
 from fastnc.dynamics.rules.schedules import Schedule
 
 Array = NDArray[Any]
@@ -70,7 +71,10 @@ def check_rate(lr: Rate) -> Rate:
         if len(lr) != 2:
             raise ValueError(f"`lr` must be one number or a pair (lr_W, lr_H); got {lr!r}.")
         return tuple(check_rate(one) for one in lr)
-    if callable(lr) or isinstance(lr, Schedule):
+    if isinstance(lr, Schedule):
+        return lr
+    if callable(lr):
+        check_function("lr", lr, "epoch")
         return lr
     return arrays.check_positive("lr", lr)
 

@@ -12,13 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core import arrays
+from fastnc._core.functions import check_function
 from fastnc.dynamics.gradients import Found, Source, streams
 from fastnc.dynamics.rules import LossScaled, Rule, Schedule, Standing
-from fastnc.dynamics.rules.rule import BuiltIn
 from fastnc.dynamics.steppers.epochs import HostEpochs
 
 Array = NDArray[Any]
 Arrays = tuple[Array, ...]
+
+
+# What `update` of a rule is given.
+_UPDATED = ("factors", "gradients", "state", "rates", "step")
 
 
 class ComposedDescent(HostEpochs):
@@ -66,8 +70,11 @@ class ComposedDescent(HostEpochs):
         self.W_low, self.H_low = self.low[:2]
         # A rule of the user's sees the factors and does not write to them: what it returns moves
         # them.
-        own = isinstance(rule, BuiltIn)
+        own = _is_own(rule)
         self.shown = self.factors if own else tuple(_read_only(x) for x in self.factors)
+        if not own:
+            check_function("rule.init", rule.init, *self.names)
+            check_function("rule.update", rule.update, *_UPDATED)
         memory = rule.init(*self.shown)
         if not own:
             _check_memory(memory)
@@ -194,12 +201,19 @@ def _check_changes(changes: Any, names: Sequence[str], factors: Arrays) -> None:
 def rate_at(lr: Any, standing: Standing) -> float:
     """The step size of a number, a schedule or a function of the epoch, at `standing`."""
     if isinstance(lr, Schedule):
-        return lr.at(standing)
-    if callable(lr):
+        rate = lr.at(standing)
+        if _is_own(lr):
+            return rate
+    elif callable(lr):
         rate = lr(standing.epoch)
-        arrays.check_at_least_zero(f"lr({standing.epoch})", rate)
-        return float(rate)
-    return float(lr)
+    else:
+        return float(lr)
+    return arrays.check_at_least_zero(f"lr({standing.epoch})", rate)
+
+
+def _is_own(part: Any) -> bool:
+    """Whether a rule or a schedule is one of fastnc, not a user's."""
+    return type(part).__module__.startswith("fastnc.")
 
 
 def add_change(x: Array, low: Array, change: Array) -> None:
