@@ -159,10 +159,16 @@ def train(
         raise ValueError(f"`--peel` must be 0, or a number of epochs; got {peel}.")
     with workers_of_torchrun(device) as workers:
         leads = workers.rank == 0
-        images = load_data(
-            data, dataset, image_size=image_size, subset=subset, label_noise=label_noise,
-            imbalance=imbalance, seed=seed, download=download,
-        )  # fmt: skip
+        try:
+            images = load_data(
+                data, dataset, image_size=image_size, subset=subset, label_noise=label_noise,
+                imbalance=imbalance, seed=seed, download=download,
+            )  # fmt: skip
+        except FileNotFoundError as missing:
+            # In the words of the options.
+            said = str(missing).replace("`root`", "`--data`")
+            said = said.replace("`download=True`", "`--download`")
+            raise FileNotFoundError(said) from None
         checkpoint = out / CHECKPOINT
         if leads and resume and not checkpoint.exists():
             print(f"No checkpoint in {out}: starting afresh.")

@@ -26,9 +26,9 @@ from fastnc._core.files import (
     scalar,
     write_npz,
 )
-from fastnc._core.results import check_results
+from fastnc._core.results import check_results, frames_of
 from fastnc.dynamics import rules
-from fastnc.dynamics.trajectory import Trajectory, frames_of, layers_of
+from fastnc.dynamics.trajectory import Trajectory, layers_of
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 

@@ -126,7 +126,12 @@ def train(
         raise ValueError("`depth` must have a folder to write to; give `out`.")
     if resume and out is None:
         raise ValueError("`resume` must have a folder to go on from; give `out`.")
-    dataset = data if isinstance(data, Dataset) else fashion_mnist(data)
+    try:
+        dataset = data if isinstance(data, Dataset) else fashion_mnist(data)
+    except FileNotFoundError as missing:
+        said = str(missing).replace("`root`", "`data`")
+        said = said.replace("`download=True`", "`fashion_mnist(data, download=True)`")
+        raise FileNotFoundError(said) from None
     place = _device(device)
     with reproducible(experiment.seed, place, experiment.precision, deterministic):
         stepper = TrainingStepper(dataset, epochs, experiment, place, compile)

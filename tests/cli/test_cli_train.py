@@ -276,6 +276,7 @@ def test_missing_data(root, tmp_path):
     done = invoke(tmp_path / "elsewhere", "--out", tmp_path / "o")
     assert done.exit_code == 2 and "FashionMNIST is not in" in done.output
     assert "`--data`" in done.output and "`--download`" in done.output
+    assert "root`" not in done.output and "True" not in done.output
 
 
 def test_without_torch(root, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 import small_training
 import torch
 
+import fastnc
 from fastnc.training import data, idx_files
 
 # The folder that holds `FashionMNIST/raw`, for whoever has the real files.
@@ -92,9 +93,12 @@ def test_sizes_that_make_no_sense(raw, options):
 
 def test_a_missing_file_says_where_and_what_to_do(raw):
     (raw / "t10k-labels-idx1-ubyte.gz").unlink()
-    sentence = r"is not in '.*raw': there is no t10k-labels-idx1-ubyte or .*--data.*--download"
-    with pytest.raises(FileNotFoundError, match=sentence):
+    sentence = "is not in '.*raw': there is no t10k-labels-idx1-ubyte or .*"
+    with pytest.raises(FileNotFoundError, match=rf"{sentence}`root`, .*`download=True`\.$"):
         load(raw)
+    # Of each door in its own words.
+    with pytest.raises(FileNotFoundError, match=rf"{sentence}`data`, .*download=True\)`\.$"):
+        fastnc.training.train(raw.parents[1], 1)
 
 
 def test_a_packed_file_cut_short(raw):

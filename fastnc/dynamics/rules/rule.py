@@ -88,6 +88,12 @@ def decayed(gradients: Arrays, factors: Arrays, weight_decay: float) -> Arrays:
     )
 
 
+def downhill(gradients: Arrays, factors: Arrays, rates: Arrays, weight_decay: float) -> Arrays:
+    """`-lr (g + weight_decay theta)`: the step of gradient descent."""
+    gradients = decayed(gradients, factors, weight_decay)
+    return tuple(-lr * g for lr, g in zip(rates, gradients, strict=True))
+
+
 def check_fraction(name: str, value: float) -> float:
     """`value` must lie in 0..1, 1 excluded."""
     value = arrays.check_at_least_zero(name, value)
