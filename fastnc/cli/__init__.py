@@ -136,7 +136,7 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             with folder:
                 try:
                     result = command(*args, **options)
-                except OSError:
+                except (OSError, KeyboardInterrupt):
                     if replaced:
                         written = told_written(options["out"], replaced)
                     raise
@@ -161,7 +161,10 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except (Diverged, MemoryError, RuntimeError) as error:
             status, said = 1, str(error) or "not enough memory."
         except KeyboardInterrupt as error:
-            status, said = 130, str(error) or "stopped by Ctrl-C."
+            # Without words it is a second one, at which nothing more was saved.
+            status, said = 130, str(error) or f"stopped by Ctrl-C.{written}"
+            if not str(error) and "checkpoint" in written:
+                said += " Go on with the same command and --resume."
         _say(said)
         raise typer.Exit(status)
 
