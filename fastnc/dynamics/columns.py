@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core.functions import check_function
+from fastnc.dynamics.description import described
 
 Array = NDArray[Any]
 NAMED = ("sharpness", "tangent_curvature")
@@ -19,6 +20,12 @@ _STATE = "further/"
 def column_names(measure: Any) -> list[str]:
     """The names of the columns that `measure` requests, checked."""
     return list(_functions(measure))
+
+
+def own_columns(measure: Any) -> dict[str, str]:
+    """A text of each function that `measure` has by name: a resumed run must have the same."""
+    found = _functions(measure).items()
+    return {name: described(function) for name, function in found if function is not None}
 
 
 def _functions(measure: Any) -> dict[str, Callable[[Array, Array, Array], float] | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastnc._core import arrays
 from fastnc._core.cuda import need_torch_and_triton
+from fastnc.dynamics.description import described
 from fastnc.dynamics.rules import (
     AdamW,
     GradientDescent,
@@ -66,17 +66,10 @@ class Composition:
     def about(self) -> dict[str, Any]:
         """JSON values that a resumed run must share."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
-        found["rule"] = rule_text(self.rule)
+        found["rule"] = described(self.rule)
         if self.plain_rate is not None:
             return {"lr": self.plain_rate, **found}
         return found
-
-
-def rule_text(rule: Any) -> str:
-    """A rule's `repr` without addresses, which differ between processes."""
-    if "__repr__" not in {name for kind in type(rule).__mro__[:-1] for name in vars(kind)}:
-        return f"{type(rule).__module__}.{type(rule).__qualname__}"
-    return re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", repr(rule))
 
 
 def composed(
@@ -342,7 +335,7 @@ def check_over_ranks(parts: Composition) -> None:
     raise ValueError(
         "`sharded` goes with the exact gradient and GradientDescent, Momentum, Adam or AdamW with "
         "a schedule of the epoch: each rank has a part of a gradient only, and none of its norm; "
-        f"got {rule_text(rule)}"
+        f"got {described(rule)}"
         f"{'' if parts.full_batch else ', with noise or batches'}. Leave out `sharded`."
     )
 

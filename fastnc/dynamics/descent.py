@@ -11,7 +11,7 @@ from fastnc._core import arrays
 from fastnc._core.functions import check_function
 from fastnc._core.serial import quiet
 from fastnc.dynamics.checkpoint import checkpoint_path
-from fastnc.dynamics.columns import NAMED, Columns, column_names
+from fastnc.dynamics.columns import NAMED, Columns, column_names, own_columns
 from fastnc.dynamics.composition import Composition, choose_stepper, composed
 from fastnc.dynamics.loop import snapshot_epochs
 from fastnc.dynamics.run import Callback, Run
@@ -181,6 +181,8 @@ def prepare(
     }
     if further := column_names(measure):
         about["measure"] = further
+        if own := own_columns(measure):
+            about["measured by"] = own
         if getattr(model, "logit_loss", None) is not None and set(further) & set(NAMED):
             raise ValueError(
                 f"`measure` must hold functions of W, H and y where loss={model.loss!r}: "

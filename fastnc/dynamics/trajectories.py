@@ -85,14 +85,37 @@ class Trajectories(Sequence[Trajectory]):
         return {key: Trajectories(runs) for key, runs in found.items()}
 
     def stack(self, name: str) -> NDArray[np.float64]:
-        """A column of every run (runs, snapshots), NaN where a run had ended or has none."""
+        """A column of every run (runs, snapshots), NaN where a run had ended or has none.
+
+        Raises
+        ------
+        ValueError
+            The runs were measured at different times.
+        """
         out = np.full((len(self), len(self.longest)), np.nan)
         if not any(name in run for run in self._runs):
             self.longest[name]
-        for row, run in zip(out, self._runs, strict=True):
+        for i, run in enumerate(self._runs):
             if len(run) and name in run:
-                row[: len(run)] = run[name]
+                self._check_times(i)
+                out[i, : len(run)] = run[name]
         return out
+
+    def _check_times(self, i: int) -> None:
+        """The times of a run must be the first of the longest: rows would be of different times."""
+        run, longest = self._runs[i], self.longest
+        if run.time != longest.time:
+            got = f"{run.time!r} where the longest has {longest.time!r}"
+        elif np.array_equal(run[run.time], longest[run.time][: len(run)]):
+            return
+        else:
+            j = int(np.argmax(run[run.time] != longest[run.time][: len(run)]))
+            got = f"{run.time} {run[run.time][j]:.10g} at row {j}, where the longest has "
+            got += f"{longest[run.time][j]:.10g}"
+        raise ValueError(
+            f"the runs must have been measured at the same times; run {i} has {got}. Give all the "
+            "same `snapshots`, and take those with other ends, or of other models, apart."
+        )
 
     def quantiles(self, name: str, q: ArrayLike = QUANTILES) -> NDArray[np.float64]:
         """Quantiles over the runs (len(q), snapshots) of a column, at the times of `longest`.

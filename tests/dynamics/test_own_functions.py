@@ -1,9 +1,15 @@
 """Rules, measurements, callbacks of a user's: what they may not touch, what they must return."""
 
+import os
+import subprocess
+import sys
+from functools import partial
+
 import numpy as np
 import pytest
 
 import fastnc
+from fastnc.dynamics.description import described
 from fastnc.dynamics.run import Run
 
 MODEL = fastnc.ULPM(3, 4, 5)
@@ -177,3 +183,89 @@ def test_a_rule_on_top_of_a_built_in_one_is_ones_own():
 
     with pytest.raises(ValueError, match=r"`rule.update` must return .* got NoneType"):
         fastnc.descend(MODEL, rule=Late(1.0), epochs=3)
+
+
+def test_a_callback_returns_something_true_or_false():
+    for returned in (np.zeros(2), np.array([])):
+        with pytest.raises(TypeError, match=r"`callback` must return something true, .* ndarray"):
+            fastnc.descend(MODEL, epochs=2, callback=lambda row, x=returned: x)
+    assert len(fastnc.descend(MODEL, epochs=20, callback=lambda row: np.float64(0.0))) > 3
+
+
+def rated(rate):
+    return lambda epoch: rate / (1.0 + epoch)
+
+
+class Rated(Plain):
+    def __init__(self, lr):
+        self.lr = lr
+
+
+RULES = {
+    "constants of a lambda": (lambda: lambda epoch: 1.0, lambda: lambda epoch: 2.0),
+    "what a function closes over": (lambda: rated(1.0), lambda: rated(2.0)),
+    "defaults": (lambda: lambda epoch, a=1.0: a, lambda: lambda epoch, a=2.0: a),
+    "a pair": (lambda: (lambda epoch: 1.0, 1.0), lambda: (lambda epoch: 2.0, 1.0)),
+    "after a warm-up": (
+        lambda: fastnc.rules.WarmUp(lambda epoch: 1.0, 3),
+        lambda: fastnc.rules.WarmUp(lambda epoch: 2.0, 3),
+    ),
+    "a partial function": (
+        lambda: partial(lambda a, epoch: a, 1.0), lambda: partial(lambda a, epoch: a, 2.0)
+    ),
+    "a rule without a repr": (lambda: Rated(1.0), lambda: Rated(2.0)),
+}  # fmt: skip
+
+
+def as_rule(given):
+    return given if isinstance(given, Rated) else fastnc.rules.GradientDescent(given)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_functions_and_rules_of_one_name_are_told_apart(name, tmp_path):
+    """A resumed run went on with another one, and a sweep's medians were of both."""
+    first, second = RULES[name]
+    path = tmp_path / "checkpoint.npz"
+    options = {"checkpoint": path, "resume": True}
+    fastnc.descend(MODEL, rule=as_rule(first()), epochs=5, **options)
+    # The same code again is the same rule.
+    fastnc.descend(MODEL, rule=as_rule(first()), epochs=6, **options)
+    with pytest.raises(ValueError, match="is of another problem: its `rule` is "):
+        fastnc.descend(MODEL, rule=as_rule(second()), epochs=7, **options)
+    rules = [as_rule(first()), as_rule(second())]
+    runs = fastnc.sweep(MODEL, rules=rules, epochs=5, seeds=range(2))
+    assert [len(group) for group in runs.settings().values()] == [2, 2]
+
+
+def test_a_measurement_of_one_name_is_told_apart(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+
+    def measured(value, epochs):
+        one = {"value": lambda W, H, y: value}
+        return fastnc.descend(MODEL, epochs=epochs, measure=one, checkpoint=path, resume=True)
+
+    measured(1.0, 5)
+    assert set(measured(1.0, 7)["value"]) == {1.0}
+    with pytest.raises(ValueError, match=r"of another problem: its `measured by` is \{'value': '"):
+        measured(2.0, 9)
+
+
+def test_descriptions_are_the_same_in_every_process():
+    """Addresses and the hashes of strings are not."""
+    code = (
+        "from functools import partial; from fastnc.dynamics.description import described\n"
+        "class A:\n"
+        "    def __init__(self): self.a = (1, 'z')\n"
+        "    def at(self, epoch): return self.a\n"
+        "def f(epoch, *, b=2.5): return [c in {'a', 'b', 'c', 'd'} for c in 'ab'] and (lambda: b)\n"
+        "print(described(A()), described(A().at), described(f), described(partial(f, b=A())))"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert len(told) == 1 and " at 0x" not in told.pop()
+    assert described(fastnc.rules.Momentum((1.0, 2.0))) == repr(fastnc.rules.Momentum((1.0, 2.0)))
