@@ -79,8 +79,9 @@ def metrics(
     if len(paths) > 1 and labels is not None:
         raise ValueError("`--labels` must belong to one FILE; several have labels of their own.")
     held = [_read(path, keys, more) for path in paths]
-    train = held if about is None else [_read(about, keys, {})]
-    held = held if test is None else [_read(test, keys, {})]
+    classifier = {"weight": weight, "bias": bias}
+    train = held if about is None else [_read(about, keys, classifier)]
+    held = held if test is None else [_read(test, keys, classifier)]
     apart = about is not None or test is not None
     found, figures = LayerTable(), {}
     layers = _layers(held)
@@ -217,7 +218,7 @@ def _classifier(held: list[FeaturesFile]) -> tuple[Any, Any]:
             if found[name] is None:
                 found[name] = value
             # In float64: NumPy has no bfloat16.
-            elif not np.array_equal(*(real_numbers(name, x) for x in (found[name], value))):
+            elif not np.array_equal(real_numbers(name, found[name]), real_numbers(name, value)):
                 raise ValueError(
                     f"the files must have one classifier; two of them hold different `{name}`. "
                     f"Give the right one by --{name}."

@@ -377,6 +377,9 @@ def test_files_of_two_classifiers(tmp_path):
         assert invoke(*files, "--out", tmp_path / "o").exit_code == 0
         told.append((tmp_path / "o" / "metrics.json").read_text())
     assert told[0] == told[1]
+    for option in ("--about", "--test"):
+        done = invoke(first, option, second, *given, "--out", tmp_path / "o")
+        assert done.exit_code == 0, done.output
 
 
 def test_options_that_say_nothing_of_the_files(tmp_path):
