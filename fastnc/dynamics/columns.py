@@ -40,8 +40,10 @@ def _functions(measure: Any) -> dict[str, Callable[[Array, Array, Array], float]
                         f"{name!r}: {type(function).__name__}."
                     )
                 check_function(f"measure[{name!r}]", function, "W", "H", "y")
+                _check_one(name, found, function)
                 found[name] = function
         elif one in NAMED:
+            _check_one(one, found, None)
             found[one] = None
         else:
             raise ValueError(
@@ -49,6 +51,13 @@ def _functions(measure: Any) -> dict[str, Callable[[Array, Array, Array], float]
                 f"W, H and y; got {one!r}."
             )
     return found
+
+
+def _check_one(name: str, found: dict[str, Any], function: Any) -> None:
+    if found.get(name, function) is not function:
+        raise ValueError(
+            f"`measure` must have one function a name; got two of {name!r}. Choose another name."
+        )
 
 
 class Columns:
@@ -159,7 +168,8 @@ def _curvature(W: Array, H: Array, y: NDArray[np.int64]) -> float:
 def _number(name: str, value: Any) -> float:
     """What a function of `measure` returned: a number, or an array of one."""
     try:
-        return float(value)
+        # Torch warns of a number that has a graph.
+        return float(value.detach() if hasattr(value, "detach") else value)
     except (TypeError, ValueError):
         got = f"shape {value.shape}" if hasattr(value, "shape") else repr(value)
         raise TypeError(

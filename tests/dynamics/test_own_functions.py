@@ -269,3 +269,84 @@ def test_descriptions_are_the_same_in_every_process():
     }  # fmt: skip
     assert len(told) == 1 and " at 0x" not in told.pop()
     assert described(fastnc.rules.Momentum((1.0, 2.0))) == repr(fastnc.rules.Momentum((1.0, 2.0)))
+
+
+def test_what_a_rule_remembers_may_be_written_or_replaced():
+    """`state["m"] = ...` was lost without a word, and what was kept of the start moved with W."""
+
+    def init(self, *factors):
+        return {"m": np.zeros_like(factors[0]), "start": factors[0]}
+
+    def written(self, factors, gradients, state, rates, step):
+        state["m"] += gradients[0]
+        return -rates[0] * (state["m"] + 0.1 * (factors[0] - state["start"])), -gradients[1]
+
+    def replaced(self, factors, gradients, state, rates, step):
+        state["m"] = state["m"] + gradients[0]
+        return -rates[0] * (state["m"] + 0.1 * (factors[0] - state["start"])), -gradients[1]
+
+    runs = [
+        fastnc.descend(MODEL, rule=with_methods(init=init, update=update), epochs=30)
+        for update in (written, replaced)
+    ]
+    assert np.array_equal(runs[0].W, runs[1].W)
+    W, H = MODEL.init(0)
+    start, m = W.copy(), 0.0
+    for _ in range(30):
+        p = np.exp(H @ W.T)
+        p /= p.sum(axis=1, keepdims=True)
+        p[np.arange(12), MODEL.y] -= 1.0
+        m = m + p.T @ H / 12
+        W, H = W - 0.5 * (m + 0.1 * (W - start)), H - p @ W / 12
+    # Thirty steps of rounding 1e-16 each, of weights that grow.
+    np.testing.assert_allclose(runs[0].W, W, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda state: state.update(m=np.zeros(2)),
+            r"of 'm' it made one of shape \(3, 5\), got one",
+        ),
+        (lambda state: state.pop("m"), r"of 'm' it made one of shape \(3, 5\), got none\."),
+        (lambda state: state.update(new=np.zeros(2)), r"of 'new' it made none, got one of shape"),
+        (
+            lambda state: state.update(m=1j * state["m"]),
+            r"real numbers; got state\['m'\] of complex",
+        ),
+    ],
+)
+def test_what_a_rule_leaves_of_its_memory(change, message):
+    def update(self, factors, gradients, state, rates, step):
+        change(state)
+        return tuple(-g for g in gradients)
+
+    rule = with_methods(init=lambda self, W, H: {"m": np.zeros_like(W)}, update=update)
+    with pytest.raises((ValueError, TypeError), match=message):
+        fastnc.descend(MODEL, rule=rule, epochs=3)
+
+
+def test_changes_are_real_numbers():
+    """An imaginary part was dropped with NumPy's warning, a mask without a word."""
+    with pytest.raises(TypeError, match=r"must return real numbers; got W of complex128\."):
+        own = with_methods(update=lambda self, f, g, *_: tuple(1j * x for x in g))
+        fastnc.descend(MODEL, rule=own, epochs=3)
+    with pytest.raises(ValueError, match=r"`rule.update: W` must have no masked entry; got \d+"):
+        own = with_methods(update=lambda self, f, g, *_: tuple(np.ma.masked_less(x, 0) for x in g))
+        fastnc.descend(MODEL, rule=own, epochs=3)
+
+
+def test_measurements_of_one_name():
+    """The last one stood for both."""
+    first, second = {"a": lambda W, H, y: 1.0}, {"a": lambda W, H, y: 2.0}
+    for measure in ([first, second], ["sharpness", {"sharpness": lambda W, H, y: 1.0}]):
+        with pytest.raises(ValueError, match="`measure` must have one function a name; got two of"):
+            fastnc.descend(MODEL, epochs=2, measure=measure)
+    assert "a" in fastnc.descend(MODEL, epochs=2, measure=[first, first])
+
+
+def test_a_measurement_with_a_graph():
+    torch = pytest.importorskip("torch")
+    one = {"a": lambda W, H, y: torch.tensor(2.0, requires_grad=True) * 1.5}
+    assert set(fastnc.descend(MODEL, epochs=2, measure=one)["a"]) == {3.0}

@@ -78,6 +78,8 @@ class ComposedDescent(HostEpochs):
         memory = rule.init(*self.shown)
         if not own:
             _check_memory(memory)
+            # What it remembers of the start must not move with the factors.
+            memory = {name: x.copy() for name, x in memory.items()}
         self.memory = {f"rule/{name}": x for name, x in memory.items()}
         self.lr = getattr(rule, "lr", 1.0)
         self.streams = streams(source)
@@ -106,14 +108,14 @@ class ComposedDescent(HostEpochs):
         if self.of_log_loss and hasattr(self.rule, "rescale") and math.isfinite(unit):
             self.rule.rescale(self._memory(), math.exp(min(unit - found.log_loss, 700.0)))
         self.counts[:] = step + 1, found.log_loss if self.of_log_loss else math.nan
-        changes = self.rule.update(
-            self.shown, found.gradients, self._memory(), rates, int(step) + 1
-        )
+        memory = self._memory()
+        changes = self.rule.update(self.shown, found.gradients, memory, rates, int(step) + 1)
         if self.shown is not self.factors:
             _check_changes(changes, self.names, self.factors)
+            _keep(memory, self._memory())
         for x, low, change, name in zip(self.factors, self.low, changes, self.names, strict=True):
             if name not in self.freeze:
-                add_change(x, low, np.asarray(change))
+                add_change(x, low, change if _is_own(self.rule) else real(name, change))
         if self.retract is not None:
             for x, new in zip((self.W, self.H), self.retract(self.W, self.H), strict=True):
                 np.copyto(x, new)
@@ -181,6 +183,31 @@ def _check_memory(memory: Any) -> None:
                 "`rule.init` must return NumPy arrays by name, of which checkpoints are made; got "
                 f"{name!r}: {type(x).__name__}. Write a number as `np.zeros(1)`."
             )
+
+
+def _keep(left: dict[str, Array], memory: dict[str, Array]) -> None:
+    """Overwrite the memory by what `update` put in its place: `state["m"] = ...` is one way."""
+    for name in left.keys() | memory.keys():
+        old, new = memory.get(name), left.get(name)
+        if new is old:
+            continue
+        if old is None or new is None or np.shape(new) != old.shape:
+            had = "none" if old is None else f"one of shape {old.shape}"
+            got = "none" if new is None else f"one of shape {np.shape(new)}"
+            raise ValueError(
+                "`rule.update` must leave in `state` the arrays that `rule.init` made; of "
+                f"{name!r} it made {had}, got {got}."
+            )
+        np.copyto(old, real(f"state[{name!r}]", new), casting="unsafe")
+
+
+def real(name: str, x: Any) -> Array:
+    """What a user's rule returned, as an array of real numbers."""
+    arrays.check_unmasked(f"rule.update: {name}", x)
+    found: Array = arrays.as_numpy(x)
+    if found.dtype.kind not in "fiub":
+        raise TypeError(f"`rule.update` must return real numbers; got {name} of {found.dtype}.")
+    return found
 
 
 def _check_changes(changes: Any, names: Sequence[str], factors: Arrays) -> None:
