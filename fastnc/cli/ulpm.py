@@ -27,7 +27,7 @@ def ulpm(
     ] = None,
     schedule: Annotated[str | None, typer.Option(help=SCHEDULE, show_default=False)] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Samples a step; by default all.", show_default=False)
+        int | None, typer.Option(help="Most samples a step; by default all.", show_default=False)
     ] = None,
     noise: Annotated[float, typer.Option(help=NOISE)] = 0.0,
     epochs: Annotated[int, typer.Option(help="Epochs of gradient descent.")] = 100_000,

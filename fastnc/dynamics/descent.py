@@ -70,8 +70,9 @@ def descend(
     rule : one of `fastnc.rules`, or an object with `init(W, H)` and `update(...)`
         By default `GradientDescent(lr)`.
     batch_size : int >= 1, optional
-        Samples a step; an epoch is N / batch_size steps, rounded up. Samples outside a batch have a
-        gradient of 0. ULPM only, as `label_noise`.
+        Most samples of a step; an epoch is N / batch_size steps, rounded up, of nearly equal size
+        (12 samples in batches of 5 are three steps of 4). Samples outside a batch have a gradient
+        of 0. ULPM only, as `label_noise`.
     replacement : bool
         Draw each batch from all samples; by default an epoch takes each sample once.
     label_noise : float in 0..1
