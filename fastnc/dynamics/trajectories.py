@@ -30,6 +30,8 @@ from fastnc._core.results import check_results, frames_of
 from fastnc.dynamics import rules
 from fastnc.dynamics.trajectory import Trajectory, layers_of
 
+# The default of `flow`, which a setting need not name.
+_RTOL = 1e-8
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -264,11 +266,16 @@ def _short_rule(about: dict[str, Any]) -> str:
         lr = argument.removeprefix("lr=")
         if lr != argument:
             with suppress(ValueError):
-                lr = f"{float(lr):g}"
+                lr = _short(float(lr))
             told.append(lr)
         elif argument not in usual:
             told.append(argument)
     return f"{found[1]}({', '.join(told)})"
+
+
+def _short(number: float) -> str:
+    """Six digits of a number, or all where these are not it."""
+    return f"{number:g}" if float(f"{number:g}") == number else repr(float(number))
 
 
 def _arguments(text: str) -> list[str]:
@@ -295,9 +302,12 @@ def _setting(run: Trajectory) -> str:
         parts.append(
             f"sizes {sizes.tolist()}" if K <= 10 else f"sizes #{crc32(sizes.tobytes()):08x}"
         )
-    parts.append(f"lr={about['lr']:g}" if "lr" in about else _short_rule(about))
+    parts.append(f"lr={_short(about['lr'])}" if "lr" in about else _short_rule(about))
     if about.get("batch_size"):
-        parts.append(f"batches of {about['batch_size']}")
+        drawn = ", drawn with replacement" if about.get("replacement") else ""
+        parts.append(f"batches of {about['batch_size']}{drawn}")
+    if about.get("rtol", _RTOL) != _RTOL:
+        parts.append(f"rtol {about['rtol']:g}")
     if about.get("schedule", "constant") != "constant":
         parts.append(str(about["schedule"]))
     parts += [

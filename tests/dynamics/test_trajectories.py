@@ -146,3 +146,26 @@ def test_runs_of_other_times_have_no_quantiles():
     # A run that ended at one of the longer one's times has the first of its rows.
     short = fastnc.descend(model, epochs=100, snapshots=5)
     assert np.isnan(fastnc.Trajectories([longer, short]).stack("margin")[1, -1])
+
+
+def test_settings_that_differ_in_little():
+    """Six digits of the step size, and nothing of `replacement` and `rtol`, made them one."""
+    model, adam = fastnc.ULPM(3, 2, 4), fastnc.rules.Adam
+    two = {"epochs": 5, "seeds": range(2)}
+    batches = [
+        fastnc.descend(model, epochs=5, batch_size=2, replacement=drawn) for drawn in (False, True)
+    ]
+    for runs, told in (
+        (fastnc.sweep(model, lr=[1.0, 1.0000001], **two), ["lr=1,", "lr=1.0000001,"]),
+        (
+            fastnc.sweep(model, rules=[adam(1e-2), adam(0.0100000001)], **two),
+            ["Adam(0.01)", "Adam(0.0100000001)"],
+        ),
+        (fastnc.Trajectories(batches), ["batches of 2, fl", "of 2, drawn with replacement, fl"]),
+        (
+            fastnc.Trajectories([fastnc.flow(model, 3.0, rtol=rtol) for rtol in (1e-8, 1e-4)]),
+            [", flow", ", flow, rtol 0.0001"],
+        ),
+    ):
+        names = list(runs.settings())
+        assert len(names) == 2 and told[0] in names[0] and told[1] in names[1]
