@@ -49,7 +49,7 @@ def train(
         Literal["own", "linear"],
         typer.Option(help="'linear': pooled features go straight into the last layer."),
     ] = "own",
-    feature_dim: Annotated[int, typer.Option(help="Width d of a VGG's hidden layers.")] = 4096,
+    feature_dim: Annotated[int, typer.Option(help="Width d of a VGG's own hidden layers.")] = 4096,
     batch_norm: Annotated[
         bool, typer.Option("--batch-norm", help="A VGG's variant with it.")
     ] = False,
