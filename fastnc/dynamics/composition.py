@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -63,10 +63,15 @@ class Composition:
         """Whether each step takes the exact gradient of all samples."""
         return self.batch_size is None and self.label_noise == 0.0 and self.noise == 0.0
 
+    @cached_property
+    def text(self) -> str:
+        """The rule as it is before the first run: it may count its calls."""
+        return described(self.rule)
+
     def about(self) -> dict[str, Any]:
         """JSON values that a resumed run must share."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
-        found["rule"] = described(self.rule)
+        found["rule"] = self.text
         if self.plain_rate is not None:
             return {"lr": self.plain_rate, **found}
         return found

@@ -350,3 +350,19 @@ def test_a_measurement_with_a_graph():
     torch = pytest.importorskip("torch")
     one = {"a": lambda W, H, y: torch.tensor(2.0, requires_grad=True) * 1.5}
     assert set(fastnc.descend(MODEL, epochs=2, measure=one)["a"]) == {3.0}
+
+
+def test_a_rule_that_counts_its_calls_is_one_setting():
+    class Counting(Plain):
+        def __init__(self):
+            self.calls = 0
+
+        def update(self, *arguments):
+            self.calls += 1
+            return super().update(*arguments)
+
+    rule = Counting()
+    runs = fastnc.sweep(MODEL, rules=[rule], epochs=4, seeds=range(3), threads=1)
+    assert rule.calls == 12
+    ((name, group),) = runs.settings().items()
+    assert len(group) == 3 and "calls=0" in name
