@@ -10,7 +10,7 @@ from fastnc.dynamics.trajectories import Trajectories
 from fastnc.dynamics.trajectory import Trajectory
 from fastnc.plots._style import check_runs, grid, log_log_time, log_values, without_rounding
 from fastnc.plots.collapse import PANELS, panel_label, summary_times, time_label, time_text
-from fastnc.plots.many import apart, colours, name_bar
+from fastnc.plots.many import apart, as_text, colours, name_bar
 
 # Half of the runs lie in the band, nine in ten between the thin lines.
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -69,7 +69,7 @@ def _rows(settings: dict[str, Trajectories], ends: dict[str, float]) -> tuple[Fi
             if i == len(settings) - 1:
                 axes.set_xlabel(time_label(group.longest))
         shape, comma, step = name.rpartition(", lr")
-        setting = f"{shape}\nlr{step}" if comma else name
+        setting = as_text(f"{shape}\nlr{step}" if comma else name)
         rows[i, 0].set_ylabel(f"{setting}\n{len(group)} runs", fontsize=9)
     for column_of_panels in rows.T:
         log_values(*column_of_panels)

@@ -20,9 +20,16 @@ _MOST_NAMES, _LONGEST = 24, 48
 
 def apart(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """What tells each setting from the others, and what all have in common."""
-    parts = [name.split(", ") for name in names]
+    parts = [as_text(name).split(", ") for name in names]
     shared = [p for p in parts[0] if all(p in other for other in parts)] if len(parts) > 1 else []
-    return [", ".join(p for p in own if p not in shared) or ", ".join(own) for own in parts], shared
+    own = (", ".join(p for p in of if p not in shared) or ", ".join(of) for of in parts)
+    return [as_text(label) if label[0] == "_" else label for label in own], shared
+
+
+def as_text(name: str) -> str:
+    """A name as it is read: matplotlib takes `$` for formulas, and leaves out `_names`."""
+    plain = name.replace("$", r"\$")
+    return f" {plain}" if plain.startswith("_") else plain
 
 
 def colours(n: int) -> NDArray[np.float64]:

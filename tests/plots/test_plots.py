@@ -71,6 +71,17 @@ def test_settings_without_a_row_of_their_own():
     np.testing.assert_array_equal(median, 1.0 - two.quantiles("margin_ratio", 0.5)[0, 1:])
 
 
+def test_names_that_matplotlib_takes_for_something_else():
+    """A legend left out what begins with `_`, and a `$` began a formula."""
+    labels, _ = many.apart(["K=3, _Mine(1)", "K=3, a$b$_c"])
+    assert labels == [" _Mine(1)", r"a\$b\$_c"]
+    axes = Figure().subplots()
+    for label in labels:
+        axes.plot([0, 1], label=label)
+    assert len(axes.legend().get_texts()) == 2
+    axes.figure.draw_without_rendering()
+
+
 def test_a_long_name_is_cut():
     labels, shared = many.apart(["K=3, lr=1, " + "x" * 60, "K=3, lr=2, y"])
     assert shared == ["K=3"] and labels == ["lr=1, " + "x" * 60, "lr=2, y"]
