@@ -66,8 +66,10 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--compile", action="store_true", help="a compiled step as well")
     options = parser.parse_args()
+    # A linear head has no hidden layers.
+    width = 4096 if options.head == "linear" else options.feature_dim
     experiment = Experiment(
-        head=options.head, feature_dim=options.feature_dim, batch_norm=True,
+        head=options.head, feature_dim=width, batch_norm=True,
         batch_size=options.batch_size, precision=options.precision,
     )  # fmt: skip
     data = data_set(options.images, options.size)

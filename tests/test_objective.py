@@ -222,3 +222,16 @@ for n in (500_000, 1_000_000):
     assert done.returncode == 0, done.stderr
     half, full = map(float, done.stdout.split())
     assert half < 64 and full < 64
+
+
+def test_autograd_learns_of_a_step_in_place():
+    """What it had saved changed, and its gradients were of another point without a word."""
+    torch = pytest.importorskip("torch")
+    model = fastnc.ULPM(3, 4, 5)
+    W, H = (torch.from_numpy(x).requires_grad_() for x in model.init(0))
+    of_both = (W * W).sum() + (H * H).sum()
+    fastnc.gradient_step(W, H, torch.from_numpy(model.y.copy()), 0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        of_both.backward()
+    with torch.inference_mode():
+        fastnc.gradient_step(W.clone(), H.clone(), torch.from_numpy(model.y.copy()), 0.5)

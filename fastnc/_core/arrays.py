@@ -326,12 +326,6 @@ def check_finite_number(name: str, value: Any) -> float:
     return plain(value)
 
 
-def check_callable(name: str, value: Any) -> None:
-    """`value` must be None or a function."""
-    if value is not None and not callable(value):
-        raise TypeError(f"`{name}` must be a function; got {_shown(value)}.")
-
-
 def check_count(name: str, value: Any, least: int, most: int = MOST) -> int:
     """`value` must be an integer of at least `least`, and at most `most` if `least` > 0.
 

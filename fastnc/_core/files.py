@@ -32,16 +32,22 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
     """Call `write` on a file beside `path`, flush it to the disk, then rename it to `path`.
 
     Whatever happens before the rename, a full disk or a kill, leaves `path` as it was. The file
-    beside it belongs to this call alone: two processes that write `path` leave one whole file.
+    beside it belongs to this call alone: two processes that write `path` leave one whole file. A
+    link stays one, and the file that it names is replaced.
 
     Raises
     ------
     OSError
         It cannot be written; the message names the file and the reason.
+    ValueError
+        It is a pipe or a device, which the rename would replace by a file.
     """
-    path = Path(path)
+    path = given = Path(path)
     part = None
     try:
+        if path.is_symlink():
+            path = Path(os.path.realpath(path))
+        check_replaceable("path", path)
         _remove_abandoned(path)
         part, file = _part_of(path)
         with file:
@@ -55,11 +61,11 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
         if part is not None:
             part.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.strerror:
-            said = type(error)(f"{str(path)!r} cannot be written: {error.strerror}.")
+            said = type(error)(f"{str(given)!r} cannot be written: {error.strerror}.")
             said.strerror = error.strerror
             raise said from None
         raise
-    return path
+    return given
 
 
 def _part_of(path: Path) -> tuple[Path, BinaryIO]:
@@ -101,6 +107,15 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def check_replaceable(name: str, path: Path) -> None:
+    """`path` must be no pipe and no device: a file would take its place."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(
+            f"`{name}` must be a file; {str(path)!r} is a pipe or a device, whose place it would "
+            "take. Name a file, and copy that."
+        )
 
 
 def check_path(name: str, path: Any) -> None:

@@ -16,6 +16,10 @@ class Diverged(ArithmeticError):
         super().__init__(message)
         self.run = run
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Workers send their errors: a pool waits for ever for one that cannot be made again.
+        return type(self), (str(self), self.run)
+
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or another signal to stop came during a run, whose snapshots are in `run`.
@@ -26,6 +30,9 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, run: Any) -> None:
         super().__init__(message)
         self.run = run
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.run)
 
 
 # Signals to save and stop: Ctrl-C, `kill`, a terminal that closes, a batch queue's warning.

@@ -129,6 +129,11 @@ class Call:
                 x.detach().copy_(_like(new, x))
             elif is_torch(new):
                 x[:] = new.cpu().numpy()
+            if is_torch(x) and not x.is_inference():
+                import torch
+
+                # Kernels write to memory; autograd must know that what it saved has changed.
+                torch.autograd.graph.increment_version(x)
 
 
 def _check_together(given: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
-"""Checks of what functions of results are given: a result, several in a row, names of columns."""
+"""What functions of results are given, checked; the libraries of data frames that they return."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -60,3 +61,13 @@ def listed(given: Any) -> list[Any] | None:
         return list(given)
     except TypeError:
         return None
+
+
+def frames_of(library: str) -> Any:
+    """A library of data frames."""
+    try:
+        return importlib.import_module(library)
+    except ImportError:
+        raise ImportError(
+            f"{library} is needed for `to_{library}`: pip install {library}."
+        ) from None

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
@@ -18,7 +18,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from fastnc._core.interrupts import Diverged
-from fastnc.cli._folder import REPLACES, claimed
+from fastnc.cli._folder import REPLACES, claimed, told_written
 from fastnc.cli._results import rescued
 
 # Each is the function of that name in the file of that name.
@@ -54,6 +54,12 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         build()()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # Of help and of the version, whose words are not a command's.
+        _say(_of_output(error))
+        sys.exit(2)
     finally:
         # All is said: another Ctrl-C ends the process, and not in the words of what cleans up.
         if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
@@ -123,11 +129,17 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         # Figures are only saved here: no notebook's backend and no screen is needed.
         os.environ["MPLBACKEND"] = "Agg"
         folder: AbstractContextManager[object] = nullcontext()
+        written = ""
         if replaced := REPLACES.get(command.__name__):
             folder = claimed(options["out"], None if options.get("resume") else replaced)
         try:
             with folder:
-                result = command(*args, **options)
+                try:
+                    result = command(*args, **options)
+                except (OSError, KeyboardInterrupt):
+                    if replaced:
+                        written = told_written(options["out"], replaced)
+                    raise
             if sys.stdout is not None:
                 # Not at the end of the process, which tells of a reader that has ended.
                 sys.stdout.flush()
@@ -135,8 +147,10 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except BrokenPipeError:
             # The reader of the output has ended, which is no error.
             raise
-        except (ValueError, TypeError, OSError, ImportError) as error:
-            status, said = 2, str(error) + rescued(error)
+        except OSError as error:
+            status, said = 2, _of_output(error) + written + rescued(error)
+        except (ValueError, TypeError, ImportError) as error:
+            status, said = 2, str(error)
         except NotImplementedError as error:
             if os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0"):
                 raise
@@ -147,12 +161,29 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except (Diverged, MemoryError, RuntimeError) as error:
             status, said = 1, str(error) or "not enough memory."
         except KeyboardInterrupt as error:
-            status, said = 130, str(error) or "stopped by Ctrl-C."
-        if sys.stderr is not None:
-            print(f"fastnc: {_one_line(said)}", file=sys.stderr)
+            # Without words it is a second one, at which nothing more was saved.
+            status, said = 130, str(error) or f"stopped by Ctrl-C.{written}"
+            if not str(error) and "checkpoint" in written:
+                said += " Go on with the same command and --resume."
+        _say(said)
         raise typer.Exit(status)
 
     return run
+
+
+def _say(said: str) -> None:
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(f"fastnc: {_one_line(said)}", file=sys.stderr)
+
+
+def _of_output(error: OSError) -> str:
+    """The message of an error; that of a stream names nothing, and is of what is printed."""
+    if error.errno is None or error.filename is not None:
+        return str(error)
+    # What is left in its buffer must not fail once more at the end of the process.
+    sys.stdout = None
+    return f"what is printed cannot be written: {error.strerror}."
 
 
 def _one_line(said: str) -> str:

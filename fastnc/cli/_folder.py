@@ -66,6 +66,15 @@ def claimed(out: Path, ours: re.Pattern[str] | None) -> Iterator[Path]:
             os.close(handle)
 
 
+def told_written(folder: Path, ours: re.Pattern[str]) -> str:
+    """A sentence on the results that are in a folder; empty if there are none."""
+    try:
+        names = [path.name for path in _results(folder, ours)]
+    except OSError:
+        return ""
+    return f" {str(folder)!r} holds {', '.join(names)}." if names else ""
+
+
 def entries(folder: Path) -> dict[str, Any]:
     """What `provenance.json` of a folder says of each file; empty where there is none."""
     try:

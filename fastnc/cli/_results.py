@@ -51,12 +51,12 @@ def check_ends(runs: Trajectories) -> None:
         All of them, as a run alone would: their last time is not the one that was asked for.
     """
     from fastnc._core.interrupts import Diverged
-    from fastnc.plots.bands import EARLY, early_ends
+    from fastnc.plots.bands import early_ends, ended_early
 
     said = " and ".join(early_ends(runs))
     if not said:
         return
-    if all(run.about.get("stopped") in EARLY for run in runs):
+    if all(map(ended_early, runs)):
         raise Diverged(
             f"none of {len(runs)} runs came to its end: {said}. `fastnc ulpm`, or `flow`, with one "
             "of the settings says why.",

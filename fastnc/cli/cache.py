@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,9 +21,19 @@ def cache(
 
     now = writable_folder()
     for folder in folders():
-        sizes = [path.stat().st_size for path in folder.iterdir()]
+        sizes = kept_sizes(folder)
         what = "in use" if folder == now else "of other sources or versions"
         if clear:
             remove(folder)
             what = "removed"
         print(f"{folder}: {len(sizes)} kernels, {sum(sizes) / 1e6:.1f} MB, {what}")
+
+
+def kept_sizes(folder: Path) -> list[int]:
+    """Bytes of the kernels in a folder; other processes may remove them, and it, meanwhile."""
+    sizes = []
+    with suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):
+                sizes.append(path.stat().st_size)
+    return sizes

@@ -24,7 +24,7 @@ def compare(
     loss: Annotated[Loss, typer.Option(help=LOSS)] = "cross-entropy",
     epochs: Annotated[int, typer.Option(help="Epochs of each run.")] = 10_000,
     batch_size: Annotated[
-        int | None, typer.Option(help="Samples a step; by default all.", show_default=False)
+        int | None, typer.Option(help="Most samples a step; by default all.", show_default=False)
     ] = None,
     noise: Annotated[float, typer.Option(help=NOISE)] = 0.0,
     seeds: Annotated[int, typer.Option(help="Starts a rule.")] = 16,
@@ -85,6 +85,6 @@ def _report(runs: Trajectories, folder: Path) -> list[Path]:
     from fastnc.cli._results import drawn, noted
     from fastnc.plots import rules_compared, rules_summary
 
-    written = [runs.to_csv(folder / "runs.csv")]
     print(rules_summary(runs))
+    written = [runs.to_csv(folder / "runs.csv")]
     return noted(folder, written + drawn(lambda: rules_compared(runs), folder / "compare"))

@@ -78,13 +78,15 @@ def _report(run: Trajectory, folder: Path) -> list[Path]:
     from fastnc.cli._results import drawn, noted
     from fastnc.plots import flow_summary, long_horizon, missing_margin, summary
 
-    written = [run.to_csv(folder / "run.csv")]
+    followed = len(run) and run.about["solver"] != "dense"
     if len(run):
         print(summary(run))
-    if len(run) and run.about["solver"] == "dense":
-        print("\nNo figure: it is one of a loss that vanishes like cross-entropy.")
-    elif len(run):
+    if followed:
         print("", flow_summary(run), sep="\n")
+    elif len(run):
+        print("\nNo figure: it is one of a loss that vanishes like cross-entropy.")
+    written = [run.to_csv(folder / "run.csv")]
+    if followed:
         written += drawn(lambda: long_horizon(run), folder / "flow")
         written += drawn(lambda: missing_margin(run), folder / "margin")
     return noted(folder, written)

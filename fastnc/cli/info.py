@@ -8,6 +8,7 @@ def info() -> None:
     from threadpoolctl import threadpool_info
 
     from fastnc._core.environment import provenance
+    from fastnc.cli.cache import kept_sizes
     from fastnc.kernels.cpu.cache import folders, writable_folder
     from fastnc.kernels.cpu.processor import VECTOR_BYTES
     from fastnc.kernels.cpu.threads import n_threads
@@ -17,8 +18,8 @@ def info() -> None:
     rows["threads"] = f"{n_threads()} ({_layer()})"
     rows["gpu"] = _gpu()
     rows["cache"] = str(writable_folder())
-    kept = [path for folder in folders() for path in folder.iterdir()]
-    rows["kernels"] = f"{len(kept)} kept, {sum(path.stat().st_size for path in kept) / 1e6:.1f} MB"
+    kept = [size for folder in folders() for size in kept_sizes(folder)]
+    rows["kernels"] = f"{len(kept)} kept, {sum(kept) / 1e6:.1f} MB"
     for library in threadpool_info():
         if library["user_api"] == "blas":
             rows[f"blas {library['prefix']}"] = (

@@ -79,11 +79,23 @@ def metrics(
     if len(paths) > 1 and labels is not None:
         raise ValueError("`--labels` must belong to one FILE; several have labels of their own.")
     held = [_read(path, keys, more) for path in paths]
-    train = held if about is None else [_read(about, keys, {})]
-    held = held if test is None else [_read(test, keys, {})]
+    classifier = {"weight": weight, "bias": bias}
+    train = held if about is None else [_read(about, keys, classifier)]
+    held = held if test is None else [_read(test, keys, classifier)]
     apart = about is not None or test is not None
     found, figures = LayerTable(), {}
     layers = _layers(held)
+    if layers != [""] and (weight is not None or bias is not None):
+        raise ValueError(
+            "`--weight` and `--bias` must belong to features; the file holds layers. Name one of "
+            "them by --features-key."
+        )
+    sources = [*paths, *(path for path in (about, test, ood) if path is not None)]
+    if any(keys.values()) and all(path.suffix == ".npy" for path in sources):
+        raise ValueError(
+            "`--features-key` and `--labels-key` must name arrays of a file that has names; a .npy "
+            "file has none. Leave them out."
+        )
     total = 2 * sum(len(part.labels) for part in [*held, *(train if apart else [])]) * len(layers)
     with progress_bar(total, "samples", "metrics") as bar, _words_of_files():
         for name in layers:
@@ -105,16 +117,18 @@ def metrics(
     if len(layers) > 1:
         lines = ",\n".join(f"{json.dumps(n)}: {m.json(convention)}" for n, m in found.items())
         text = f"{{\n{lines}\n}}\n"
-        written = [atomic_write(out / "layers.json", lambda f: f.write(text.encode()))]
         print(found, flush=True)
+        if convention is not None:
+            print(f"The table has fastnc's own forms; layers.json has those of {convention}.")
+        written = [atomic_write(out / "layers.json", lambda f: f.write(text.encode()))]
         from fastnc.plots import layers as profile
 
         written += drawn(lambda: profile(found), out / "layers")
     else:
         measured, (statistics, names) = next(iter(found.values())), next(iter(figures.values()))
+        print(measured.table(convention), flush=True)
         text = measured.json(convention) + "\n"
         written = [atomic_write(out / "metrics.json", lambda f: f.write(text.encode()))]
-        print(measured.table(convention), flush=True)
         tabular = f"{measured.to_latex(convention)}% {provenance_line()}\n"
         written += [atomic_write(out / "metrics.tex", lambda f: f.write(tabular.encode()))]
         from fastnc.plots import collapse_figure
@@ -158,8 +172,13 @@ def _parts(held: list[FeaturesFile], name: str) -> list[tuple[Any, Any]]:
     parts = []
     for part in held:
         features = part.features
-        if isinstance(features, dict) or name:
-            if not isinstance(features, dict) or name not in features:
+        if isinstance(features, dict) != bool(name):
+            raise ValueError(
+                "the files must all hold features, or all hold layers; some hold each. Measure "
+                "them apart, or name one array by --features-key."
+            )
+        if name:
+            if name not in features:
                 raise ValueError(f"every file must hold the layer {name!r}; one does not.")
             features = features[name]
         parts.append((features, part.labels))
@@ -186,9 +205,25 @@ def _numbered(
 
 
 def _classifier(held: list[FeaturesFile]) -> tuple[Any, Any]:
-    """The weight and bias of the first file that has them."""
-    with_weight = [part for part in held if part.weight is not None]
-    return (with_weight[0].weight, with_weight[0].bias) if with_weight else (None, held[0].bias)
+    """The weight and bias of the files that have them, which must be the same ones."""
+    import numpy as np
+
+    from fastnc._core.arrays import real_numbers
+
+    found: dict[str, Any] = {"weight": None, "bias": None}
+    for part in held:
+        for name, value in (("weight", part.weight), ("bias", part.bias)):
+            if value is None or value is found[name]:
+                continue
+            if found[name] is None:
+                found[name] = value
+            # In float64: NumPy has no bfloat16.
+            elif not np.array_equal(real_numbers(name, found[name]), real_numbers(name, value)):
+                raise ValueError(
+                    f"the files must have one classifier; two of them hold different `{name}`. "
+                    f"Give the right one by --{name}."
+                )
+    return found["weight"], found["bias"]
 
 
 def _nc5(

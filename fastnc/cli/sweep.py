@@ -47,7 +47,9 @@ def sweep(
     ] = None,
     batch_size: Annotated[
         list[int] | None,
-        typer.Option(help="Samples a step, by default all; again for several.", show_default=False),
+        typer.Option(
+            help="Most samples a step, by default all; again for several.", show_default=False
+        ),
     ] = None,
     noise: Annotated[float, typer.Option(help=NOISE)] = 0.0,
     epochs: Annotated[int, typer.Option(help="Epochs of gradient descent a run.")] = 100_000,
@@ -138,6 +140,6 @@ def _report(runs: Trajectories, folder: Path) -> list[Path]:
     from fastnc.cli._results import drawn, noted
     from fastnc.plots import bands_summary, sweep_bands
 
-    written = [runs.to_csv(folder / "runs.csv")]
     print(bands_summary(runs))
+    written = [runs.to_csv(folder / "runs.csv")]
     return noted(folder, written + drawn(lambda: sweep_bands(runs), folder / "sweep"))

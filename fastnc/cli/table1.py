@@ -45,6 +45,9 @@ def table1(
                 table.append(row)
                 to_csv(table, path)
                 bar.update(1)
+    except OSError:
+        print(to_text(table))
+        raise
     except KeyboardInterrupt:
         if table:
             print(to_text(table))

@@ -49,7 +49,7 @@ def train(
         Literal["own", "linear"],
         typer.Option(help="'linear': pooled features go straight into the last layer."),
     ] = "own",
-    feature_dim: Annotated[int, typer.Option(help="Width d of a VGG's hidden layers.")] = 4096,
+    feature_dim: Annotated[int, typer.Option(help="Width d of a VGG's own hidden layers.")] = 4096,
     batch_norm: Annotated[
         bool, typer.Option("--batch-norm", help="A VGG's variant with it.")
     ] = False,
@@ -159,10 +159,16 @@ def train(
         raise ValueError(f"`--peel` must be 0, or a number of epochs; got {peel}.")
     with workers_of_torchrun(device) as workers:
         leads = workers.rank == 0
-        images = load_data(
-            data, dataset, image_size=image_size, subset=subset, label_noise=label_noise,
-            imbalance=imbalance, seed=seed, download=download,
-        )  # fmt: skip
+        try:
+            images = load_data(
+                data, dataset, image_size=image_size, subset=subset, label_noise=label_noise,
+                imbalance=imbalance, seed=seed, download=download,
+            )  # fmt: skip
+        except FileNotFoundError as missing:
+            # In the words of the options.
+            said = str(missing).replace("`root`", "`--data`")
+            said = said.replace("`download=True`", "`--download`")
+            raise FileNotFoundError(said) from None
         checkpoint = out / CHECKPOINT
         if leads and resume and not checkpoint.exists():
             print(f"No checkpoint in {out}: starting afresh.")

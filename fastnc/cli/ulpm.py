@@ -27,7 +27,7 @@ def ulpm(
     ] = None,
     schedule: Annotated[str | None, typer.Option(help=SCHEDULE, show_default=False)] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Samples a step; by default all.", show_default=False)
+        int | None, typer.Option(help="Most samples a step; by default all.", show_default=False)
     ] = None,
     noise: Annotated[float, typer.Option(help=NOISE)] = 0.0,
     epochs: Annotated[int, typer.Option(help="Epochs of gradient descent.")] = 100_000,
@@ -87,9 +87,9 @@ def _report(run: Trajectory, folder: Path) -> list[Path]:
     from fastnc.cli._results import drawn, noted
     from fastnc.plots import figure2, summary
 
-    written = [run.to_csv(folder / "run.csv")]
     if len(run):
         print(summary(run))
+    written = [run.to_csv(folder / "run.csv")]
     if len(run) and run.log10_time[-1] >= 1.0:
         written += drawn(lambda: figure2(run), folder / "figure2")
     else:

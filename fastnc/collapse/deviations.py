@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,10 @@ class ClassDeviations:
             return f"ClassDeviations: {self.n_samples} held-out samples"
         return f"ClassDeviations: {self.n_samples} of {self._of.counts.sum()} samples"
 
+    def __copy__(self) -> ClassDeviations:
+        # Of shared arrays an update of either would move both.
+        return copy.deepcopy(self)
+
     @property
     def n_samples(self) -> int:
         """How many samples were measured."""
@@ -177,6 +182,7 @@ class ClassDeviations:
         self._add(other._sums)
         self._seen += other._seen
         self.n_ignored += other.n_ignored
+        self._reduced |= other._reduced
         self._least_eps = max(self._least_eps, other._least_eps)
 
     def all_reduce(self, group: Any = None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastnc._core.arrays import plain
 from fastnc._core.files import atomic_write, check_name
+from fastnc._core.results import frames_of
 from fastnc.collapse.layer_table import LayerTable
 from fastnc.collapse.metrics import CollapseMetrics
 from fastnc.collapse.regression import RegressionMetrics
@@ -97,9 +98,7 @@ class History:
 
     def to_pandas(self) -> Any:
         """A data frame with a row an epoch; needs pandas."""
-        import pandas as pd
-
-        return pd.DataFrame(self._rows, columns=self.keys())
+        return frames_of("pandas").DataFrame(self._rows, columns=self.keys())
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """A file of comma-separated values, written whole or not at all; missing ones are empty."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastnc._core.results import frames_of
 from fastnc.collapse.metrics import CollapseMetrics
 
 COLUMNS = (
@@ -35,9 +36,8 @@ class LayerTable(dict[str, CollapseMetrics]):
 
     def to_pandas(self) -> Any:
         """A data frame with a row a layer; needs pandas."""
-        import pandas as pd
-
-        return pd.DataFrame(self.rows()).set_index("layer")
+        columns = None if self else ["layer"]
+        return frames_of("pandas").DataFrame(self.rows(), columns=columns).set_index("layer")
 
     def __str__(self) -> str:
         width = max(map(len, self), default=0)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastnc._core.arrays import check_array, check_callable, check_count, copied
+from fastnc._core.arrays import check_array, check_count, copied
+from fastnc._core.functions import check_function
 from fastnc._core.serial import quiet
 from fastnc.collapse.batch import batches, check_features
 from fastnc.collapse.classifier import check_classifier
@@ -103,7 +104,8 @@ def measure(
     """
     ignore_index = check_ignore_index(ignore_index)
     min_count = check_count("min_count", min_count, 1)
-    check_callable("progress", progress)
+    if progress is not None:
+        check_function("progress", progress, "n_samples")
     if about is not None and not isinstance(about, ClassStatistics):
         raise TypeError(f"`about` must be ClassStatistics; got {type(about).__name__}.")
     if W is not None:

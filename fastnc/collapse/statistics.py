@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal
 
 import numpy as np
@@ -46,7 +47,7 @@ class ClassStatistics:
 
     Attributes
     ----------
-    counts : (K,) int64
+    counts : (K,) int64, a copy as the next three
     means : (K, d) float64, rows of absent classes are NaN
     squares : (K,) float64, the s_k
     within : (d, d) float64, the S of `scatter="full"`; None with "trace"
@@ -106,10 +107,14 @@ class ClassStatistics:
             f"scatter={self.scatter!r}): {self.n_samples} samples"
         )
 
+    def __copy__(self) -> ClassStatistics:
+        # Of shared arrays an update of either would move both.
+        return copy.deepcopy(self)
+
     @property
     def counts(self) -> Counts:
         self._fold()
-        return self._counts
+        return self._counts.copy()
 
     @property
     def n_samples(self) -> int:
@@ -124,7 +129,7 @@ class ClassStatistics:
     @property
     def squares(self) -> Floats:
         self._fold()
-        return self._squares
+        return self._squares.copy()
 
     @property
     def within(self) -> Floats | None:
@@ -181,6 +186,7 @@ class ClassStatistics:
         present = np.flatnonzero(other._counts)
         within = None if other._within is None else other._within.copy(order="F")
         self.n_ignored += other.n_ignored
+        self._reduced |= other._reduced
         self._merge(
             present, other._counts[present], other._means[present], other._squares[present], within
         )
@@ -343,5 +349,5 @@ class ClassStatistics:
         some._counts = self._counts[classes]
         some._means = self._means[classes]
         some._squares = self._squares[classes]
-        some.n_ignored = self.n_ignored
+        some.n_ignored, some._torch, some._reduced = self.n_ignored, self._torch, self._reduced
         return some

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc._core.files import FOREIGN, describe, read_npz, write_npz
+from fastnc._core.files import FOREIGN, check_replaceable, describe, read_npz, write_npz
 
 _STATE, _COLUMN = "state/", "column/"
 
@@ -79,6 +79,7 @@ def checkpoint_path(path: str | os.PathLike[str] | None, resume: bool) -> Path |
             f"`checkpoint` must be a file in a folder that exists; got {str(found)!r}. Make the "
             "folder first, or name a file in it."
         )
+    check_replaceable("checkpoint", found)
     return found
 
 

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastnc._core.functions import check_function
+from fastnc.dynamics.description import described
+
 Array = NDArray[Any]
 NAMED = ("sharpness", "tangent_curvature")
 _STATE = "further/"
@@ -17,6 +20,12 @@ _STATE = "further/"
 def column_names(measure: Any) -> list[str]:
     """The names of the columns that `measure` requests, checked."""
     return list(_functions(measure))
+
+
+def own_columns(measure: Any) -> dict[str, str]:
+    """A text of each function that `measure` has by name: a resumed run must have the same."""
+    found = _functions(measure).items()
+    return {name: described(function) for name, function in found if function is not None}
 
 
 def _functions(measure: Any) -> dict[str, Callable[[Array, Array, Array], float] | None]:
@@ -30,8 +39,11 @@ def _functions(measure: Any) -> dict[str, Callable[[Array, Array, Array], float]
                         "`measure` must name functions of W, H and y; got "
                         f"{name!r}: {type(function).__name__}."
                     )
+                check_function(f"measure[{name!r}]", function, "W", "H", "y")
+                _check_one(name, found, function)
                 found[name] = function
         elif one in NAMED:
+            _check_one(one, found, None)
             found[one] = None
         else:
             raise ValueError(
@@ -39,6 +51,13 @@ def _functions(measure: Any) -> dict[str, Callable[[Array, Array, Array], float]
                 f"W, H and y; got {one!r}."
             )
     return found
+
+
+def _check_one(name: str, found: dict[str, Any], function: Any) -> None:
+    if found.get(name, function) is not function:
+        raise ValueError(
+            f"`measure` must have one function a name; got two of {name!r}. Choose another name."
+        )
 
 
 class Columns:
@@ -149,7 +168,8 @@ def _curvature(W: Array, H: Array, y: NDArray[np.int64]) -> float:
 def _number(name: str, value: Any) -> float:
     """What a function of `measure` returned: a number, or an array of one."""
     try:
-        return float(value)
+        # Torch warns of a number that has a graph.
+        return float(value.detach() if hasattr(value, "detach") else value)
     except (TypeError, ValueError):
         got = f"shape {value.shape}" if hasattr(value, "shape") else repr(value)
         raise TypeError(

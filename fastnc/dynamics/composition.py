@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastnc._core import arrays
 from fastnc._core.cuda import need_torch_and_triton
+from fastnc.dynamics.description import described
 from fastnc.dynamics.rules import (
     AdamW,
     GradientDescent,
@@ -63,20 +63,18 @@ class Composition:
         """Whether each step takes the exact gradient of all samples."""
         return self.batch_size is None and self.label_noise == 0.0 and self.noise == 0.0
 
+    @cached_property
+    def text(self) -> str:
+        """The rule as it is before the first run: it may count its calls."""
+        return described(self.rule)
+
     def about(self) -> dict[str, Any]:
         """JSON values that a resumed run must share."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
-        found["rule"] = rule_text(self.rule)
+        found["rule"] = self.text
         if self.plain_rate is not None:
             return {"lr": self.plain_rate, **found}
         return found
-
-
-def rule_text(rule: Any) -> str:
-    """A rule's `repr` without addresses, which differ between processes."""
-    if "__repr__" not in {name for kind in type(rule).__mro__[:-1] for name in vars(kind)}:
-        return f"{type(rule).__module__}.{type(rule).__qualname__}"
-    return re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", repr(rule))
 
 
 def composed(
@@ -342,7 +340,7 @@ def check_over_ranks(parts: Composition) -> None:
     raise ValueError(
         "`sharded` goes with the exact gradient and GradientDescent, Momentum, Adam or AdamW with "
         "a schedule of the epoch: each rank has a part of a gradient only, and none of its norm; "
-        f"got {rule_text(rule)}"
+        f"got {described(rule)}"
         f"{'' if parts.full_batch else ', with noise or batches'}. Leave out `sharded`."
     )
 

@@ -8,9 +8,10 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from fastnc._core import arrays
+from fastnc._core.functions import check_function
 from fastnc._core.serial import quiet
 from fastnc.dynamics.checkpoint import checkpoint_path
-from fastnc.dynamics.columns import NAMED, Columns, column_names
+from fastnc.dynamics.columns import NAMED, Columns, column_names, own_columns
 from fastnc.dynamics.composition import Composition, choose_stepper, composed
 from fastnc.dynamics.loop import snapshot_epochs
 from fastnc.dynamics.run import Callback, Run
@@ -69,8 +70,9 @@ def descend(
     rule : one of `fastnc.rules`, or an object with `init(W, H)` and `update(...)`
         By default `GradientDescent(lr)`.
     batch_size : int >= 1, optional
-        Samples a step; an epoch is N / batch_size steps, rounded up. Samples outside a batch have a
-        gradient of 0. ULPM only, as `label_noise`.
+        Most samples of a step; an epoch is N / batch_size steps, rounded up, of nearly equal size
+        (12 samples in batches of 5 are three steps of 4). Samples outside a batch have a gradient
+        of 0. ULPM only, as `label_noise`.
     replacement : bool
         Draw each batch from all samples; by default an epoch takes each sample once.
     label_noise : float in 0..1
@@ -166,7 +168,8 @@ def prepare(
     """A run at epoch 0; its arguments, those of `descend`, are checked."""
     epochs = arrays.check_count("epochs", epochs, 1)
     snapshots = arrays.check_count("snapshots", snapshots, 1, arrays.MOST_SNAPSHOTS)
-    arrays.check_callable("callback", callback)
+    if callback is not None:
+        check_function("callback", callback, "snapshot")
     W, H = start(model, seed, W, H, dtype)
     about = {
         "kind": "descent",
@@ -179,6 +182,8 @@ def prepare(
     }
     if further := column_names(measure):
         about["measure"] = further
+        if own := own_columns(measure):
+            about["measured by"] = own
         if getattr(model, "logit_loss", None) is not None and set(further) & set(NAMED):
             raise ValueError(
                 f"`measure` must hold functions of W, H and y where loss={model.loss!r}: "

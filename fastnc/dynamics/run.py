@@ -122,7 +122,7 @@ class Run:
             with np.errstate(all="ignore"):
                 measured = self.stepper.measure()
             self.record(measured)
-            if self.callback is not None and self.callback(dict(self.rows[-1])):
+            if self.callback is not None and _is_true(self.callback(dict(self.rows[-1]))):
                 self.stopped = "callback"
         if self.at_the_end:
             self.stopped = self.stopped or self.stepper.end
@@ -246,3 +246,14 @@ class Run:
         self._next = bisect_left(self.due, self.stepper.time)
         if rows and rows[-1][self.stepper.clock] == self.stepper.time:
             self._next += 1
+
+
+def _is_true(returned: Any) -> bool:
+    """What a callback returned, as true or false."""
+    try:
+        return bool(returned)
+    except (ValueError, TypeError, RuntimeError):
+        raise TypeError(
+            "`callback` must return something true, which stops the run, or false; got "
+            f"{type(returned).__name__}, which is neither. Return `bool(...)`, or None."
+        ) from None

@@ -17,7 +17,7 @@ from fastnc._core.interrupts import Diverged, Interrupted, deferred_interrupt
 from fastnc._core.progress import Bar, SharedBar, progress_bar
 from fastnc._core.serial import quiet
 from fastnc.dynamics.checkpoint import checkpoint_path
-from fastnc.dynamics.columns import column_names
+from fastnc.dynamics.columns import column_names, own_columns
 from fastnc.dynamics.composition import Composition, composed
 from fastnc.dynamics.descent import prepare
 from fastnc.dynamics.flow import Solver, prepare_flow
@@ -149,6 +149,9 @@ def sweep(
         if not (value is default or (isinstance(value, (int, float, str)) and value == default)):
             raise ValueError(f"`{name}` and method={method!r} do not go together; leave it out.")
 
+    if replacement and not any(size is not None for size in sizes):
+        raise ValueError("`replacement` must have batches to be drawn; give `batch_size`.")
+
     def setting(rate: Any, rule: Any, size: int | None) -> Composition:
         return composed(
             rate, rule, "constant", batch_size=size, replacement=replacement and size is not None,
@@ -199,6 +202,7 @@ def sweep(
             "dtype": dtype or "float64",
             "device": device,
             "measure": column_names(measure),
+            "measured by": own_columns(measure),
         }
     store = Store(path, about)
     if resume:

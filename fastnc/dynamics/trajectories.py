@@ -26,10 +26,12 @@ from fastnc._core.files import (
     scalar,
     write_npz,
 )
-from fastnc._core.results import check_results
+from fastnc._core.results import check_results, frames_of
 from fastnc.dynamics import rules
-from fastnc.dynamics.trajectory import Trajectory, frames_of, layers_of
+from fastnc.dynamics.trajectory import Trajectory, layers_of
 
+# The default of `flow`, which a setting need not name.
+_RTOL = 1e-8
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -85,14 +87,37 @@ class Trajectories(Sequence[Trajectory]):
         return {key: Trajectories(runs) for key, runs in found.items()}
 
     def stack(self, name: str) -> NDArray[np.float64]:
-        """A column of every run (runs, snapshots), NaN where a run had ended or has none."""
+        """A column of every run (runs, snapshots), NaN where a run had ended or has none.
+
+        Raises
+        ------
+        ValueError
+            The runs were measured at different times.
+        """
         out = np.full((len(self), len(self.longest)), np.nan)
         if not any(name in run for run in self._runs):
             self.longest[name]
-        for row, run in zip(out, self._runs, strict=True):
+        for i, run in enumerate(self._runs):
             if len(run) and name in run:
-                row[: len(run)] = run[name]
+                self._check_times(i)
+                out[i, : len(run)] = run[name]
         return out
+
+    def _check_times(self, i: int) -> None:
+        """The times of a run must be the first of the longest: rows would be of different times."""
+        run, longest = self._runs[i], self.longest
+        if run.time != longest.time:
+            got = f"{run.time!r} where the longest has {longest.time!r}"
+        elif np.array_equal(run[run.time], longest[run.time][: len(run)]):
+            return
+        else:
+            j = int(np.argmax(run[run.time] != longest[run.time][: len(run)]))
+            got = f"{run.time} {run[run.time][j]:.10g} at row {j}, where the longest has "
+            got += f"{longest[run.time][j]:.10g}"
+        raise ValueError(
+            f"the runs must have been measured at the same times; run {i} has {got}. Give all the "
+            "same `snapshots`, and take those with other ends, or of other models, apart."
+        )
 
     def quantiles(self, name: str, q: ArrayLike = QUANTILES) -> NDArray[np.float64]:
         """Quantiles over the runs (len(q), snapshots) of a column, at the times of `longest`.
@@ -241,11 +266,16 @@ def _short_rule(about: dict[str, Any]) -> str:
         lr = argument.removeprefix("lr=")
         if lr != argument:
             with suppress(ValueError):
-                lr = f"{float(lr):g}"
+                lr = _short(float(lr))
             told.append(lr)
         elif argument not in usual:
             told.append(argument)
     return f"{found[1]}({', '.join(told)})"
+
+
+def _short(number: float) -> str:
+    """Six digits of a number, or all where these are not it."""
+    return f"{number:g}" if float(f"{number:g}") == number else repr(float(number))
 
 
 def _arguments(text: str) -> list[str]:
@@ -272,9 +302,12 @@ def _setting(run: Trajectory) -> str:
         parts.append(
             f"sizes {sizes.tolist()}" if K <= 10 else f"sizes #{crc32(sizes.tobytes()):08x}"
         )
-    parts.append(f"lr={about['lr']:g}" if "lr" in about else _short_rule(about))
+    parts.append(f"lr={_short(about['lr'])}" if "lr" in about else _short_rule(about))
     if about.get("batch_size"):
-        parts.append(f"batches of {about['batch_size']}")
+        drawn = ", drawn with replacement" if about.get("replacement") else ""
+        parts.append(f"batches of {about['batch_size']}{drawn}")
+    if about.get("rtol", _RTOL) != _RTOL:
+        parts.append(f"rtol {about['rtol']:g}")
     if about.get("schedule", "constant") != "constant":
         parts.append(str(about["schedule"]))
     parts += [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 import json
 import os
@@ -18,6 +17,7 @@ from fastnc._core.arrays import as_numbers
 from fastnc._core.environment import provenance
 from fastnc._core.files import FOREIGN, atomic_write, check_name, describe, read_npz, write_npz
 from fastnc._core.html_table import html_table
+from fastnc._core.results import frames_of
 
 _COLUMN, _LAYER = "column/", "layer/"
 
@@ -210,16 +210,6 @@ class Trajectory:
         writer.writerow(self.columns)
         writer.writerows(zip(*(c.tolist() for c in self._columns.values()), strict=True))
         return atomic_write(path, lambda file: file.write(text.getvalue().encode()))
-
-
-def frames_of(library: str) -> Any:
-    """A library of data frames."""
-    try:
-        return importlib.import_module(library)
-    except ImportError:
-        raise ImportError(
-            f"{library} is needed for `to_{library}`: pip install {library}."
-        ) from None
 
 
 def layers_of(arrays: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:

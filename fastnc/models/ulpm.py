@@ -19,6 +19,9 @@ from fastnc.models.layer_peeled import (
     require_etf,
 )
 
+# The paper's K.
+_DEFAULT = 5
+
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
 class ULPM:
@@ -30,7 +33,8 @@ class ULPM:
 
     Parameters
     ----------
-    n_classes : int, K >= 2
+    n_classes : int, K >= 2, optional
+        By default 5; to be given with labels of other than 5 classes.
     n_per_class : int, n >= 1
         Samples a class; labels are then 0, ..., 0, 1, ..., 1, ... Give this or `labels`.
     dim : int, d >= 1
@@ -68,7 +72,7 @@ class ULPM:
 
     def __init__(
         self,
-        n_classes: int = 5,
+        n_classes: int | None = None,
         n_per_class: int | None = None,
         dim: int = 20,
         labels: ArrayLike | None = None,
@@ -77,7 +81,6 @@ class ULPM:
         gamma: float | None = None,
         label_smoothing: float | None = None,
     ) -> None:
-        K = check_count("n_classes", n_classes, 2)
         if (n_per_class is None) == (labels is None):
             raise ValueError(
                 "exactly one of `n_per_class` and `labels` must be given; "
@@ -85,12 +88,20 @@ class ULPM:
                 f"{'missing' if labels is None else 'present'}."
             )
         if labels is None:
+            K = check_count("n_classes", _DEFAULT if n_classes is None else n_classes, 2)
             n = check_count("n_per_class", n_per_class, 1)
             y = np.repeat(np.arange(K, dtype=np.int64), n)
         else:
             given = copied("labels", labels)
             if given.size == 0:
                 raise ValueError("`labels` must hold at least one label; got none.")
+            given = check_labels(given, None, None, "labels")
+            K = check_count("n_classes", _DEFAULT if n_classes is None else n_classes, 2)
+            if n_classes is None and (most := int(given.max())) != K - 1:
+                raise ValueError(
+                    f"`n_classes` must be given with `labels` of other than {K} classes; got "
+                    f"labels up to {most}. Give `n_classes={max(most + 1, 2)}`, or more."
+                )
             given = check_labels(given, None, K, "labels", "give more `n_classes`")
             y = given.astype(np.int64)
         y.flags.writeable = False

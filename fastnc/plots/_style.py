@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +88,14 @@ def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
     try:
         # Type 42: journals want text that stays text.
         with matplotlib.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42}):
-            return [
-                atomic_write(
-                    path.with_name(f"{path.name}.{kind}"),
-                    lambda file, kind=kind: figure.savefig(  # type: ignore[misc]
-                        file, format=kind, dpi=160, metadata=metadata[kind]
-                    ),
-                )
-                for kind in ("png", "pdf")
-            ]
+            written = []
+            for kind in ("png", "pdf"):
+                # In memory first: matplotlib answers a full disk with an error of its own.
+                drawn = io.BytesIO()
+                figure.savefig(drawn, format=kind, dpi=160, metadata=metadata[kind])
+                target = path.with_name(f"{path.name}.{kind}")
+                written.append(atomic_write(target, methodcaller("write", drawn.getvalue())))
+            return written
     finally:
         if engine is not None:
             figure.set_layout_engine(engine)

@@ -7,8 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fastnc.dynamics.trajectories import Trajectories
+from fastnc.dynamics.trajectory import Trajectory
 from fastnc.plots._style import check_runs, grid, log_log_time, log_values, without_rounding
 from fastnc.plots.collapse import PANELS, panel_label, summary_times, time_label, time_text
+from fastnc.plots.many import apart, as_text, colours, name_bar
 
 # Half of the runs lie in the band, nine in ten between the thin lines.
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -23,25 +25,35 @@ def sweep_bands(runs: Trajectories, title: str | None = None) -> Figure:
     A band contains half of the runs, thin lines enclose nine in ten. One row of panels a setting
     (shape, step size, dtype). x is log log t, y is logarithmic, and the panels of a column share
     it. Times below 10 are left out, and settings whose runs all diverged before, which are named.
+    More than 8 settings share one row, which shows their medians in the colours of a bar.
     """
     check_runs(runs)
     settings = runs.settings()
     ends = {name: _end(group) for name, group in settings.items()}
     short = [name for name, end in ends.items() if end < 1.0]
-    diverged = [n for n in short if all(r.about.get("stopped") in EARLY for r in settings[n])]
+    diverged = [name for name in short if all(map(ended_early, settings[name]))]
     if len(diverged) < len(settings):
         settings = {name: group for name, group in settings.items() if name not in diverged}
         short = [name for name in short if name not in diverged]
-    if not 1 <= len(settings) <= _MOST_ROWS:
-        raise ValueError(
-            f"`runs` must have 1 to {_MOST_ROWS} settings to be drawn; got {len(settings)}. "
-            "Draw some of `runs.settings()` at a time."
-        )
+    if not settings:
+        raise ValueError("`runs` must hold at least one run to be drawn; got none.")
     if short:
         raise ValueError(
             "a figure on the log log t axis needs times of at least 10; the runs of "
             f"{short[0]} end before. Run for longer."
         )
+    if len(settings) <= _MOST_ROWS:
+        figure, said = _rows(settings, ends)
+    else:
+        figure, said = _one_row(settings, ends)
+    if diverged:
+        said += f"\ndiverged before t = 10: {'; '.join(diverged)}"
+    figure.suptitle(said if title is None else f"{title}\n{said}", fontsize=11)
+    return figure
+
+
+def _rows(settings: dict[str, Trajectories], ends: dict[str, float]) -> tuple[Figure, str]:
+    """A row of panels a setting, and what its lines mean."""
     figure = Figure(figsize=(13.0, 0.4 + 3.1 * len(settings)), layout="constrained")
     rows = figure.subplots(len(settings), len(PANELS), squeeze=False, sharey="col")
     for i, (name, group) in enumerate(settings.items()):
@@ -57,15 +69,35 @@ def sweep_bands(runs: Trajectories, title: str | None = None) -> Figure:
             if i == len(settings) - 1:
                 axes.set_xlabel(time_label(group.longest))
         shape, comma, step = name.rpartition(", lr")
-        setting = f"{shape}\nlr{step}" if comma else name
+        setting = as_text(f"{shape}\nlr{step}" if comma else name)
         rows[i, 0].set_ylabel(f"{setting}\n{len(group)} runs", fontsize=9)
     for column_of_panels in rows.T:
         log_values(*column_of_panels)
-    said = "line: median; band: half of the runs; thin lines: nine in ten"
-    if diverged:
-        said += f"\ndiverged before t = 10: {'; '.join(diverged)}"
-    figure.suptitle(said if title is None else f"{title}\n{said}", fontsize=11)
-    return figure
+    return figure, "line: median; band: half of the runs; thin lines: nine in ten"
+
+
+def _one_row(settings: dict[str, Trajectories], ends: dict[str, float]) -> tuple[Figure, str]:
+    """All settings in one row of panels, and what its lines mean."""
+    labels, shared = apart(list(settings))
+    figure = Figure(figsize=(15.0, 4.6), layout="constrained")
+    row = figure.subplots(1, len(PANELS))
+    for axes, (heading, lines) in zip(row, PANELS, strict=True):
+        for group, shade in zip(settings.values(), colours(len(settings)), strict=True):
+            log10_time = group.longest.log10_time
+            shown = log10_time >= 1.0
+            for (column, *_), style in zip(lines, ("-", ":"), strict=False):
+                median = without_rounding(group.quantiles(column, 0.5)[0, shown])
+                axes.plot(log10_time[shown], median, style, color=shade, lw=1.0)
+        log_values(axes)
+        log_log_time(axes, 1.0, max(max(ends[name] for name in settings), 1.0 + 1e-3))
+        grid(axes)
+        axes.set_title(f"{heading}\n{panel_label(lines)}", fontsize=10)
+        axes.set_xlabel(time_label(next(iter(settings.values())).longest))
+    name_bar(figure, row, labels)
+    runs = sum(map(len, settings.values()))
+    said = f"medians of {runs} runs of {len(settings)} settings"
+    said = f"{', '.join(shared)}: {said}" if shared else said
+    return figure, f"{said}; in (a) and (c) solid: features, dotted: classifier"
 
 
 def _end(runs: Trajectories) -> float:
@@ -83,6 +115,11 @@ def _bands(axes: Axes, runs: Trajectories, column: str, colour: str, label: str)
     for edge in (low, high):
         axes.plot(x, edge, color=colour, lw=0.8, alpha=0.7)
     axes.plot(x, median, color=colour, lw=1.8, label=label)
+
+
+def ended_early(run: Trajectory) -> bool:
+    """Whether a run did not come to its last time: it diverged, or a flow's step failed."""
+    return run.about.get("stopped") in EARLY
 
 
 def early_ends(runs: Trajectories) -> list[str]:

@@ -16,6 +16,11 @@ from fastnc.plots._style import FEATURES, epochs, metric_axis, without_rounding
 # Half of the runs lie in the band.
 _BAND = (0.25, 0.5, 0.75)
 _AT_MOST_A_LINE = 4
+# What is drawn where no columns are named, best first.
+_USUAL = (
+    "nc1", "equinorm_features", "equiangular_features", "self_duality", "within_class", "cdnv",
+    "nc2_gram_features",
+)  # fmt: skip
 
 
 class Columns(Protocol):
@@ -30,7 +35,7 @@ class Columns(Protocol):
 
 def trend(
     history: Columns | Sequence[Columns],
-    names: Sequence[str] = ("nc1", "equinorm_features", "equiangular_features", "self_duality"),
+    names: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
     """One panel a column; of several histories the median and a band that holds half of them.
@@ -40,7 +45,9 @@ def trend(
     history : History or Trajectory, or a sequence of them
         Several are repetitions of one experiment, for example over seeds: only epochs that all of
         them have are drawn.
-    names : columns to draw
+    names : columns to draw, optional
+        By default four of those that all have: `nc1`, `equinorm_features`, `equiangular_features`
+        and `self_duality`, without a classifier `within_class`; if there are none, the first four.
     title : str, optional
 
     Raises
@@ -63,8 +70,13 @@ def trend(
         )
     if not histories:
         raise ValueError("`history` must hold at least one run; got none.")
-    names = check_names("names", names, "columns")
     clocks = [_clock(one) for one in histories]
+    if len(set(clocks)) > 1:
+        raise ValueError(
+            "`history` must hold runs of one time; got "
+            f"{' and '.join(map(repr, dict.fromkeys(clocks)))}."
+        )
+    names = _usual(histories) if names is None else check_names("names", names, "columns")
     for one in histories:
         missing = [name for name in names if name not in list(one.keys())]
         if missing:
@@ -75,6 +87,8 @@ def trend(
     common = _numbers(histories[0], clocks[0])
     for one, clock in zip(histories, clocks, strict=True):
         common = np.intersect1d(common, _numbers(one, clock))
+    # A flow begins at a time whose logarithm is on no axis.
+    common = common[np.isfinite(common)]
     if not len(common):
         raise ValueError("the runs must have at least one epoch in common; they have none.")
     lines = -(-len(names) // _AT_MOST_A_LINE)
@@ -87,7 +101,10 @@ def trend(
         )
         _draw(axes, common, values)
         metric_axis(axes, name)
-        epochs(axes, float(common[-1]))
+        if clocks[0] == "log10_time":
+            axes.set_xlabel("log10 of the time t")
+        else:
+            epochs(axes, float(common[-1]))
     for axes in places[len(names) :]:
         axes.remove()
     if len(histories) > 1:
@@ -96,6 +113,15 @@ def trend(
     if title is not None:
         figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _usual(histories: Sequence[Any]) -> list[str]:
+    """The columns that are drawn where none are named."""
+    first, *others = (list(map(str, one.keys()))[1:] for one in histories)
+    shared = [name for name in first if all(name in other for other in others)]
+    if not shared:
+        raise ValueError("`history` must have a column beside its time in every run; it has none.")
+    return ([name for name in _USUAL if name in shared] or shared)[:4]
 
 
 def _clock(one: Any) -> str:
@@ -124,7 +150,10 @@ def _numbers(one: Columns, name: str, length: int | None = None) -> NDArray[np.f
 def _at(one: Columns, clock: str, name: str, common: NDArray[np.float64]) -> NDArray[np.float64]:
     """A column at the epochs that all runs have."""
     epoch = _numbers(one, clock)
-    return without_rounding(_numbers(one, name, len(epoch))[np.searchsorted(epoch, common)])
+    # Rows may have come in any order.
+    order = np.argsort(epoch, kind="stable")
+    rows = order[np.searchsorted(epoch, common, sorter=order)]
+    return without_rounding(_numbers(one, name, len(epoch))[rows])
 
 
 def _draw(axes: Axes, common: NDArray[np.float64], values: NDArray[np.float64]) -> None:

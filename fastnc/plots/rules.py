@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from fastnc.dynamics.trajectories import Trajectories
 from fastnc.plots._style import check_runs
-from fastnc.plots.bands import EARLY, early_ends
+from fastnc.plots.bands import early_ends, ended_early
+from fastnc.plots.many import apart, colours, name_bar
 
 # Heading, column, and what is drawn of it.
 Drawn = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -31,27 +32,30 @@ def rules_compared(runs: Trajectories, title: str | None = None) -> Figure:
     Each setting (rule, batch size, shape) has one colour in all panels. x is the epoch and
     logarithmic, and so is y except for the loss, of which log10 is drawn. A margin is drawn as 1
     minus its ratio, where that is positive: 0 is collapse for l2, an upper bound for the others.
+    More than 10 settings have medians alone, in the colours of a bar that names them.
     """
     check_runs(runs)
     settings = runs.settings()
-    if not 1 <= len(settings) <= _MOST:
-        raise ValueError(
-            f"`runs` must have 1 to {_MOST} settings to be drawn; got {len(settings)}. "
-            "Draw some of `runs.settings()` at a time."
-        )
+    if not settings:
+        raise ValueError("`runs` must hold at least one run to be drawn; got none.")
     figure = Figure(figsize=(19.0, 4.4), layout="constrained")
     every = figure.subplots(1, len(PANELS))
-    shared = _shared(list(settings))
+    labels, shared = apart(list(settings))
+    many = len(settings) > _MOST
+    colour = colours(len(settings)) if many else [f"C{i}" for i in range(_MOST)]
     for axes, (heading, column, drawn) in zip(every, PANELS, strict=True):
-        for i, (name, group) in enumerate(settings.items()):
+        for i, group in enumerate(settings.values()):
             epoch = np.asarray(group.longest["epoch"], dtype=np.float64)
             low, median, high = np.sort(drawn(group.quantiles(column, _LEVELS)), axis=0)
             if column != "log_loss":
                 low, median, high = (np.where(v > 0.0, v, np.nan) for v in (low, median, high))
             some = epoch >= 1.0
-            axes.fill_between(epoch[some], low[some], high[some], color=f"C{i}", alpha=0.2, lw=0)
-            label = ", ".join(p for p in name.split(", ") if p not in shared)
-            axes.plot(epoch[some], median[some], color=f"C{i}", lw=1.6, label=label or name)
+            if not many:
+                axes.fill_between(
+                    epoch[some], low[some], high[some], color=colour[i], alpha=0.2, lw=0
+                )
+            width = 1.0 if many else 1.6
+            axes.plot(epoch[some], median[some], color=colour[i], lw=width, label=labels[i])
         axes.set_xscale("log")
         if column == "log_loss":
             axes.set_yscale("symlog", linthresh=1.0)
@@ -62,17 +66,15 @@ def rules_compared(runs: Trajectories, title: str | None = None) -> Figure:
         axes.set_xlabel("epoch")
         axes.grid(True, color="0.9", lw=0.6)
         axes.set_axisbelow(True)
-    every[0].legend(frameon=False, fontsize=8)
+    if many:
+        name_bar(figure, every, labels)
+    else:
+        every[0].legend(frameon=False, fontsize=8)
     if title is None:
         title = ", ".join(shared) + f"; {len(runs) // len(settings)} runs each"
+        title += ", their medians" if many else ""
     figure.suptitle(title, fontsize=12)
     return figure
-
-
-def _shared(names: list[str]) -> list[str]:
-    """What all settings have in common."""
-    parts = [name.split(", ") for name in names]
-    return [p for p in parts[0] if all(p in other for other in parts)] if len(parts) > 1 else []
 
 
 def rules_summary(runs: Trajectories) -> str:
@@ -90,7 +92,7 @@ def rules_summary(runs: Trajectories) -> str:
     lines = [f"{'medians at the end':<{width}}" + "".join(f"  {name:>21}" for name in names)]
     for name, group in settings.items():
         # The last snapshot of a run that diverged is not at the end.
-        ended = [run for run in group if run.about.get("stopped") not in EARLY and len(run)]
+        ended = [run for run in group if len(run) and not ended_early(run)]
         ends = [np.array([run[c][-1] for run in ended]) for c in names]
         cells = (f"{np.nanmedian(v):.6g}" if np.isfinite(v).any() else "-" for v in ends)
         more = "".join(f"  {end}" for end in early_ends(group))

@@ -15,11 +15,20 @@ from fastnc.reference import simplex_etf
 Floats = NDArray[np.float64]
 
 
+# A direction in float32 is one to some 1e-6.
+_NOT_TANGENT = 1e-3
+
+
 def along_sphere(W: Any, H: Any, dW: Any, dH: Any, angle: float) -> tuple[Any, Any]:
     """The point at `angle` (radians) from (W, H) on the great circle in the direction (dW, dH).
 
     `theta cos(angle) + |theta| sin(angle) d` with d of norm 1 and tangent, as from
     `tangent_curvature`: the norm is kept, which a straight tangent step (13) does not do.
+
+    Raises
+    ------
+    ValueError
+        The direction is not of norm 1, or not tangent, to 1e-3.
     """
     arrays.check_matrix("W", W, (None, None))
     arrays.check_matrix("H", H, (None, W.shape[1]))
@@ -29,6 +38,13 @@ def along_sphere(W: Any, H: Any, dW: Any, dH: Any, angle: float) -> tuple[Any, A
         raise TypeError("`W`, `H`, `dW`, `dH` must be all arrays or all tensors; got both.")
     angle = arrays.check_finite_number("angle", angle)
     radius = math.sqrt(float((W**2).sum() + (H**2).sum()))
+    length = math.sqrt(float((dW**2).sum() + (dH**2).sum()))
+    cosine = float((W * dW).sum() + (H * dH).sum()) / (radius * length or 1.0)
+    if abs(length - 1.0) > _NOT_TANGENT or abs(cosine) > _NOT_TANGENT:
+        raise ValueError(
+            "`dW` and `dH` must be a direction of norm 1 at a right angle to (W, H), as from "
+            f"`tangent_curvature`; got norm {length:.6g} and cosine {cosine:.3g}."
+        )
     c, s = math.cos(angle), radius * math.sin(angle)
     return c * W + s * dW, c * H + s * dH
 
@@ -44,7 +60,8 @@ def optimal_loss(
     arrays.check_choice("reduction", reduction, ("mean", "sum"))
     K = arrays.check_count("n_classes", n_classes, 2)
     n = arrays.check_count("n_per_class", n_per_class, 1)
-    one = math.log1p((K - 1) * math.exp(-(radius**2) / (2.0 * (K - 1) * math.sqrt(n))))
+    # Products of floats overflow to infinity, powers to an error.
+    one = math.log1p((K - 1) * math.exp(-radius * radius / (2.0 * (K - 1) * math.sqrt(n))))
     return one if reduction == "mean" else n * K * one
 
 

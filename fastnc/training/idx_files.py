@@ -93,8 +93,8 @@ def _read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> NDArray[np.uin
     else:
         raise FileNotFoundError(
             f"FashionMNIST is not in {str(folder)!r}: there is no {name} or {name}.gz. Give "
-            "`--data`, the folder that holds FashionMNIST/raw, or let it be fetched with "
-            "`--download`."
+            "`root`, the folder that holds FashionMNIST/raw, or let it be fetched with "
+            "`download=True`."
         )
     if len(content) != most - 1 or not content.startswith(header):
         more = " or more" if len(content) == most else ""

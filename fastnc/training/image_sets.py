@@ -29,8 +29,8 @@ def of_torchvision(root: Path, name: str, download: bool = False) -> Splits:
             sets = [kind(str(root), train=t, download=download) for t in (True, False)]
     except RuntimeError as error:
         raise FileNotFoundError(
-            f"{name} is not in {str(root)!r} ({str(error).splitlines()[0]}). Give `--data`, "
-            "torchvision's root, or let it be fetched with `--download`."
+            f"{name} is not in {str(root)!r} ({str(error).splitlines()[0]}). Give `root`, "
+            "torchvision's, or let it be fetched with `download=True`."
         ) from None
     train, test = (_arrays(found) for found in sets)
     return train, test

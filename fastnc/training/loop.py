@@ -10,6 +10,7 @@ import torch
 
 from fastnc._core import arrays
 from fastnc._core.files import check_path
+from fastnc._core.functions import check_function
 from fastnc._core.switches import check_flag
 from fastnc.dynamics.loop import snapshot_epochs
 from fastnc.dynamics.run import Callback
@@ -109,7 +110,8 @@ def train(
         ("tensorboard", tensorboard), ("depth", depth), ("progress", progress),
     ):  # fmt: skip
         check_flag(name, flag)
-    arrays.check_callable("callback", callback)
+    if callback is not None:
+        check_function("callback", callback, "measured")
     for name, path in (("out", out), ("start", start)):
         if path is not None:
             check_path(name, path)
@@ -124,7 +126,12 @@ def train(
         raise ValueError("`depth` must have a folder to write to; give `out`.")
     if resume and out is None:
         raise ValueError("`resume` must have a folder to go on from; give `out`.")
-    dataset = data if isinstance(data, Dataset) else fashion_mnist(data)
+    try:
+        dataset = data if isinstance(data, Dataset) else fashion_mnist(data)
+    except FileNotFoundError as missing:
+        said = str(missing).replace("`root`", "`data`")
+        said = said.replace("`download=True`", "`fashion_mnist(data, download=True)`")
+        raise FileNotFoundError(said) from None
     place = _device(device)
     with reproducible(experiment.seed, place, experiment.precision, deterministic):
         stepper = TrainingStepper(dataset, epochs, experiment, place, compile)

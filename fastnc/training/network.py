@@ -41,6 +41,10 @@ def torchvision() -> Any:
         ) from None
 
 
+# The width of torchvision's own hidden layers.
+_FEATURES = 4096
+
+
 class LastLayer(nn.Linear):
     """The classifier W, b; while `opened` is set its output is its input, the features h."""
 
@@ -56,7 +60,7 @@ def network(
     *,
     n_channels: int = 1,
     head: Head = "own",
-    feature_dim: int = 4096,
+    feature_dim: int = _FEATURES,
     batch_norm: bool = False,
     dropout: float = 0.0,
     feature_scale: float = 1.0,
@@ -96,7 +100,8 @@ def network(
     Raises
     ------
     ValueError
-        There is no such model, or its last layer is not linear.
+        There is no such model, its last layer is not linear, or it has no layer that an argument
+        is about.
     """
     n_classes = check_count("n_classes", n_classes, 2)
     feature_dim = check_count("feature_dim", feature_dim, 1)
@@ -106,6 +111,11 @@ def network(
     check_flag("batch_norm", batch_norm)
     check_choice("head", head, HEADS)
     name = _known(model)
+    if feature_dim != _FEATURES and (head == "linear" or not name.startswith("vgg")):
+        raise ValueError(
+            "`feature_dim` must be left out but for a VGG with head='own', which alone has hidden "
+            f"layers of that width; got {feature_dim} with `model`={model!r} and head={head!r}."
+        )
     if name.startswith("vgg"):
         name = name if name.endswith("_bn") or not batch_norm else f"{name}_bn"
         net = _vgg(name, n_classes, n_channels, head, feature_dim, device)
@@ -114,9 +124,14 @@ def network(
             raise ValueError(f"`batch_norm` must be False but for a VGG; got `model`={model!r}.")
         net = _other(name, n_classes, n_channels, head, device)
     _open(net, n_classes, model)
-    for module in net.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = dropout
+    dropouts = [module for module in net.modules() if isinstance(module, nn.Dropout)]
+    if dropout and not dropouts:
+        raise ValueError(
+            f"`dropout` must be 0 for `model`={model!r} with head={head!r}, which has no layer of "
+            f"dropout; got {dropout:g}."
+        )
+    for module in dropouts:
+        module.p = dropout
     _scale(net, feature_scale, classifier_scale)
     return with_small_maps(net.to(memory_format=torch.channels_last))
 

@@ -8,7 +8,7 @@ import pickle
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -161,7 +161,8 @@ def _check_sums(file: BinaryIO) -> None:
 def reproducible(
     seed: int, device: torch.device, precision: str, deterministic: bool
 ) -> Iterator[None]:
-    """Seed torch and set its precision and algorithms; its settings are restored at the end."""
+    """Seed torch and set its precision, algorithms and modes; all are restored at the end."""
+    kind = torch.get_default_dtype()
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -173,8 +174,15 @@ def reproducible(
     cuda = device.type == "cuda"
     if deterministic and cuda:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    with torch.random.fork_rng(devices=[device] if cuda else []):
+    with (
+        torch.random.fork_rng(devices=[device] if cuda else []),
+        # A caller's modes: of `no_grad`, of tensors that are made elsewhere or in double precision.
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"),
+    ):
         try:
+            torch.set_default_dtype(torch.float32)
             # On CUDA torch calls poolings nondeterministic, though with windows that do not overlap
             # they are deterministic: it may warn, and must not raise.
             torch.use_deterministic_algorithms(deterministic, warn_only=cuda)
@@ -185,6 +193,7 @@ def reproducible(
             torch.manual_seed(seed)
             yield
         finally:
+            torch.set_default_dtype(kind)
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
             _FILLING.fill_uninitialized_memory = before[2]
             torch.backends.cudnn.benchmark = before[3]

@@ -19,6 +19,7 @@ import fastnc
 from fastnc._core import progress
 from fastnc.cli import LONGEST, _one_line, build, whole_number
 from fastnc.cli._results import noted
+from fastnc.cli.cache import kept_sizes
 
 SHORT = ["ulpm", "--n-classes", "3", "--n-per-class", "2", "--dim", "4", "--epochs", "20"]
 # Too short for a figure, which takes a process as long as all else.
@@ -49,6 +50,16 @@ def test_info():
     assert rows["version"] == fastnc.__version__ and f"numpy {np.__version__}" in rows["libraries"]
     assert rows["vectors"].split()[0] in {"128", "256", "512"}
     assert {"processor", "threads", "gpu", "cache", "blas"} <= rows.keys()
+
+
+def test_kernels_that_others_remove(tmp_path, monkeypatch):
+    """Between the look into their folder and the look at a file."""
+    (tmp_path / "there").write_bytes(b"four")
+    listed = [tmp_path / "there", tmp_path / "gone"]
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter(listed))
+    assert kept_sizes(tmp_path) == [4]
+    monkeypatch.undo()
+    assert kept_sizes(tmp_path / "gone") == []
 
 
 def test_completion():
@@ -194,6 +205,21 @@ def test_nobody_reads_the_output(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, env=buffered)
         assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr
     assert (tmp_path / "o" / "run.npz").exists()
+
+
+def test_the_output_cannot_be_written(tmp_path):
+    """A full disk behind `> log.txt`: what cannot be written is named, and what is kept."""
+    out = tmp_path / "o"
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    for arguments in ((*BARE, "--out", out), ("ulpm", "--help"), ("info",)):
+        with open("/dev/full", "w") as full:
+            command = [sys.executable, "-m", "fastnc", *map(str, arguments)]
+            done = subprocess.run(command, stdout=full, stderr=-1, text=True, env=buffered)
+        assert done.stderr == (
+            "fastnc: what is printed cannot be written: No space left on device.\n"
+        )
+        assert done.returncode == 2
+    assert (out / "run.csv").exists()
 
 
 @pytest.mark.parametrize("arguments", [("--epochs", "1e23"), ("--dim", "1e400"), ("--seed", "-1")])

@@ -3,6 +3,7 @@
 import errno
 import inspect
 import json
+import os
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -153,6 +154,45 @@ def test_a_full_disk_moves_nothing(tmp_path, monkeypatch):
     done = invoke("ulpm", *SMALL, "--epochs", 5, "--out", tmp_path)
     assert done.exit_code == 2 and "provenance.json' cannot be written: No space" in done.output
     assert held(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "lost", "told"),
+    [
+        (("ulpm", *SMALL, "--epochs", 20), "run.csv", "margin_ratio"),
+        (("flow", *SMALL, "--log10-time", 2), "run.csv", "margin_ratio"),
+        (("sweep", *SMALL, "--epochs", 20, "--seeds", 2), "runs.csv", "median"),
+        (("compare", "sign", *SMALL, "--epochs", 20, "--seeds", 2), "runs.csv", "medians at"),
+        (("metrics", "f.npz"), "metrics.json", "within_class"),
+        (("metrics", "f.npz"), "metrics.pdf", "within_class"),
+        (("table1",), "table1.csv", "seconds\n"),
+    ],
+)
+def test_a_disk_that_fills_up(tmp_path, monkeypatch, command, lost, told):
+    """Tables are printed before anything is written; the file is named, and what there is."""
+    monkeypatch.chdir(tmp_path)
+    H = np.random.default_rng(0).standard_normal((6, 4))
+    np.savez("f.npz", features=H, labels=np.repeat([0, 1, 2], 2))
+    quick(monkeypatch)
+    replace = os.replace
+
+    def full(source, target):
+        if Path(target).name == lost:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", full)
+    done = invoke(*command, "--out", "o")
+    assert told in done.output
+    assert f"{lost}' cannot be written: No space left on device." in done.output
+    if lost == "metrics.pdf":
+        # The numbers are whole without it.
+        assert done.exit_code == 0
+        return
+    assert done.exit_code == 2
+    names = sorted(path.name for path in Path().glob("o/*"))
+    assert names or command[0] in ("metrics", "table1")
+    assert not names or f"'o' holds {', '.join(names)}." in done.output
 
 
 def test_what_is_stopped_before_it_wrote_leaves_everything_where_it_was(tmp_path, monkeypatch):

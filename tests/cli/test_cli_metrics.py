@@ -347,4 +347,55 @@ def test_parts_that_are_no_parts(tmp_path):
     assert twice.exit_code == 2 and "`FILE` must have different values; got" in twice.output
     other = invoke(one, "--test", layered, "--out", tmp_path / "o")
     assert other.exit_code == 2
-    assert "every file must hold the layer 'first'; one does not." in other.output
+    assert "the files must all hold features, or all hold layers; some hold each." in other.output
+    np.savez(tmp_path / "second.npz", labels=y, second=rng.standard_normal((60, 4)))
+    other = invoke(layered, "--test", tmp_path / "second.npz", "--out", tmp_path / "o")
+    assert "every file must hold the layer 'second'; one does not." in other.output
+
+
+def test_files_of_two_classifiers(tmp_path):
+    """The first one was taken without a word."""
+    half = {"features": H[::2], "labels": Y[::2]}
+    rest = {"features": H[1::2], "labels": Y[1::2]}
+    first, second, bare = (tmp_path / f"{name}.npz" for name in ("first", "second", "bare"))
+    np.savez(first, **half, weight=W, bias=BIAS)
+    np.savez(bare, **rest)
+    for name, other in (
+        ("weight", {"weight": W + 1.0, "bias": BIAS}),
+        ("bias", {"bias": 2 * W[:, 0]}),
+    ):
+        np.savez(second, **rest, **other)
+        for files in ([first, second], [first, "--about", second], [first, "--test", second]):
+            done = invoke(*files, "--out", tmp_path / "o")
+            assert done.exit_code == 2
+            assert f"one classifier; two of them hold different `{name}`. Give" in done.output
+    np.save(tmp_path / "weight.npy", W)
+    np.save(tmp_path / "bias.npy", BIAS)
+    given = ("--weight", tmp_path / "weight.npy", "--bias", tmp_path / "bias.npy")
+    told = []
+    for files in ([first, second, *given], [first, bare]):
+        assert invoke(*files, "--out", tmp_path / "o").exit_code == 0
+        told.append((tmp_path / "o" / "metrics.json").read_text())
+    assert told[0] == told[1]
+    for option in ("--about", "--test"):
+        done = invoke(first, option, second, *given, "--out", tmp_path / "o")
+        assert done.exit_code == 0, done.output
+
+
+def test_options_that_say_nothing_of_the_files(tmp_path):
+    """They were ignored without a word."""
+    layered = tmp_path / "layers.npz"
+    np.savez(layered, labels=Y, first=H, second=H[:, :5])
+    np.save(tmp_path / "weight.npy", W)
+    done = invoke(layered, "--weight", tmp_path / "weight.npy", "--out", tmp_path / "o")
+    assert done.exit_code == 2
+    assert "`--weight` and `--bias` must belong to features; the file holds layers." in done.output
+    np.save(tmp_path / "features.npy", H)
+    np.save(tmp_path / "labels.npy", Y)
+    done = invoke(tmp_path / "features.npy", "--features-key", "X", "--out", tmp_path / "o")
+    assert (
+        done.exit_code == 2 and "must name arrays of a file that has names; a .npy" in done.output
+    )
+    done = invoke(layered, "--convention", "papyan", "--out", tmp_path / "o")
+    assert done.exit_code == 0
+    assert "own forms; layers.json has those of papyan." in done.output

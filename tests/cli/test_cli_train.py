@@ -193,6 +193,37 @@ def test_ctrl_c_saves_and_says_how_to_go_on(root, tmp_path):
     assert torch.load(out / "checkpoint.pt", weights_only=True)["rows"]
 
 
+def test_a_second_ctrl_c_says_what_was_saved(root, tmp_path, monkeypatch):
+    """It ends the run at once, in the middle of an epoch; the checkpoint before it is whole."""
+    options = ["--epochs", "5", "--checkpoint-every", "0", "--batch-size", "10"]
+    assert invoke(root, *options, "--out", tmp_path / "whole").exit_code == 0
+    step, made = torch.optim.SGD.step, []
+
+    def interrupted(*arguments, **options):
+        step(*arguments, **options)
+        made.append(1)
+        if len(made) == 15:
+            # The first one waits for the end of the slice, the second one does not.
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(torch.optim.SGD, "step", interrupted)
+    out = tmp_path / "cut"
+    stopped = invoke(root, *options, "--out", out)
+    signal.signal(signal.SIGINT, before)
+    assert stopped.exit_code == 130, stopped.output
+    assert stopped.output.endswith(
+        f"fastnc: stopped by Ctrl-C. {str(out)!r} holds checkpoint.pt, run.csv. "
+        "Go on with the same command and --resume.\n"
+    )
+    assert invoke(root, *options, "--out", out, "--resume").exit_code == 0
+    whole, cut = (torch.load(tmp_path / o / "checkpoint.pt") for o in ("whole", "cut"))
+    assert whole["net"].keys() == cut["net"].keys()
+    assert all(torch.equal(x, cut["net"][name]) for name, x in whole["net"].items())
+    assert (tmp_path / "whole" / "run.csv").read_bytes() == (out / "run.csv").read_bytes()
+
+
 @pytest.mark.parametrize("name", ["checkpoint.pt", "run.csv", "run.npz"])
 def test_a_training_that_cannot_be_saved_is_saved_elsewhere(root, tmp_path, monkeypatch, name):
     """The network is nowhere else."""
@@ -276,6 +307,7 @@ def test_missing_data(root, tmp_path):
     done = invoke(tmp_path / "elsewhere", "--out", tmp_path / "o")
     assert done.exit_code == 2 and "FashionMNIST is not in" in done.output
     assert "`--data`" in done.output and "`--download`" in done.output
+    assert "root`" not in done.output and "True" not in done.output
 
 
 def test_without_torch(root, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import sys
 
 import numpy as np
 import oracles
@@ -59,6 +60,14 @@ def test_several_layers():
     assert h["body/nc1"] == [m.nc1] and h["head/cdnv"] == [table["head"].cdnv]
     pytest.importorskip("pandas")
     assert table.to_pandas().loc["head", "dim"] == 3
+    assert len(LayerTable().to_pandas()) == 0
+
+
+def test_frames_without_their_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    for table in (filled(), LayerTable(body=fastnc.collapse_metrics(H, Y))):
+        with pytest.raises(ImportError, match="pandas is needed for `to_pandas`: pip install pand"):
+            table.to_pandas()
 
 
 def test_what_loggers_and_notebooks_take():

@@ -1,5 +1,7 @@
 """The first sweep: moments, any batches in any order, merging, ranks, states, sentences."""
 
+import copy
+
 import numpy as np
 import oracles
 import pytest
@@ -195,3 +197,42 @@ def test_some_classes_are_each_named_once_and_known():
     ):
         with pytest.raises(ValueError, match=message):
             s.of_classes(classes)
+
+
+def test_what_is_read_is_a_copy():
+    """Counts that were read before a batch grew with it, and what was written there was counted."""
+    s = gathered([np.arange(50)])
+    counts, squares = s.counts, s.squares
+    kept = counts.copy(), squares.copy()
+    s.update(H[50:], Y[50:])
+    assert np.array_equal(counts, kept[0]) and np.array_equal(squares, kept[1])
+    for values in (s.counts, s.squares, s.means, s.within):
+        values[...] = 7
+    same(s, gathered(WHOLE))
+
+
+def test_a_shallow_copy_is_whole():
+    """An update of either moved some of both."""
+    s = gathered([np.arange(50)])
+    d = fastnc.ClassDeviations(gathered(WHOLE), W)
+    d.update(H[:50], Y[:50])
+    for one in (s, d):
+        other = copy.copy(one)
+        other.update(H[50:], Y[50:])
+        assert (one.n_samples, other.n_samples) == (50, N)
+    same(s, gathered([np.arange(50)]))
+
+
+def test_what_all_ranks_hold_is_summed_once():
+    """By a merge into other statistics it was forgotten, and each sample counted by every rank."""
+    reduced = gathered(WHOLE)
+    reduced.load_state_dict({**reduced.state_dict(), "reduced": True})
+    merged = gathered([])
+    merged.merge(reduced)
+    second = fastnc.ClassDeviations(merged, W)
+    second.load_state_dict({**second.state_dict(), "reduced": True})
+    third = fastnc.ClassDeviations(merged, W)
+    third.merge(second)
+    for one in (reduced, merged, reduced.of_classes(np.array([0, 1])), third):
+        with pytest.raises(RuntimeError, match="`all_reduce` must be called once"):
+            one.all_reduce()

@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
+import fastnc
 from fastnc._core.files import atomic_write, locked, out_dir, read_npz, write_npz
 
 
@@ -64,7 +65,7 @@ def test_pickles_and_truncated_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_npz(tmp_path / "none.npz", "the file")
     os.mkfifo(tmp_path / "pipe.npz")
-    with pytest.raises(ValueError, match="is a pipe or a device"):
+    with pytest.raises(ValueError, match="is a pipe or"):
         read_npz(tmp_path / "pipe.npz", "the file")
 
 
@@ -108,6 +109,34 @@ def test_nobody_elses_file_is_written_through(tmp_path):
     assert path.read_bytes() == b"new" and other.read_bytes() == b"other's"
     assert (tmp_path / ".fastnc-probe").read_bytes() == b"mine"
     assert (tmp_path / "a.bin.part").is_symlink()
+
+
+def test_links_stay_links(tmp_path):
+    """The rename put a file in the place of a link, and its target kept the old content."""
+    far = tmp_path / "far"
+    far.mkdir()
+    (tmp_path / "a.bin").symlink_to(far / "b.bin")
+    for content in (b"first", b"second"):
+        assert atomic_write(tmp_path / "a.bin", lambda f, c=content: f.write(c)).is_symlink()
+        assert (far / "b.bin").read_bytes() == content
+    assert [p.name for p in far.iterdir()] == ["b.bin"]
+
+
+def test_no_pipe_and_no_device_is_replaced(tmp_path):
+    """A rename would take the place of `/dev/null`, if its caller may write there."""
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    link = tmp_path / "link.csv"
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(ValueError, match=r"`path` must be a file; '.*' is a pipe or"):
+            atomic_write(path, lambda file: file.write(b"new"))
+    assert pipe.is_fifo() and link.is_symlink()
+    model = fastnc.ULPM(3, 2, 4)
+    with pytest.raises(ValueError, match=r"`checkpoint` must be a file; '.*' is a pipe or"):
+        fastnc.descend(model, epochs=2, checkpoint=pipe)
+    with pytest.raises(ValueError, match=r"`checkpoint` must be a file; '/dev/full' is a pipe or"):
+        fastnc.sweep(model, epochs=2, seeds=[0], checkpoint="/dev/full")
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path):

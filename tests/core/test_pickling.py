@@ -1,10 +1,14 @@
 """What is sent to workers by value: functions of a notebook that use the package."""
 
 import os
+import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+import fastnc
 
 # Functions of `__main__` are pickled by value, with the globals that they use.
 NOTEBOOK = """
@@ -45,3 +49,12 @@ def test_functions_that_use_the_package(tmp_path, library, code):
         [sys.executable, script], capture_output=True, text=True, env=dict(os.environ)
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("kind", [fastnc.Diverged, fastnc.Interrupted])
+def test_errors_that_carry_a_run(kind):
+    """A pool waits for ever for the error of a worker that cannot be made again."""
+    run = fastnc.descend(fastnc.ULPM(3, 2, 4), epochs=5)
+    back = pickle.loads(pickle.dumps(kind("why it ended.", run)))
+    assert type(back) is kind and str(back) == "why it ended."
+    assert np.array_equal(back.run.W, run.W) and back.run.columns == run.columns

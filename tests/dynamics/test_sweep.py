@@ -138,6 +138,7 @@ def test_an_error_in_a_run_ends_the_sweep(monkeypatch):
         ({"checkpoint": "absent/run.npz"}, "`checkpoint` must be a file in a folder that exists"),
         ({"seeds": []}, "`seeds` must hold at least one value"),
         ({"seeds": [0, -1]}, "`seed` must be an integer of at least 0; got -1"),
+        ({"replacement": True}, "`replacement` must have batches to be drawn; give `batch_size`"),
         ({"epochs": 0}, "`epochs` must be an integer of at least 1"),
         ({"threads": 0}, "`threads` must be an integer of at least 1; got 0"),
         ({"checkpoint_every": -1}, "`checkpoint_every` must be a number of at least 0"),

@@ -128,3 +128,44 @@ def test_refusals(runs, tmp_path):
         Trajectories.load(tmp_path)
     with pytest.raises(ValueError, match="does not hold trajectories"):
         Trajectories.load(runs[0].save(tmp_path / "run.npz"))
+
+
+def test_runs_of_other_times_have_no_quantiles():
+    """Their rows were compared one by one, whatever their times."""
+    model = fastnc.ULPM(3, 2, 4)
+    fine = fastnc.descend(model, epochs=100)
+    coarse, longer = (fastnc.descend(model, epochs=e, snapshots=5) for e in (97, 130))
+    flow = fastnc.flow(model, 3.0, snapshots=2)
+    for runs, said in (
+        ([fine, coarse], r"run 1 has epoch 6 at row 5, where the longest has 5\. Give all"),
+        ([longer, coarse], r"run 1 has epoch 97 at row \d+, where the longest has 100\."),
+        ([flow, fine], r"run 0 has 'log10_time' where the longest has 'epoch'"),
+    ):
+        with pytest.raises(ValueError, match=f"measured at the same times; {said}"):
+            fastnc.Trajectories(runs).quantiles("margin")
+    # A run that ended at one of the longer one's times has the first of its rows.
+    short = fastnc.descend(model, epochs=100, snapshots=5)
+    assert np.isnan(fastnc.Trajectories([longer, short]).stack("margin")[1, -1])
+
+
+def test_settings_that_differ_in_little():
+    """Six digits of the step size, and nothing of `replacement` and `rtol`, made them one."""
+    model, adam = fastnc.ULPM(3, 2, 4), fastnc.rules.Adam
+    two = {"epochs": 5, "seeds": range(2)}
+    batches = [
+        fastnc.descend(model, epochs=5, batch_size=2, replacement=drawn) for drawn in (False, True)
+    ]
+    for runs, told in (
+        (fastnc.sweep(model, lr=[1.0, 1.0000001], **two), ["lr=1,", "lr=1.0000001,"]),
+        (
+            fastnc.sweep(model, rules=[adam(1e-2), adam(0.0100000001)], **two),
+            ["Adam(0.01)", "Adam(0.0100000001)"],
+        ),
+        (fastnc.Trajectories(batches), ["batches of 2, fl", "of 2, drawn with replacement, fl"]),
+        (
+            fastnc.Trajectories([fastnc.flow(model, 3.0, rtol=rtol) for rtol in (1e-8, 1e-4)]),
+            [", flow", ", flow, rtol 0.0001"],
+        ),
+    ):
+        names = list(runs.settings())
+        assert len(names) == 2 and told[0] in names[0] and told[1] in names[1]

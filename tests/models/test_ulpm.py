@@ -11,6 +11,7 @@ def test_balanced_labels_and_sizes():
     assert model.y.tolist() == [0, 0, 1, 1, 2, 2] and model.n_samples == 6
     assert model.class_sizes.tolist() == [2, 2, 2]
     assert ULPM(3, dim=4, labels=[2, 0, 2]).class_sizes.tolist() == [1, 0, 2]
+    assert ULPM(labels=[0, 4, 2]).n_classes == ULPM(n_per_class=1).n_classes == 5
 
 
 def test_the_start_has_variance_one_over_dim_and_is_the_seeds():
@@ -36,10 +37,17 @@ def test_the_start_has_variance_one_over_dim_and_is_the_seeds():
         ({"n_per_class": 2, "labels": [0]}, "exactly one of `n_per_class` and `labels`"),
         ({"labels": []}, "`labels` must hold at least one label"),
         (
-            {"labels": [0, 5]},
+            {"n_classes": 5, "labels": [0, 5]},
             r"`labels` must lie in 0..4 \(5 classes were given\); got 5 at index 1. Relabel, or "
             "give more `n_classes`",
         ),
+        # A problem of five classes, two of them absent, was solved without a word.
+        (
+            {"labels": [0, 1, 2]},
+            "`n_classes` must be given with `labels` of other than 5 classes; got labels up to 2. "
+            "Give `n_classes=3`, or more",
+        ),
+        ({"labels": [0, 5]}, "got labels up to 5. Give `n_classes=6`, or more"),
         ({"labels": np.int64(3)}, r"`labels` must have 1 dimension; got shape \(\)"),
         ({"labels": "abc"}, "`labels` must be a NumPy array or a torch tensor; got str"),
         ({"labels": [0.5]}, "`labels` must hold integers; got float64"),

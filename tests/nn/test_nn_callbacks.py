@@ -67,6 +67,8 @@ def test_lightning(tmp_path):
     logged = trainer.callback_metrics["nc/nc1"]
     assert float(logged) == pytest.approx(callback.metrics.nc1, rel=1e-6)
     assert not module.net[2]._forward_pre_hooks
+    with pytest.raises(TypeError, match=r"`labels` must take what it is called with, `labels\(bat"):
+        LightningCollapse("net.2", labels=lambda: y)
 
 
 def test_the_hugging_face_trainer(tmp_path):

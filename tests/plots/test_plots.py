@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import fastnc
 from fastnc import plots
+from fastnc.plots import many
 
 
 @pytest.mark.parametrize("sizes", [(2, 3, 2), (3, 1, 3), (3, 2, 2)])
@@ -41,6 +43,54 @@ def test_bands_of_two_classes_beside_more():
     two, three = figure.axes[0], figure.axes[4]
     assert two.get_yscale() == three.get_yscale() == "log"
     assert two.texts[0].get_text() == "0 to rounding" and not three.texts
+
+
+def test_settings_without_a_row_of_their_own():
+    """More than 8, or 10 rules: medians, in the colours of a bar that names every second, ...."""
+    rates = [float(f"{0.1 + 0.05 * i:.2f}") for i in range(30)]
+    runs = fastnc.sweep(fastnc.ULPM(3, 2, 4), lr=rates, epochs=30, seeds=range(2))
+    for draw, per_panel in ((plots.sweep_bands, (60, 30, 60, 30)), (plots.rules_compared, (30,))):
+        figure = draw(runs)
+        figure.draw_without_rendering()
+        *panels, bar = figure.axes
+        names = [f"lr={rate:g}" for rate in rates]
+        if draw is plots.rules_compared:
+            assert {len(axes.lines) for axes in panels} == {30} and not panels[0].get_legend()
+        else:
+            assert tuple(len(axes.lines) for axes in panels) == per_panel
+        assert [text.get_text() for text in bar.get_yticklabels()] == names[::2]
+        # The bar's colours are those of the lines, from the first setting on.
+        drawn = [line.get_color() for line in panels[1].lines]
+        (steps,) = [c for c in bar.collections if c.get_array() is not None]
+        mapped = steps.cmap(steps.norm(steps.get_array().ravel()))
+        np.testing.assert_allclose(mapped, drawn)
+    # A line is the median of its setting's runs.
+    x, median = panels[1].lines[7].get_data()
+    two = runs[14:16]
+    np.testing.assert_array_equal(x, two.longest["epoch"][1:])
+    np.testing.assert_array_equal(median, 1.0 - two.quantiles("margin_ratio", 0.5)[0, 1:])
+
+
+def test_names_that_matplotlib_takes_for_something_else():
+    """A legend left out what begins with `_`, and a `$` began a formula."""
+    labels, _ = many.apart(["K=3, _Mine(1)", "K=3, a$b$_c"])
+    assert labels == [" _Mine(1)", r"a\$b\$_c"]
+    axes = Figure().subplots()
+    for label in labels:
+        axes.plot([0, 1], label=label)
+    assert len(axes.legend().get_texts()) == 2
+    axes.figure.draw_without_rendering()
+
+
+def test_a_long_name_is_cut():
+    labels, shared = many.apart(["K=3, lr=1, " + "x" * 60, "K=3, lr=2, y"])
+    assert shared == ["K=3"] and labels == ["lr=1, " + "x" * 60, "lr=2, y"]
+    assert many.apart(["K=3, lr=1"]) == (["K=3, lr=1"], [])
+    figure = Figure()
+    many.name_bar(figure, [figure.subplots()], labels)
+    cut, whole = figure.axes[1].get_yticklabels()
+    assert len(cut.get_text()) == 48 and cut.get_text().endswith("x...")
+    assert whole.get_text() == "lr=2, y"
 
 
 def test_cells_of_a_table_do_not_run_together():

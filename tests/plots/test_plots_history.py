@@ -35,6 +35,43 @@ def test_several_runs_are_their_median_where_all_have_one():
     assert "median of 3 runs" in figure.get_suptitle()
 
 
+def test_rows_in_any_order():
+    """An epoch that was added later had another one's value."""
+    history = fastnc.History()
+    for epoch in (5, 1, 3, 0):
+        history.add(epoch, {"nc1": 10.0 + epoch})
+    (axes,) = plots.trend(history).axes
+    assert axes.lines[0].get_xdata().tolist() == [0.0, 1.0, 3.0, 5.0]
+    assert axes.lines[0].get_ydata().tolist() == [10.0, 11.0, 13.0, 15.0]
+
+
+def test_columns_where_none_are_named():
+    rng = np.random.default_rng(0)
+    H, y = rng.standard_normal((30, 4)), np.arange(30) % 3
+    for W, last in ((None, "within_class"), (rng.standard_normal((3, 4)), "self_duality")):
+        history = fastnc.History()
+        for epoch in (1, 2):
+            history.add(epoch, fastnc.collapse_metrics(H / epoch, y, W))
+        names = [axes.get_title() for axes in plots.trend(history).axes]
+        assert names == ["nc1", "equinorm_features", "equiangular_features", last]
+    other = Columns(epoch=[0, 1], b=[1.0, 2.0], a=[3.0, 4.0])
+    assert [axes.get_title() for axes in plots.trend(other).axes] == ["b", "a"]
+    with pytest.raises(ValueError, match="`history` must have a column beside its time in every"):
+        plots.trend([other, Columns(epoch=[0, 1], c=[1.0, 2.0])])
+
+
+def test_a_flow_has_no_epochs():
+    """Its times were drawn as epochs, and beside those of a descent."""
+    model = fastnc.ULPM(3, 4, 5)
+    flow = fastnc.flow(model, 20.0, snapshots=5)
+    axes = plots.trend(flow).axes[0]
+    assert axes.get_xlabel() == "log10 of the time t" and axes.get_xscale() == "linear"
+    np.testing.assert_array_equal(axes.lines[0].get_xdata(), flow["log10_time"][1:])
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), flow["nc1"][1:])
+    with pytest.raises(ValueError, match="runs of one time; got 'log10_time' and 'epoch'"):
+        plots.trend([flow, fastnc.descend(model, epochs=20)])
+
+
 def test_long_runs_have_a_logarithmic_axis():
     run = Columns(epoch=np.array([0, 10, 10**6]), nc1=np.array([3.0, 1.0, 0.1]))
     assert plots.trend(run, ["nc1"]).axes[0].get_xscale() == "symlog"

@@ -82,6 +82,7 @@ def test_theorem_33_is_reached_and_not_beaten_from_20_starts(K, n, d, radius):
     assert min(found) <= best * (1 + 1e-8)
     W, H, y = collapsed(radius, K, n, d)
     assert fastnc.loss(W, H, y, "sum") == pytest.approx(best, rel=1e-13)
+    assert optimal_loss(1e200, K, n) == 0.0
     assert optimal_loss(radius, K, n) == pytest.approx(best / len(y), rel=1e-15)
     assert (W**2).sum() == pytest.approx(radius**2 / 2) == pytest.approx((H**2).sum())
 
@@ -241,6 +242,11 @@ def test_tensors_and_float32_come_back_as_they_went_in():
         (lambda W, H, y: collapsed(1.0, 3, 2, "4"), "`dim` must be an integer of at least 1"),
         (lambda W, H, y: fastnc.tangent_curvature(W, H, y, tol=0.0), "`tol` must be a positive"),
         (lambda W, H, y: fastnc.tangent_curvature(W, H, y, seed=-1), "`seed` must be an integer"),
+        (lambda W, H, y: along_sphere(W, H, W, H, 0.1), "direction of norm 1 at a right angle"),
+        (
+            lambda W, H, y: along_sphere(W, H, W / np.linalg.norm(W), 0 * H, 0.1),
+            "as from `tangent_curvature`; got norm 1 and cosine 0.",
+        ),
         (lambda W, H, y: optimal_loss(1.0, 1, 2), "`n_classes` must be an integer of at least 2"),
     ],
 )

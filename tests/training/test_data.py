@@ -10,6 +10,7 @@ import pytest
 import small_training
 import torch
 
+import fastnc
 from fastnc.training import data, idx_files
 
 # The folder that holds `FashionMNIST/raw`, for whoever has the real files.
@@ -76,6 +77,9 @@ def test_evenly_takes_turns_in_unsorted_labels():
 def test_the_fingerprint_sees_every_byte(raw):
     found = load(raw, image_size=6)
     before = found.fingerprint()
+    # What normalises the images too: a resumed network had other inputs.
+    for change in ({"mean": found.mean + 0.1}, {"std": 2.0 * found.std}):
+        assert replace(found, **change).fingerprint() != before
     assert before == load(raw, image_size=6).fingerprint()
     found.test_images[-1, 0, 0, 0] += 1
     assert found.fingerprint() != before
@@ -92,9 +96,12 @@ def test_sizes_that_make_no_sense(raw, options):
 
 def test_a_missing_file_says_where_and_what_to_do(raw):
     (raw / "t10k-labels-idx1-ubyte.gz").unlink()
-    sentence = r"is not in '.*raw': there is no t10k-labels-idx1-ubyte or .*--data.*--download"
-    with pytest.raises(FileNotFoundError, match=sentence):
+    sentence = "is not in '.*raw': there is no t10k-labels-idx1-ubyte or .*"
+    with pytest.raises(FileNotFoundError, match=rf"{sentence}`root`, .*`download=True`\.$"):
         load(raw)
+    # Of each door in its own words.
+    with pytest.raises(FileNotFoundError, match=rf"{sentence}`data`, .*download=True\)`\.$"):
+        fastnc.training.train(raw.parents[1], 1)
 
 
 def test_a_packed_file_cut_short(raw):

@@ -96,7 +96,8 @@ def test_torchvisions_sets(tmp_path, monkeypatch, name):
 
 def test_a_set_that_is_not_there(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"CIFAR10 is not in '.*' \(Dataset not found.*--do"
+        FileNotFoundError,
+        match=r"CIFAR10 is not in '.*' \(Dataset not found.*`root`, .*`download=True`",
     ):
         load_data(tmp_path, "CIFAR10")
     assert not list(tmp_path.iterdir())

@@ -319,3 +319,29 @@ def test_experiments_of_another_kind(data):
         Experiment(seed=1 << 68)
     with pytest.raises(ValueError, match=r"`schedule` must be 'constant', .*; got 3"):
         train(data, 1, Experiment(feature_dim=12, schedule=3))
+
+
+MODES = {
+    "no_grad": torch.no_grad,
+    "inference": torch.inference_mode,
+    "made elsewhere": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("mode", [*MODES, "double"])
+def test_modes_of_the_caller(data, mode):
+    """They ended in torch's own words, or would have changed the run."""
+    alone = train(data, 3, QUICK)
+    if mode == "double":
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert same(train(data, 3, QUICK), alone)
+            assert torch.get_default_dtype() == torch.float64
+        finally:
+            torch.set_default_dtype(torch.float32)
+        return
+    with MODES[mode]():
+        grad = torch.is_grad_enabled()
+        assert same(train(data, 3, QUICK), alone)
+        assert torch.is_grad_enabled() == grad
+        assert torch.empty(1).is_meta == (mode == "made elsewhere")

@@ -57,7 +57,7 @@ def test_it_starts_as_he_and_others_say():
     ],
 )
 def test_other_models_have_an_open_last_layer(model, name, dim, head):
-    net = network(model, 7, n_channels=1, head=head, feature_dim=16).eval()
+    net = network(model, 7, n_channels=1, head=head).eval()
     found, last = last_layer(net)
     assert (found, last.in_features, last.out_features) == (name, dim, 7)
     x = torch.rand(2, 1, 32, 32)
@@ -151,6 +151,17 @@ def test_any_image_size_ends_in_512_features(side):
             {"model": "squeezenet1_1"},
             r"must have a linear last layer; that of 'squeezenet1_1' is A",
         ),
+        # They were ignored without a word.
+        (
+            {"model": "resnet18", "feature_dim": 16},
+            r"`feature_dim` must be left out but for a VGG with head='own', .*; got 16 with",
+        ),
+        ({"model": "vgg11", "head": "linear", "feature_dim": 16}, "`feature_dim` must be left out"),
+        (
+            {"model": "resnet18", "dropout": 0.5},
+            "`dropout` must be 0 for `model`='resnet18' with head='own', .*; got 0.5",
+        ),
+        ({"model": "vgg11", "head": "linear", "dropout": 0.5}, "`dropout` must be 0 for `model`="),
         ({"model": "resnet18", "batch_norm": True}, r"`batch_norm` must be False but for a VGG"),
     ],
 )

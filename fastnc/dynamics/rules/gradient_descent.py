@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastnc._core import arrays
-from fastnc.dynamics.rules.rule import Array, Arrays, BuiltIn, decayed
+from fastnc.dynamics.rules.rule import Array, Arrays, BuiltIn, downhill
 
 
 @dataclass(frozen=True)
@@ -25,5 +25,4 @@ class GradientDescent(BuiltIn):
         self, factors: Arrays, gradients: Arrays, state: dict[str, Array], rates: Arrays, step: int
     ) -> Arrays:
         """`-lr g`."""
-        gradients = decayed(gradients, factors, self.weight_decay)
-        return tuple(-lr * g for lr, g in zip(rates, gradients, strict=True))
+        return downhill(gradients, factors, rates, self.weight_decay)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core import arrays
+from fastnc._core.functions import check_function
 from fastnc.dynamics.rules.schedules import Schedule
 
 Array = NDArray[Any]
@@ -22,7 +23,8 @@ class Rule(Protocol):
     """Any object with these two methods may be a rule; it needs NumPy only.
 
     The factors are W (K, d), H (N, d) and, of a model that has one, the bias (K,). The attribute
-    `lr` is a number, a pair `(lr_W, lr_H)` or a schedule; without it the step size is 1.
+    `lr` is a number, a pair `(lr_W, lr_H)` or a schedule; without it the step size is 1. A resumed
+    run must have a rule of the same attributes and code: what changes belongs into the state.
     """
 
     def init(self, *factors: Array) -> dict[str, Array]:
@@ -70,7 +72,10 @@ def check_rate(lr: Rate) -> Rate:
         if len(lr) != 2:
             raise ValueError(f"`lr` must be one number or a pair (lr_W, lr_H); got {lr!r}.")
         return tuple(check_rate(one) for one in lr)
-    if callable(lr) or isinstance(lr, Schedule):
+    if isinstance(lr, Schedule):
+        return lr
+    if callable(lr):
+        check_function("lr", lr, "epoch")
         return lr
     return arrays.check_positive("lr", lr)
 
@@ -82,6 +87,12 @@ def decayed(gradients: Arrays, factors: Arrays, weight_decay: float) -> Arrays:
     return tuple(
         g + np.asarray(weight_decay, g.dtype) * x for g, x in zip(gradients, factors, strict=True)
     )
+
+
+def downhill(gradients: Arrays, factors: Arrays, rates: Arrays, weight_decay: float) -> Arrays:
+    """`-lr (g + weight_decay theta)`: the step of gradient descent."""
+    gradients = decayed(gradients, factors, weight_decay)
+    return tuple(-lr * g for lr, g in zip(rates, gradients, strict=True))
 
 
 def check_fraction(name: str, value: float) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core import arrays
+from fastnc._core.functions import check_function
 from fastnc._core.results import listed
 
 
@@ -118,7 +119,9 @@ class WarmUp(Schedule):
 
     def __post_init__(self) -> None:
         arrays.keep_checked(self, arrays.check_count, "epochs", least=1)
-        if not callable(self.then):
+        if callable(self.then):
+            check_function("then", self.then, "epoch")
+        else:
             arrays.keep_checked(self, arrays.check_positive, "then")
         if getattr(self.then, "of_log_loss", False):
             raise ValueError(
@@ -127,7 +130,9 @@ class WarmUp(Schedule):
             )
 
     def __call__(self, epoch: float) -> float:
-        full = self.then(epoch) if callable(self.then) else self.then
+        full = self.then
+        if callable(full):
+            full = arrays.check_at_least_zero(f"then({epoch})", full(epoch))
         return float(full * min((epoch + 1.0) / self.epochs, 1.0))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastnc._core import arrays
-from fastnc.dynamics.rules.rule import Array, Arrays, BuiltIn, decayed
+from fastnc.dynamics.rules.rule import Array, Arrays, BuiltIn, downhill
 
 
 @dataclass(frozen=True)
@@ -37,5 +37,4 @@ class SharpnessAware(BuiltIn):
         self, factors: Arrays, gradients: Arrays, state: dict[str, Array], rates: Arrays, step: int
     ) -> Arrays:
         """`-lr g`, g the gradient uphill."""
-        gradients = decayed(gradients, factors, self.weight_decay)
-        return tuple(-lr * g for lr, g in zip(rates, gradients, strict=True))
+        return downhill(gradients, factors, rates, self.weight_decay)

@@ -12,13 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core import arrays
+from fastnc._core.functions import check_function
 from fastnc.dynamics.gradients import Found, Source, streams
 from fastnc.dynamics.rules import LossScaled, Rule, Schedule, Standing
-from fastnc.dynamics.rules.rule import BuiltIn
 from fastnc.dynamics.steppers.epochs import HostEpochs
 
 Array = NDArray[Any]
 Arrays = tuple[Array, ...]
+
+
+# What `update` of a rule is given.
+_UPDATED = ("factors", "gradients", "state", "rates", "step")
 
 
 class ComposedDescent(HostEpochs):
@@ -66,11 +70,16 @@ class ComposedDescent(HostEpochs):
         self.W_low, self.H_low = self.low[:2]
         # A rule of the user's sees the factors and does not write to them: what it returns moves
         # them.
-        own = isinstance(rule, BuiltIn)
+        own = _is_own(rule)
         self.shown = self.factors if own else tuple(_read_only(x) for x in self.factors)
+        if not own:
+            check_function("rule.init", rule.init, *self.names)
+            check_function("rule.update", rule.update, *_UPDATED)
         memory = rule.init(*self.shown)
         if not own:
             _check_memory(memory)
+            # What it remembers of the start must not move with the factors.
+            memory = {name: x.copy() for name, x in memory.items()}
         self.memory = {f"rule/{name}": x for name, x in memory.items()}
         self.lr = getattr(rule, "lr", 1.0)
         self.streams = streams(source)
@@ -99,14 +108,14 @@ class ComposedDescent(HostEpochs):
         if self.of_log_loss and hasattr(self.rule, "rescale") and math.isfinite(unit):
             self.rule.rescale(self._memory(), math.exp(min(unit - found.log_loss, 700.0)))
         self.counts[:] = step + 1, found.log_loss if self.of_log_loss else math.nan
-        changes = self.rule.update(
-            self.shown, found.gradients, self._memory(), rates, int(step) + 1
-        )
+        memory = self._memory()
+        changes = self.rule.update(self.shown, found.gradients, memory, rates, int(step) + 1)
         if self.shown is not self.factors:
             _check_changes(changes, self.names, self.factors)
+            _keep(memory, self._memory())
         for x, low, change, name in zip(self.factors, self.low, changes, self.names, strict=True):
             if name not in self.freeze:
-                add_change(x, low, np.asarray(change))
+                add_change(x, low, change if _is_own(self.rule) else real(name, change))
         if self.retract is not None:
             for x, new in zip((self.W, self.H), self.retract(self.W, self.H), strict=True):
                 np.copyto(x, new)
@@ -176,6 +185,31 @@ def _check_memory(memory: Any) -> None:
             )
 
 
+def _keep(left: dict[str, Array], memory: dict[str, Array]) -> None:
+    """Overwrite the memory by what `update` put in its place: `state["m"] = ...` is one way."""
+    for name in left.keys() | memory.keys():
+        old, new = memory.get(name), left.get(name)
+        if new is old:
+            continue
+        if old is None or new is None or np.shape(new) != old.shape:
+            had = "none" if old is None else f"one of shape {old.shape}"
+            got = "none" if new is None else f"one of shape {np.shape(new)}"
+            raise ValueError(
+                "`rule.update` must leave in `state` the arrays that `rule.init` made; of "
+                f"{name!r} it made {had}, got {got}."
+            )
+        np.copyto(old, real(f"state[{name!r}]", new), casting="unsafe")
+
+
+def real(name: str, x: Any) -> Array:
+    """What a user's rule returned, as an array of real numbers."""
+    arrays.check_unmasked(f"rule.update: {name}", x)
+    found: Array = arrays.as_numpy(x)
+    if found.dtype.kind not in "fiub":
+        raise TypeError(f"`rule.update` must return real numbers; got {name} of {found.dtype}.")
+    return found
+
+
 def _check_changes(changes: Any, names: Sequence[str], factors: Arrays) -> None:
     """What `update` of a user's rule returned must be an array of each factor's shape."""
     shapes = [x.shape for x in factors]
@@ -194,12 +228,19 @@ def _check_changes(changes: Any, names: Sequence[str], factors: Arrays) -> None:
 def rate_at(lr: Any, standing: Standing) -> float:
     """The step size of a number, a schedule or a function of the epoch, at `standing`."""
     if isinstance(lr, Schedule):
-        return lr.at(standing)
-    if callable(lr):
+        rate = lr.at(standing)
+        if _is_own(lr):
+            return rate
+    elif callable(lr):
         rate = lr(standing.epoch)
-        arrays.check_at_least_zero(f"lr({standing.epoch})", rate)
-        return float(rate)
-    return float(lr)
+    else:
+        return float(lr)
+    return arrays.check_at_least_zero(f"lr({standing.epoch})", rate)
+
+
+def _is_own(part: Any) -> bool:
+    """Whether a rule or a schedule is one of fastnc, not a user's."""
+    return type(part).__module__.startswith("fastnc.")
 
 
 def add_change(x: Array, low: Array, change: Array) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from fastnc._core.functions import check_function
 from fastnc.collapse.history import History
 from fastnc.collapse.layer_table import LayerTable
 from fastnc.nn.tracker import CollapseTracker
@@ -36,6 +37,8 @@ class LightningCollapse(Callback):
         prefix: str = "nc/",
         **options: Any,
     ) -> None:
+        if labels is not None:
+            check_function("labels", labels, "batch")
         self.layer, self.of_batch, self.prefix, self.options = layer, labels, prefix, options
         self.history = History()
         self.metrics: Any = None
