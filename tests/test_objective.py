@@ -224,6 +224,17 @@ for n in (500_000, 1_000_000):
     assert half < 64 and full < 64
 
 
+def test_the_log_form_goes_on_to_the_end_of_floats():
+    """log L = -gap, and the gradients over the loss are those of the gap."""
+    for size in (1e100, 1e150, 6e153):
+        W, H = np.array([[size], [-size]]), np.array([[size]])
+        log_loss, grad_W, grad_H = fastnc.log_loss_and_grads(W, H, np.array([0]))
+        # Two roundings of the product.
+        assert log_loss == pytest.approx(-2.0 * size * size, rel=4.5e-16)
+        np.testing.assert_allclose(grad_W, [[-size], [size]], rtol=4.5e-16)
+        np.testing.assert_allclose(grad_H, [[-2.0 * size]], rtol=4.5e-16)
+
+
 def test_autograd_learns_of_a_step_in_place():
     """What it had saved changed, and its gradients were of another point without a word."""
     torch = pytest.importorskip("torch")

@@ -11,6 +11,7 @@ does not check what it reads, so a truncated file aborts the process. Here
 - where nothing can be written, kernels are compiled for this process alone, and one line says so.
 """
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -99,8 +100,15 @@ def writable_folder():
     return None
 
 
+def _age(folder):
+    # Another process may remove it meanwhile.
+    with contextlib.suppress(OSError):
+        return folder.stat().st_mtime
+    return 0.0
+
+
 def _remove_old(root):
-    by_age = sorted(root.glob(PREFIX + "*"), key=lambda path: path.stat().st_mtime)
+    by_age = sorted(root.glob(PREFIX + "*"), key=_age)
     for folder in by_age[: -KEPT - 1]:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -135,8 +135,9 @@ def log_loss_and_grads(W, H, y, log_loss_out, grad_W_out, grad_H_out):
         run = _run(LOG_GRADS, W, H, y, 1.0, grad_H_out, grad_W_out)
         total = float((np.exp(run.shifts - run.top) * run.totals).sum())
         log_loss_out[0] = run.top + math.log(total) if total > 0.0 else math.nan
-        run.gather(1.0 / total if total else math.nan, False, grad_W_out)
-        rescale(run.chunk, run.parts, grad_H_out, run.chunk_shifts, run.top, 1.0 / total)
+        factor = 1.0 / total if total else math.nan
+        run.gather(factor, False, grad_W_out)
+        rescale(run.chunk, run.parts, grad_H_out, run.chunk_shifts, run.top, factor)
 
 
 def gradient_step(W, H, y, scale, lr, loss_out):

@@ -40,8 +40,9 @@ from fastnc.kernels.cpu.processor import VECTOR_BYTES
 # If all gaps are below it, exponents are relative to the largest: at -40 (-600 in float64) an
 # exponential that becomes 0 is less than e^-47 (e^-108) of the largest.
 LOWEST_4, LOWEST_8 = -40.0, -600.0
-# The largest gap of no class at all: finite, so that the difference of two is a number.
-NOTHING = -1e300
+# The largest gap of no class at all: finite, so that the difference of two is a number, and below
+# any gap between logits that are products of floats.
+NOTHING = -(2.0**1023)
 # Scales are e to multiples of this, so that they seldom change from chunk to chunk.
 STEP = 16.0
 # Vectors of samples that are worked on side by side: rows of Z have room for a multiple of them.
