@@ -50,6 +50,12 @@ room = njit(**INNER)(row_of_logits)
 
 
 @njit(**INNER)
+def share_of(mode):
+    """How many products prefetch: the last one too if it writes where it has read."""
+    return 1 if mode == LOSS else 3 if mode == STEP else 2
+
+
+@njit(**INNER)
 def samples_of(part, n_parts, N, chunk):
     """A part's first sample and its end: whole chunks where there are enough, or whole vectors."""
     unit = chunk if 2 * n_parts * chunk <= N else VECTOR_BYTES // 4
@@ -70,15 +76,15 @@ def _label_logits(W, H, y, bias, first, rows, z_y):
 
 @njit(**INNER)
 def forward(
-    mode, kernels, low, n, alone, W, H_at, HT, y, first, rows, bias, uniform, Z, z_y, block, shift,
-    S, moved, term_at,
+    mode, share, kernels, low, n, alone, W, H_at, HT, y, first, rows, bias, uniform, Z, z_y, block,
+    shift, S, moved, term_at,
 ):  # fmt: skip
     """Logits of the n classes from `low` on, block number `block`, and their exponentials.
 
     `alone`: these are all the classes, so that the labels' logits are among them.
     """
     ld = Z.shape[1]
-    products.logits(kernels, W, low, n, H_at, HT, rows, Z, False, low == 0)
+    products.logits(kernels, W, low, n, H_at, HT, rows, Z, False, share if low == 0 else 0)
     if len(bias):
         for j in range(low, low + n):
             for i in range(rows):
@@ -103,8 +109,8 @@ def forward(
 
 @njit(**INNER)
 def backward(
-    kernels, low, n, H_at, D, y, first, rows, scale, uniform, Z, block, factor, label_r, term_at,
-    part, sums, bias_sums,
+    share, kernels, low, n, H_at, D, y, first, rows, scale, uniform, Z, block, factor, label_r,
+    term_at, part, sums, bias_sums,
 ):  # fmt: skip
     """Residuals of the n classes from `low` on, from exponentials, and their sums over samples.
 
@@ -122,24 +128,8 @@ def backward(
     )  # fmt: skip
     if sums.shape[1]:
         place = (part * sums.shape[1] + low) * D
-        products.class_sums(kernels, Z, low, n, H_at, D, rows, sums, place, low == 0)
-
-
-@njit(**INNER)
-def scale_rows(A, factor):
-    """`A *= factor`, in float64: a small factor keeps its digits."""
-    for j in range(A.shape[0]):
-        for f in range(A.shape[1]):
-            A[j, f] = np.float64(A[j, f]) * factor
-
-
-@njit(**INNER)
-def scale_exponentially(A, first, rows, c):
-    """Some rows of A times e^c, in two steps: e^c itself may underflow."""
-    root = math.exp(0.5 * c)
-    for i in range(first, first + rows):
-        for f in range(A.shape[1]):
-            A[i, f] = np.float64(A[i, f]) * root * root
+        share = share if low == 0 else 0
+        products.class_sums(kernels, Z, low, n, H_at, D, rows, sums, place, share)
 
 
 @njit(**INNER)
@@ -170,6 +160,7 @@ def part_of_samples(
     padded[:] = 0.0
     wanted = mode != LOSS and len(out) + bias_sums.shape[1] + sums.shape[1] > 0
     total, running, zero = 0.0, -np.inf, np.int64(0)
+    share = share_of(mode)
     for first in range(low, high, chunk):
         rows = min(chunk, high - first)
         H_at = address(H, first * d)
@@ -183,8 +174,8 @@ def part_of_samples(
         for b in range(n_blocks):
             j, n = b * block, min(block, K - b * block)
             forward(
-                mode, kernels, j, n, n_blocks == 1, W, H_at, HT, y, first, rows, bias, uniform, Z,
-                z_y, b, tops, S, moved, address(term, 0),
+                mode, share, kernels, j, n, n_blocks == 1, W, H_at, HT, y, first, rows, bias,
+                uniform, Z, z_y, b, tops, S, moved, address(term, 0),
             )  # fmt: skip
         call(
             kernels[COMBINE],
@@ -198,8 +189,8 @@ def part_of_samples(
         c = scales[0]
         if c > running:
             if running > -np.inf:
-                scale_rows(sums[part], math.exp(running - c))
-                scale_rows(bias_sums[part : part + 1], math.exp(running - c))
+                products.scale_rows(sums[part], math.exp(running - c))
+                products.scale_rows(bias_sums[part : part + 1], math.exp(running - c))
                 total *= math.exp(running - c)
             running = c
         loss = total_of(losses, rows)
@@ -213,18 +204,20 @@ def part_of_samples(
         for b in range(n_blocks):
             j, n = b * block, min(block, K - b * block)
             backward(
-                kernels, j, n, H_at, D, y, first, rows, scale, uniform, Z, b, factor, label_r,
-                address(term, 0), part, sums, bias_sums,
+                share, kernels, j, n, H_at, D, y, first, rows, scale, uniform, Z, b, factor,
+                label_r, address(term, 0), part, sums, bias_sums,
             )  # fmt: skip
         # Only after all blocks have read the samples: a step overwrites them.
         if len(out):
             C_at = H_at if d != D else address(out, first * d)
-            products.sample_sums(kernels, Z, W, zero, K, step, mode == STEP, C_at, rows, N)
+            products.sample_sums(
+                kernels, Z, W, zero, K, step, mode == STEP, C_at, rows, N, H_at, share
+            )
             if mode == GRADS and c != 0.0:
                 if d != D:
-                    scale_exponentially(padded, 0, rows, c)
+                    products.scale_exponentially(padded, 0, rows, c)
                 else:
-                    scale_exponentially(out, first, rows, c)
+                    products.scale_exponentially(out, first, rows, c)
             if d != D:
                 products.copy_rows(padded, 0, out, first, rows, d)
         if mode == LOG_GRADS:
@@ -285,7 +278,7 @@ def classes_divided(
     padded[:] = 0.0
     wanted = mode != LOSS and len(out) + bias_sums.shape[1] + sums.shape[1] > 0
     one = W.dtype.type(1.0)
-    total, running = 0.0, -np.inf
+    total, running, share = 0.0, -np.inf, share_of(mode)
     for first in range(0, N, chunk):
         rows = min(chunk, N - first)
         H_at = address(H, first * d)
@@ -299,8 +292,8 @@ def classes_divided(
             b = np.int64(index)
             j, n = b * block, min(block, K - b * block)
             forward(
-                mode, kernels, j, n, False, W, H_at, HT, y, first, rows, bias, uniform, Z, z_y, b,
-                tops, S, moved, address(origins, b * ld),
+                mode, share, kernels, j, n, False, W, H_at, HT, y, first, rows, bias, uniform, Z,
+                z_y, b, tops, S, moved, address(origins, b * ld),
             )  # fmt: skip
         call(
             kernels[COMBINE],
@@ -314,8 +307,8 @@ def classes_divided(
         c = scales[0]
         if c > running:
             if running > -np.inf:
-                scale_rows(sums[0], math.exp(running - c))
-                scale_rows(bias_sums, math.exp(running - c))
+                products.scale_rows(sums[0], math.exp(running - c))
+                products.scale_rows(bias_sums, math.exp(running - c))
                 total *= math.exp(running - c)
             running = c
         loss = total_of(losses, rows)
@@ -330,13 +323,13 @@ def classes_divided(
             for b in range(begin, stop):
                 j, n = b * block, min(block, K - b * block)
                 backward(
-                    kernels, j, n, H_at, D, y, first, rows, scale, uniform, Z, b, factor, label_r,
-                    address(terms, p * ld), np.int64(0), sums, bias_sums,
+                    share, kernels, j, n, H_at, D, y, first, rows, scale, uniform, Z, b, factor,
+                    label_r, address(terms, p * ld), np.int64(0), sums, bias_sums,
                 )  # fmt: skip
                 if len(out):
                     products.sample_sums(
                         kernels, Z, W, j, n, one, b > begin, address(range_sums, p * height * D),
-                        rows, N,
+                        rows, N, H_at, share if j == 0 else 0,
                     )  # fmt: skip
         root = math.exp(0.5 * c) if mode != LOG_GRADS else 1.0
         for index in prange(rows if len(out) else 0):
@@ -393,4 +386,4 @@ def rescale(chunk, n_parts, H, chunk_shifts, top, factor):
         for k in range((high - low + chunk - 1) // chunk):
             by = factor * math.exp(chunk_shifts[part, k] - top)
             first = low + k * chunk
-            scale_rows(H[first : min(first + chunk, high)], by)
+            products.scale_rows(H[first : min(first + chunk, high)], by)

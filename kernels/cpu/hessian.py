@@ -27,8 +27,6 @@ from fastnc.kernels.cpu.chunk_pass import (
     forward,
     room,
     samples_of,
-    scale_exponentially,
-    scale_rows,
 )
 from fastnc.kernels.cpu.cross_entropy import numbers
 from fastnc.kernels.cpu.options import INNER, OPTIONS, njit
@@ -69,11 +67,11 @@ def _part(part, n_parts, planned, W, H, y, dW, dH, alpha, sums, shifts, HH):
         if transposes:
             products.transpose(kernels, H, first, rows, d, HT)
             products.transpose(kernels, dH, first, rows, d, dHT)
-        products.logits(kernels, W, zero, K, dH_at, dHT, rows, V, False, True)
-        products.logits(kernels, dW, zero, K, H_at, HT, rows, V, True, True)
+        products.logits(kernels, W, zero, K, dH_at, dHT, rows, V, False, 2)
+        products.logits(kernels, dW, zero, K, H_at, HT, rows, V, True, 2)
         forward(
-            GRADS, kernels, zero, K, True, W, H_at, HT, y, first, rows, none, none, Z, z_y, zero,
-            top, S, s, address(term, 0),
+            GRADS, 0, kernels, zero, K, True, W, H_at, HT, y, first, rows, none, none, Z, z_y,
+            zero, top, S, s, address(term, 0),
         )  # fmt: skip
         call(
             kernels[COMBINE],
@@ -87,7 +85,7 @@ def _part(part, n_parts, planned, W, H, y, dW, dH, alpha, sums, shifts, HH):
         c = found[0]
         if c > running:
             if running > -np.inf:
-                scale_rows(sums[part], math.exp(running - c))
+                products.scale_rows(sums[part], math.exp(running - c))
             running = c
         call(
             kernels[DERIVATIVES],
@@ -98,15 +96,15 @@ def _part(part, n_parts, planned, W, H, y, dW, dH, alpha, sums, shifts, HH):
             ),
         )  # fmt: skip
         place = part * K * D
-        products.class_sums(kernels, V, zero, K, H_at, D, rows, sums, place, True)
-        products.class_sums(kernels, Z, zero, K, dH_at, D, rows, sums, place, True)
-        products.sample_sums(kernels, V, W, zero, K, alpha, False, out_at, rows, N)
-        products.sample_sums(kernels, Z, dW, zero, K, alpha, True, out_at, rows, N)
+        products.class_sums(kernels, V, zero, K, H_at, D, rows, sums, place, 2)
+        products.class_sums(kernels, Z, zero, K, dH_at, D, rows, sums, place, 2)
+        products.sample_sums(kernels, V, W, zero, K, alpha, False, out_at, rows, N, H_at, 0)
+        products.sample_sums(kernels, Z, dW, zero, K, alpha, True, out_at, rows, N, dH_at, 0)
         if c != 0.0:
             if d != D:
-                scale_exponentially(own_H, 0, rows, c)
+                products.scale_exponentially(own_H, 0, rows, c)
             else:
-                scale_exponentially(HH, first, rows, c)
+                products.scale_exponentially(HH, first, rows, c)
         if d != D:
             products.copy_rows(own_H, 0, HH, first, rows, d)
     shifts[part] = running

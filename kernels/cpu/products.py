@@ -8,6 +8,8 @@ transposition to pay. Samples are passed as addresses, and classes as ranges: Nu
 references to every slice by atomic operations.
 """
 
+import math
+
 import numpy as np
 
 from fastnc.kernels.cpu import blas as blas_cpu
@@ -31,25 +33,33 @@ def transpose(kernels, H, first, rows, d, HT):
 
 
 @njit(**INNER)
-def _lines(rows, D, itemsize):
-    """Half the number of cache lines that `rows` samples take."""
-    return rows * D * itemsize // (2 * LINE)
+def _to_prefetch(number, share, H_at, D, rows, itemsize):
+    """Where part `number` of `share` of the `rows` samples after those at H_at begins, in lines.
+
+    Products share the lines, since a core can wait for only about a dozen at a time. None are left
+    for a product from number `share` on.
+    """
+    if number >= share:
+        return H_at, 0
+    lines = (rows * D * itemsize + share * LINE - 1) // (share * LINE)
+    return address(H_at, rows * D + number * lines * (LINE // itemsize)), lines
 
 
 @njit(**INNER)
-def logits(kernels, W, low, n, H_at, HT, rows, Z, keep, ahead):
+def logits(kernels, W, low, n, H_at, HT, rows, Z, keep, share):
     """`Z[j, i] = <w_j, h_i>` of n classes from `low` on, added to Z where `keep`.
 
-    With `ahead`, the first half of the next `rows` samples is prefetched meanwhile.
+    Of the next `rows` samples, one part of `share` is prefetched meanwhile.
     """
     D, ld, L = W.shape[1], Z.shape[1], VECTOR_BYTES // Z.itemsize
+    following, lines = _to_prefetch(0, share, H_at, D, rows, Z.itemsize)
     if HT.size:
         call(
             kernels[PRODUCT],
             (
                 address(Z, low * ld), ld, n, (rows + L - 1) // L, address(W, low * D), D, 1,
                 address(HT, 0), HT.shape[1], HT.shape[0], BLOCK, Z.dtype.type(1.0), np.int64(keep),
-                address(H_at, rows * D), _lines(rows, D, Z.itemsize) if ahead else 0,
+                following, lines,
             ),
         )  # fmt: skip
     else:
@@ -57,19 +67,19 @@ def logits(kernels, W, low, n, H_at, HT, rows, Z, keep, ahead):
             kernels[DOTS],
             (
                 address(Z, low * ld), ld, n, rows, address(W, low * D), H_at, D, D // L,
-                np.int64(keep),
+                np.int64(keep), following, lines,
             ),
         )  # fmt: skip
 
 
 @njit(**INNER)
-def class_sums(kernels, Z, low, n, H_at, D, rows, sums, place, ahead):
+def class_sums(kernels, Z, low, n, H_at, D, rows, sums, place, share):
     """`sums_j += sum_i Z[j, i] h_i` of n classes from `low` on, whose sums start at `place`.
 
-    With `ahead`, the second half of the next `rows` samples is prefetched meanwhile.
+    Of the next `rows` samples, the second part of `share` is prefetched meanwhile.
     """
     ld, L = Z.shape[1], VECTOR_BYTES // Z.itemsize
-    lines = _lines(rows, D, Z.itemsize)
+    following, lines = _to_prefetch(1, share, H_at, D, rows, Z.itemsize)
     if kernels[GEMM] != 0:
         blas_cpu.class_sums(kernels[GEMM], Z, low, n, H_at, D, rows, sums, place)
     else:
@@ -77,25 +87,27 @@ def class_sums(kernels, Z, low, n, H_at, D, rows, sums, place, ahead):
             kernels[PRODUCT],
             (
                 address(sums, place), D, n, D // L, address(Z, low * ld), ld, 1, H_at, D, rows,
-                SHORT if D == L else BLOCK, Z.dtype.type(1.0), 1,
-                address(H_at, rows * D + lines * (LINE // Z.itemsize)), lines if ahead else 0,
+                SHORT if D == L else BLOCK, Z.dtype.type(1.0), 1, following,
+                lines,
             ),
         )  # fmt: skip
 
 
 @njit(**INNER)
-def sample_sums(kernels, Z, W, low, n, alpha, keep, C_at, rows, N):
+def sample_sums(kernels, Z, W, low, n, alpha, keep, C_at, rows, N, H_at, share):
     """`c_i = alpha sum_j Z[j, i] w_j` over n classes from `low` on, added to c_i where `keep`.
 
-    For `rows` of N samples.
+    For `rows` of N samples. Of the next after those at H_at, the third part of `share` is
+    prefetched meanwhile.
     """
     (K, D), ld, L = W.shape, Z.shape[1], VECTOR_BYTES // Z.itemsize
+    following, lines = _to_prefetch(2, share, H_at, D, rows, Z.itemsize)
     short = (N < L or D == L) and K <= SHORT * BLOCK
     call(
         kernels[PRODUCT],
         (
             C_at, D, rows, D // L, address(Z, low * ld), 1, ld, address(W, low * D), D, n,
-            SHORT if short else BLOCK, alpha, np.int64(keep), address(W, 0), 0,
+            SHORT if short else BLOCK, alpha, np.int64(keep), following, lines,
         ),
     )  # fmt: skip
 
@@ -106,3 +118,20 @@ def copy_rows(A, a, B, b, rows, d):
     for i in range(rows):
         for f in range(d):
             B[b + i, f] = A[a + i, f]
+
+
+@njit(**INNER)
+def scale_rows(A, factor):
+    """`A *= factor`, in float64: a small factor keeps its digits."""
+    for j in range(A.shape[0]):
+        for f in range(A.shape[1]):
+            A[j, f] = np.float64(A[j, f]) * factor
+
+
+@njit(**INNER)
+def scale_exponentially(A, first, rows, c):
+    """Some rows of A times e^c, in two steps: e^c itself may underflow."""
+    root = math.exp(0.5 * c)
+    for i in range(first, first + rows):
+        for f in range(A.shape[1]):
+            A[i, f] = np.float64(A[i, f]) * root * root

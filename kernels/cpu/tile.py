@@ -90,8 +90,7 @@ def _product_tile(
             def body(k, sums):
                 row = emit.offset(B_, (k, ldb_))
                 others = [emit.load(emit.skip(row, f * emit.lanes)) for f in range(n_vectors)]
-                if not across:
-                    emit.prefetch(emit.offset(N_, (k, step_)), LEVEL_2)
+                emit.prefetch(emit.offset(N_, (k, step_)), LEVEL_2)
                 new = []
                 for i in range(n_rows):
                     term = emit.offset(rows[i], (k, step_k_ if across else one))
@@ -229,24 +228,27 @@ def product(
 
 
 @intrinsic
-def _dot_tile(typingctx, m, n, Z, z, ldz, W, w, H, h, ld, count, keep, ahead):
+def _dot_tile(typingctx, m, n, Z, z, ldz, W, w, H, h, ld, count, keep, N, p, step, more):
     """Z[z + j ldz + i] (+)= <W[w + j ld :], H[h + i ld :]>, `count` vectors, i < m, j < n.
 
-    The rows of H that are `ahead` rows further on are prefetched.
+    With term k, N[p + k step] and N[p + more + k step] are prefetched.
     """
 
     def codegen(context, builder, signature, args):
-        m_, n_, Z_, z_, ldz_, W_, w_, H_, h_, ld_, count_, keep_, ahead_ = args
+        m_, n_, Z_, z_, ldz_, W_, w_, H_, h_, ld_, count_, keep_, *others = args
+        N_, p_, step_, more_ = others
         emit = Emitter(builder, W.dtype)
         W_, H_, Z_ = builder.gep(W_, [w_]), builder.gep(H_, [h_]), builder.gep(Z_, [z_])
+        N_ = builder.gep(N_, [p_])
+        more_ = builder.gep(N_, [more_])
         stride = ir.Constant(ir.IntType(64), emit.lanes)
 
         def tile(n_samples, n_classes):
             def body(k, sums):
                 w_k, h_k = emit.offset(W_, (k, stride)), emit.offset(H_, (k, stride))
                 samples = [emit.load(emit.offset(h_k, (i, ld_))) for i in range(n_samples)]
-                for i in range(n_samples):
-                    emit.prefetch(emit.offset(h_k, (ahead_, ld_), (i, ld_)), LEVEL_2)
+                for place in (N_, more_):
+                    emit.prefetch(emit.offset(place, (k, step_)), LEVEL_2)
                 new = []
                 for j in range(n_classes):
                     row = emit.load(emit.offset(w_k, (j, ld_)))
@@ -275,20 +277,29 @@ def _dot_tile(typingctx, m, n, Z, z, ldz, W, w, H, h, ld, count, keep, ahead):
         emit.cases(m_, range(1, DOT_SAMPLES + 1), samples)
         return context.get_dummy_value()
 
-    return types.none(m, n, Z, z, ldz, W, w, H, h, ld, count, keep, ahead), codegen
+    kinds = m, n, Z, z, ldz, W, w, H, h, ld, count, keep, N, p, step, more
+    return types.none(*kinds), codegen
 
 
-def dots(Z, ldz, K, rows, W, H, D, n_vectors, keep):
-    """`Z[j, i] (+)= <w_j, h_i>`, D numbers or `n_vectors` vectors long."""
+def dots(Z, ldz, K, rows, W, H, D, n_vectors, keep, ahead, lines):
+    """`Z[j, i] (+)= <w_j, h_i>`, D numbers or `n_vectors` vectors long; prefetches as `product`."""
     across = (K + DOT_CLASSES - 1) // DOT_CLASSES
+    line = _lanes(W) * LINE // VECTOR_BYTES
+    # Two with each term, where one is not enough.
+    terms = (rows + DOT_SAMPLES - 1) // DOT_SAMPLES * across * n_vectors
+    more = n_vectors if lines > terms else 0
+    prefetched = 0
     for i in range(0, rows, DOT_SAMPLES):
         m = min(DOT_SAMPLES, rows - i)
         for t in range(across):
             j, end = K * t // across, K * (t + 1) // across
-            ahead = DOT_SAMPLES if t == 0 else 0
+            prefetches = prefetched < lines
             _dot_tile(
-                m, end - j, Z, j * ldz + i, ldz, W, j * D, H, i * D, D, n_vectors, keep != 0, ahead
-            )
+                m, end - j, Z, j * ldz + i, ldz, W, j * D, H, i * D, D, n_vectors, keep != 0,
+                ahead if prefetches else W, prefetched * line if prefetches else 0,
+                line if prefetches else 0, more * line if prefetches else 0,
+            )  # fmt: skip
+            prefetched += n_vectors + more
 
 
 @intrinsic
@@ -328,6 +339,6 @@ def signatures(real):
             *(floats, size, size, size, floats, size, size, floats, size, size, size),
             *(real, size, floats, size),
         ),
-        dots: (floats, *[size] * 3, floats, floats, *[size] * 3),
+        dots: (floats, *[size] * 3, floats, floats, *[size] * 3, floats, size),
         transpose: (floats, *[size] * 3, floats, *[size] * 2),
     }
