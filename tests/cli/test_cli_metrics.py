@@ -393,9 +393,8 @@ def test_options_that_say_nothing_of_the_files(tmp_path):
     np.save(tmp_path / "features.npy", H)
     np.save(tmp_path / "labels.npy", Y)
     done = invoke(tmp_path / "features.npy", "--features-key", "X", "--out", tmp_path / "o")
-    assert (
-        done.exit_code == 2 and "must name arrays of a file that has names; a .npy" in done.output
-    )
+    assert done.exit_code == 2
+    assert "must name arrays of a file that has names; a .npy" in done.output
     done = invoke(layered, "--convention", "papyan", "--out", tmp_path / "o")
     assert done.exit_code == 0
     assert "own forms; layers.json has those of papyan." in done.output

@@ -97,7 +97,7 @@ def test_what_only_some_threads_compute_is_passed_over():
         ("mov.b32 %r6, 0;", "ld.global.b32 %r6, [ %rd1 + 0 ];", "depends on data"),
         (BARRIER, "@%p3 bra $L__BB0_2;\n\tbar.sync 0;\n$L__BB0_2:", "depends on data"),
         ("mov.b32 %r9, 0;", "mov.u32 %r9, %tid.x;\n\tadd.s32 %r9, %r9, 4000;", "threads part"),
-        ("cp.async.commit_group;", "mbarrier.init.shared.b64 [ %r4 ], 1;", "not known here"),
+        ("cp.async.commit_group;", "red.shared.add.u32 [ %r4 ], 1;", "not known here"),
         ("4611686293305294848", "274877906944", "not swizzled"),
     ],
 )

@@ -60,6 +60,13 @@ def test_the_command_fails_if_one_claim_does(tmp_path, monkeypatch):
     assert done.exit_code == 1 and "1 of 2 do not hold: Lemma 0." in done.output
 
 
+def another_direction(W, H, y, r):
+    """A tangent one, said to be of negative curvature."""
+    dW, dH = W, -H * (np.vdot(W, W) / np.vdot(H, H))
+    length = np.hypot(np.linalg.norm(dW), np.linalg.norm(dH))
+    return -0.1, (dW / length, dH / length)
+
+
 @pytest.mark.parametrize(
     ("module", "name", "wrong", "claims"),
     [
@@ -68,7 +75,7 @@ def test_the_command_fails_if_one_claim_does(tmp_path, monkeypatch):
         (
             saddles,
             "tangent_curvature",
-            lambda W, H, y, r: (-0.1, (np.zeros_like(W), np.zeros_like(H))),
+            another_direction,
             [lambda _: saddles._point_7(), lambda _: saddles._theorem_34()],
         ),
     ],
