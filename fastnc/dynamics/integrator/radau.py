@@ -41,6 +41,9 @@ _BLOCKS = np.array([[_MU, 0.0, 0.0], [0.0, _NU.real, -_NU.imag], [0.0, _NU.imag,
 # The error: minus the embedded formula of order 3 that has f(x) with weight 1 / mu besides.
 _ERROR = -np.linalg.inv(_POWERS)[0] @ np.linalg.inv(_A)
 
+# f at the end of a step, which is a node, times h.
+_SLOPE = np.linalg.inv(_A)[2]
+
 # Coefficients of x, x^2, x^3 of the polynomial of a step, from its increments.
 _THROUGH_STAGES = np.linalg.inv(_C[:, None] ** (1, 2, 3))
 
@@ -232,7 +235,8 @@ class Radau:
             rejected = True
             s.step, s.factored_step = h * max(_LEAST_FACTOR, factor), 0.0
         s.x = bound if left == 1 else s.x + h
-        s.theta, s.slope = theta, self.equation.derivative(s.x, theta)
+        # As the increments have it: what Newton's iteration leaves is no error that counts here.
+        s.theta, s.slope = theta, self.vectors.combined(_SLOPE, Z) / h
         s.stages, s.last_step, s.last_error = Z, h, error
         # Slow convergence means an old Jacobian; a larger step needs new factors in any case.
         if iterations > 2 and rate > 1e-3:
