@@ -206,17 +206,12 @@ def _shifted_and_added(by, p, by_before, p_before, unit, v, scale, step, out):
 
 @njit(fastmath=REASSOCIATION, **INNER)
 def _orthogonal(u, by, v, by_before, v_before):
-    """`u -= by v + by_before v_before`; |u|^2. Nothing is read of a vector whose factor is 0."""
+    """`u -= by v + by_before v_before`; |u|^2."""
     found = 0.0
     for k in range(u.shape[0]):
-        if by_before == 0.0:
-            for i in range(u.shape[1]):
-                u[k, i] -= by * v[k, i]
-                found += u[k, i] ** 2
-        else:
-            for i in range(u.shape[1]):
-                u[k, i] -= by * v[k, i] + by_before * v_before[k, i]
-                found += u[k, i] ** 2
+        for i in range(u.shape[1]):
+            u[k, i] -= by * v[k, i] + by_before * v_before[k, i]
+            found += u[k, i] ** 2
     return found
 
 
@@ -274,7 +269,7 @@ def minimal_residual(
         left *= -s.conjugate()
         if j == 0:
             _scaled(v, step * scale / length, out)
-            found = abs(step * scale) ** 2
+            found, first = abs(step * scale) ** 2, scale / length
         else:
             if j == 1:
                 # What the first step had no need of: its direction, and none before it.
@@ -286,8 +281,6 @@ def minimal_residual(
             p, p_before = p_before, p
         if abs(left) <= tolerance * abs(sigma) * math.sqrt(found):
             return True
-        if j == 0:
-            first = scale / length
         v_before, v, length_before, length = v, u, length, beta_next
         beta = beta_next
     return False

@@ -87,8 +87,7 @@ def class_sums(kernels, Z, low, n, H_at, D, rows, sums, place, share):
             kernels[PRODUCT],
             (
                 address(sums, place), D, n, D // L, address(Z, low * ld), ld, 1, H_at, D, rows,
-                SHORT if D == L else BLOCK, Z.dtype.type(1.0), 1, following,
-                lines,
+                SHORT if D == L else BLOCK, Z.dtype.type(1.0), 1, following, lines,
             ),
         )  # fmt: skip
 

@@ -27,7 +27,8 @@ from fastnc.kernels.gpu.parts import (
     two_parts,
 )
 from fastnc.kernels.gpu.plan import cdiv
-from fastnc.kernels.gpu.softmax import DOWN, block_shift, gaps, residuals
+from fastnc.kernels.gpu.sample_rows import row_factor, store_rows
+from fastnc.kernels.gpu.softmax import block_shift, gaps, residuals
 
 
 @triton.jit
@@ -156,10 +157,7 @@ def slice_products(
     cols = tl.arange(0, BK)
     inside = features < dim
     dtype = H.dtype.element_ty
-    factor = tl.zeros((), tl.float64) + scale * DOWN
-    if STEP:
-        factor = factor * lr
-    factor = factor.to(dtype)
+    factor = row_factor(scale, lr, dtype, STEP)
     w_at = cols[:, None] * width + features[None, :]
     w_real = (cols < n_classes)[:, None] & inside[None, :]
     w0, w1 = load_parts(W, w_at, n_classes * width, w_real, PRODUCTS)
@@ -191,16 +189,7 @@ def slice_products(
         else:
             acc = dot_parts(tl.trans(r0), tl.trans(r1), h0, h1, acc, PRODUCTS)
         dh = dot_parts(r0, r1, w0, w1, tl.zeros((BN, BD), dtype), PRODUCTS)
-        if STEP:
-            if COMPENSATED:
-                move = tl.load(H_low + at, mask=h_real, other=0.0) - factor * dh
-                new = h + move
-                tl.store(H_low + at, move - (new - h), mask=h_real)
-                tl.store(H_out + at, new, mask=h_real)
-            else:
-                tl.store(H_out + at, h - factor * dh, mask=h_real)
-        else:
-            tl.store(H_out + at, factor * dh, mask=h_real)
+        store_rows(H_low, H_out, at, h, factor * dh, h_real, STEP, COMPENSATED)
     tl.store(part_at, acc, mask=part_real)
 
 

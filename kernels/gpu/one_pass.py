@@ -25,7 +25,8 @@ from fastnc.kernels.gpu.parts import (
     scaled_halves,
     two_parts,
 )
-from fastnc.kernels.gpu.softmax import DOWN, gaps, residuals
+from fastnc.kernels.gpu.sample_rows import row_factor, store_rows
+from fastnc.kernels.gpu.softmax import gaps, residuals
 
 
 @triton.jit(do_not_specialize=["n_rows", "blocks"])
@@ -47,10 +48,7 @@ def block_gradients(
     inside = features < dim
     classes = cols < n_classes
     dtype = H.dtype.element_ty
-    factor = tl.zeros((), tl.float64) + scale * DOWN
-    if STEP:
-        factor = factor * lr
-    factor = factor.to(dtype)
+    factor = row_factor(scale, lr, dtype, STEP)
     # Read before the loop, so that W stays in shared memory; a slice is (BK, BD).
     w_at = cols[None, :, None] * width + features[:, None, :]
     w_real = classes[None, :, None] & inside[:, None, :]
@@ -91,15 +89,7 @@ def block_gradients(
             # Changes nothing; but where h itself took part in this, whose layout is that of dh, the
             # compiler would not copy the next blocks meanwhile.
             h = tl.where(h_real, h, 0.0)
-            if COMPENSATED:
-                move = tl.load(H_low + at, mask=h_real, other=0.0) - factor * dh
-                new = h + move
-                tl.store(H_low + at, move - (new - h), mask=h_real)
-                tl.store(H_out + at, new, mask=h_real)
-            else:
-                tl.store(H_out + at, h - factor * dh, mask=h_real)
-        else:
-            tl.store(H_out + at, factor * dh, mask=h_real)
+        store_rows(H_low, H_out, at, h, factor * dh, h_real, STEP, COMPENSATED)
     part_at = split * n_classes * dim + (cols[None, :, None] * dim + features[:, None, :])
     tl.store(W_parts + part_at, acc, mask=w_real)
 

@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 
 from fastnc.kernels.gpu.parts import add_carried, dot_parts, dot_terms, load_parts, load_tiles
-from fastnc.kernels.gpu.softmax import DOWN, exp
+from fastnc.kernels.gpu.sample_rows import row_factor, store_rows
+from fastnc.kernels.gpu.softmax import exp
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_classes"])
@@ -167,17 +168,8 @@ def sample_products(
             r_at += BR
             b_at += BR * width
         acc = dot_parts(r0, r1, b0, b1, acc, PRODUCTS)
-    factor = tl.zeros((), tl.float64) + scale * DOWN
+    dh = row_factor(scale, lr, dtype, STEP) * acc
+    h = dh
     if STEP:
-        factor = factor * lr
-        change = factor.to(dtype) * acc
         h = tl.load(H + at, mask=real, other=0.0)
-        if COMPENSATED:
-            move = tl.load(H_low + at, mask=real, other=0.0) - change
-            new = h + move
-            tl.store(H_low + at, move - (new - h), mask=real)
-            tl.store(out + at, new, mask=real)
-        else:
-            tl.store(out + at, h - change, mask=real)
-    else:
-        tl.store(out + at, factor.to(dtype) * acc, mask=real)
+    store_rows(H_low, out, at, h, dh, real, STEP, COMPENSATED)
