@@ -13,6 +13,17 @@ from torch import Tensor
 from fastnc.nn._errors import LabelError
 
 
+# Among them `ignore_index` would be another number: torch takes -100 for 156 beside uint8.
+_OTHERS = (
+    torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+)  # fmt: skip
+
+
+def as_int64(target: Tensor) -> Tensor:
+    """Labels of other integers as int64; all else as it is, for the checks."""
+    return target.to(torch.int64) if target.dtype in _OTHERS else target
+
+
 def look(target: Tensor, n_classes: int, ignore_index: int) -> None:
     """Labels in the host's memory must fit.
 

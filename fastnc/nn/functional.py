@@ -21,6 +21,7 @@ from fastnc.nn._checks import (
 )
 from fastnc.nn._dispatch import evaluate
 from fastnc.nn._eager import apply_usual
+from fastnc.nn._labels import as_int64
 from fastnc.nn._problem import Problem
 from fastnc.nn._usual import usual
 
@@ -166,6 +167,7 @@ def linear_cross_entropy(
             return evaluate(problem)[0]
     _check_tensors(input, linear_weight, target)
     check_options(reduction, label_smoothing)
+    target = as_int64(target)
     extras = None
     if more:
         check_extras(options, z_loss_weight, logit_scale, softcap)

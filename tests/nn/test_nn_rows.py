@@ -132,6 +132,23 @@ def test_one_ignored_sample_alone():
     assert losses.tolist() == [0.0] and all((g == 0).all() for g in grads)
 
 
+@pytest.mark.parametrize("label, ignore_index", [(156, -100), (255, -1)])
+def test_labels_of_few_bits_are_compared_as_the_numbers_they_are(label, ignore_index):
+    """torch takes a number for one of the tensor's bits: 156 of uint8 equals -100 to it."""
+    H, W, _, _, _ = problem(N=2, K=260)
+    y = torch.tensor([label, 3], dtype=torch.uint8)
+    wanted = torch.nn.functional.cross_entropy(H @ W.T, y.long(), reduction="none")
+    each = torch.func.vmap(
+        lambda h, t: linear_cross_entropy(h[None], W, t[None], ignore_index=ignore_index)
+    )(H.detach(), y)
+    # Sums of 5 products and of 260 exponentials in float64.
+    torch.testing.assert_close(each, wanted, rtol=1e-13, atol=0.0)
+    places = linear_cross_entropy(
+        H, torch.stack([W, W], 1), torch.stack([y, y], 1), ignore_index=ignore_index
+    )
+    torch.testing.assert_close(places, wanted.mean(), rtol=1e-13, atol=0.0)
+
+
 @pytest.mark.parametrize("N, K, d", [(6000, 10, 24), (700, 300, 70), (300, 11_000, 48)])
 def test_the_bits_depend_neither_on_threads_nor_on_company(N, K, d):
     H, W, b, y, v = problem(N, K, d, dtype=torch.float32)
