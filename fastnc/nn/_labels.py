@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fastnc.nn._errors import LabelError
 
-
 # Among them `ignore_index` would be another number: torch takes -100 for 156 beside uint8.
 _OTHERS = (
     torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
