@@ -1,6 +1,7 @@
 """The callbacks under the real libraries: ten steps each, and the metrics of what was there."""
 
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,6 +104,43 @@ def test_the_hugging_face_trainer(tmp_path):
         entry.get("nc/nc1") == callback.metrics.nc1 for entry in trainer.state.log_history
     )
     assert trainer.evaluate()["nc/nc1"] == pytest.approx(callback.metrics.nc1)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_the_labels_of_language_models_are_those_that_their_loss_takes(ahead):
+    """A causal model's loss shifts the labels; that of a masked or tagging one does not."""
+    pytest.importorskip("transformers")
+    from fastnc.nn.callbacks import TrainerCollapse
+
+    K, d = 5, 6
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(3)
+            self.body, self.lm_head = nn.Embedding(K, d), nn.Linear(d, K)
+
+        def forward(self, input_ids=None, labels=None):
+            logits = self.lm_head(self.body(input_ids))
+            z, y = (logits[:, :-1], labels[:, 1:]) if ahead else (logits, labels)
+            loss = nn.functional.cross_entropy(z.reshape(-1, K), y.reshape(-1))
+            return {"loss": loss, "logits": logits}
+
+    tokens = torch.randint(0, K, (12, 7), generator=torch.Generator().manual_seed(1))
+    # A loader that runs only once.
+    loader = ({"input_ids": x, "labels": x} for x in tokens.split(5))
+    model, callback = Model(), TrainerCollapse("lm_head", loader)
+    state = SimpleNamespace(log_history=[], global_step=1, epoch=0.5)
+    callback.on_evaluate(SimpleNamespace(device="cpu"), state, None, model=model)
+    with torch.no_grad():
+        h, head = model.body(tokens), model.lm_head
+    if ahead:
+        h, y = h[:, :-1], tokens[:, 1:]
+    else:
+        y = tokens
+    wanted = fastnc.collapse_metrics(h, y, head.weight, head.bias)
+    assert callback.metrics.n_ignored == (12 if ahead else 0)
+    close(callback.metrics, wanted)
 
 
 def test_the_trainer_names_a_layer_only_where_none_is_named():

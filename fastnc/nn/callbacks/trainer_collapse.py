@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
 from fastnc.collapse.history import History
 from fastnc.nn.tracker import CollapseTracker
 
+# The label that the losses of transformers leave out.
+IGNORED = -100
+
 
 class TrainerCollapse(TrainerCallback):
     """Runs the model over a loader after each evaluation; a `history` by step, and log entries.
 
-    The Trainer gives its callbacks no batch, so the model runs over the loader once more.
+    The Trainer gives its callbacks no batch, so the model runs over the loader once more. A causal
+    language model's loss compares each place with the label of the next one: so do the metrics
+    then, and leave out the last place and, unless `ignore_index` is given, the label -100.
 
     Parameters
     ----------
@@ -48,12 +55,9 @@ class TrainerCollapse(TrainerCallback):
         loader = self.dataloader if self.dataloader is not None else given["eval_dataloader"]
         training = model.training
         model.eval()
-        tracker = CollapseTracker(model, self.layer, **self.options)
         try:
-            with torch.no_grad(), tracker:
-                for batch in loader:
-                    tracker.labels(batch[self.key])
-                    model(**{name: value.to(args.device) for name, value in batch.items()})
+            with torch.no_grad():
+                tracker = self._measured(model, loader, args.device)
         finally:
             model.train(training)
         self.metrics = tracker.metrics()
@@ -62,3 +66,44 @@ class TrainerCollapse(TrainerCallback):
         if given.get("metrics") is not None:
             given["metrics"].update(flat)
         self.history.add(state.global_step, self.metrics)
+
+    def _measured(self, model: Any, loader: Any, device: Any) -> CollapseTracker:
+        """A tracker that has seen the model run over the loader."""
+        batches = (
+            {name: value.to(device) for name, value in batch.items()} for batch in iter(loader)
+        )
+        # The loader may be one that runs only once.
+        first = next(batches, None)
+        shifted = first is not None and looks_ahead(model, first, self.key)
+        options = dict(self.options)
+        if shifted and options.get("ignore_index") is None:
+            options["ignore_index"] = IGNORED
+        with CollapseTracker(model, self.layer, **options) as tracker:
+            for batch in chain([] if first is None else [first], batches):
+                y = batch[self.key]
+                if shifted:
+                    y = torch.cat([y[:, 1:], torch.full_like(y[:, :1], options["ignore_index"])], 1)
+                tracker.labels(y)
+                model(**batch)
+        return tracker
+
+
+def looks_ahead(model: Any, batch: dict[str, Any], key: str) -> bool:
+    """Whether the model's loss compares a place with the label of the next one.
+
+    A first label alone is then compared with nothing, and a last one alone with something.
+    """
+    y = batch[key]
+    if not isinstance(y, Tensor) or y.dim() != 2 or y.shape[1] < 2 or y.is_floating_point():
+        return False
+    counts = []
+    for place in (0, -1):
+        alone = torch.full_like(y, IGNORED)
+        alone[:, place] = 0
+        made = model(**{**batch, key: alone})
+        made = made.get("loss") if isinstance(made, dict) else made
+        loss = made[0] if isinstance(made, tuple) else made
+        if not isinstance(loss, Tensor) or loss.dim():
+            return False
+        counts.append(bool(loss.isfinite()) and float(loss) != 0.0)
+    return counts == [False, True]
