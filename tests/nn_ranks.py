@@ -105,6 +105,7 @@ def main(folder):
     found["statistics"] = tracker_ranks.statistics(dist.get_rank())
     found["tracked"] = tracker_ranks.tracked(dist.get_rank())
     found["sampled"] = tracker_ranks.sampled()
+    found["validated"] = tracker_ranks.validated()
     for reduction in ("mean", "sum", "none"):
         for weighted in (False, True):
             for given in (False, True):

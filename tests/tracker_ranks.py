@@ -3,6 +3,9 @@
 The networks and their data are those of the tests of one process.
 """
 
+import importlib.util
+from types import SimpleNamespace
+
 import numpy as np
 import oracles
 import pytest
@@ -58,6 +61,32 @@ def tracked(rank):
     # The ranks do not have the same classes; and labels need not start at 0.
     theirs = without.metrics(torch.where(y == 2, 2 - rank, y) * 5 + 3)
     return tracker.metrics().as_dict(), theirs.n_classes, theirs.n_samples, said
+
+
+def validated():
+    """As `sampled`, in the hooks that Lightning calls, of a whole loop and of one cut short."""
+    if importlib.util.find_spec("lightning") is None:
+        return []
+    from fastnc.nn.callbacks import LightningCollapse
+
+    samples = torch.utils.data.TensorDataset(*test_nn_layers.data(ODD))
+    sampler = torch.utils.data.DistributedSampler(samples, shuffle=True, seed=3)
+    loader, model = (
+        torch.utils.data.DataLoader(samples, 8, sampler=sampler),
+        test_nn_layers.network(),
+    )
+    model.log_dict = lambda values, **_: None
+    trainer = SimpleNamespace(sanity_checking=False, current_epoch=0, val_dataloaders=[loader])
+    callback, found = LightningCollapse("fc"), []
+    for batches in (list(loader), list(loader)[:2]):
+        callback.on_validation_epoch_start(trainer, model)
+        for i, batch in enumerate(batches):
+            callback.on_validation_batch_start(trainer, model, batch, i)
+            with torch.no_grad():
+                model(batch[0])
+        callback.on_validation_epoch_end(trainer, model)
+        found.append((callback.metrics.as_dict(), callback.metrics.n_samples))
+    return found
 
 
 def sampled():

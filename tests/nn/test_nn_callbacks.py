@@ -48,7 +48,7 @@ def test_lightning(tmp_path):
         def training_step(self, batch, _):
             return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
-        def validation_step(self, batch, _):
+        def validation_step(self, batch, _, dataloader_idx=0):
             self.net(batch[0])
 
         def configure_optimizers(self):
@@ -62,7 +62,9 @@ def test_lightning(tmp_path):
         enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
         default_root_dir=tmp_path,
     )  # fmt: skip
-    trainer.fit(module, loader, loader)
+    # Of two loaders, the first one is measured.
+    other = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x + 1, y), 8)
+    trainer.fit(module, loader, [loader, other])
     assert trainer.global_step == 10 and callback.history["epoch"] == [0, 1]
     close(callback.metrics, measured(module.net, x, y))
     logged = trainer.callback_metrics["nc/nc1"]

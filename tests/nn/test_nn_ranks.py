@@ -156,3 +156,14 @@ def test_samples_that_a_sampler_repeats_do_not_count(ranks, keep):
             for key, value in wanted.as_dict().items():
                 near = value if value is None else pytest.approx(value, rel=1e-9)
                 assert told[key] == near, (name, key)
+
+
+def test_lightnings_callback_does_not_count_them_either(ranks):
+    pytest.importorskip("lightning.pytorch")
+    for rank in ranks:
+        (metrics, n_samples), (_, n_cut) = rank["validated"]
+        assert n_samples == tracker_ranks.ODD and n_cut == 2 * 2 * 8
+        told, _ = rank["sampled"]["memory"]["fc"]
+        for name, value in told.items():
+            # Sums over batches in another order, in float64.
+            assert metrics[name] == (value if value is None else pytest.approx(value, rel=1e-9))
