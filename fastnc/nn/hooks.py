@@ -29,8 +29,13 @@ class Hooks:
     def __bool__(self) -> bool:
         return bool(self._handles)
 
-    def set(self, layers: list[TrackedLayer], came: Callable[[TrackedLayer, Tensor], None]) -> None:
-        """Set the hooks, until `remove`."""
+    def set(
+        self,
+        layers: list[TrackedLayer],
+        came: Callable[[TrackedLayer, Tensor], None],
+        went: Callable[[TrackedLayer, Tensor, Any], None],
+    ) -> None:
+        """Set the hooks, until `remove`; `went` is told what enters a layer and what leaves it."""
         if "torch._dynamo" in sys.modules:
             self._stance = torch.compiler.set_stance("force_eager")
         # Before the hooks of layers, which may stop a loop by an exception.
@@ -42,7 +47,14 @@ class Hooks:
                     if m is layer.module:
                         came(layer, layer.tensor(inputs, named, None))
 
+                def behind(
+                    m: Any, inputs: Any, named: Any, out: Any, layer: TrackedLayer = layer
+                ) -> None:
+                    if m is layer.module:
+                        went(layer, layer.tensor(inputs, named, None), out)
+
                 handle = layer.module.register_forward_pre_hook(before, with_kwargs=True)
+                self._handles.append(layer.module.register_forward_hook(behind, with_kwargs=True))
             else:
 
                 def after(m: Any, inputs: Any, out: Any, layer: TrackedLayer = layer) -> None:
@@ -51,6 +63,15 @@ class Hooks:
 
                 handle = layer.module.register_forward_hook(after)
             self._handles.append(handle)
+
+    def after(self, module: nn.Module, ran: Callable[[], None]) -> None:
+        """Call `ran` whenever the module has run, until `remove`."""
+
+        def behind(m: Any, inputs: Any, out: Any) -> None:
+            if m is module:
+                ran()
+
+        self._handles.append(module.register_forward_hook(behind))
 
     def remove(self) -> None:
         """Remove the hooks, and let compiled modules run compiled again."""

@@ -19,7 +19,7 @@ _LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.MultiheadAttention)
 _SECOND = (nn.Conv1d, nn.BatchNorm1d, nn.AdaptiveAvgPool1d, nn.AvgPool1d, nn.MaxPool1d)
 # What is tracked where nothing is named: the last layer of torchvision's VGG.
 _DEFAULT = "classifier.6"
-_LOSSES = (LinearCrossEntropyLoss, getattr(nn, "LinearCrossEntropyLoss", LinearCrossEntropyLoss))
+LOSSES = (LinearCrossEntropyLoss, getattr(nn, "LinearCrossEntropyLoss", LinearCrossEntropyLoss))
 
 
 class TrackedLayer:
@@ -28,11 +28,16 @@ class TrackedLayer:
     def __init__(self, name: str, module: nn.Module, at: str, features: str) -> None:
         self.name, self.module, self.at, self.features = name, module, at, features
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether ranks share its weight out among them."""
+        return hasattr(getattr(self.module, "weight", None), "full_tensor")
+
     def tensor(self, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Tensor:
         """What entered the layer (`input`, or its `forward`'s first argument) or left it."""
         if self.at == "input":
-            return _first_tensor(_first_argument(self.module, inputs, named), self.name)
-        return _first_tensor(output, self.name)
+            return first_tensor(_first_argument(self.module, inputs, named), self.name)
+        return first_tensor(output, self.name)
 
     def rows(self, h: Tensor) -> tuple[Tensor, int]:
         """The rows (n, d) of a batch, and its number of inputs."""
@@ -134,7 +139,7 @@ def natural_names(module: nn.Module) -> dict[str, nn.Module]:
     """`named_modules`, with a loss in the place of the linear layer in it: the loss is called."""
     known = dict(module.named_modules())
     for name, other in list(known.items()):
-        if isinstance(other, _LOSSES):
+        if isinstance(other, LOSSES):
             known[f"{name}.linear".removeprefix(".")] = other
     return known
 
@@ -151,7 +156,7 @@ def linear_names(known: Mapping[str, nn.Module]) -> list[str]:
 
 def weight_and_bias(layer: nn.Module) -> tuple[Any, Any]:
     """Of a linear layer, or of a loss that holds one of its own; sharded ones are gathered."""
-    linear = layer.linear if isinstance(layer, _LOSSES) else layer
+    linear = layer.linear if isinstance(layer, LOSSES) else layer
     weight, bias = getattr(linear, "weight", None), getattr(linear, "bias", None)
     return _whole(weight), _whole(bias)
 
@@ -188,7 +193,7 @@ def _first_argument(module: nn.Module, inputs: tuple[Any, ...], named: dict[str,
     return next(iter(named.values()), None)
 
 
-def _first_tensor(value: Any, name: str) -> Tensor:
+def first_tensor(value: Any, name: str) -> Tensor:
     """The tensor itself, or the first one of a tuple, a list or a dictionary of outputs."""
     held = value
     while not isinstance(held, Tensor):

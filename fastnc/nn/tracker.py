@@ -20,6 +20,7 @@ from fastnc.collapse.deviations import ClassDeviations
 from fastnc.collapse.layer_table import LayerTable
 from fastnc.collapse.metrics import CollapseMetrics
 from fastnc.collapse.statistics import ClassStatistics, Scatter
+from fastnc.nn.classifier_layer import ClassifierLayer
 from fastnc.nn.feature_store import FeatureStore, check_keep
 from fastnc.nn.hooks import Hooks
 from fastnc.nn.kept import Kept
@@ -32,9 +33,9 @@ from fastnc.nn.tracked_layer import (
     natural_names,
     one_layer,
     unwrapped,
-    weight_and_bias,
 )
 
+CPU = torch.device("cpu")
 About = ClassStatistics | dict[str, ClassStatistics]
 
 
@@ -66,8 +67,8 @@ class CollapseTracker:
         What enters a linear layer is a sample at every place also with "flatten". Channels come
         second, and last in (B, T, d) and behind linear layers and layer norms.
     classifier : str, torch.nn.Module or None, optional
-        Whose input, if it is tracked, is compared with its weight and bias. By default the layer
-        with a weight (K, d) that ran last; None for no layer.
+        Whose input, if it is tracked, is compared with its weight and bias, as they were when the
+        module ran last. By default the layer with a weight (K, d) that ran last; None for no layer.
     keep : "memory", "device", "nothing" or a path
         Where the features stay: in CPU memory, on the model's device, in a file of that name (for
         several layers, that name and the layer's), which is overwritten, or nowhere: they are
@@ -82,7 +83,8 @@ class CollapseTracker:
     Raises
     ------
     ValueError
-        The module has no such layer, or `keep` is an unknown word; later, features do not fit.
+        The module has no such layer, or `keep` is an unknown word; later, features do not fit, or
+        what leaves the classifier is not `W h + bias`.
     TypeError
         `module` is no module, a layer no name, or `keep` neither a word nor a path.
     RuntimeError
@@ -136,10 +138,10 @@ class CollapseTracker:
         self._layers = layer_or_layers(self._module, layer, layers, at, features)
         known = natural_names(self._module)
         self._hooks = Hooks([known[name] for name in linear_names(known)])
-        self._named: nn.Module | None = None
+        named = None
         if classifier is not None and classifier != "last":
-            self._named = one_layer(self._module, classifier, at, features, "classifier").module
-        self._by_order = classifier == "last"
+            named = one_layer(self._module, classifier, at, features, "classifier").module
+        self._classifier = ClassifierLayer(self._hooks, named, classifier == "last")
         self._keep, self._scatter = keep, scatter
         self._ignore_index, self._min_count = ignore_index, min_count
         self._second: dict[str, bool] | None = None
@@ -158,7 +160,7 @@ class CollapseTracker:
         self._inputs: dict[str, list[int]] = {x.name: [] for x in self._layers}
         self._labels: list[Tensor] = []
         self._hooks.last = None
-        self._left: dict[str, tuple[Any, Any]] = {}
+        self._classifier.clear()
         self._deviations: dict[str, ClassDeviations] = {}
         self._statistics: dict[str, ClassStatistics] = {}
 
@@ -174,7 +176,7 @@ class CollapseTracker:
         self._clear()
         if self._keep != "nothing":
             self._stores = {x.name: FeatureStore(self._place(x)) for x in self._layers}
-        self._hooks.set(self._layers, self._came)
+        self._watch()
         return self
 
     def __exit__(
@@ -185,11 +187,7 @@ class CollapseTracker:
     ) -> None:
         self._hooks.remove()
         # Training may change the weights before the metrics are computed.
-        for layer in self._layers:
-            self._left[layer.name] = tuple(
-                p.detach().clone() if isinstance(p, Tensor) else None
-                for p in self._weight_and_bias(layer)
-            )  # type: ignore[assignment]
+        self._classifier.left(self._layers)
         for store in self._stores.values():
             store.close()
 
@@ -214,14 +212,14 @@ class CollapseTracker:
             self._hooks.last, found = last, self._each(about)
         for layer in self._layers:
             statistics = found[layer.name]
-            W, bias = self._classifier(layer, statistics.dim, torch.device("cpu"))
+            W, bias = self._classifier.weight_and_bias(layer, statistics.dim, CPU)
             if W is not None:
                 statistics = statistics.resized(max(len(W), 2))
             sink = ClassDeviations(statistics, W, bias, about is not None, self._min_count)
             self._running[layer.name].start(sink)
             self._deviations[layer.name] = sink
         self._labels, self._second = [], dict.fromkeys(found, False)
-        self._hooks.set(self._layers, self._came)
+        self._watch()
         try:
             yield self
         finally:
@@ -278,6 +276,7 @@ class CollapseTracker:
             No features, not one label a sample, or what `fastnc.ClassStatistics` and
             `fastnc.ClassDeviations` refuse; here or on another rank.
         """
+        self._classifier.check(self._layers)
         if self._keep != "nothing":
             found = {x.name: self._measured(x, y, n, about) for x in self._layers}
         elif y is not None:
@@ -289,11 +288,16 @@ class CollapseTracker:
         else:
             found = {}
             for name, statistics in self._of_first_pass(n).items():
-                W, bias = self._classifier(self._layer(name), statistics.dim, torch.device("cpu"))
+                W, bias = self._classifier.weight_and_bias(self._layer(name), statistics.dim, CPU)
                 if W is not None:
                     statistics = statistics.resized(max(len(W), 2))
                 found[name] = statistics.metrics(W, bias, self._min_count)
         return LayerTable(found) if self._several else found[self._layers[0].name]
+
+    def _watch(self) -> None:
+        looks, ran = self._classifier.look, self._classifier.ran
+        self._hooks.set(self._layers, self._came, looks)
+        self._hooks.after(self._module, lambda: ran(self._layers))
 
     def _came(self, layer: TrackedLayer, h: Tensor) -> None:
         rows, count = layer.rows(h)
@@ -339,7 +343,7 @@ class CollapseTracker:
     def _kept(self, layer: TrackedLayer, y: Any, n: int | None) -> Kept:
         store = self._store(layer)
         y = self.targets() if y is None else integers(y)
-        classifier = self._classifier(layer, store.dim, y.device)
+        classifier = self._classifier.weight_and_bias(layer, store.dim, y.device)
         return Kept(store, self._inputs[layer.name], y, n, classifier, self._ignore_index)
 
     def _measured(
@@ -380,21 +384,3 @@ class CollapseTracker:
                 sink.all_reduce()
             self._second[layer.name] = True
         return sink.metrics()
-
-    def _weight_and_bias(self, layer: TrackedLayer) -> tuple[Any, Any]:
-        """Weight and bias if the layer is the classifier's, else None and None."""
-        named = self._hooks.last if self._by_order else self._named
-        if layer.at != "input" or layer.module is not named:
-            return None, None
-        return weight_and_bias(layer.module)
-
-    def _classifier(
-        self, layer: TrackedLayer, dim: int | None, device: torch.device
-    ) -> tuple[Tensor | None, Tensor | None]:
-        weight, bias = self._left.get(layer.name) or self._weight_and_bias(layer)
-        if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.shape[1] != dim:
-            return None, None
-        return (
-            weight.detach().to(device),
-            bias.detach().to(device) if isinstance(bias, Tensor) else None,
-        )
