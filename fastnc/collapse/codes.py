@@ -54,14 +54,20 @@ def one_vs_rest_distance(W: Any) -> float:
     check_matrix("W", W, (None, None))
     if len(W) < 2:
         raise ValueError(f"`W` must have at least 2 rows; got shape {W.shape}.")
-    W = W.astype(np.float64)
-    U = W / np.linalg.norm(W, axis=1, keepdims=True)
+    U = units(W.astype(np.float64))
     if not np.isfinite(U).all():
         return math.nan
     if U.shape[1] > len(U):
         # Distances need no more dimensions than there are rows.
         U = np.linalg.qr(U.T)[1].T
     return float(np.linalg.norm(from_hulls(U), axis=1).min())
+
+
+def units(X: Floats) -> Floats:
+    """The rows of X at length 1, whatever their scale; NaN where a row is zero."""
+    # Squares of a row of 1e-200 vanish, and those of 1e200 overflow.
+    X = X / np.abs(X).max(axis=1, keepdims=True)
+    return np.asarray(X / np.linalg.norm(X, axis=1, keepdims=True))
 
 
 def from_hulls(U: Floats) -> Floats:

@@ -9,6 +9,7 @@ import numpy as np
 from fastnc._core.arrays import as_numpy
 from fastnc._core.serial import quiet
 from fastnc.collapse.batch import batches, check_features, readable
+from fastnc.collapse.codes import units
 from fastnc.collapse.measurement import class_statistics
 
 
@@ -62,7 +63,8 @@ def nc5(H: Any, y: Any, ood_features: Any, *, ignore_index: int | None = None) -
     if count == 0:
         raise ValueError("`ood_features` must not be empty.")
     means = statistics.means[statistics.counts > 0]
-    # Directions first: products of large or small numbers would overflow or vanish.
-    o = total / np.linalg.norm(total)
-    units = means / np.linalg.norm(means, axis=1, keepdims=True)
-    return float(np.abs(units @ o).mean())
+    if not np.isfinite(total).all():
+        raise ValueError(
+            "`ood_features` are too large: their sum overflows. Divide them by a number."
+        )
+    return float(np.abs(units(means) @ units(total[None])[0]).mean())

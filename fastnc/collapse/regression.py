@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fastnc._core.arrays import as_numpy, check_finite, real_numbers
 from fastnc._core.serial import quiet
-from fastnc.collapse.batch import check_features, readable
+from fastnc.collapse.batch import check_features, epsilon, readable
 
 Floats = NDArray[np.float64]
 
@@ -25,7 +25,7 @@ class RegressionMetrics:
     ----------
     nrc1 : Avg |e_i - P e_i|^2, P on the first n principal directions of the features: of the
         features about their mean, though the e_i are not. A mean outside of those directions
-        counts as no collapse.
+        counts as no collapse. Fewer directions where the features vary in fewer.
     nrc2 : Avg |e_i - P_W e_i|^2, P_W on the rows of W.
     nrc3 : min over g in [0, least eigenvalue of Sigma] of |A/|A| - B/|B||_F^2, A = W W^T,
         B = Sigma^(1/2) - g^(1/2) I. 0 of one target, whatever W is.
@@ -108,14 +108,17 @@ def regression_metrics(H: Any, targets: Any, W: Any = None) -> RegressionMetrics
     # Features that are all 0 have no direction, and count as collapsed.
     E /= np.where(lengths > 0.0, lengths, 1.0)
     X = rows - rows.mean(axis=0)
-    principal = np.linalg.svd(X, full_matrices=False)[2][:n]
+    lengths, principal = np.linalg.svd(X, full_matrices=False)[1:]
+    # A direction in which features differ by their rounding alone is no principal one.
+    largest = float(most.max()) or 1.0
+    varies = lengths[:n] / largest > 4.0 * epsilon(H) * np.linalg.norm(rows / largest)
     nrc2 = nrc3 = gamma = None
     if W is not None:
         V = _numbers("W", W, (n, d))
         lengths, directions = np.linalg.svd(V, full_matrices=False)[1:]
         nrc2 = _off(E, directions[lengths > 1e-12 * lengths[0]])
         nrc3, gamma = _structure(V, np.atleast_2d(np.cov(Y.T, bias=True)))
-    return RegressionMetrics(_off(E, principal), nrc2, nrc3, gamma, N, d, n)
+    return RegressionMetrics(_off(E, principal[:n][varies]), nrc2, nrc3, gamma, N, d, n)
 
 
 def _off(E: Floats, directions: Floats) -> float:

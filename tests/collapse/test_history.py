@@ -133,6 +133,10 @@ def test_nc5_is_its_definition():
     known = np.abs(cosines).mean()
     assert fastnc.nc5(H, Y, other) == pytest.approx(known, rel=1e-12)
     assert fastnc.nc5(1e-80 * H, Y, 1e80 * other) == pytest.approx(known, rel=1e-12)
+    # Of one sample a class, which has no deviation, numbers whose squares are none; to rounding.
+    ones, twos = np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([[0.0, 3.0]])
+    for c in (1e-200, 1e200):
+        assert fastnc.nc5(c * ones, [0, 1], twos / c) == pytest.approx(0.5**1.5, rel=1e-15)
     padded = np.append(Y, -100)
     rows = np.vstack([H, H[:1]])
     assert fastnc.nc5(rows, padded, other, ignore_index=-100) == pytest.approx(known, rel=1e-12)
@@ -140,6 +144,7 @@ def test_nc5_is_its_definition():
         (other[:, :3], r"`ood_features` must have 5 columns"),
         (other[:0], r"`ood_features` must not be empty"),
         (other * np.nan, r"`ood_features` must be finite; sample 0 is not"),
+        (0.0 * other + 1e308, r"`ood_features` are too large: their sum overflows"),
     ):
         with pytest.raises(ValueError, match=sentence):
             fastnc.nc5(H, Y, bad)
@@ -154,6 +159,8 @@ def test_distance_of_one_from_the_rest():
     wide = np.hstack([V, np.zeros((7, 30))])
     assert fastnc.one_vs_rest_distance(wide) == pytest.approx(known, rel=1e-10)
     assert np.isnan(fastnc.one_vs_rest_distance(np.zeros((3, 2))))
+    for c in (1e-200, 1e200):
+        assert fastnc.one_vs_rest_distance(c * V) == pytest.approx(known, rel=1e-10)
     with pytest.raises(ValueError, match=r"`W` must have at least 2 rows; got shape \(1, 3\)"):
         fastnc.one_vs_rest_distance(V[:1])
 

@@ -70,6 +70,22 @@ def test_collapse_is_zero():
     assert told.nrc3_gamma == pytest.approx(c * c, rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("scale", [1.0, 1e30])
+def test_features_that_vary_in_fewer_directions_than_there_are_targets(dtype, scale):
+    """P is on the one that there is, in whichever coordinates they are given."""
+    rng = np.random.default_rng(2)
+    u, at, Y = np.array([1.0, 2.0, 0.0, 0.0]), np.array([0, 0, 1.0, 3.0]), rng.normal(size=(30, 2))
+    H = rng.normal(size=(30, 1)) * u + at
+    # What is orthogonal to u: the mean, of length sqrt(10).
+    wanted = (10.0 / (H**2).sum(axis=1)).mean()
+    for seed in range(3):
+        Q = np.linalg.qr(np.random.default_rng(seed).normal(size=(4, 4)))[0]
+        told = fastnc.regression_metrics((scale * H @ Q).astype(dtype), Y).nrc1
+        # Rounding of the features: 6e-8 of numbers of 10, beside directions of length 1.
+        assert told == pytest.approx(wanted, rel=1e-12 if dtype == "float64" else 1e-5)
+
+
 def test_one_target_torch_and_no_classifier():
     torch = pytest.importorskip("torch")
     H, Y, W = problem(n=1)
