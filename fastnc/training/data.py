@@ -129,8 +129,8 @@ def load_data(
         The share of training labels that are replaced, each by one of the other classes with
         equal chances.
     imbalance : float >= 1
-        The largest training class over the smallest: of n images of class 0, class k keeps
-        n imbalance^(-k/(K-1)), the first of each.
+        The largest training class over the smallest: class k keeps n imbalance^(-k/(K-1)) images,
+        the first of each, with the largest n for which every class has as many.
     seed : int
         Of the label noise.
     download : bool
@@ -230,11 +230,12 @@ def _turns(labels: NDArray[np.int64]) -> NDArray[np.intp]:
 def _long_tailed(labels: NDArray[np.int64], n_classes: int, ratio: float) -> NDArray[np.intp]:
     if ratio == 1.0:
         return np.arange(len(labels))
-    most = np.bincount(labels, minlength=n_classes).max()
-    sizes = np.round(most * ratio ** (-np.arange(n_classes) / (n_classes - 1)))
+    shares = ratio ** (-np.arange(n_classes) / (n_classes - 1))
+    most = (np.bincount(labels, minlength=n_classes) / shares).min()
+    sizes = np.round(most * shares)
     if sizes[-1] < 1:
         raise ValueError(
-            f"`imbalance` must leave an image in every class, of {most} in the largest; got "
+            f"`imbalance` must leave an image in every class, of {most:g} in the first; got "
             f"{ratio:g}."
         )
     return np.flatnonzero(_turns(labels) < sizes[labels])

@@ -149,6 +149,16 @@ def test_unequal_classes_fall_geometrically(root):
     assert np.bincount(data.test_labels.numpy()).tolist() == [2] * 10
 
 
+def test_classes_that_are_unequal_already_have_the_ratio_too(folder):
+    """Of three images of class 0 and five of class 1 the larger class was class 1 before."""
+    for i in (3, 4):
+        Image.new("L", (5, 5), 200).save(folder / "train" / "dog" / f"{i}.png")
+    data = load_data(folder, "ImageFolder", image_size=4, imbalance=3.0)
+    assert np.bincount(data.train_labels.numpy()).tolist() == [3, 1]
+    data = load_data(folder, "ImageFolder", image_size=4, subset=5, imbalance=1.5)
+    assert np.bincount(data.train_labels.numpy()).tolist() == [3, 2]
+
+
 @pytest.mark.parametrize("augment", ["shift", "shift-flip"])
 def test_shifts_and_mirrors(augment):
     x = torch.arange(1, 2 * 3 * 16 * 16 + 1).reshape(2, 3, 16, 16) % 251 + 1
