@@ -11,12 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastnc._core.files import describe
+from fastnc.nn.channels import channels_last
 from fastnc.nn.loss import LinearCrossEntropyLoss
 
-# Modules whose features come last in a tensor of any number of dimensions.
-_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.MultiheadAttention)
-# Modules that keep channels second in tensors of three dimensions too.
-_SECOND = (nn.Conv1d, nn.BatchNorm1d, nn.AdaptiveAvgPool1d, nn.AvgPool1d, nn.MaxPool1d)
 # What is tracked where nothing is named: the last layer of torchvision's VGG.
 _DEFAULT = "classifier.6"
 LOSSES = (LinearCrossEntropyLoss, getattr(nn, "LinearCrossEntropyLoss", LinearCrossEntropyLoss))
@@ -50,16 +47,11 @@ class TrackedLayer:
         whole = isinstance(weight, Tensor) and weight.dim() == 2 and self.at == "input"
         if self.features == "flatten" and not (whole and weight.shape[1] == h.shape[-1]):
             return h.reshape(count, -1), count
-        if not self._channels_last(h):
+        if not channels_last(self.module, self.at, h):
             h = h.movedim(1, -1)
         if self.features == "mean":
             return h.flatten(1, -2).mean(dim=1), count
         return h.reshape(-1, h.shape[-1]), count
-
-    def _channels_last(self, h: Tensor) -> bool:
-        if isinstance(self.module, _LAST):
-            return True
-        return h.dim() == 3 and not isinstance(self.module, _SECOND)
 
 
 def layer_or_layers(

@@ -64,8 +64,9 @@ class CollapseTracker:
     features : "flatten", "mean" or "places"
         Of a tensor with more than two dimensions: all numbers of an input together, their mean over
         places, or a sample at every place, whose label is the input's unless each has its own.
-        What enters a linear layer is a sample at every place also with "flatten". Channels come
-        second, and last in (B, T, d) and behind linear layers and layer norms.
+        What enters a linear layer is a sample at every place also with "flatten". Channels are on
+        the axis that is as wide as the layer; where that tells nothing, as of an activation, they
+        come second, and last in (B, T, d).
     classifier : str, torch.nn.Module or None, optional
         Whose input, if it is tracked, is compared with its weight and bias, as they were when the
         module ran last. By default the layer with a weight (K, d) that ran last; None for no layer.
