@@ -12,8 +12,14 @@ from fastnc.collapse.deviations import ClassDeviations
 from fastnc.collapse.metrics import CollapseMetrics
 from fastnc.collapse.statistics import ClassStatistics
 from fastnc.nn.feature_store import FeatureStore
-from fastnc.nn.rank_agreement import all_or_none, check_inputs, distinct, several_ranks
-from fastnc.nn.running import check_negative, labels_of_rows
+from fastnc.nn.rank_agreement import (
+    all_or_none,
+    check_inputs,
+    distinct,
+    largest,
+    several_ranks,
+)
+from fastnc.nn.running import check_highest, check_negative, labels_of_rows
 
 Classifier = tuple[Tensor | None, Tensor | None]
 
@@ -46,9 +52,12 @@ class Kept:
                 kept = self.y if ignore_index is None else self.y[self.y != ignore_index]
                 check_labels(kept, None, self.n_rows_of_W, more="track a layer with more rows")
 
-    def statistics(self) -> ClassStatistics:
-        """Of the samples of all ranks; the classes are W's rows, or the labels that occur."""
-        n_classes = self.n_rows_of_W or self._number()
+    def statistics(self, renumbered: bool = False) -> ClassStatistics:
+        """Of the samples of all ranks; the classes are W's rows, or the labels.
+
+        `renumbered` are labels that serve for nothing else: the classes are those that occur.
+        """
+        n_classes = self.n_rows_of_W or (self._number() if renumbered else self._highest() + 1)
         found = ClassStatistics(n_classes, self.store.dim or 0, "trace", self.ignore_index)
         with all_or_none():
             self._feed(found)
@@ -67,6 +76,14 @@ class Kept:
         if several_ranks():
             deviations.all_reduce()
         return deviations.metrics()
+
+    def _highest(self) -> int:
+        """The highest label of any rank."""
+        with all_or_none():
+            kept = self.y if self.ignore_index is None else self.y[self.y != self.ignore_index]
+            found = int(kept.max()) if len(kept) else 0
+            check_highest(found)
+        return largest(found)
 
     def _number(self) -> int:
         """Replace the labels by class numbers; returns the number of classes on all ranks."""

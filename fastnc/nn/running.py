@@ -80,8 +80,7 @@ class Running:
         if not isinstance(self.sink, ClassDeviations):
             kept = y if self.ignore_index is None else y[y != self.ignore_index]
             need = int(kept.max()) + 1 if len(kept) else 1
-            if need > MOST_CLASSES:
-                raise ValueError(f"`y` must be class numbers from 0 on; got {need - 1}.")
+            check_highest(need - 1)
             if self.sink is None:
                 size = max(need, 16)
                 self.sink = ClassStatistics(size, rows.shape[1], self.scatter, self.ignore_index)
@@ -101,6 +100,12 @@ def labels_of_rows(y: Tensor, n_rows: int, rows_of_inputs: Any) -> Tensor:
         f"there must be one label a sample: {n_rows} samples entered the layer, and {len(y)} "
         "labels were given. Call `tracker.labels(y)` once a batch, or give all to `metrics`."
     )
+
+
+def check_highest(label: int) -> None:
+    """Labels of statistics are class numbers: there is a mean for each up to the highest."""
+    if label >= MOST_CLASSES:
+        raise ValueError(f"`y` must be class numbers from 0 on; got {label}.")
 
 
 def check_negative(y: Tensor, ignore_index: int | None) -> None:

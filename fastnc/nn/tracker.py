@@ -227,7 +227,10 @@ class CollapseTracker:
             self._hooks.remove()
 
     def labels(self, y: Any) -> None:
-        """The labels of the batch that goes through the module next, or has just gone."""
+        """The labels of the batch that goes through the module next, or has just gone.
+
+        Of a causal language model those of the next places, which its loss shifts by itself.
+        """
         labels = integers(y).clone()
         check_negative(labels, self._ignore_index)
         self._labels.append(labels)
@@ -248,7 +251,10 @@ class CollapseTracker:
         return torch.cat([y.reshape(-1) for y in self._labels])
 
     def statistics(self, y: Any = None, n: int | None = None) -> Any:
-        """The class statistics of the samples, of all ranks: what `about` takes."""
+        """The class statistics of the samples, of all ranks: what `about` takes.
+
+        Classes are the classifier's rows, or the labels, 0..K-1 of which some may be absent.
+        """
         if self._keep == "nothing":
             return self._one_or_all(self._of_first_pass(n))
         return self._one_or_all({x.name: self._kept(x, y, n).statistics() for x in self._layers})
@@ -351,8 +357,10 @@ class CollapseTracker:
         self, layer: TrackedLayer, y: Any, n: int | None, about: About | None
     ) -> CollapseMetrics:
         kept = self._kept(layer, y, n)
-        statistics = kept.statistics() if about is None else self._each(about)[layer.name]
-        return kept.metrics(statistics, about is not None, self._min_count)
+        if about is None:
+            return kept.metrics(kept.statistics(renumbered=True), False, self._min_count)
+        statistics = self._each(about)[layer.name]
+        return kept.metrics(statistics, True, self._min_count)
 
     def _of_first_pass(self, n: int | None) -> dict[str, ClassStatistics]:
         if not self._statistics:

@@ -320,6 +320,35 @@ def test_fewer_samples_than_entered():
         tracker.metrics(n=-1)
 
 
+@pytest.mark.parametrize("keep", ["memory", "nothing"])
+def test_held_out_samples_of_labels_with_a_gap(keep):
+    """Class 2 of the statistics is label 2, also where no sample has label 1 and there is no W."""
+    model, (x, y) = network(), data()
+    y = torch.tensor([0, 2, 3])[y]
+    tracker = CollapseTracker(model, "fc", classifier=None, keep=keep)
+    with tracker:
+        loop(model, tracker, x[:30], y[:30])
+    about, few = tracker.statistics(), y[30:] < 3
+    assert about.counts.tolist() == torch.bincount(y[:30]).tolist()
+    with tracker if keep == "memory" else tracker.second_pass(about=about):
+        loop(model, tracker, x[30:][few], y[30:][few])
+    told = tracker.metrics(about=about) if keep == "memory" else tracker.metrics()
+    hidden = maps(model, x)[2]
+    s = fastnc.ClassStatistics(4, 6)
+    s.update(hidden[:30], y[:30])
+    same(told, fastnc.collapse_metrics(hidden[30:][few], y[30:][few], about=s))
+
+
+def test_labels_of_statistics_are_class_numbers():
+    model, (x, y) = network(), data()
+    tracker = CollapseTracker(model, "fc", classifier=None)
+    with tracker:
+        loop(model, tracker, x, y + 10**9)
+    assert tracker.metrics().n_classes == 3
+    with pytest.raises(ValueError, match=r"`y` must be class numbers from 0 on; got 1000000002"):
+        tracker.statistics()
+
+
 def test_a_state_goes_through_torch(tmp_path):
     model, (x, y) = network(), data()
     tracker = CollapseTracker(model, "fc", keep="nothing", scatter="full")

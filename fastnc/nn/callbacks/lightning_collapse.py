@@ -22,7 +22,8 @@ class LightningCollapse(Callback):
     layer : str, optional
         Of the LightningModule; or `layers=...`, and all else that `CollapseTracker` takes.
     labels : callable of a batch
-        Its labels; by default the second of a tuple, or the value of the key "labels".
+        Its labels; by default the second of a tuple, or the value of the key "labels". A causal
+        language model's must be shifted here.
     prefix : str
 
     Notes
