@@ -135,6 +135,7 @@ def metrics_of_means(
         n_left_out=of.n_left_out,
         n_single=single,
         held_out=of.held_out,
+        balanced=bool((measured == measured[0]).all()),
     )
 
 

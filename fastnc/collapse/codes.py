@@ -100,14 +100,19 @@ def least_mean_angle(n_classes: int, dim: int) -> float:
 
 
 def largest_margin_ratio(n_classes: int, dim: int) -> float:
-    """The margin_ratio of the best known code of K directions of equal length in d dimensions.
+    """The largest margin_ratio known of K equally large classes in d dimensions, or a bound on it.
 
-    Where d >= K - 1 the simplex, 1 (Lemma 3.1). Below, `(K-1)/K (1 - c)` with c the smallest
-    possible largest cosine of K unit vectors: d = 1, c = 1; d = 2, the regular polygon; K <= 2 d,
-    c = 0 (Rankin); for more classes c > 0, and c = 0 is a bound that no code attains.
+    Where d >= K - 1 that of the simplex, 1 (Lemma 3.1). Below, 0 for d = 1, and for d = 2 that of
+    the regular polygon, `(K-1)/K (1 - cos(2 pi/K))`. For K <= 2 d it is
+    `(K-1) / (K - 1 + sqrt(2 (K-d) / K))`, of K - d pairs of opposite classes, a direction each,
+    whose logits are `e_k - e_j` for the pair k, j, and 2 d - K others with `e_k - 1/K`: these K
+    rows have rank d, and that denominator is their nuclear norm. Equally long vectors have
+    (K-1)/K, the same only at K = 2 d; no more is possible for K > 2 d, where 2 d of the classes
+    would have more than these alone.
     """
-    K = n_classes
-    if dim >= K - 1:
+    K, d = n_classes, dim
+    if d >= K - 1:
         return 1.0
-    cosine = {1: 1.0, 2: math.cos(2.0 * math.pi / K)}.get(dim, 0.0)
-    return (K - 1) / K * (1.0 - cosine)
+    if d <= 2:
+        return (K - 1) / K * (1.0 - math.cos(2.0 * math.pi / K)) if d == 2 else 0.0
+    return (K - 1) / (K - 1 + math.sqrt(2.0 * (K - d) / K)) if 2 * d >= K else (K - 1) / K

@@ -93,8 +93,8 @@ def margin_ratio(W: Any, H: Any, y: Any) -> Any:
     -----
     Cost: as `margins`. Close to collapse `margin_decomposition(...).deficit` is
     `1 - margin_ratio` without the cancellation. With `d < K - 1` no simplex ETF fits, and 1 is
-    not reached: the best codes known have `(K-1)/K (1 - c)`, c the smallest possible largest cosine
-    of K unit vectors in d dimensions, 0 for d + 2 <= K <= 2d (so 5/6 for K = 6, d = 3).
+    not reached: the best known of equally large classes is `(K-1) / (K - 1 + sqrt(2 (K-d) / K))`
+    for d + 2 <= K <= 2d (5/6 for K = 6, d = 3), and `(K-1)/K (1 - cos(2 pi/K))` for d = 2.
 
     Examples
     --------

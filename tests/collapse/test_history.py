@@ -114,6 +114,35 @@ def test_the_best_that_so_many_classes_allow():
     assert "<= 0.8333" in str(fastnc.collapse_metrics(octahedron, np.arange(6), octahedron))
 
 
+@pytest.mark.parametrize(("K", "d"), [(4, 2), (5, 3), (6, 3), (6, 4), (8, 5), (9, 7)])
+def test_pairs_and_single_classes_beat_vectors_of_one_length(K, d):
+    from fastnc.collapse.codes import largest_margin_ratio
+
+    pairs = K - d
+    Z = np.eye(K) - 1.0 / K
+    for k in range(0, 2 * pairs, 2):
+        Z[k], Z[k + 1] = np.eye(K)[k] - np.eye(K)[k + 1], np.eye(K)[k + 1] - np.eye(K)[k]
+    left, values, right = np.linalg.svd(Z)
+    # A rank of d, and every margin is 1 or 2.
+    assert np.count_nonzero(values > 1e-12) == d
+    H, W = (left * np.sqrt(values))[:, :d], (right.T * np.sqrt(values))[:, :d]
+    told = largest_margin_ratio(K, d)
+    assert fastnc.margin_ratio(W, H, np.arange(K)) == pytest.approx(told, rel=1e-12)
+    # The constraints are met to 1e-10; nothing better is found from other starts.
+    found = fastnc.solve(fastnc.models.separation(K, 1, d), starts=12)
+    assert (K - 1) / found.value == pytest.approx(told, rel=1e-9)
+    assert told == pytest.approx((K - 1) / K, rel=1e-12) or (2 * d > K and told > (K - 1) / K)
+
+
+def test_no_margin_ratio_is_told_where_the_largest_is_not_known():
+    """Of a large class and small ones in a plane it may be above that of the square."""
+    found = fastnc.solve(fastnc.models.seli((100, 1, 1, 1), 2), starts=4)
+    m = fastnc.collapse_metrics(found.H, found.y, found.W)
+    assert m.margin_ratio > 0.86 and not m.balanced
+    (line,) = (line for line in str(m).splitlines() if line.startswith("margin_ratio"))
+    assert "<=" not in line
+
+
 @pytest.mark.parametrize(("K", "d"), [(3, 1), (4, 2), (7, 3), (20, 5)])
 def test_no_code_is_below_the_least_mean_angle(K, d):
     from fastnc.collapse.codes import least_mean_angle
