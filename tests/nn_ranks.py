@@ -106,6 +106,7 @@ def main(folder):
     found["tracked"] = tracker_ranks.tracked(dist.get_rank())
     found["sampled"] = tracker_ranks.sampled()
     found["validated"] = tracker_ranks.validated()
+    found["evaluated"] = tracker_ranks.evaluated()
     for reduction in ("mean", "sum", "none"):
         for weighted in (False, True):
             for given in (False, True):

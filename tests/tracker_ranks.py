@@ -89,6 +89,33 @@ def validated():
     return found
 
 
+def evaluated():
+    """What the Trainer's callback counts of a loader that accelerate has made even."""
+    if not all(importlib.util.find_spec(name) for name in ("accelerate", "transformers")):
+        return []
+    from accelerate import Accelerator
+
+    from fastnc.nn.callbacks import TrainerCollapse
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = test_nn_layers.network()
+
+        def forward(self, x, labels):
+            return {"logits": self.net(x)}
+
+    x, y = test_nn_layers.data(ODD)
+    rows = [{"x": a, "labels": b} for a, b in zip(x, y, strict=True)]
+    loader, found = torch.utils.data.DataLoader(rows, 7), []
+    callback = TrainerCollapse("net.fc", Accelerator(cpu=True).prepare(loader))
+    for _ in range(2):
+        state = SimpleNamespace(log_history=[], global_step=1, epoch=0.5)
+        callback.on_evaluate(SimpleNamespace(device="cpu"), state, None, model=Model())
+        found.append((callback.metrics.as_dict(), callback.metrics.n_samples))
+    return found
+
+
 def sampled():
     """Of each way to keep features: the metrics of the layers, and of how many samples."""
     samples = torch.utils.data.TensorDataset(*test_nn_layers.data(ODD))

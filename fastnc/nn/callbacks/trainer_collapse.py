@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from fastnc.collapse.history import History
+from fastnc.nn.rank_agreement import several_ranks
 from fastnc.nn.tracker import CollapseTracker
 
 # The label that the losses of transformers leave out.
@@ -21,7 +23,8 @@ class TrainerCollapse(TrainerCallback):
 
     The Trainer gives its callbacks no batch, so the model runs over the loader once more. A causal
     language model's loss compares each place with the label of the next one: so do the metrics
-    then, and leave out the last place and, unless `ignore_index` is given, the label -100.
+    then, and leave out the last place and, unless `ignore_index` is given, the label -100. Over
+    several ranks the samples that the Trainer's loader repeats do not count.
 
     Parameters
     ----------
@@ -70,7 +73,9 @@ class TrainerCollapse(TrainerCallback):
     def _measured(self, model: Any, loader: Any, device: Any) -> CollapseTracker:
         """A tracker that has seen the model run over the loader."""
         batches = (
-            {name: value.to(device) for name, value in batch.items()} for batch in iter(loader)
+            {k: (v if n is None else v[:n]).to(device) for k, v in batch.items()}
+            for batch, n in _of_this_rank(loader)
+            if n != 0
         )
         # The loader may be one that runs only once.
         first = next(batches, None)
@@ -86,6 +91,22 @@ class TrainerCollapse(TrainerCallback):
                 tracker.labels(y)
                 model(**batch)
         return tracker
+
+
+def _of_this_rank(loader: Any) -> Iterator[tuple[Any, int | None]]:
+    """The batches, and how many of their samples accelerate has not repeated to make ranks even.
+
+    It deals whole batches out in turns, and fills the last ones up from the beginning.
+    """
+    size = getattr(loader, "total_dataset_length", -1)
+    if not several_ranks() or size < 0:
+        yield from ((batch, None) for batch in loader)
+        return
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    in_turn = loader.total_batch_size
+    for i, batch in enumerate(loader):
+        own = in_turn // ranks
+        yield batch, min(max(size - i * in_turn - rank * own, 0), own)
 
 
 def looks_ahead(model: Any, batch: dict[str, Any], key: str) -> bool:
