@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ Floats = NDArray[np.float64]
 
 # Up to this many unknowns all eigenvalues are computed, from the products with a basis.
 _DENSE = 300
+# Eigenvalues this close, relative to the largest, are one.
+_SAME = 1e-10
 
 
 class SphereHessian:
@@ -249,8 +252,9 @@ def hessian_spectrum(
 
     Notes
     -----
-    Lanczos with restarts (scipy's `eigsh`) on Hessian products, each of `12KNd` operations; all
-    eigenvalues of the dense Hessian for up to 300 unknowns. Relative to the loss, the products are
+    Lanczos with restarts (scipy's `eigsh`) on Hessian products, each of `12KNd` operations, again
+    beside what was found until every multiple eigenvalue is complete; all eigenvalues of the dense
+    Hessian for up to 300 unknowns. Relative to the loss, the products are
     exact at any margin; eigenvalues below the range of float64 are 0.
 
     Examples
@@ -276,13 +280,44 @@ def hessian_spectrum(
             matrix = np.array([at.hessian_product(row) for row in np.eye(size)])
             found = eigh(0.5 * (matrix + matrix.T), eigvals_only=True)[-k:]
         else:
-            operator = LinearOperator((size, size), matvec=at.hessian_product, dtype=np.float64)
-            start = np.random.default_rng(seed).standard_normal(size)
             try:
-                found = eigsh(
-                    operator, k=k, which="LA", v0=start, ncv=max(20, 2 * k + 1), maxiter=1000,
-                    tol=1e-12, return_eigenvectors=False,
-                )  # fmt: skip
+                found = _largest(at.hessian_product, size, k, np.random.default_rng(seed))
             except ArpackNoConvergence as error:
                 raise ArithmeticError(f"{k} eigenvalues did not converge: {error}.") from error
     return np.sort(np.asarray(found, dtype=np.float64))[::-1] * scale
+
+
+def _largest(
+    product: Callable[[Floats], Floats], size: int, k: int, rng: np.random.Generator
+) -> Floats:
+    """The k largest eigenvalues, each as often as it is one.
+
+    A Krylov space of one vector holds one vector of each eigenspace, and rounding alone brings in
+    others. At collapse nearly all eigenvalues are multiple. So the iteration is run again beside
+    the vectors that were found, until it finds nothing larger than the last of them.
+    """
+    values, vectors = np.empty(0), np.empty((size, 0))
+    lowered = 0.0
+
+    def beside(x: Floats) -> Floats:
+        x = x.reshape(-1)
+        along = vectors.T @ x
+        out = product(x - vectors @ along)
+        # Orthogonal to what was found, which is brought below all other eigenvalues.
+        return np.asarray(out - vectors @ (vectors.T @ out + lowered * along))
+
+    operator = LinearOperator((size, size), matvec=beside, dtype=np.float64)
+    while True:
+        more, directions = eigsh(
+            operator, k=k, which="LA", v0=rng.standard_normal(size), ncv=max(20, 2 * k + 1),
+            maxiter=1000, tol=1e-12,
+        )  # fmt: skip
+        lowered = max(lowered, 4.0 * float(np.abs(more).max()))
+        if len(values) and more.max() <= values[-1] + _SAME * abs(values[0]):
+            return values
+        values = np.concatenate([values, more])
+        kept = np.argsort(-values, kind="stable")[:k]
+        values = values[kept]
+        vectors = np.linalg.qr(np.hstack([vectors, directions])[:, kept])[0]
+        if k == 1:
+            return values

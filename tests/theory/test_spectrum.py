@@ -33,6 +33,17 @@ def test_the_largest_eigenvalues(K, N, d):
     np.testing.assert_allclose(total, N * exact[:1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("k", [5, 12, 40])
+def test_multiple_eigenvalues_are_complete(k):
+    """At collapse: 3 of the largest, 57 of the next one, of which Lanczos by itself finds some."""
+    W, H, y = fastnc.theory.collapsed(3.0, 4, 5, 20)
+    exact = np.linalg.eigvalsh(dense(W, H, y))[::-1]
+    assert np.ptp(exact[:3]) < 1e-12 < exact[2] - exact[3] and np.ptp(exact[3:40]) < 1e-12
+    found = fastnc.hessian_spectrum(W, H, y, k=k)
+    # As above.
+    np.testing.assert_allclose(found, exact[:k], rtol=1e-10)
+
+
 def test_too_many_eigenvalues_are_refused():
     with pytest.raises(ValueError, match="`k` must be less than the 6 unknowns; got 6"):
         fastnc.hessian_spectrum(np.ones((2, 2)), np.ones((1, 2)), np.array([0]), k=6)
