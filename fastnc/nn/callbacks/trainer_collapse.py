@@ -21,10 +21,10 @@ IGNORED = -100
 class TrainerCollapse(TrainerCallback):
     """Runs the model over a loader after each evaluation; a `history` by step, and log entries.
 
-    The Trainer gives its callbacks no batch, so the model runs over the loader once more. A causal
-    language model's loss compares each place with the label of the next one: so do the metrics
-    then, and leave out the last place and, unless `ignore_index` is given, the label -100. Over
-    several ranks the samples that the Trainer's loader repeats do not count.
+    The Trainer gives its callbacks no batch, so the model runs over the loader once more. The loss
+    of a causal language model of transformers compares each place with the label of the next one:
+    so do the metrics then, and leave out the last place and, unless `ignore_index` is given, the
+    label -100. Over several ranks the samples that the Trainer's loader repeats do not count.
 
     Parameters
     ----------
@@ -112,9 +112,12 @@ def _of_this_rank(loader: Any) -> Iterator[tuple[Any, int | None]]:
 def looks_ahead(model: Any, batch: dict[str, Any], key: str) -> bool:
     """Whether the model's loss compares a place with the label of the next one.
 
-    A first label alone is then compared with nothing, and a last one alone with something.
+    A first label alone is then compared with nothing, and a last one alone with something. Only
+    models of transformers are tried, whose losses leave out the label -100.
     """
     y = batch[key]
+    if getattr(model, "loss_function", None) is None:
+        return False
     if not isinstance(y, Tensor) or y.dim() != 2 or y.shape[1] < 2 or y.is_floating_point():
         return False
     counts = []
