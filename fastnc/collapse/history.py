@@ -46,7 +46,7 @@ class History:
         """A row: the epoch, the metrics that are known, and further numbers by name.
 
         Metrics of several layers have names such as `fc/nc1`. If the epoch has a row already, they
-        are added to it.
+        are added to it, and replace those of the same names.
         """
         if isinstance(epoch, bool) or not isinstance(epoch, Real):
             raise TypeError(f"`epoch` must be a number; got {epoch!r}.")

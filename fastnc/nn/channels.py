@@ -32,10 +32,13 @@ def channels_last(module: nn.Module, at: str, h: Tensor) -> bool:
     Where that is both or neither, its kind decides, and then the number of dimensions: a
     tensor of three is (B, T, d).
     """
-    width = _width(module, at)
-    second, last = h.shape[1] == width, h.shape[-1] == width
-    if second != last:
-        return last
+    found = [(m, width) for m in module.modules() if (width := _width(m, at)) is not None]
+    if found:
+        layer, width = found[0] if at == "input" else found[-1]
+        second, last = h.shape[1] == width, h.shape[-1] == width
+        # Maps may be wider than a convolution within them: a dense block's hold several.
+        if second != last and not (h.dim() > 3 and isinstance(layer, _SECOND)):
+            return last
     if isinstance(module, _LAST):
         # torchvision's and timm's layer norms of maps are named so, and keep channels second.
         return not type(module).__name__.endswith("2d")
@@ -43,15 +46,7 @@ def channels_last(module: nn.Module, at: str, h: Tensor) -> bool:
 
 
 def _width(module: nn.Module, at: str) -> int | None:
-    """The channels of a module's first weighted layer as they enter, of its last as they leave."""
-    found = [_channels(m, at) for m in module.modules()]
-    known = [width for width in found if width is not None]
-    if not known:
-        return None
-    return known[0] if at == "input" else known[-1]
-
-
-def _channels(module: nn.Module, at: str) -> int | None:
+    """The channels that enter or leave a layer with a weight; None of all others."""
     for kind, enters, leaves in _WIDTHS:
         if isinstance(module, kind):
             width: Any = getattr(module, enters if at == "input" else leaves, None)

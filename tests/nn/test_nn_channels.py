@@ -19,6 +19,17 @@ class Activation(nn.Module):
         return x.relu()
 
 
+class Dense(nn.Module):
+    """A dense block: its maps of 8 channels are followed by 4 new ones, as many as columns."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        return torch.cat([x, self.conv(x)], 1)
+
+
 SEQUENCE, MAP, LAST = (6, 8, 5), (6, 8, 5, 4), (6, 5, 4, 8)
 
 
@@ -37,6 +48,7 @@ SEQUENCE, MAP, LAST = (6, 8, 5), (6, 8, 5, 4), (6, 5, 4, 8)
         # Blocks of a Swin transformer, and of ConvNeXt, which turns its maps round within.
         (nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8)), LAST, False),
         (nn.Sequential(nn.Conv2d(8, 8, 1), LayerNorm2d(8)), MAP, True),
+        (Dense(), MAP, True),
         (nn.Linear(8, 8), (6, 8, 3, 8), False),
         (Activation(), SEQUENCE, False),
         (Activation(), MAP, True),
