@@ -6,6 +6,7 @@ receive a tuple of addresses:
 
     GEMM            a BLAS's product, or 0 where tiles are used    (blas)
     PRODUCT, DOTS, TRANSPOSE                                        (tile)
+    BOTH                                                            (few_classes)
     EXPONENTIALS, COMBINE, RESIDUALS                                (residual)
     DERIVATIVES                                                     (derivatives)
 """
@@ -19,11 +20,11 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastnc.kernels.cpu import derivatives, residual, tile
+from fastnc.kernels.cpu import derivatives, few_classes, residual, tile
 from fastnc.kernels.cpu.blas import gemm_address
 from fastnc.kernels.cpu.options import cfunc
 
-GEMM, PRODUCT, DOTS, TRANSPOSE, EXPONENTIALS, COMBINE, RESIDUALS, DERIVATIVES = range(8)
+GEMM, PRODUCT, DOTS, TRANSPOSE, BOTH, EXPONENTIALS, COMBINE, RESIDUALS, DERIVATIVES = range(9)
 
 
 @intrinsic
@@ -91,7 +92,7 @@ def _derivatives(
 def _signatures(real):
     floats, doubles = types.CPointer(real), types.CPointer(types.float64)
     labels, size, double = types.CPointer(types.int64), types.int64, types.float64
-    return tile.signatures(real) | {
+    return tile.signatures(real) | few_classes.signatures(real) | {
         _exponentials: (
             floats, *[size] * 3, labels, size, size, floats, size, floats, *[doubles] * 3, floats,
         ),

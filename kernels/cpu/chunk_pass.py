@@ -110,7 +110,7 @@ def forward(
 @njit(**INNER)
 def backward(
     share, kernels, low, n, H_at, D, y, first, rows, scale, uniform, Z, block, factor, label_r,
-    term_at, part, sums, bias_sums,
+    term_at, part, sums, bias_sums, both,
 ):  # fmt: skip
     """Residuals of the n classes from `low` on, from exponentials, and their sums over samples.
 
@@ -126,7 +126,7 @@ def backward(
             address(bias_sums, part * bias_sums.shape[1] + low), n if bias_sums.shape[1] else 0,
         ),
     )  # fmt: skip
-    if sums.shape[1]:
+    if sums.shape[1] and not both:
         place = (part * sums.shape[1] + low) * D
         share = share if low == 0 else 0
         products.class_sums(kernels, Z, low, n, H_at, D, rows, sums, place, share)
@@ -201,18 +201,23 @@ def part_of_samples(
         if not wanted or (mode == STEP and not math.isfinite(loss)):
             continue
         step = alpha * W.dtype.type(math.exp(c)) if mode == STEP else alpha
+        both = mode == STEP and sums.shape[1] > 0 and len(out) > 0 and products.at_once(kernels, W)
         for b in range(n_blocks):
             j, n = b * block, min(block, K - b * block)
             backward(
                 share, kernels, j, n, H_at, D, y, first, rows, scale, uniform, Z, b, factor,
-                label_r, address(term, 0), part, sums, bias_sums,
+                label_r, address(term, 0), part, sums, bias_sums, both,
             )  # fmt: skip
         # Only after all blocks have read the samples: a step overwrites them.
         if len(out):
             C_at = H_at if d != D else address(out, first * d)
-            products.sample_sums(
-                kernels, Z, W, zero, K, step, mode == STEP, C_at, rows, N, H_at, share
-            )
+            if both:
+                place = part * sums.shape[1] * D
+                products.both_sums(kernels, Z, W, H_at, rows, sums, place, step, share)
+            else:
+                products.sample_sums(
+                    kernels, Z, W, zero, K, step, mode == STEP, C_at, rows, N, H_at, share
+                )
             if mode == GRADS and c != 0.0:
                 if d != D:
                     products.scale_exponentially(padded, 0, rows, c)
@@ -324,7 +329,7 @@ def classes_divided(
                 j, n = b * block, min(block, K - b * block)
                 backward(
                     share, kernels, j, n, H_at, D, y, first, rows, scale, uniform, Z, b, factor,
-                    label_r, address(terms, p * ld), np.int64(0), sums, bias_sums,
+                    label_r, address(terms, p * ld), np.int64(0), sums, bias_sums, False,
                 )  # fmt: skip
                 if len(out):
                     products.sample_sums(

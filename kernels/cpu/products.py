@@ -4,8 +4,9 @@ Letters as in tile: K classes, D features in whole vectors, `Z (K, ld)`. `kernel
 `addresses`, with a BLAS's product for the sums over samples or 0 for tiles. The other two products
 never use a BLAS, with which the bits of a row would depend on the number of rows. Logits need the
 transposed samples, `HT (d, ld)`, or an empty HT where classes or samples are too few for a
-transposition to pay. Samples are passed as addresses, and classes as ranges: Numba counts
-references to every slice by atomic operations.
+transposition to pay. A step of few classes takes both sums at once, with the same bits. Samples are
+passed as addresses, and classes as ranges: Numba counts references to every slice by atomic
+operations.
 """
 
 import math
@@ -13,8 +14,9 @@ import math
 import numpy as np
 
 from fastnc.kernels.cpu import blas as blas_cpu
-from fastnc.kernels.cpu.addresses import DOTS, GEMM, PRODUCT, TRANSPOSE, call
+from fastnc.kernels.cpu.addresses import BOTH, DOTS, GEMM, PRODUCT, TRANSPOSE, call
 from fastnc.kernels.cpu.aligned import LINE
+from fastnc.kernels.cpu.few_classes import MOST_CLASSES
 from fastnc.kernels.cpu.options import INNER, njit
 from fastnc.kernels.cpu.processor import VECTOR_BYTES
 from fastnc.kernels.cpu.simd_blocks import address
@@ -107,6 +109,30 @@ def sample_sums(kernels, Z, W, low, n, alpha, keep, C_at, rows, N, H_at, share):
         (
             C_at, D, rows, D // L, address(Z, low * ld), 1, ld, address(W, low * D), D, n,
             SHORT if short else BLOCK, alpha, np.int64(keep), following, lines,
+        ),
+    )  # fmt: skip
+
+
+@njit(**INNER)
+def at_once(kernels, W):
+    """Whether `both_sums` takes the classes of W, with chains of the other products' lengths."""
+    K, D = W.shape
+    return K <= MOST_CLASSES and D * W.itemsize > VECTOR_BYTES and kernels[GEMM] == 0
+
+
+@njit(**INNER)
+def both_sums(kernels, Z, W, H_at, rows, sums, place, alpha, share):
+    """`class_sums` of all classes and `sample_sums`, added to the samples themselves, at once.
+
+    Of the next `rows` samples, all parts of `share` but the first are prefetched meanwhile.
+    """
+    (K, D), ld, L = W.shape, Z.shape[1], VECTOR_BYTES // Z.itemsize
+    following, lines = _to_prefetch(1, share, H_at, D, rows, Z.itemsize)
+    call(
+        kernels[BOTH],
+        (
+            address(sums, place), H_at, address(W, 0), D, D // L, K, address(Z, 0), ld, rows, alpha,
+            following, (share - 1) * lines,
         ),
     )  # fmt: skip
 

@@ -39,7 +39,7 @@ COPY_TILES = 8
 
 
 @intrinsic
-def _lanes(typingctx, like):
+def lanes_of(typingctx, like):
     """Numbers in a vector."""
 
     def codegen(context, builder, signature, args):
@@ -199,7 +199,7 @@ def product(
     can wait for only about a dozen lines at a time.
     """
     tiles = (n_rows + ROWS - 1) // ROWS
-    L = _lanes(B)
+    L = lanes_of(B)
     line = L * LINE // VECTOR_BYTES
     room = _room(B)
     prefetched = 0
@@ -284,7 +284,7 @@ def _dot_tile(typingctx, m, n, Z, z, ldz, W, w, H, h, ld, count, keep, N, p, ste
 def dots(Z, ldz, K, rows, W, H, D, n_vectors, keep, ahead, lines):
     """`Z[j, i] (+)= <w_j, h_i>`, D numbers or `n_vectors` vectors long; prefetches as `product`."""
     across = (K + DOT_CLASSES - 1) // DOT_CLASSES
-    line = _lanes(W) * LINE // VECTOR_BYTES
+    line = lanes_of(W) * LINE // VECTOR_BYTES
     # Two with each term, where one is not enough.
     terms = (rows + DOT_SAMPLES - 1) // DOT_SAMPLES * across * n_vectors
     more = n_vectors if lines > terms else 0
