@@ -52,7 +52,7 @@ RESULTS = Path(__file__).parent / "results"
 PAUSE = 0.05
 REGIMES = {case.name: case for case in (*TRAJECTORIES, *OBJECTIVES, *TORCH_LOSSES)}
 # Of a trajectory: enough epochs that what a call costs beside them is not seen.
-EPOCHS = {"tiny": 2000, "middle": 50, "middle_wide": 5}
+EPOCHS = {"tiny": 20000, "middle": 1000, "middle_wide": 200}
 # Calls that are timed as one, where one takes less than a clock can tell.
 REPEATS = {"torch loss": 200}
 ALL_PEERS = list(dict.fromkeys([*PEERS, *TRAJECTORY_PEERS, *TORCH_LOSS_PEERS]))
