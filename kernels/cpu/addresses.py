@@ -6,7 +6,7 @@ receive a tuple of addresses:
 
     GEMM            a BLAS's product, or 0 where tiles are used    (blas)
     PRODUCT, DOTS, TRANSPOSE                                        (tile)
-    BOTH                                                            (few_classes)
+    BOTH            both sums of a step, or 0 where they are taken apart    (few_classes)
     EXPONENTIALS, COMBINE, RESIDUALS                                (residual)
     DERIVATIVES                                                     (derivatives)
 """
@@ -92,7 +92,7 @@ def _derivatives(
 def _signatures(real):
     floats, doubles = types.CPointer(real), types.CPointer(types.float64)
     labels, size, double = types.CPointer(types.int64), types.int64, types.float64
-    return tile.signatures(real) | few_classes.signatures(real) | {
+    return tile.signatures(real) | {
         _exponentials: (
             floats, *[size] * 3, labels, size, size, floats, size, floats, *[doubles] * 3, floats,
         ),
@@ -110,22 +110,24 @@ def _signatures(real):
     }  # fmt: skip
 
 
-_compiled, _lock = {}, threading.RLock()
-
-
-def _of_dtype(itemsize):
-    with _lock:
-        if itemsize not in _compiled:
-            real = types.float32 if itemsize == 4 else types.float64
-            _compiled[itemsize] = [
-                cfunc(types.void(*kinds), error_model="numpy")(function)
-                for function, kinds in _signatures(real).items()
-            ]
-        return _compiled[itemsize]
+_lock = threading.RLock()
 
 
 @cache
-def addresses(blas, dtype):
-    """The tuple for NumPy's `dtype`; with `blas`, a BLAS takes the sums over samples."""
-    gemm = gemm_address(dtype) if blas else 0
-    return (gemm, *(one.address for one in _of_dtype(np.dtype(dtype).itemsize)))
+def _compiled(signatures, itemsize):
+    real = types.float32 if itemsize == 4 else types.float64
+    return [
+        cfunc(types.void(*kinds), error_model="numpy")(function)
+        for function, kinds in signatures(real).items()
+    ]
+
+
+@cache
+def addresses(blas, dtype, at_once=False):
+    """The tuple for NumPy's `dtype`: with sums over samples by a BLAS, or both sums `at_once`."""
+    itemsize = np.dtype(dtype).itemsize
+    with _lock:
+        product, dots, transpose, *others = _compiled(_signatures, itemsize)
+        both = _compiled(few_classes.signatures, itemsize)[0].address if at_once else 0
+    found = [one.address for one in (product, dots, transpose)]
+    return (gemm_address(dtype) if blas else 0, *found, both, *(one.address for one in others))

@@ -30,7 +30,7 @@ import numpy as np
 from numba import prange
 
 from fastnc.kernels.cpu import products
-from fastnc.kernels.cpu.addresses import COMBINE, EXPONENTIALS, RESIDUALS, call
+from fastnc.kernels.cpu.addresses import BOTH, COMBINE, EXPONENTIALS, RESIDUALS, call
 from fastnc.kernels.cpu.aligned import aligned_rows
 from fastnc.kernels.cpu.options import INNER, OPTIONS, REASSOCIATION, njit
 from fastnc.kernels.cpu.processor import VECTOR_BYTES
@@ -201,7 +201,7 @@ def part_of_samples(
         if not wanted or (mode == STEP and not math.isfinite(loss)):
             continue
         step = alpha * W.dtype.type(math.exp(c)) if mode == STEP else alpha
-        both = mode == STEP and sums.shape[1] > 0 and len(out) > 0 and products.at_once(kernels, W)
+        both = kernels[BOTH] != 0
         for b in range(n_blocks):
             j, n = b * block, min(block, K - b * block)
             backward(

@@ -14,6 +14,7 @@ import math
 
 import numpy as np
 
+from fastnc.kernels.cpu import few_classes
 from fastnc.kernels.cpu import tile as tile_cpu
 from fastnc.kernels.cpu.addresses import addresses
 from fastnc.kernels.cpu.aligned import aligned, aligned_zeros
@@ -37,10 +38,10 @@ from fastnc.kernels.cpu.threads import one_thread
 SERIAL_SUMS = 1 << 17
 
 
-def numbers(planned, dtype):
-    """A plan's numbers, as `chunk_pass` takes them."""
-    transposes = int(planned.products != "dots")
-    return planned.chunk, planned.block, transposes, *addresses(planned.products == "blas", dtype)
+def numbers(planned, dtype, at_once=False):
+    """A plan's numbers, as `chunk_pass` takes them; a step may take both sums `at_once`."""
+    found = addresses(planned.products == "blas", dtype, at_once)
+    return planned.chunk, planned.block, int(planned.products != "dots"), *found
 
 
 def without_options(dtype):
@@ -73,9 +74,10 @@ class Run:
         # An upper bound: the parts' numbers of chunks differ by at most one.
         chunks = N // (self.parts * planned.chunk) + 2 if mode == LOG_GRADS else 0
         self.chunk_shifts = np.empty((self.parts, chunks))
+        at_once = mode == STEP and few_classes.taken(planned, K, d, W.dtype)
         arguments = (
-            numbers(planned, W.dtype), padded, H, y, options, W.dtype.type(alpha), out, self.sums,
-            self.bias_sums, losses_out, self.totals, self.shifts, self.chunk_shifts,
+            numbers(planned, W.dtype, at_once), padded, H, y, options, W.dtype.type(alpha), out,
+            self.sums, self.bias_sums, losses_out, self.totals, self.shifts, self.chunk_shifts,
         )  # fmt: skip
         if planned.divides == "classes":
             # Here and not where they are used, as NumPy asks for large pages.

@@ -14,12 +14,18 @@ from numba.extending import intrinsic
 
 from fastnc.kernels.cpu.aligned import LINE
 from fastnc.kernels.cpu.emitter import LEVEL_2, Emitter
-from fastnc.kernels.cpu.processor import N_REGISTERS, VECTOR_BYTES
+from fastnc.kernels.cpu.processor import N_REGISTERS, VECTOR_BYTES, native_lanes
 from fastnc.kernels.cpu.simd_blocks import address
 from fastnc.kernels.cpu.tile import BLOCK, lanes_of
 
 # A sum for each class, a sample, what is added to it, and a residual are in registers.
 MOST_CLASSES = min(16, N_REGISTERS - 3)
+
+
+def taken(planned, n_classes, dim, dtype):
+    """Whether a step takes both sums at once. Rows of one vector have shorter chains elsewhere."""
+    few = n_classes <= MOST_CLASSES and planned.chunk <= BLOCK
+    return few and dim > native_lanes(dtype)
 
 
 def _width(lanes):

@@ -16,7 +16,6 @@ import numpy as np
 from fastnc.kernels.cpu import blas as blas_cpu
 from fastnc.kernels.cpu.addresses import BOTH, DOTS, GEMM, PRODUCT, TRANSPOSE, call
 from fastnc.kernels.cpu.aligned import LINE
-from fastnc.kernels.cpu.few_classes import MOST_CLASSES
 from fastnc.kernels.cpu.options import INNER, njit
 from fastnc.kernels.cpu.processor import VECTOR_BYTES
 from fastnc.kernels.cpu.simd_blocks import address
@@ -111,13 +110,6 @@ def sample_sums(kernels, Z, W, low, n, alpha, keep, C_at, rows, N, H_at, share):
             SHORT if short else BLOCK, alpha, np.int64(keep), following, lines,
         ),
     )  # fmt: skip
-
-
-@njit(**INNER)
-def at_once(kernels, W):
-    """Whether `both_sums` takes the classes of W, with chains of the other products' lengths."""
-    K, D = W.shape
-    return K <= MOST_CLASSES and D * W.itemsize > VECTOR_BYTES and kernels[GEMM] == 0
 
 
 @njit(**INNER)

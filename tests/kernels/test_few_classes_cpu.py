@@ -16,7 +16,7 @@ def call(kernel, dtype, *arguments):
     real = ctypes.c_float if dtype == np.float32 else ctypes.c_double
     kinds = {np.ndarray: ctypes.c_void_p, float: real, int: ctypes.c_int64}
     kernel = ctypes.CFUNCTYPE(None, *[kinds[type(a)] for a in arguments])(
-        addresses(False, np.dtype(dtype))[kernel]
+        addresses(False, np.dtype(dtype), True)[kernel]
     )
     kernel(*[a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments])
 
