@@ -15,7 +15,6 @@ import math
 import numpy as np
 from numba import prange
 
-from fastnc.kernels.cpu import few_classes
 from fastnc.kernels.cpu import tile as tile_cpu
 from fastnc.kernels.cpu.chunk_pass import GRADS, STEP, add_rows, part_of_samples, samples_of
 from fastnc.kernels.cpu.cross_entropy import numbers, without_options
@@ -123,11 +122,10 @@ def descend(W, H, W_low, H_low, y, step, epochs):
     planned = plan(K, d, N, W.itemsize, by_samples=True)
     moving = tile_cpu.padded(W)
     compensated = W_low.size > 0
-    at_once = not compensated and few_classes.taken(planned, K, d, W.dtype)
     options = without_options(W.dtype)
     arguments = (
         planned.parts,
-        numbers(planned, W.dtype, at_once),
+        numbers(planned, W.dtype),
         moving,
         H,
         W_low,
