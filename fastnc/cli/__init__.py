@@ -20,6 +20,7 @@ import typer
 from fastnc._core.interrupts import Diverged
 from fastnc.cli._folder import REPLACES, claimed, told_written
 from fastnc.cli._results import rescued
+from fastnc.cli._typed import Command
 
 # Each is the function of that name in the file of that name.
 COMMANDS = (
@@ -42,7 +43,9 @@ def build() -> typer.Typer:
     app.callback()(_options)
     for name in COMMANDS:
         command = getattr(importlib.import_module(f"fastnc.cli.{name}"), name)
-        app.command(name, help=_help(command))(_one_line_errors(_whole_numbers(command)))
+        app.command(name, cls=Command, help=_help(command))(
+            _one_line_errors(_whole_numbers(command))
+        )
     return app
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from fastnc.cli._typed import typed
+
 CLASS_SIZES = "Samples of each class, as 100,100,1, in the place of --n-classes and --n-per-class."
 LOSS = "Of a sample's logits; focal has gamma 2, smoothed a tenth."
 NOISE = "Standard deviation of Gaussian noise in every entry of each gradient."
@@ -25,22 +27,29 @@ def model_of(n_classes: int, n_per_class: int, dim: int, class_sizes: str | None
 
     if class_sizes is None:
         return ULPM(n_classes, n_per_class, dim, loss=loss)
-    try:
-        sizes = [int(size) for size in class_sizes.split(",")]
-    except ValueError:
-        sizes = []
-    if len(sizes) < 2 or min(sizes) < 0 or not any(sizes):
-        raise ValueError(
-            "`--class-sizes` must be the samples of at least 2 classes, as 100,100,1; got "
-            f"{class_sizes!r}."
-        )
-    if n_classes not in (5, len(sizes)) or n_per_class != 10:
+    sizes = sizes_of(class_sizes)
+    classes_said = n_classes != len(sizes) and (n_classes != 5 or typed("n_classes"))
+    if classes_said or n_per_class != 10 or typed("n_per_class"):
         raise ValueError(
             f"`--class-sizes` {class_sizes} says how many classes and samples there are; leave "
             "out --n-classes and --n-per-class."
         )
     labels = np.repeat(np.arange(len(sizes)), sizes)
     return ULPM(len(sizes), dim=dim, labels=labels, loss=loss)
+
+
+def sizes_of(text: str) -> list[int]:
+    """The samples of each class, as `100,100,1` says them."""
+    try:
+        sizes = [int(size) for size in text.split(",")]
+    except ValueError:
+        sizes = []
+    if len(sizes) < 2 or min(sizes) < 0 or not any(sizes):
+        raise ValueError(
+            "`--class-sizes` must be the samples of at least 2 classes, as 100,100,1; got "
+            f"{text!r}."
+        )
+    return sizes
 
 
 def check_different(**options: Sequence[Any] | None) -> None:

@@ -6,6 +6,8 @@ import ast
 import dataclasses
 from typing import Any
 
+from fastnc.cli._typed import typed
+
 _SHORT = {
     "gd": "GradientDescent",
     "momentum": "Momentum",
@@ -36,11 +38,12 @@ def lr_and_rule(rule: str | None, schedule: str | None, lr: Any) -> dict[str, An
     ValueError
         A text is no rule or no schedule, or `lr` was given beside one of them.
     """
-    if rule is not None and lr != 5.0:
+    given = lr != 5.0 or typed("lr")
+    if rule is not None and given:
         raise ValueError("`--lr` and `--rule` do not go together; write --rule adam:1e-2.")
     if schedule is None:
         return {"lr": lr} if rule is None else {"lr": lr, "rule": rule_of(rule)}
-    if lr != 5.0:
+    if given:
         raise ValueError("`--lr` and `--schedule` do not go together; leave out one of them.")
     rate = schedule_of(schedule)
     if rule is None:

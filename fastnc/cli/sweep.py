@@ -79,9 +79,10 @@ def sweep(
 
     from fastnc._core import arrays
     from fastnc._core.interrupts import Interrupted
-    from fastnc.cli._models import check_different, model_of
+    from fastnc.cli._models import check_different, model_of, sizes_of
     from fastnc.cli._results import check_ends
     from fastnc.cli._rules import lr_and_rule
+    from fastnc.cli._typed import typed
     from fastnc.dynamics.sweep import sweep as run_sweep
 
     seeds = arrays.check_count("seeds", seeds, 1)
@@ -92,7 +93,8 @@ def sweep(
         for sizes in product(n_classes, n_per_class, dim, class_sizes or everyone)
     ]
     if method == "flow":
-        if rule or schedule or batch_size or noise or lr != [5.0] or epochs != 100_000:
+        of_descent = ("lr", "rule", "schedule", "batch_size", "noise", "epochs")
+        if any(map(typed, of_descent)):
             raise ValueError(
                 "a flow has no step: leave out --lr, --rule, --schedule, --batch-size, --noise and "
                 "--epochs, or take --method descend."
@@ -112,7 +114,8 @@ def sweep(
         else:
             options["lr"] = [step["lr"] for step in steps]
     check_different(
-        n_classes=n_classes, n_per_class=n_per_class, dim=dim, class_sizes=class_sizes,
+        n_classes=n_classes, n_per_class=n_per_class, dim=dim,
+        class_sizes=[sizes_of(text) for text in class_sizes or ()],
         rule=options.get("rules"), lr=options.get("lr"), batch_size=batch_size,
     )  # fmt: skip
     checkpoint = out / "checkpoint.npz"

@@ -129,12 +129,18 @@ def train(
     from fastnc._core.interrupts import Diverged, Interrupted
     from fastnc._core.ranks import workers_of_torchrun
     from fastnc.cli._results import drawn, noted
+    from fastnc.cli._typed import typed
     from fastnc.plots import figure3
     from fastnc.training.data import load_data
     from fastnc.training.experiment import Experiment
     from fastnc.training.loop import train as run_training
     from fastnc.training.state import CHECKPOINT
 
+    if typed("feature_dim") and (head == "linear" or not model.startswith("vgg")):
+        raise ValueError(
+            "`--feature-dim` must be left out but for a VGG with --head own, which alone has "
+            f"hidden layers of that width; got --model {model} and --head {head}."
+        )
     try:
         options = json.loads(schedule_args)
         if not isinstance(options, dict):
