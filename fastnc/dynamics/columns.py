@@ -17,6 +17,19 @@ NAMED = ("sharpness", "tangent_curvature")
 _STATE = "further/"
 
 
+def listed(measure: Any) -> Any:
+    """`measure` as what can be read more than once: it may be a generator."""
+    if isinstance(measure, (str, Mapping)):
+        return measure
+    try:
+        return tuple(measure)
+    except TypeError:
+        raise TypeError(
+            f"`measure` must hold {' or '.join(map(repr, NAMED))}, or a dict of functions of "
+            f"W, H and y; got {measure!r:.200}."
+        ) from None
+
+
 def column_names(measure: Any) -> list[str]:
     """The names of the columns that `measure` requests, checked."""
     return list(_functions(measure))

@@ -11,7 +11,7 @@ from fastnc._core import arrays
 from fastnc._core.functions import check_function
 from fastnc._core.serial import quiet
 from fastnc.dynamics.checkpoint import checkpoint_path
-from fastnc.dynamics.columns import NAMED, Columns, column_names, own_columns
+from fastnc.dynamics.columns import NAMED, Columns, column_names, listed, own_columns
 from fastnc.dynamics.composition import Composition, choose_stepper, composed
 from fastnc.dynamics.loop import snapshot_epochs
 from fastnc.dynamics.run import Callback, Run
@@ -135,6 +135,7 @@ def descend(
     """
     checkpoint_every = arrays.check_at_least_zero("checkpoint_every", checkpoint_every)
     path = checkpoint_path(checkpoint, resume)
+    measure = listed(measure)
     parts = composed(
         lr, rule, schedule, batch_size=batch_size, replacement=replacement,
         label_noise=label_noise, noise=noise, freeze=freeze, device=device,

@@ -17,7 +17,7 @@ from fastnc._core.interrupts import Diverged, Interrupted, deferred_interrupt
 from fastnc._core.progress import Bar, SharedBar, progress_bar
 from fastnc._core.serial import quiet
 from fastnc.dynamics.checkpoint import checkpoint_path
-from fastnc.dynamics.columns import column_names, own_columns
+from fastnc.dynamics.columns import column_names, listed, own_columns
 from fastnc.dynamics.composition import Composition, composed
 from fastnc.dynamics.descent import prepare
 from fastnc.dynamics.flow import Solver, prepare_flow
@@ -125,7 +125,7 @@ def sweep(
     >>> len(runs), len(runs.quantiles("margin", 0.5)[0]) == len(runs[0])
     (4, True)
     """
-    models, sizes = _several(model), _several(batch_size)
+    models, sizes, measure = _several(model), _several(batch_size), listed(measure)
     # A pair (lr_W, lr_H) is one step size, a list of numbers is several.
     lrs = [lr] if isinstance(lr, tuple) and rules is not None else _several(lr)
     rules = None if rules is None else _several(rules)

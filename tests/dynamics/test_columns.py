@@ -59,6 +59,7 @@ def test_columns_of_a_run_and_their_bits_after_a_stop(tmp_path):
     ("asked", "sentence"),
     [
         ("sharpnes", "`measure` must hold 'sharpness' or 'tangent_curvature', or a dict of func"),
+        (3, "`measure` must hold 'sharpness' or 'tangent_curvature', or a dict .*; got 3"),
         ({"trace": 3}, "`measure` must name functions of W, H and y; got 'trace': int"),
         ({"W": lambda W, H, y: W}, r"`measure\['W'\]` must return one number; got shape"),
         ({"none": lambda W, H, y: None}, r"`measure\['none'\]` must return one number; got None"),
@@ -67,3 +68,14 @@ def test_columns_of_a_run_and_their_bits_after_a_stop(tmp_path):
 def test_refusals(asked, sentence):
     with pytest.raises((ValueError, TypeError), match=sentence):
         fastnc.descend(MODEL, epochs=5, measure=asked)
+
+
+def test_a_generator_is_measured_as_a_list_is():
+    """It was read for the names, and empty when the columns were made."""
+    asked = ["sharpness", {"trace": lambda W, H, y: float(np.sum(W * W))}]
+    run = fastnc.descend(MODEL, epochs=5, measure=iter(asked))
+    assert run.about["measure"] == ["sharpness", "trace"] and "measured by" in run.about
+    assert run["trace"][-1] == np.sum(run.W * run.W)
+    (swept,) = fastnc.sweep(MODEL, epochs=5, seeds=[0], measure=(one for one in asked))
+    for name in ("sharpness", "trace"):
+        assert np.array_equal(swept[name], run[name])
