@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from operator import methodcaller
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -21,6 +21,7 @@ from fastnc._core.files import atomic_write, check_path
 from fastnc._core.results import check_result
 from fastnc.dynamics.trajectories import Trajectories
 from fastnc.dynamics.trajectory import Trajectory
+from fastnc.plots.many import as_text
 
 FEATURES = "#1f77b4"
 CLASSIFIER = "#d62728"
@@ -29,6 +30,10 @@ NEUTRAL = "#444444"
 MOST_NAMES = 12
 # A quantity that is 0 by symmetry (K = 2, or one sample a class) is smaller than this.
 ROUNDING = 1e-13
+# The most letters of a line of a title.
+_TITLE = 130
+# What a title of a training leaves out.
+_USUAL = {"schedule": "constant", "precision": "float32"}
 # Labels of the axes of metrics.
 FORMULAS = {
     "equinorm_features": r"$\mathrm{Std}_k / \mathrm{Avg}_k\;|m_k - g|$",
@@ -166,16 +171,22 @@ def check_runs(runs: Any) -> None:
         )
 
 
-def settings(about: dict[str, Any]) -> str:
-    """The default title of a run's figure: the model and the options of the run."""
-    model = str(about.get("model", ""))
-    for long, short in (("n_classes", "K"), ("n_per_class", "n"), ("dim", "d")):
-        model = re.sub(rf"\b{long}=", f"{short}=", model)
-    parts = [model] if model else []
-    parts += [f"{name} {about[name]:g}" for name in ("lr", "noise") if about.get(name)]
-    parts += [str(about[name]) for name in ("schedule", "dtype") if about.get(name)]
-    parts += [f"seed {about['seed']}"] if "seed" in about else []
-    return ", ".join(parts)
+def settings(run: Trajectory) -> str:
+    """The default title of a run's figure: all that was run, as a sweep names it, and the seed."""
+    about = run.about
+    if not about.get("model"):
+        return ""
+    if about.get("kind") == "training":
+        size = about["image_size"]
+        said = [
+            f"{about['model']}, {about['n_samples']} images of {size} x {size}",
+            f"lr={about['lr']:g}, batches of {about['batch_size']}",
+            *(str(about[name]) for name, usual in _USUAL.items() if about[name] != usual),
+        ]
+    else:
+        said = list(Trajectories([run]).settings())
+    said += [f"seed {about['seed']}"] if "seed" in about else []
+    return fill(as_text(", ".join(said)), _TITLE)
 
 
 def legend(axes: Axes, **options: Any) -> None:

@@ -71,7 +71,7 @@ def figure2(run: Trajectory, title: str | None = None) -> Figure:
         grid(axes)
         if len(lines) > 1:
             axes.legend(frameon=False, fontsize=9)
-    figure.suptitle(settings(run.about) if title is None else title, fontsize=11)
+    figure.suptitle(settings(run) if title is None else title, fontsize=11)
     return figure
 
 

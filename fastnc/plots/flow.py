@@ -19,6 +19,8 @@ from fastnc.plots._style import (
     legend,
     log_log_time,
     log_values,
+    settings,
+    without_rounding,
 )
 from fastnc.plots.collapse import PANELS
 from fastnc.plots.margin import stack_missing
@@ -47,6 +49,8 @@ def long_horizon(
         Of `fastnc.flow`, to t = 10^10 at least.
     descent : Trajectory, optional
         Of `fastnc.descend`.
+    title : str, optional
+        By default the run's settings.
     """
     _check(run)
     if descent is not None:
@@ -66,8 +70,7 @@ def long_horizon(
     _conserved(bottom[3], run)
     for axes in bottom:
         axes.set_xlabel(TIME)
-    if title is not None:
-        figure.suptitle(title, fontsize=12)
+    figure.suptitle(settings(run) if title is None else title, fontsize=12)
     return figure
 
 
@@ -157,7 +160,7 @@ def _column(run: Trajectory, name: str) -> NDArray[np.float64]:
         # epsilon^2 q_min / (2 |theta|^2), without the cancellation of the subtraction.
         energy = run["norm_W"] ** 2 + run["norm_H"] ** 2
         return np.asarray(0.5 * run["epsilon"] ** 2 * run["margin"] / energy)
-    return 1.0 - run[name[4:]] if name.startswith("1 - ") else run[name]
+    return without_rounding(1.0 - run[name[4:]] if name.startswith("1 - ") else run[name])
 
 
 def _sizes(run: Trajectory) -> list[int]:
@@ -208,7 +211,8 @@ def _collapse(
     shown = times >= 1.0
     axes.axvspan(1.0, PAPER_ENDS, color="0.93", lw=0, label="the paper's figure")
     for name, colour, label in lines:
-        axes.plot(times[shown], run[name][shown], color=colour, lw=1.8, label=label)
+        values = _column(run, name)[shown]
+        axes.plot(times[shown], values, color=colour, lw=1.8, label=label)
         if descent is not None:
             descent_times = descent.log10_time + math.log10(descent.about["lr"])
             some = (descent_times >= 1.0) & (np.arange(len(descent)) % 6 == 0)
@@ -222,14 +226,14 @@ def _collapse(
     for line, colour, _ in lines:
         if line in stays:
             axes.axhline(stays[line], color=colour, lw=1.1, ls=":", label="limit (SELI)")
-    if _has_exponents(run) and run[name][-1] > 0.0 and name not in stays:
+    end = _column(run, name)[-1]
+    if _has_exponents(run) and end > 0.0 and name not in stays:
         slope = exponents(K, d)[name]
-        end = run[name][-1]
         axes.plot(
             times[shown], end * (times[shown] / times[-1]) ** slope, "--", color=NEUTRAL, lw=1.1,
             label=r"$\propto (\log t)^{-1/2}$" if slope == -0.5 else r"$\propto 1/\log t$",
         )  # fmt: skip
-        seen = np.concatenate([run[n][shown] for n, *_ in lines])
+        seen = np.concatenate([_column(run, n)[shown] for n, *_ in lines])
         axes.set_ylim(seen[seen > 0.0].min() / 2.0, 3.0 * seen.max())
     log_values(axes)
     log_log_time(axes, 1.0, float(times[-1]))
@@ -279,6 +283,12 @@ def _constants(axes: Axes, run: Trajectory) -> None:
         if limit > 0.0:
             ratio = _column(run, name)[shown] * gap ** -predicted[name] / limit
             axes.plot(times, ratio, lw=1.3, label=name.replace("_", " "))
+    if not axes.lines:
+        # Of a class without samples, and of d < K, not even exponents are known.
+        axes.annotate(
+            "none is known: they need equal classes and d >= K", (0.5, 0.56),
+            xycoords="axes fraction", ha="center", size=8,
+        )  # fmt: skip
     axes.axhline(1.0, color=NEUTRAL, lw=1.0, ls="--")
     axes.set_ylim(0.0, 2.0)
     axes.set_title("(f) constants, measured / predicted", fontsize=11)

@@ -65,7 +65,7 @@ def peeled(run: Trajectory, alone: Trajectory, title: str | None = None) -> Figu
         axes.set_ylabel(panel_label(lines))
         grid(axes)
         legend(axes)
-    figure.suptitle(settings(run.about) if title is None else title, fontsize=11)
+    figure.suptitle(settings(run) if title is None else title, fontsize=11)
     return figure
 
 

@@ -37,7 +37,7 @@ def missing_margin(run: Trajectory, title: str | None = None) -> Figure:
     figure.legend(
         *left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9
     )
-    figure.suptitle(settings(run.about) if title is None else title, fontsize=11)
+    figure.suptitle(settings(run) if title is None else title, fontsize=11)
     return figure
 
 

@@ -71,8 +71,10 @@ def rules_compared(runs: Trajectories, title: str | None = None) -> Figure:
     else:
         every[0].legend(frameon=False, fontsize=8)
     if title is None:
-        title = ", ".join(shared) + f"; {len(runs) // len(settings)} runs each"
-        title += ", their medians" if many else ""
+        counts = dict.fromkeys(map(len, settings.values()))
+        said = f"{' or '.join(map(str, counts))} run{'' if [*counts] == [1] else 's'} each"
+        said += ", their medians" if many else ": medians, and bands of half of the runs"
+        title = "; ".join([", ".join(shared), said] if shared else [said])
     figure.suptitle(title, fontsize=12)
     return figure
 

@@ -104,7 +104,7 @@ def figure3(run: Trajectory, title: str | None = None) -> Figure:
             axes.axhline(_SMALL, color=NEUTRAL, ls="--", lw=1.0, label="below it in the paper: 0.1")
         if len(axes.get_legend_handles_labels()[0]) > 1 or axes is places[4]:
             legend(axes, fontsize=9)
-    figure.suptitle(settings(run.about) if title is None else title, fontsize=11)
+    figure.suptitle(settings(run) if title is None else title, fontsize=11)
     return figure
 
 

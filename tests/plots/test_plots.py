@@ -118,6 +118,45 @@ def test_times_have_names():
     assert descent.at("epoch", np.log10(200.0)) == 200
 
 
+def test_titles_tell_all_that_was_run():
+    """Two runs that differ in anything but their snapshots have different titles."""
+    model, R = fastnc.ULPM(3, 2, 4), fastnc.rules
+    runs = [
+        fastnc.descend(of, epochs=20, **options)
+        for of, options in (
+            (model, {}), (model, {"seed": 1}), (model, {"lr": 1.0}), (model, {"lr": (1.0, 2.0)}),
+            (model, {"rule": R.Adam(1e-2)}), (model, {"rule": R.Momentum(R.Cosine(1.0, 20))}),
+            (model, {"batch_size": 2}), (model, {"batch_size": 2, "replacement": True}),
+            (model, {"noise": 1e-3}), (model, {"label_noise": 0.1}), (model, {"freeze": "W"}),
+            (model, {"schedule": "loss-scaled"}), (model, {"dtype": "float32"}),
+            (fastnc.ULPM(3, 3, 4), {}), (fastnc.ULPM(3, dim=4, labels=[0, 0, 0, 0, 1, 2]), {}),
+            (fastnc.ULPM(3, 2, 4, loss="focal"), {}),
+        )
+    ]  # fmt: skip
+    for draw in (plots.figure2, plots.figure3):
+        titles = [draw(run).get_suptitle() for run in runs]
+        assert len(set(titles)) == len(runs), titles
+    assert plots.figure2(runs[0]).get_suptitle() == "K=3, N=6, d=4, lr=5, float64, seed 0"
+    flow = fastnc.flow(model, 20.0, snapshots=5)
+    for draw in (plots.long_horizon, plots.missing_margin):
+        assert draw(flow).get_suptitle() == "K=3, N=6, d=4, flow, seed 0"
+    # Of one rule there is nothing to be told apart, and no empty place before it.
+    alone = plots.rules_compared(fastnc.sweep(model, epochs=20, seeds=range(2)))
+    assert alone.get_suptitle() == "2 runs each: medians, and bands of half of the runs"
+    assert alone.axes[0].get_legend().texts[0].get_text() == "K=3, N=6, d=4, lr=5, float64"
+
+
+def test_a_long_flow_of_few_dimensions_shows_no_rounding():
+    """With d < K nothing freezes: `within_class` falls below what its means are rounded to."""
+    flow = fastnc.flow(fastnc.ULPM(4, 2, 2), 100.0, snapshots=10)
+    assert ((flow["within_class"] > 0.0) & (flow["within_class"] < 1e-13)).any()
+    figure = plots.long_horizon(flow)
+    figure.draw_without_rendering()
+    drawn = figure.axes[1].lines[0].get_ydata()
+    assert drawn[drawn > 0.0].min() > 1e-13
+    assert figure.axes[5].texts[0].get_text().startswith("none is known: they need equal classes")
+
+
 def test_runs_that_cannot_be_drawn():
     model = fastnc.ULPM(3, 2, 4)
     W, H = (1e200 * x for x in model.init(0))
