@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import fill
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,6 +17,8 @@ from fastnc.plots.many import apart, as_text, colours, name_bar
 # Half of the runs lie in the band, nine in ten between the thin lines.
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 _MOST_ROWS = 8
+# The most letters beside a row.
+_LONGEST = 42
 # How a run says that it did not come to its last time.
 EARLY = ("diverged", "failed")
 
@@ -68,9 +72,10 @@ def _rows(settings: dict[str, Trajectories], ends: dict[str, float]) -> tuple[Fi
                     axes.legend(frameon=False, fontsize=9)
             if i == len(settings) - 1:
                 axes.set_xlabel(time_label(group.longest))
-        shape, comma, step = name.rpartition(", lr")
-        setting = as_text(f"{shape}\nlr{step}" if comma else name)
-        rows[i, 0].set_ylabel(f"{setting}\n{len(group)} runs", fontsize=9)
+        shape, comma, step = name.rpartition(", lr=")
+        lines = [shape, f"lr={step}"] if comma and shape.count("(") == shape.count(")") else [name]
+        label = "\n".join(fill(as_text(line), _LONGEST) for line in lines)
+        rows[i, 0].set_ylabel(f"{label}\n{len(group)} runs", fontsize=9)
     for column_of_panels in rows.T:
         log_values(*column_of_panels)
     return figure, "line: median; band: half of the runs; thin lines: nine in ten"

@@ -107,7 +107,8 @@ def _angles(axes: Axes, units: NDArray[Any], names: list[str], n_classes: int) -
     image = axes.imshow(units @ units.T, cmap="RdBu_r", vmin=-1.0, vmax=1.0)
     some = "" if len(units) == n_classes else f", {len(units)} of {n_classes} classes"
     axes.set_title(f"(a) cosines of centred class means{some}", fontsize=11)
-    axes.set_xlabel(f"at collapse: {-1 / (n_classes - 1):.3g} off the diagonal (line in the bar)")
+    end = -1 / (n_classes - 1)
+    axes.set_xlabel(f"at collapse: {end:.3g} off the diagonal\n(line in the bar)")
     step = max(len(units) // MOST_NAMES, 1)
     names_below(axes, names)
     axes.set_yticks(range(0, len(units), step), names[::step], fontsize=8)
@@ -141,8 +142,10 @@ def _bars(axes: Axes, metrics: CollapseMetrics) -> None:
             end = f" ({ends[name]:.4g} at collapse)" if name in ends else ""
             said.append(f"{name} {value:.4g}{end}")
     axes.set_title("(b) neural collapse; 0 at collapse", fontsize=11)
-    below = [*said, f"0 here: {', '.join(zero)}"] if zero else said
-    axes.set_xlabel(fill(",  ".join(below), 70) or "metrics of the features", fontsize=9)
+    # A line does not end within the name of a bar.
+    names = ", ".join(name.replace(" ", "\u00a0") for name in zero)
+    below = [*said, f"0 here: {names}"] if zero else said
+    axes.set_xlabel(fill(",  ".join(below), 60) or "metrics of the features", fontsize=9)
     handles = [
         Patch(color=FEATURES, label="features"),
         Patch(color=CLASSIFIER, label="classifier"),

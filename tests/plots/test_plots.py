@@ -146,6 +146,29 @@ def test_titles_tell_all_that_was_run():
     assert alone.axes[0].get_legend().texts[0].get_text() == "K=3, N=6, d=4, lr=5, float64"
 
 
+def test_names_of_rules_and_bars_are_not_cut_off():
+    """Beside a row, and below a panel: within the figure, and no line ends within a name."""
+    R = fastnc.rules
+    rules = [R.Adam(1e-2, betas=(0.8, 0.9)), R.Momentum(R.Cosine(1.0, 100), nesterov=True)]
+    figure = plots.sweep_bands(
+        fastnc.sweep(fastnc.ULPM(4, 3, 5), epochs=20, seeds=[0], rules=rules)
+    )
+    H = np.concatenate([5.0 * np.eye(4), 5.0 * np.eye(4) + 1e-2])
+    y = np.arange(8) % 4
+    statistics = fastnc.ClassStatistics(4, 4)
+    statistics.update(H, y)
+    metrics = fastnc.collapse_metrics(H, y, np.eye(4))
+    for drawn in (figure, plots.collapse_figure(metrics, statistics)):
+        drawn.draw_without_rendering()
+        for axes in drawn.axes:
+            for label in (axes.xaxis.label, axes.yaxis.label):
+                box = label.get_window_extent()
+                assert min(box.x0, box.y0) >= 0, label.get_text()
+                assert box.x1 <= drawn.bbox.x1 and box.y1 <= drawn.bbox.y1, label.get_text()
+    below = drawn.axes[1].get_xlabel().splitlines()
+    assert below and not any(line.endswith(("1 -", "/")) for line in below)
+
+
 def test_a_long_flow_of_few_dimensions_shows_no_rounding():
     """With d < K nothing freezes: `within_class` falls below what its means are rounded to."""
     flow = fastnc.flow(fastnc.ULPM(4, 2, 2), 100.0, snapshots=10)
