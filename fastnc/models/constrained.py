@@ -214,16 +214,24 @@ class NormConstrained(Constrained):
         return max(0.0, excess_W, float(np.sqrt(self._energy(H) / self.energy_H)) - 1.0)
 
     def optimum(self) -> Optimum:
-        """The simplex ETF for equal sizes, else the certified optimum of the convex program."""
+        """The simplex ETF for equal sizes, else the certified optimum of the convex program.
+
+        Raises `UnknownOptimum` if its duality gap shows no three digits of the value, as for
+        energies below 1e-8, or so large that the loss is below 1e-150.
+        """
         if (self.counts == self.counts[0]).all():
             return super().optimum()
-        from fastnc.models.convex import bounded_cross_entropy
+        from fastnc.models.convex import bounded_cross_entropy, check_certified
 
         per_class = self.counts * self._share  # type: ignore[attr-defined]
         root = np.sqrt(per_class * self.n_samples)
-        bound = float(np.sqrt(self.n_classes * self.energy_W * self.n_samples * self.energy_H))
+        # Their product may leave the range of floats where its root does not.
+        of_W, of_H = self.norms()
+        bound = of_W * of_H
         X, value, gap = bounded_cross_entropy(self.counts, root, bound)
-        ratio = (self.n_classes * self.energy_W / bound) ** 2
+        names = ("energy_W", "energy_H")
+        check_certified(value, gap, {name: getattr(self, name) for name in names})
+        ratio = (of_W / of_H) ** 2
         W, means = factors(X, root**2, self.dim, ratio)
         return Optimum(value, W, means, self.y, None, "convex program, duality gap", gap / value)
 

@@ -12,15 +12,22 @@ point shows afterwards that the answer is the global one.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from fastnc.models.layer_peeled import Floats
+from fastnc.models.layer_peeled import Floats, UnknownOptimum
 from fastnc.models.lbfgs import minimise, newton
 from fastnc.reference import softmax
+
+# The largest duality gap, over the value, of what is called an optimum.
+_DIGITS = 1e-3
+# The logarithm of the least multiplier: further on squares vanish.
+_LEAST = math.log(1e-150)
 
 
 class ConvexOptimum(NamedTuple):
@@ -29,6 +36,16 @@ class ConvexOptimum(NamedTuple):
     X: Floats
     value: float
     gap: float
+
+
+def check_certified(value: float, gap: float, of: Mapping[str, float]) -> None:
+    """Raise `UnknownOptimum`, which names `of`, if the gap shows no three digits of the value."""
+    if not gap <= _DIGITS * abs(value):
+        said = " and ".join(f"`{name}`={number:g}" for name, number in of.items())
+        raise UnknownOptimum(
+            f"no optimum is certified for {said}: they are too small, or too large, for three "
+            "digits of it by floats. Take others."
+        )
 
 
 def imbalanced_cross_entropy(
@@ -107,8 +124,11 @@ class _Factored:
         value = float(self.share @ losses) + self.mu * float(sigma.sum())
         s = min(1.0, self.mu / float(np.linalg.norm(r * (self.share / self.root), 2)))
         q = s * p
-        np.fill_diagonal(q, 1.0 + s * np.diag(r))
         entropy = -np.where(q > 0.0, q * np.log(np.where(q > 0.0, q, 1.0)), 0.0)
+        # 1 less what the others have, which may be far below its rounding.
+        others = -s * np.diag(r)
+        sure = np.where(others < 1.0, others, 0.0)
+        np.fill_diagonal(entropy, (sure - 1.0) * np.log1p(-sure))
         lower = float(self.share @ entropy.sum(axis=0))
         return ConvexOptimum(X, value, max(0.0, value - lower))
 
@@ -123,8 +143,8 @@ def bounded_cross_entropy(
     """The least `sum_k (n_k/N) CE(z_k, k)` with `|Z diag(root)|_* <= bound`, certified.
 
     P is its Lagrangian: the multiplier mu at which the optimum of P has the norm `bound` is found
-    by bracketing, and a lower bound of P there, less `mu bound`, is one of the loss. Cost: some 20
-    programs of `imbalanced_cross_entropy`.
+    by bracketing, and a lower bound of P there, less `mu bound`, is one of the loss; the gap is inf
+    where there is none in the range of floats. Cost: some 20 `imbalanced_cross_entropy`.
     """
     zero = np.zeros((len(counts), len(counts)))
     start = _Factored(counts, 1.0, root)
@@ -137,11 +157,16 @@ def bounded_cross_entropy(
         return float(np.linalg.norm(X, "nuc")) / bound - 1.0
 
     top = float(np.log(high))
-    low = top - 1.0
+    low, step = top - 1.0, 2.0
     while excess(low) < 0.0:
-        low -= 2.0
+        if low <= _LEAST:
+            return ConvexOptimum(zero, 0.0, math.inf)
+        low, step = max(low - step, _LEAST), 2.0 * step
     mu = float(np.exp(brentq(excess, low, top, xtol=1e-10, rtol=1e-12)))
     X, value, gap = imbalanced_cross_entropy(counts, mu, seed, root)
-    X = X * (bound / float(np.linalg.norm(X, "nuc")))
+    norm = float(np.linalg.norm(X, "nuc"))
+    if norm == 0.0:
+        return ConvexOptimum(zero, 0.0, math.inf)
+    X = X * (bound / norm)
     loss = _Factored(counts, mu, root).at(X)
     return ConvexOptimum(X, loss, max(0.0, loss - (value - gap - mu * bound)))

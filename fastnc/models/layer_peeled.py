@@ -28,6 +28,8 @@ Floats = NDArray[np.float64]
 # Multiplications an evaluation below which a second thread costs more than it saves: on a busy
 # machine an evaluation took 16 ms instead of 0.2.
 _SMALL = 1_000_000
+# The smallest number with all its digits, whose reciprocal is a float too.
+_SMALLEST = float(np.finfo(np.float64).tiny)
 
 
 class UnknownOptimum(ValueError):
@@ -153,7 +155,13 @@ class LayerPeeled:
                     f"`{name}` must be positive; got 0. Without a penalty this is the "
                     "unconstrained layer-peeled model: use `fastnc.ULPM`."
                 )
-            object.__setattr__(self, name, float(check_positive(name, value)))
+            value = float(check_positive(name, value))
+            if value < _SMALLEST:
+                raise ValueError(
+                    f"`{name}` must be at least {_SMALLEST:.1e}, below which floats have fewer "
+                    f"digits and no reciprocal; got {value!r}."
+                )
+            object.__setattr__(self, name, value)
         weight_decay_W, weight_decay_H = float(weight_decay_W), float(weight_decay_H)
         object.__setattr__(self, "balance", (weight_decay_H / weight_decay_W) ** 0.25)
         # Their product may leave the range of floats where its root does not.

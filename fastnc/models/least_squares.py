@@ -73,6 +73,8 @@ class SquaredError(Balanced, _LeastSquares):
     b = 1/K). The value is `r (c - K c^2/2)`, or `r / (2K)` where s = 0, with r = K without a bias
     and r = K - 1 with one. In a smaller dimension d the optimum keeps d of the r directions, and
     the others cost 1/(2K) each.
+    Of decays below 1e-25 the value is exact, but no W and H of float64 have it: the square of a
+    product's rounding, 1e-32, is of its size.
 
     Parameters
     ----------
@@ -115,6 +117,7 @@ class ImbalancedSquaredError(Unequal, _LeastSquares):
     frame of unequal lengths, of value `sum_k (s_k - sqrt n_k)^2/(2N) + sqrt(lW lH) s_k`; a class
     with `s_k = 0` has classifier and mean 0. With a free bias, the singular values of the centred
     target replace sqrt(n_k); in a dimension d < K, the d largest are kept.
+    Of decays below 1e-25 the value is exact, but no W and H of float64 have it, as `SquaredError`.
 
     Parameters
     ----------

@@ -73,8 +73,8 @@ def _rows(settings: dict[str, Trajectories], ends: dict[str, float]) -> tuple[Fi
             if i == len(settings) - 1:
                 axes.set_xlabel(time_label(group.longest))
         shape, comma, step = name.rpartition(", lr=")
-        lines = [shape, f"lr={step}"] if comma and shape.count("(") == shape.count(")") else [name]
-        label = "\n".join(fill(as_text(line), _LONGEST) for line in lines)
+        beside = [shape, f"lr={step}"] if comma and shape.count("(") == shape.count(")") else [name]
+        label = "\n".join(fill(as_text(line), _LONGEST) for line in beside)
         rows[i, 0].set_ylabel(f"{label}\n{len(group)} runs", fontsize=9)
     for column_of_panels in rows.T:
         log_values(*column_of_panels)

@@ -79,6 +79,7 @@ def test_too_small_a_dimension_is_refused_unless_nothing_is_left():
             "`weight_decay_W` must be positive; got 0. Without a penalty .* `fastnc.ULPM`",
         ),
         ((1.0, 0), "`weight_decay_H` must be positive; got 0"),
+        ((5e-324, 1.0), "`weight_decay_W` must be at least 2.2e-308, below which floats have few"),
         ((-1.0, 1.0), "`weight_decay_W` must be a positive number; got -1.0"),
         ((1.0, np.inf), "`weight_decay_H` must be a positive number; got inf"),
         (([1.0], 1.0), r"`weight_decay_W` must be a positive number; got \[1.0\]"),

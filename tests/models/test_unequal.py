@@ -49,6 +49,43 @@ def test_the_gap_bounds_the_distance_from_the_optimum():
         assert off.gap >= off.value - best.value > 0.0
 
 
+@pytest.mark.parametrize("decay", [1e-8, 1e-12, 1e-20, 1e-80, 1e-140])
+def test_the_gap_is_one_where_the_label_has_all_but_rounding(decay):
+    """`q log q` of 1 - 1e-20 was 0: a gap of 2e-2 of the value, or none at all."""
+    K, n = 3, 4
+    c = np.sqrt(n) * decay
+    a = np.log1p(-(K - 1) * c) - np.log(c)
+    exact = np.log1p((K - 1) * np.exp(-a)) + c * (K - 1) * a
+    best = M.imbalanced((n,) * K, K, decay, decay).optimum()
+    # The program's point is exact to the root of its gap, which is relative: here 1e-6.
+    assert best.value == pytest.approx(exact, rel=1e-12, abs=0.0) and best.certificate < 1e-6
+    from fastnc.models.convex import _Factored
+
+    problem = _Factored(np.array([6, 3, 1]), decay)
+    found = imbalanced_cross_entropy(np.array([6, 3, 1]), decay)
+    off = problem.certified(found.X + 0.1 * np.random.default_rng(0).standard_normal((3, 3)))
+    assert off.gap >= off.value - found.value > 0.0
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (lambda: M.imbalanced((7, 4, 1), 3, 1e-200, 1e-200), "`weight_decay_W`=1e-200 and `weight"),
+        (lambda: norm_constrained(1e-300), "`energy_W`=1e-300 and `energy_H`=1e-300: they are too"),
+        (lambda: norm_constrained(1e-20), "`energy_W`=1e-20 and `energy_H`=1e-20: they are too"),
+        (lambda: norm_constrained(1e4), "`energy_W`=10000 and `energy_H`=10000: they are too"),
+    ],
+)
+def test_no_optimum_without_a_certificate(model, said):
+    """One was returned with a gap of 5e8 of it, or the search for a multiplier never ended."""
+    with pytest.raises(M.UnknownOptimum, match=rf"no optimum is certified for {said}"):
+        model().optimum()
+
+
+def norm_constrained(energy):
+    return M.norm_constrained(3, None, 3, energy, energy, class_sizes=(7, 4, 1))
+
+
 def test_hessian_products_are_differences_of_gradients():
     from fastnc.models.convex import _Factored
 
