@@ -72,6 +72,15 @@ def metrics(
 
     if about is not None and test is not None:
         raise ValueError("`--about` and `--test` must not both be given: each names the other set.")
+    if ood is not None and convention is not None and not _has_nc5(convention):
+        raise ValueError(
+            f"`--ood` must be shown as NC5, which --convention {convention} does not have. Leave "
+            "out one of them."
+        )
+    if labels is not None and labels_key is not None and about is None and test is None:
+        raise ValueError(
+            "`--labels` and `--labels-key` must not both be given: each says where the labels are."
+        )
     keys = {"features_key": features_key, "labels_key": labels_key}
     paths = [path for given in files for path in _matching(given)]
     more = {"labels": labels, "weight": weight, "bias": bias}
@@ -110,7 +119,8 @@ def metrics(
             else:
                 measured, statistics, names = measure(_parts(held, name), *given)
             if ood is not None:
-                measured = replace(measured, nc5=_nc5(_parts(train, name), ood, keys, ignore_index))
+                key = name or features_key
+                measured = replace(measured, nc5=_nc5(_parts(train, name), ood, key, ignore_index))
             found[name], figures[name] = measured, (statistics, names)
     from fastnc.cli._results import noted
 
@@ -226,10 +236,16 @@ def _classifier(held: list[FeaturesFile]) -> tuple[Any, Any]:
     return found["weight"], found["bias"]
 
 
+def _has_nc5(convention: str) -> bool:
+    from fastnc.collapse.conventions import CONVENTIONS
+
+    return any(name == "nc5" for name, _ in CONVENTIONS[convention].values())
+
+
 def _nc5(
     parts: list[tuple[Any, Any]],
     ood: Path,
-    keys: dict[str, str | None],
+    key: str | None,
     ignore_index: int | None,
 ) -> float:
     import numpy as np
@@ -240,7 +256,7 @@ def _nc5(
 
     if len(parts) > 1:
         raise ValueError("`--ood` must be measured with one FILE; got several.")
-    other = read_unlabelled(ood, keys["features_key"])
+    other = read_unlabelled(ood, key)
     H, y = parts[0]
     return nc5(H, np.asarray(as_numpy(y)), other, ignore_index=ignore_index)
 

@@ -159,7 +159,8 @@ def read_unlabelled(path: str | os.PathLike[str], features_key: str | None = Non
     held = _whole(READERS[path.suffix], path)
     found = _named(held, "features", path) if features_key is None else held.get(features_key)
     if not hasattr(found, "shape"):
-        raise ValueError(f"{str(path)!r} must hold `features`; got {_listed(held)}.")
+        named = "`features`" if features_key is None else repr(features_key)
+        raise ValueError(f"{str(path)!r} must hold {named}; got {_listed(held)}.")
     return found
 
 

@@ -42,11 +42,13 @@ class LayerTable(dict[str, CollapseMetrics]):
     def __str__(self) -> str:
         width = max(map(len, self), default=0)
         width = max(width, len("layer")) + 2
-        wide = [max(len(name), 10) + 2 for name in COLUMNS]
-        heads = "".join(f"{name:>{w}}" for name, w in zip(COLUMNS, wide, strict=True))
+        further = ("nc5",) if any(m.nc5 is not None for m in self.values()) else ()
+        columns = COLUMNS + further
+        wide = [max(len(name), 10) + 2 for name in columns]
+        heads = "".join(f"{name:>{w}}" for name, w in zip(columns, wide, strict=True))
         lines = [f"{'layer':<{width}}{'d':>8}{heads}"]
         for name, m in self.items():
-            values = (getattr(m, column) for column in COLUMNS)
+            values = (getattr(m, column) for column in columns)
             cells = ("-" if value is None else f"{value:.4g}" for value in values)
             shown = "".join(f"{cell:>{w}}" for cell, w in zip(cells, wide, strict=True))
             lines.append(f"{name:<{width}}{m.dim:>8}{shown}")

@@ -210,10 +210,12 @@ class CollapseMetrics:
         "paper": the six of Figure 2. "papyan": ddof 1, W raw, NC3 squared, NC4 as mismatch;
         "papyan-notebook" the same with NC1 as the notebook has it, not divided by K. "zhu": g the
         mean of all samples, W raw, and the balance of the bias. "rhubarbwu": g the mean of class
-        means, W raw; for its NC4 measure without a bias, for its NC5 see `fastnc.nc5`.
+        means, W raw; for its NC4 measure without a bias, for its NC5 see `fastnc.nc5`. `nc5` is
+        among fastnc's own if it was put here.
         """
         if convention is None:
-            return {name: getattr(self, name) for name in NAMES + FURTHER}
+            names = NAMES + FURTHER + (("nc5",) if self.nc5 is not None else ())
+            return {name: getattr(self, name) for name in names}
         check_convention(convention)
         table: dict[str, float | None] = {}
         for label, (name, form) in CONVENTIONS[convention].items():

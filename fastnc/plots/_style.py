@@ -122,6 +122,10 @@ def log_values(*together: Axes) -> None:
     if any(np.isfinite(axes.dataLim.minposy) for axes in together):
         for axes in together:
             axes.set_yscale("log")
+            low, high = axes.get_ylim()
+            if high < low * (1.0 + 1e-9):
+                # Of values that differ in their rounding alone matplotlib's axis has no length.
+                axes.set_ylim(0.5 * low, 2.0 * high)
     else:
         for axes in zero:
             axes.set_ylim(-1.0, 1.0)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 
@@ -147,6 +148,31 @@ def test_labels_of_their_own(tmp_path, form):
     assert done.exit_code == 2 and "no column of it is named labels; got a, b" in done.output
 
 
+def test_other_features_of_each_layer(tmp_path):
+    """NC5 of a layer is of that layer's features: all had those of one name."""
+    layers = {"conv": H[:400], "fc": 2.0 * H[:400] + 1.0}
+    others = {"conv": H[:9] + 1.0, "fc": H[:9] - 3.0}
+    np.savez(tmp_path / "layers.npz", labels=Y[:400], **layers)
+    np.savez(tmp_path / "ood.npz", features=H[:9], **others)
+    done = invoke(tmp_path / "layers.npz", "--ood", tmp_path / "ood.npz", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "layers.json").read_text())
+    for name, features in layers.items():
+        wanted = fastnc.nc5(features, Y[:400], others[name])
+        assert found[name]["nc5"] == pytest.approx(wanted, rel=1e-12)
+        assert f"{wanted:.4g}" in re.search(rf"^{name} .*", done.output, re.MULTILINE)[0]
+    np.savez(tmp_path / "ood.npz", features=H[:9], conv=H[:9])
+    done = invoke(tmp_path / "layers.npz", "--ood", tmp_path / "ood.npz", "--out", tmp_path)
+    assert done.exit_code == 2 and "must hold 'fc'; got conv, features" in done.output, done.output
+
+
+def test_labels_are_named_once(tmp_path):
+    np.savez(tmp_path / "a.npz", features=H[:40], labels=Y[:40], fine=Y[:40] % 2)
+    np.save(tmp_path / "b.npy", Y[:40])
+    done = invoke(tmp_path / "a.npz", "--labels", tmp_path / "b.npy", "--labels-key", "fine")
+    assert done.exit_code == 2 and "`--labels` and `--labels-key` must not both be" in done.output
+
+
 def test_held_out_and_other_features(tmp_path):
     names = np.array([3, 4, 7, 8, 9, 10, 99])
     np.savez(tmp_path / "train.npz", features=H[:400], labels=names[Y[:400]])
@@ -166,6 +192,14 @@ def test_held_out_and_other_features(tmp_path):
     assert done.exit_code == 0, done.output
     told = json.loads((tmp_path / "metrics.json").read_text())["NC5: OOD deviation"]
     assert told == pytest.approx(fastnc.nc5(H[:400], Y[:400], H[:9] + 1.0), rel=1e-12)
+    # Without a convention too: it was computed, and shown nowhere.
+    done = invoke(tmp_path / "train.npz", "--ood", tmp_path / "ood.npz", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "metrics.json").read_text())["nc5"] == told
+    assert f"{told:.6g}" in re.search(r"^nc5 .*", done.output, re.MULTILINE)[0]
+    assert "nc5" in (tmp_path / "metrics.tex").read_text()
+    done = invoke(tmp_path / "train.npz", "--ood", tmp_path / "ood.npz", "--convention", "zhu")
+    assert done.exit_code == 2 and "`--ood` must be shown as NC5, which --conve" in done.output
     done = invoke(tmp_path / "train.npz", "--about", "a.npz", "--test", "b.npz")
     assert done.exit_code == 2 and "`--about` and `--test` must not both be given" in done.output
     np.savez(tmp_path / "test.npz", features=H[400:], labels=Y[400:])

@@ -169,6 +169,18 @@ def test_names_of_rules_and_bars_are_not_cut_off():
     assert below and not any(line.endswith(("1 -", "/")) for line in below)
 
 
+def test_values_that_differ_in_their_rounding_alone():
+    """Their logarithmic axis had no length, and its scale was 1 / 0."""
+    run = fastnc.descend(fastnc.ULPM(3, 2, 4), lr=1e-17, epochs=20)
+    run._columns["within_class"] = 0.3 + 1e-16 * (np.arange(len(run)) % 2)
+    assert len(set(run["within_class"])) == 2
+    for draw in (plots.figure2, plots.figure3):
+        figure = draw(run)
+        figure.draw_without_rendering()
+        low, high = figure.axes[1].get_ylim()
+        assert low < 0.2 and high > 0.5
+
+
 def test_a_long_flow_of_few_dimensions_shows_no_rounding():
     """With d < K nothing freezes: `within_class` falls below what its means are rounded to."""
     flow = fastnc.flow(fastnc.ULPM(4, 2, 2), 100.0, snapshots=10)

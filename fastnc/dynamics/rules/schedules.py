@@ -92,7 +92,7 @@ class Power(Schedule):
 
 @dataclass(frozen=True)
 class Steps(Schedule):
-    """`lr`, times `factor` from each of the epochs `at` on."""
+    """`lr`, times `factor` from each of the epochs `at_epochs` on."""
 
     lr: float
     at_epochs: tuple[int, ...]
