@@ -32,6 +32,12 @@ from fastnc.dynamics.trajectory import Trajectory, layers_of
 
 # The default of `flow`, which a setting need not name.
 _RTOL = 1e-8
+# Options that have a column in a table of runs, of which some only where the runs differ in them.
+_OPTIONS = (
+    "model", "rule", "lr", "batch_size", "replacement", "label_noise", "noise", "freeze", "dtype",
+    "rtol", "seed",
+)  # fmt: skip
+_ALWAYS = ("model", "rule", "lr", "batch_size", "seed")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -183,8 +189,10 @@ class Trajectories(Sequence[Trajectory]):
         """The names of the columns, then a line a snapshot; None where a run lacks a column."""
         # Runs of other models may have columns that the longest one lacks.
         names = dict.fromkeys((*self.longest.columns, *(n for r in self._runs for n in r.columns)))
-        options = ("model", "rule", "lr", "batch_size", "seed")
-        yield "run", *options, "n_samples", "class_sizes", *names
+        options = [name for name in _OPTIONS if name in _ALWAYS or self._differ_in(name)]
+        heads = ["run", *options, "n_samples", "class_sizes"]
+        # A training has a column `lr` too, and what is measured may have any name.
+        yield *(f"{name} (setting)" if name in names else name for name in heads), *names
         for i, run in enumerate(self._runs):
             sizes = " ".join(map(str, np.bincount(run.y, minlength=len(run.W)).tolist()))
             about = (i, *(run.about.get(name) for name in options), len(run.y), sizes)
@@ -192,6 +200,10 @@ class Trajectories(Sequence[Trajectory]):
                 none = [None] * len(run)
                 columns = (run[name].tolist() if name in run else none for name in names)
                 yield from ((*about, *row) for row in zip(*columns, strict=True))
+
+    def _differ_in(self, name: str) -> bool:
+        """Whether the runs were given different values of an option."""
+        return len({repr(run.about.get(name)) for run in self._runs}) > 1
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All runs as arrays by name: those of one shape and one y are stacked."""
@@ -297,7 +309,7 @@ def _setting(run: Trajectory) -> str:
     plain = model == f"ULPM(n_classes={K}, dim={d})"
     parts = [f"K={K}, N={N}, d={d}"] if plain or not model else [f"{model}, K={K}, N={N}, d={d}"]
     sizes = np.bincount(run.y, minlength=K)
-    if plain and len(set(sizes.tolist())) > 1:
+    if "class_sizes=" not in str(model) and len(set(sizes.tolist())) > 1:
         # Of many classes the sizes are too long to be read.
         parts.append(
             f"sizes {sizes.tolist()}" if K <= 10 else f"sizes #{crc32(sizes.tobytes()):08x}"

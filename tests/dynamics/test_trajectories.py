@@ -76,6 +76,11 @@ def test_settings_of_unequal_classes_and_of_flows(tmp_path):
         f"K=3, N=6, d=4, {more}lr=5, float64": 2
         for more in ("sizes [3, 2, 1], ", "", "sizes [2, 1, 3], ")
     }
+    # Of another loss too: runs of these were one setting.
+    focal = [fastnc.ULPM(3, dim=4, labels=y, loss="focal") for y in labels]
+    told = fastnc.sweep(focal, epochs=10, seeds=[0], snapshots=1).settings()
+    assert ["sizes [3, 2, 1]" in key for key in told] == [True, False, False]
+    assert len(told) == 3 and all("loss=Focal" in key for key in told)
     flows = Trajectories([fastnc.flow(models[1], 2.0, seed, snapshots=2) for seed in range(2)])
     assert repr(flows) == "Trajectories(2 runs of K=3, N=6, d=4, flow)"
     assert "flow: 2 runs" in bands_summary(flows) and sweep_bands(flows).axes
@@ -169,3 +174,29 @@ def test_settings_that_differ_in_little():
     ):
         names = list(runs.settings())
         assert len(names) == 2 and told[0] in names[0] and told[1] in names[1]
+
+
+def test_a_table_tells_runs_apart_by_all_that_they_were_given(tmp_path):
+    """Rows of runs with and without noise had the same model, rule, lr, batches and seed."""
+    model, R = fastnc.ULPM(3, 2, 4), fastnc.rules
+    rule = R.Momentum(0.5)
+    options = [
+        {}, {"noise": 1e-3}, {"label_noise": 0.1}, {"freeze": "H"}, {"dtype": "float32"},
+        {"batch_size": 2}, {"batch_size": 2, "replacement": True},
+    ]  # fmt: skip
+    runs = [fastnc.descend(model, rule=rule, epochs=5, **given) for given in options]
+    together = fastnc.Trajectories(runs)
+    with open(together.to_csv(tmp_path / "runs.csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    own = list(rows[0])[1 : list(rows[0]).index("epoch")]
+    settings = {tuple(row[name] for name in own) for row in rows}
+    assert len(settings) == len(options)
+    assert {row["noise"] for row in rows if row["run"] == "1"} == {"0.001"}
+    # What they share has no column, and no two columns have one name.
+    alone = fastnc.Trajectories(
+        [fastnc.descend(model, epochs=5, measure={"lr": lambda W, H, y: 7.0})]
+    )
+    with open(alone.to_csv(tmp_path / "alone.csv"), newline="") as file:
+        (heads, *lines) = csv.reader(file)
+    assert heads[:6] == ["run", "model", "rule", "lr (setting)", "batch_size", "seed"]
+    assert len(set(heads)) == len(heads) and lines[0][3] == "5.0" and lines[0][-1] == "7.0"
