@@ -115,7 +115,9 @@ def _made(node: ast.expr) -> Any:
             return tuple(_made(element) for element in elements)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
             kind = getattr(rules, name, None) if name in rules.__all__ else None
-            if kind is None or any(word.arg is None for word in keywords):
+            words = [word.arg for word in keywords]
+            # Python's own compiler refuses a word that stands there twice, its parser does not.
+            if kind is None or None in words or len(set(words)) < len(words):
                 raise _NoRule
             named = {str(word.arg): _made(word.value) for word in keywords}
             return kind(*(_made(arg) for arg in args), **named)

@@ -93,6 +93,7 @@ def test_compare_moves_earlier_results_aside(tmp_path):
         (("sweep", "--log10-time", 2), "`--log10-time` must come with --method flow; leave it out"),
         (("sweep", "--rule", "adam", "--lr", 2), "`--lr` and `--rule` do not go together; write"),
         (("ulpm", "--rule", "adam", "--lr", 2), "`--lr` and `--rule` do not go together; write"),
+        (("ulpm", "--rule", "Adam(lr=1, lr=2)"), "nesterov=True)\"; got 'Adam(lr=1, lr=2)'."),
         (
             ("ulpm", "--rule", "adam:x"),
             "as \"Momentum(Cosine(5, 1000), nesterov=True)\"; got 'adam:x'.",
