@@ -116,10 +116,12 @@ def main() -> None:
         go_on_without_the_network(run, stem)
         return
     run = recorded("figure3")
-    print("written:", *save(figure3(run), RESULTS / "figure3"))
+    title = "VGG-13 on 1,000 images of FashionMNIST, batches of {}"
+    print("written:", *save(figure3(run, title.format("50, then 250")), RESULTS / "figure3"))
     check_the_paper(run)
     deep = recorded("figure3_deep")
-    print("written:", *save(figure3(deep), RESULTS / "figure3_deep"))
+    figure = figure3(deep, title.format("50, then all"))
+    print("written:", *save(figure, RESULTS / "figure3_deep"))
     check_the_terminal_phase(deep)
 
 

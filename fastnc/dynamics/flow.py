@@ -134,7 +134,7 @@ def flow(
 
     Notes
     -----
-    Cost: some 800 steps to t = 10^1000 and 900 to 10^100000, each of 8 gradients of `6KNd`
+    Cost: some 800 steps to t = 10^1000 and 900 to 10^100000, each of 7 gradients of `6KNd`
     operations and 5 linear solves, on one thread; at K=5, n=10, d=20, half a second in all.
 
     Examples
