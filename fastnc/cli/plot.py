@@ -24,12 +24,14 @@ def plot(
 
     Each figure is written as .png and .pdf and named after its run's file; of several files of one
     name in one --out, after their folders too. Beside the run a figure takes the place of that of
-    the same name; in --out that one is moved to earlier-1, earlier-2, ....
+    the same name; in --out that one is moved to earlier-1, earlier-2, .... Exit status 1 if there
+    is a run of which no figure could be drawn.
     """
     from fastnc.cli._folder import claimed
     from fastnc.cli._results import drawn, noted
 
     written: list[Path] = []
+    bare: list[str] = []
     paths = [_file(given) for given in runs]
     names = [path.stem for path in paths] if out is None else _names(paths)
     of = "|".join(map(re.escape, names))
@@ -41,8 +43,14 @@ def plot(
             made: list[Path] = []
             for name, draw in figures.items():
                 made += drawn(partial(draw, run), folder / f"{stem}-{name}")
-            written += noted(folder, made)
-    print("Written:", *dict.fromkeys(written), sep="\n  ")
+            if made:
+                written += noted(folder, made)
+            else:
+                bare.append(str(path))
+        if written:
+            print("Written:", *dict.fromkeys(written), sep="\n  ")
+        if bare:
+            raise RuntimeError(f"no figure could be drawn of {', '.join(bare)}.")
 
 
 def _names(paths: list[Path]) -> list[str]:
@@ -85,7 +93,7 @@ def _suited(path: Path) -> tuple[Any, dict[str, Callable[[Any], Any]]]:
     match run.about.get("kind"):
         case "training":
             return run, {"figure3": plots.figure3}
-        case "flow":
+        case "flow" if run.about.get("solver") != "dense":
             return run, {"flow": plots.long_horizon, "margin": plots.missing_margin}
         case _:
             return run, {"figure2": plots.figure2}

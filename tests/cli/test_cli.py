@@ -286,6 +286,17 @@ def test_plot(tmp_path):
     done = invoke("plot", short, "--out", tmp_path / "figures")
     assert done.exit_code == 0 and "No short-flow.png: " in done.output
     assert "short-margin.png" in done.output
+    # A flow of another loss has the figure of any run.
+    other = fastnc.flow(fastnc.ULPM(3, 2, 4, loss="squared"), 2.0).save(tmp_path / "other.npz")
+    done = invoke("plot", other, "--out", tmp_path / "figures")
+    assert done.exit_code == 0 and "other-figure2.png" in done.output, done.output
+    # Where a run has none, the exit status says so, and what stood there stays.
+    early = fastnc.descend(fastnc.ULPM(3, 2, 4), epochs=3).save(tmp_path / "early.npz")
+    done = invoke("plot", early, "--out", tmp_path / "no")
+    assert done.exit_code == 1 and not (tmp_path / "no").exists()
+    assert f"no figure could be drawn of {early}." in done.output
+    done = invoke("plot", early, other, "--out", tmp_path / "figures")
+    assert done.exit_code == 1 and "other-figure2.png" in done.output
     refused = invoke("plot", tmp_path)
     assert refused.exit_code == 2
     assert "`RUN` must be a file or the folder of one;" in refused.output
