@@ -136,7 +136,9 @@ def train(
     from fastnc.training.loop import train as run_training
     from fastnc.training.state import CHECKPOINT
 
-    if typed("feature_dim") and (head == "linear" or not model.startswith("vgg")):
+    # Any other value the network itself refuses.
+    default = typed("feature_dim") and feature_dim == 4096
+    if default and (head == "linear" or not model.startswith("vgg")):
         raise ValueError(
             "`--feature-dim` must be left out but for a VGG with --head own, which alone has "
             f"hidden layers of that width; got --model {model} and --head {head}."
