@@ -51,7 +51,7 @@ room = njit(**INNER)(row_of_logits)
 
 @njit(**INNER)
 def share_of(mode):
-    """How many products prefetch: the last one too if it writes where it has read."""
+    """How many products prefetch samples: the last one too if it writes where it has read."""
     return 1 if mode == LOSS else 3 if mode == STEP else 2
 
 
@@ -160,7 +160,7 @@ def part_of_samples(
     padded[:] = 0.0
     wanted = mode != LOSS and len(out) + bias_sums.shape[1] + sums.shape[1] > 0
     total, running, zero = 0.0, -np.inf, np.int64(0)
-    share = share_of(mode)
+    share, size = share_of(mode), W.itemsize
     for first in range(low, high, chunk):
         rows = min(chunk, high - first)
         H_at = address(H, first * d)
@@ -210,13 +210,17 @@ def part_of_samples(
             )  # fmt: skip
         # Only after all blocks have read the samples: a step overwrites them.
         if len(out):
-            C_at = H_at if d != D else address(out, first * d)
+            out_at = address(out, first * d)
+            C_at = H_at if d != D else out_at
             if both:
                 place = part * sums.shape[1] * D
                 products.both_sums(kernels, Z, W, H_at, rows, sums, place, step, share)
             else:
+                # The last part of the next samples, or all rows that are written next.
+                number, of = (2, share) if mode == STEP else (0, 1)
+                ahead, lines = products.to_prefetch(number, of, out_at, d, rows, size)
                 products.sample_sums(
-                    kernels, Z, W, zero, K, step, mode == STEP, C_at, rows, N, H_at, share
+                    kernels, Z, W, zero, K, step, mode == STEP, C_at, rows, N, ahead, lines
                 )
             if mode == GRADS and c != 0.0:
                 if d != D:
@@ -334,7 +338,7 @@ def classes_divided(
                 if len(out):
                     products.sample_sums(
                         kernels, Z, W, j, n, one, b > begin, address(range_sums, p * height * D),
-                        rows, N, H_at, share if j == 0 else 0,
+                        rows, N, H_at, np.int64(0),
                     )  # fmt: skip
         root = math.exp(0.5 * c) if mode != LOG_GRADS else 1.0
         for index in prange(rows if len(out) else 0):

@@ -98,8 +98,9 @@ def _part(part, n_parts, planned, W, H, y, dW, dH, alpha, sums, shifts, HH):
         place = part * K * D
         products.class_sums(kernels, V, zero, K, H_at, D, rows, sums, place, 2)
         products.class_sums(kernels, Z, zero, K, dH_at, D, rows, sums, place, 2)
-        products.sample_sums(kernels, V, W, zero, K, alpha, False, out_at, rows, N, H_at, 0)
-        products.sample_sums(kernels, Z, dW, zero, K, alpha, True, out_at, rows, N, dH_at, 0)
+        ahead, lines = products.to_prefetch(0, 1, address(HH, first * d), d, rows, W.itemsize)
+        products.sample_sums(kernels, V, W, zero, K, alpha, False, out_at, rows, N, ahead, lines)
+        products.sample_sums(kernels, Z, dW, zero, K, alpha, True, out_at, rows, N, ahead, zero)
         if c != 0.0:
             if d != D:
                 products.scale_exponentially(own_H, 0, rows, c)

@@ -34,16 +34,16 @@ def transpose(kernels, H, first, rows, d, HT):
 
 
 @njit(**INNER)
-def _to_prefetch(number, share, H_at, D, rows, itemsize):
-    """Where part `number` of `share` of the `rows` samples after those at H_at begins, in lines.
+def to_prefetch(number, share, rows_at, D, rows, itemsize):
+    """Where part `number` of `share` of the `rows` rows after those at rows_at begins, in lines.
 
     Products share the lines, since a core can wait for only about a dozen at a time. None are left
     for a product from number `share` on.
     """
     if number >= share:
-        return H_at, 0
+        return rows_at, 0
     lines = (rows * D * itemsize + share * LINE - 1) // (share * LINE)
-    return address(H_at, rows * D + number * lines * (LINE // itemsize)), lines
+    return address(rows_at, rows * D + number * lines * (LINE // itemsize)), lines
 
 
 @njit(**INNER)
@@ -53,7 +53,7 @@ def logits(kernels, W, low, n, H_at, HT, rows, Z, keep, share):
     Of the next `rows` samples, one part of `share` is prefetched meanwhile.
     """
     D, ld, L = W.shape[1], Z.shape[1], VECTOR_BYTES // Z.itemsize
-    following, lines = _to_prefetch(0, share, H_at, D, rows, Z.itemsize)
+    following, lines = to_prefetch(0, share, H_at, D, rows, Z.itemsize)
     if HT.size:
         call(
             kernels[PRODUCT],
@@ -80,7 +80,7 @@ def class_sums(kernels, Z, low, n, H_at, D, rows, sums, place, share):
     Of the next `rows` samples, the second part of `share` is prefetched meanwhile.
     """
     ld, L = Z.shape[1], VECTOR_BYTES // Z.itemsize
-    following, lines = _to_prefetch(1, share, H_at, D, rows, Z.itemsize)
+    following, lines = to_prefetch(1, share, H_at, D, rows, Z.itemsize)
     if kernels[GEMM] != 0:
         blas_cpu.class_sums(kernels[GEMM], Z, low, n, H_at, D, rows, sums, place)
     else:
@@ -94,20 +94,18 @@ def class_sums(kernels, Z, low, n, H_at, D, rows, sums, place, share):
 
 
 @njit(**INNER)
-def sample_sums(kernels, Z, W, low, n, alpha, keep, C_at, rows, N, H_at, share):
+def sample_sums(kernels, Z, W, low, n, alpha, keep, C_at, rows, N, ahead, lines):
     """`c_i = alpha sum_j Z[j, i] w_j` over n classes from `low` on, added to c_i where `keep`.
 
-    For `rows` of N samples. Of the next after those at H_at, the third part of `share` is
-    prefetched meanwhile.
+    For `rows` of N samples. Meanwhile `lines` cache lines from `ahead` on are prefetched.
     """
     (K, D), ld, L = W.shape, Z.shape[1], VECTOR_BYTES // Z.itemsize
-    following, lines = _to_prefetch(2, share, H_at, D, rows, Z.itemsize)
     short = (N < L or D == L) and K <= SHORT * BLOCK
     call(
         kernels[PRODUCT],
         (
             C_at, D, rows, D // L, address(Z, low * ld), 1, ld, address(W, low * D), D, n,
-            SHORT if short else BLOCK, alpha, np.int64(keep), following, lines,
+            SHORT if short else BLOCK, alpha, np.int64(keep), ahead, lines,
         ),
     )  # fmt: skip
 
@@ -119,7 +117,7 @@ def both_sums(kernels, Z, W, H_at, rows, sums, place, alpha, share):
     Of the next `rows` samples, all parts of `share` but the first are prefetched meanwhile.
     """
     (K, D), ld, L = W.shape, Z.shape[1], VECTOR_BYTES // Z.itemsize
-    following, lines = _to_prefetch(1, share, H_at, D, rows, Z.itemsize)
+    following, lines = to_prefetch(1, share, H_at, D, rows, Z.itemsize)
     call(
         kernels[BOTH],
         (
