@@ -44,7 +44,7 @@ def collapse_figure(
     Parameters
     ----------
     metrics, statistics
-        Of the same samples.
+        Of the same samples; of metrics of held-out ones, the statistics that they are about.
     names : sequence of K' strings or numbers, optional
         Names of the classes that have samples; their numbers by default.
 
@@ -58,16 +58,17 @@ def collapse_figure(
     Notes
     -----
     At collapse the first panel is -1/(K-1) off the diagonal, the second has every bar at the
-    left, and the third every point at 0: `sqrt(s_k / n_k) / |m_k - g|`. Of more than 400 classes
-    400 are shown, evenly spaced.
+    left, and the third every point at 0: `sqrt(s_k / n_k) / |m_k - g|`. Classes that the metrics
+    leave out have no part in any. Of more than 400 classes 400 are shown, evenly spaced.
     """
     check_result("metrics", metrics, CollapseMetrics, "`fastnc.collapse_metrics`")
     check_result("statistics", statistics, ClassStatistics, "`fastnc.ClassStatistics(...)`")
     present = np.flatnonzero(statistics.counts)
-    if metrics.dim != statistics.dim or len(present) < 2:
+    measured = len(present) - metrics.n_left_out
+    if (metrics.dim, metrics.n_classes) != (statistics.dim, measured):
         raise ValueError(
-            "`metrics` and `statistics` must be of the same samples; got "
-            f"{metrics.dim} features, and {len(present)} classes of {statistics.dim}."
+            f"`metrics` and `statistics` must be of the same samples; got {metrics.n_classes} "
+            f"classes of {metrics.dim} features, and {measured} of {statistics.dim}."
         )
     given = listed(present if names is None else names)
     if given is None:
@@ -80,6 +81,9 @@ def collapse_figure(
             f"`names` must be one for each of the {len(present)} classes that have samples; got "
             f"{len(called)}."
         )
+    # Those that were left out have the fewest samples.
+    kept = np.sort(np.argsort(-statistics.counts[present], kind="stable")[:measured])
+    present, called = present[kept], [called[k] for k in kept]
     means = statistics.means[present]
     C = means - means.mean(axis=0)
     # On their own scale: squares of very small means vanish.
@@ -97,8 +101,11 @@ def collapse_figure(
     _angles(angles, units, [called[k] for k in shown], len(C))
     _bars(bars, metrics)
     _spreads(spreads, spread, called)
+    held_out = " held-out" if metrics.held_out else ""
+    whose = "; (a) and (c) of those of the class means" if metrics.held_out else ""
     figure.suptitle(
-        f"{metrics.n_samples} samples, {metrics.n_classes} classes, {metrics.dim} features"
+        f"{metrics.n_samples}{held_out} samples, {metrics.n_classes} classes, "
+        f"{metrics.dim} features{whose}"
     )
     return figure
 

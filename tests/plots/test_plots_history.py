@@ -113,6 +113,28 @@ def test_names_of_classes_are_any_list():
         plots.collapse_figure(metrics, statistics, ["cat"])
 
 
+def test_a_figure_is_of_the_samples_that_were_measured():
+    """Classes that were left out were drawn, and the spread of others said to be the samples'."""
+    y = np.repeat([0, 1, 2, 3, 4], [9, 2, 8, 1, 7])
+    H = np.random.default_rng(0).standard_normal((27, 6))
+    statistics = fastnc.ClassStatistics(5, 6)
+    statistics.update(H, y)
+    m = fastnc.collapse_metrics(H, y, min_count=3)
+    angles, _, spreads, *_ = plots.collapse_figure(m, statistics, list("abcde")).axes
+    means = np.stack([H[y == k].mean(0) for k in (0, 2, 4)])
+    C = means - means.mean(0)
+    C /= np.linalg.norm(C, axis=1)[:, None]
+    # Cosines of three means: roundings of a few numbers of size 1.
+    assert np.abs(angles.get_images()[0].get_array() - C @ C.T).max() < 1e-14
+    assert [t.get_text() for t in angles.get_xticklabels()] == list("ace")
+    assert "-0.5 off the diagonal" in angles.get_xlabel() and len(spreads.patches) == 3
+    held = fastnc.collapse_metrics(H[::2], y[::2], about=statistics)
+    title = plots.collapse_figure(held, statistics).get_suptitle()
+    assert title.startswith("14 held-out samples") and "(c) of those of the class means" in title
+    with pytest.raises(ValueError, match="of the same samples; got 2 classes of 6 features, and 5"):
+        plots.collapse_figure(fastnc.collapse_metrics(H, y, subset=[0, 4]), statistics)
+
+
 @pytest.mark.parametrize("n_classes", [2, 10, 100])
 def test_bars_are_what_is_left_to_collapse(n_classes):
     rng = np.random.default_rng(0)
