@@ -57,6 +57,19 @@ def test_of_the_largest_entry(rule, rtol, seed):
     assert loss == pytest.approx(box_optimum(), rel=rtol)
 
 
+def test_adamw_rests_where_gradients_are_below_eps():
+    """The ball of radius 3 allows a margin of 36: with eps = 1e-8 AdamW does not reach its edge."""
+    radius = 3.0
+    most = {}
+    for eps in (0.0, 1e-8):
+        rule = R.AdamW(STEPS, (0.5, 0.9), eps=eps, weight_decay=1 / radius)
+        run = fastnc.descend(MODEL, rule=rule, epochs=EPOCHS, snapshots=1)
+        most[eps] = max(np.abs(run.W).max(), np.abs(run.H).max()), run["margin_ratio_max"][-1]
+    # While the gradients still fall m' / sqrt(v') is below 1: by .002 at the last epochs.
+    assert most[0.0] == pytest.approx((radius, 1.0), rel=5e-3)
+    assert most[1e-8][0] < 0.9 * radius and most[1e-8][1] < 0.9
+
+
 def test_of_the_euclidean_norm():
     loss, theta, _ = end(R.NormalizedDescent(STEPS, weight_decay=1.0))
     # The last steps are of 1e-8.

@@ -82,7 +82,8 @@ class AdamW(Adam):
     """Adam with `theta <- (1 - lr weight_decay) theta` beside its step: decoupled decay.
 
     The limit of every entry is at most `1 / weight_decay`: with a constant `lr`, W and H tend to
-    the optimum in the l_inf ball of that radius.
+    the optimum in the l_inf ball of that radius while its gradients are large beside `eps`, and
+    always for `eps=0`. Gradients below `eps` leave them inside the ball.
     """
 
     weight_decay: float = 1e-2
