@@ -120,7 +120,8 @@ def metrics(
                 measured, statistics, names = measure(_parts(held, name), *given)
             if ood is not None:
                 key = name or features_key
-                measured = replace(measured, nc5=_nc5(_parts(train, name), ood, key, ignore_index))
+                value = _nc5(_parts(train, name), ood, key, ignore_index, min_count)
+                measured = replace(measured, nc5=value)
             found[name], figures[name] = measured, (statistics, names)
     from fastnc.cli._results import noted
 
@@ -247,6 +248,7 @@ def _nc5(
     ood: Path,
     key: str | None,
     ignore_index: int | None,
+    min_count: int,
 ) -> float:
     import numpy as np
 
@@ -258,7 +260,8 @@ def _nc5(
         raise ValueError("`--ood` must be measured with one FILE; got several.")
     other = read_unlabelled(ood, key)
     H, y = parts[0]
-    return nc5(H, np.asarray(as_numpy(y)), other, ignore_index=ignore_index)
+    labels = np.asarray(as_numpy(y))
+    return nc5(H, labels, other, ignore_index=ignore_index, min_count=min_count)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastnc._core.arrays import as_numpy
+from fastnc._core.arrays import as_numpy, check_count
 from fastnc._core.serial import quiet
 from fastnc.collapse.batch import batches, check_features, readable
 from fastnc.collapse.codes import units
@@ -14,7 +14,9 @@ from fastnc.collapse.measurement import class_statistics
 
 
 @quiet
-def nc5(H: Any, y: Any, ood_features: Any, *, ignore_index: int | None = None) -> float:
+def nc5(
+    H: Any, y: Any, ood_features: Any, *, ignore_index: int | None = None, min_count: int = 1
+) -> float:
     """`Avg_k |<m_k, o>| / (|m_k| |o|)`, o the mean of the out-of-distribution features.
 
     Ammar et al., "NECO" (2024), and rhubarbwu: class means m_k not centred. 0 at collapse. The
@@ -22,7 +24,7 @@ def nc5(H: Any, y: Any, ood_features: Any, *, ignore_index: int | None = None) -
 
     Parameters
     ----------
-    H, y, ignore_index
+    H, y, ignore_index, min_count
         As `fastnc.collapse_metrics` takes them without a classifier.
     ood_features : (M, d)
         Of samples of no class.
@@ -35,7 +37,7 @@ def nc5(H: Any, y: Any, ood_features: Any, *, ignore_index: int | None = None) -
     Raises
     ------
     ValueError, TypeError
-        Features that do not fit each other, or are not finite.
+        Features that do not fit each other, or are not finite; no class of `min_count` samples.
 
     Cost
     ----
@@ -48,7 +50,14 @@ def nc5(H: Any, y: Any, ood_features: Any, *, ignore_index: int | None = None) -
     >>> round(fastnc.nc5(H, y, np.array([[0.0, 3.0]])), 4)
     0.3536
     """
+    min_count = check_count("min_count", min_count, 1)
     statistics, _ = class_statistics(H, y, ignore_index)
+    measured = statistics.counts >= min_count
+    if not measured.any():
+        raise ValueError(
+            f"`min_count` must leave a class; got {min_count}, and the largest has "
+            f"{statistics.counts.max()} samples."
+        )
     check_features(ood_features, statistics.dim, "ood_features")
     count, total = 0, np.zeros(statistics.dim)
     for first, part, _ in batches(ood_features, ood_features):
@@ -62,7 +71,7 @@ def nc5(H: Any, y: Any, ood_features: Any, *, ignore_index: int | None = None) -
         count += len(rows)
     if count == 0:
         raise ValueError("`ood_features` must not be empty.")
-    means = statistics.means[statistics.counts > 0]
+    means = statistics.means[measured]
     if not np.isfinite(total).all():
         raise ValueError(
             "`ood_features` are too large: their sum overflows. Divide them by a number."

@@ -198,6 +198,13 @@ def test_held_out_and_other_features(tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text())["nc5"] == told
     assert f"{told:.6g}" in re.search(r"^nc5 .*", done.output, re.MULTILINE)[0]
     assert "nc5" in (tmp_path / "metrics.tex").read_text()
+    # NC5 was of the classes that are left out, too.
+    few = np.where(np.arange(400) < 3, Y[:400].max() + 1, Y[:400])
+    np.savez(tmp_path / "few.npz", features=H[:400], labels=few)
+    options = ("--ood", tmp_path / "ood.npz", "--min-count", 4, "--out", tmp_path)
+    assert invoke(tmp_path / "few.npz", *options).exit_code == 0
+    told = json.loads((tmp_path / "metrics.json").read_text())["nc5"]
+    assert told == pytest.approx(fastnc.nc5(H[3:400], Y[3:400], H[:9] + 1.0), rel=1e-12)
     done = invoke(tmp_path / "train.npz", "--ood", tmp_path / "ood.npz", "--convention", "zhu")
     assert done.exit_code == 2 and "`--ood` must be shown as NC5, which --conve" in done.output
     done = invoke(tmp_path / "train.npz", "--about", "a.npz", "--test", "b.npz")

@@ -169,6 +169,12 @@ def test_nc5_is_its_definition():
     padded = np.append(Y, -100)
     rows = np.vstack([H, H[:1]])
     assert fastnc.nc5(rows, padded, other, ignore_index=-100) == pytest.approx(known, rel=1e-12)
+    # A class of one sample more, which is left out of the mean.
+    few = np.append(Y, 4)
+    assert fastnc.nc5(rows, few, other, min_count=2) == pytest.approx(known, rel=1e-12)
+    assert fastnc.nc5(rows, few, other) != pytest.approx(known, rel=1e-3)
+    with pytest.raises(ValueError, match="`min_count` must leave a class; got 9999, and the larg"):
+        fastnc.nc5(H, Y, other, min_count=9999)
     for bad, sentence in (
         (other[:, :3], r"`ood_features` must have 5 columns"),
         (other[:0], r"`ood_features` must not be empty"),
