@@ -16,7 +16,7 @@ from fastnc.kernels.cpu.aligned import LINE
 from fastnc.kernels.cpu.emitter import LEVEL_2, Emitter
 from fastnc.kernels.cpu.processor import N_REGISTERS, VECTOR_BYTES, native_lanes
 from fastnc.kernels.cpu.simd_blocks import address
-from fastnc.kernels.cpu.tile import BLOCK, lanes_of
+from fastnc.kernels.cpu.tile import BLOCK, lanes_of, room_of
 
 # A sum for each class, a sample, what is added to it, and a residual are in registers.
 MOST_CLASSES = min(16, N_REGISTERS - 3)
@@ -33,19 +33,8 @@ def _width(lanes):
     return (MOST_CLASSES + lanes - 1) // lanes * lanes
 
 
-@intrinsic
-def _room(typingctx, like):
-    """Memory for the residuals of `BLOCK` samples, row by row, on the stack."""
-
-    def codegen(context, builder, signature, args):
-        emit = Emitter(builder, like.dtype)
-        size = ir.Constant(ir.IntType(64), BLOCK * _width(emit.lanes))
-        with builder.goto_entry_block():
-            room = builder.alloca(emit.element, size)
-        room.align = LINE
-        return room
-
-    return like(like), codegen
+# For the residuals of a chunk, sample by sample.
+_room = room_of(lambda lanes: BLOCK * _width(lanes))
 
 
 @intrinsic

@@ -141,19 +141,26 @@ def _product_tile(
     return types.none(*kinds), codegen
 
 
-@intrinsic
-def _room(typingctx, like):
-    """Memory for the copy of a panel: `BLOCK` rows of `VECTORS` vectors, on the stack."""
+def room_of(numbers):
+    """A function that gives a kernel memory for `numbers(lanes)` numbers, on the stack."""
 
-    def codegen(context, builder, signature, args):
-        emit = Emitter(builder, like.dtype)
-        size = ir.Constant(ir.IntType(64), BLOCK * VECTORS * emit.lanes)
-        with builder.goto_entry_block():
-            room = builder.alloca(emit.element, size)
-        room.align = LINE
-        return room
+    @intrinsic
+    def room(typingctx, like):
+        def codegen(context, builder, signature, args):
+            emit = Emitter(builder, like.dtype)
+            size = ir.Constant(ir.IntType(64), numbers(emit.lanes))
+            with builder.goto_entry_block():
+                found = builder.alloca(emit.element, size)
+            found.align = LINE
+            return found
 
-    return like(like), codegen
+        return like(like), codegen
+
+    return room
+
+
+# For the copy of a panel.
+_room = room_of(lambda lanes: BLOCK * VECTORS * lanes)
 
 
 @intrinsic
