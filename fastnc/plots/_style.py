@@ -33,7 +33,11 @@ ROUNDING = 1e-13
 # The most letters of a line of a title.
 _TITLE = 130
 # What a title of a training leaves out.
-_USUAL = {"schedule": "constant", "precision": "float32"}
+_USUAL = {
+    "head": "own", "feature_dim": 4096, "batch_norm": False, "dropout": 0.0, "feature_scale": 1.0,
+    "classifier_scale": 1.0, "momentum": 0.9, "schedule": "constant", "schedule_args": {},
+    "precision": "float32", "augment": "none",
+}  # fmt: skip
 # Labels of the axes of metrics.
 FORMULAS = {
     "equinorm_features": r"$\mathrm{Std}_k / \mathrm{Avg}_k\;|m_k - g|$",
@@ -56,7 +60,8 @@ FORMULAS = {
     "gnc2_riesz": r"$\mathrm{Avg}_{j \neq k}\,r_{jk}^{-(d-2)}$",
     "one_vs_rest_distance": r"$\min_k\,|\hat w_k - \mathrm{hull}(\hat w_{j \neq k})|$",
     "margin": r"$q_{\min}$",
-    "margin_ratio": r"$2(K-1)\sqrt{n}\,q_{\min}\,/\,(|W|^2 + |H|^2)$",
+    # E = I - 11^T/K: of equal classes this nuclear norm is (K-1) sqrt n.
+    "margin_ratio": r"$2|E\,\mathrm{diag}\sqrt{n_k}|_*\,q_{\min}\,/\,(|W|^2 + |H|^2)$",
     "nc4_agreement": "share of samples, 1 at collapse",
     "accuracy": "share of samples",
     "nearest_mean_accuracy": "share of samples",
@@ -176,7 +181,10 @@ def check_runs(runs: Any) -> None:
 
 
 def settings(run: Trajectory) -> str:
-    """The default title of a run's figure: all that was run, as a sweep names it, and the seed."""
+    """The default title of a run's figure: all that was run, as a sweep names it, and the seed.
+
+    Of a training the network and its optimiser; how its images were chosen is not known here.
+    """
     about = run.about
     if not about.get("model"):
         return ""
@@ -185,7 +193,11 @@ def settings(run: Trajectory) -> str:
         said = [
             f"{about['model']}, {about['n_samples']} images of {size} x {size}",
             f"lr={about['lr']:g}, batches of {about['batch_size']}",
-            *(str(about[name]) for name, usual in _USUAL.items() if about[name] != usual),
+            *(
+                f"{name}={about[name]}"
+                for name, usual in _USUAL.items()
+                if about.get(name, usual) != usual
+            ),
         ]
     else:
         said = list(Trajectories([run]).settings())

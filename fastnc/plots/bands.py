@@ -137,7 +137,7 @@ def bands_summary(runs: Trajectories) -> str:
     """A text table for each setting: median [5 %, 95 %] of Figure 2's quantities and the margin."""
     check_runs(runs)
     names = [name for _, lines in PANELS for name, *_ in lines] + ["margin", "margin_ratio"]
-    width = max(map(len, names))
+    width = max(map(len, [*names, "epoch: median [5 %, 95 %]"]))
     tables = []
     for setting, group in runs.settings().items():
         head = ", ".join([f"{setting}: {len(group)} runs", *early_ends(group)])
@@ -148,10 +148,9 @@ def bands_summary(runs: Trajectories) -> str:
         # Three times fit a terminal.
         times = sorted({every[0], every[len(every) // 2], every[-1]})
         at = np.searchsorted(group.longest.log10_time, np.asarray(times) + 1e-12, "right") - 1
-        lines = [
-            head,
-            f"{'t: median [5 %, 95 %]':<{width}}" + "".join(f"  {time_text(u):>28}" for u in times),
-        ]
+        clock = "epoch" if group.longest.time == "epoch" else "t"
+        clock += ": median [5 %, 95 %]"
+        lines = [head, f"{clock:<{width}}" + "".join(f"  {time_text(u):>28}" for u in times)]
         for name in names:
             low, median, high = group.quantiles(name, (0.05, 0.5, 0.95))[:, np.maximum(at, 0)]
             cells = (

@@ -18,6 +18,12 @@ LABELS = {
     "misalignment": r"$|W_c - \sqrt{n} M_c|^2$",
     "uneven_margins": r"uneven margins, $2(K-1)\sqrt{n}\,(\bar q - q_{\min})$",
 }
+# Of unequal classes: A is the polar factor of E diag(sqrt n_k), E = I - 11^T/K.
+UNEQUAL = LABELS | {
+    "feature_mean": r"mean feature, $|\sum_k m_k|^2\,/\,\sum_k n_k^{-1}$",
+    "misalignment": r"$|W_c - A\,\mathrm{diag}(\sqrt{n_k})\,M|^2$",
+    "uneven_margins": r"uneven margins, $2\,|E\,\mathrm{diag}\sqrt{n_k}|_*\,(\bar q - q_{\min})$",
+}
 COLOURS = ("#4c4c4c", "#9b9b9b", "#1f77b4", "#d62728", "#f2b134")
 
 
@@ -63,7 +69,8 @@ def stack_missing(axes: Axes, run: Trajectory, relative: bool) -> None:
     terms = np.stack([np.maximum(run[name][shown], 0.0) for name in TERMS])
     whole = terms.sum(axis=0) if relative else (run["norm_W"] ** 2 + run["norm_H"] ** 2)[shown]
     times = run.log10_time[shown]
-    axes.stackplot(times, terms / whole, colors=COLOURS, labels=[LABELS[name] for name in TERMS])
+    names = LABELS if len(set(np.bincount(run.y))) == 1 else UNEQUAL
+    axes.stackplot(times, terms / whole, colors=COLOURS, labels=[names[name] for name in TERMS])
     log_log_time(axes, 1.0, float(times[-1]))
     axes.set_ylim(0.0, 1.0 if relative else None)
     axes.set_ylabel("share of what is missing" if relative else r"share of $|W|^2 + |H|^2$")

@@ -1,5 +1,7 @@
 """Figures and tables of sizes at which a quantity is zero throughout: drawn, without a warning."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -7,6 +9,7 @@ from matplotlib.figure import Figure
 import fastnc
 from fastnc import plots
 from fastnc.plots import many
+from fastnc.plots._style import settings
 
 
 @pytest.mark.parametrize("sizes", [(2, 3, 2), (3, 1, 3), (3, 2, 2)])
@@ -245,3 +248,47 @@ def test_what_is_no_run_beside_a_run():
             told(descent)
     with pytest.raises(TypeError, match=r"`history` must be a History, a Trajectory, .*; got int"):
         plots.trend(3)
+
+
+def test_the_title_of_a_training_tells_its_network_and_its_optimiser():
+    about = {
+        "kind": "training", "model": "resnet18", "image_size": 16, "n_samples": 100, "lr": 0.01,
+        "batch_size": 50, "seed": 2, "momentum": 0.9, "augment": "none", "schedule": "constant",
+        "precision": "float32",
+    }  # fmt: skip
+
+    def title(**further):
+        return settings(SimpleNamespace(about=about | further))
+
+    usual = "resnet18, 100 images of 16 x 16, lr=0.01, batches of 50, seed 2"
+    assert title() == usual
+    for name, value in (("momentum", 0.0), ("augment", "shift"), ("head", "linear")):
+        assert title(**{name: value}) == usual.replace("seed", f"{name}={value}, seed")
+
+
+def test_formulas_of_unequal_classes_are_theirs():
+    """The legend's formulas of equal classes had other values than what was drawn."""
+    for sizes, equal in (((2, 2, 2), True), ((6, 2, 1), False)):
+        model = fastnc.ULPM(3, dim=5, labels=np.repeat(range(3), sizes))
+        run = fastnc.flow(model, 20.0, snapshots=5)
+        labels = [text.get_text() for text in plots.missing_margin(run).legends[0].texts]
+        assert (r"$|W_c - \sqrt{n} M_c|^2$" in labels) == equal
+        assert (r"mean feature, $N\,|g|^2$" in labels) == equal
+        assert ("W_c + sqrt(n) M_c" in plots.flow_summary(run)) == equal
+    # What the legend says of the last run is what is drawn.
+    counts = np.bincount(run.y)
+    means = np.array([run.H[run.y == k].mean(axis=0) for k in range(3)])
+    mean = np.square(means.sum(axis=0)).sum() / (1.0 / counts).sum()
+    U, _, V = np.linalg.svd((np.eye(3) - 1 / 3) * np.sqrt(counts))
+    A = U[:, :2] @ V[:2]
+    apart = run.W - run.W.mean(axis=0) - A @ (np.sqrt(counts)[:, None] * means)
+    found = fastnc.margin_decomposition(run.W, run.H, run.y)
+    np.testing.assert_allclose(found.feature_mean, mean, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(found.misalignment, np.square(apart).sum(), rtol=1e-9)
+
+
+def test_a_table_names_its_clock():
+    runs = fastnc.sweep(fastnc.ULPM(3, 2, 4), epochs=20, seeds=range(2))
+    assert "\nepoch: median" in plots.bands_summary(runs)
+    flows = fastnc.Trajectories([fastnc.flow(fastnc.ULPM(3, 2, 4), 20.0, seed=s) for s in (0, 1)])
+    assert "\nt: median" in plots.bands_summary(flows)
