@@ -123,7 +123,7 @@ def flow_summary(run: Trajectory) -> str:
             f"the mean classifier by {about['mean_drift']:.1e}"
         )
     values = about["start_singular_values"]
-    means = "sqrt(n) M_c" if len(set(np.bincount(run.y))) == 1 else "E diag(sqrt n_k) M"
+    means = "sqrt(n) M_c" if len(set(_sizes(run))) == 1 else "E diag(sqrt n_k) M"
     lines.append(
         f"start: singular values of W_c + {means} from {values[0]:.3g} down to "
         f"{values[-1]:.3g}; a small last one means a long way to these exponents"

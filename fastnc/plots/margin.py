@@ -69,7 +69,8 @@ def stack_missing(axes: Axes, run: Trajectory, relative: bool) -> None:
     terms = np.stack([np.maximum(run[name][shown], 0.0) for name in TERMS])
     whole = terms.sum(axis=0) if relative else (run["norm_W"] ** 2 + run["norm_H"] ** 2)[shown]
     times = run.log10_time[shown]
-    names = LABELS if len(set(np.bincount(run.y))) == 1 else UNEQUAL
+    sizes = np.bincount(run.y, minlength=len(run.W))
+    names = LABELS if len(set(sizes)) == 1 else UNEQUAL
     axes.stackplot(times, terms / whole, colors=COLOURS, labels=[names[name] for name in TERMS])
     log_log_time(axes, 1.0, float(times[-1]))
     axes.set_ylim(0.0, 1.0 if relative else None)
