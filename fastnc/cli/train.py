@@ -36,7 +36,10 @@ def train(
     image_size: Annotated[int, typer.Option(help="Pixels a side, resized once.")] = 32,
     augment: Annotated[
         Literal["none", "shift", "shift-flip"],
-        typer.Option(help="Shifts by up to an eighth of a side; mirror images."),
+        typer.Option(
+            metavar="<str>",
+            help="none; shift: by up to an eighth of a side; shift-flip: mirror images too.",
+        ),
     ] = "none",
     label_noise: Annotated[
         float, typer.Option(help="Share of training labels that are made wrong.")
@@ -44,7 +47,7 @@ def train(
     imbalance: Annotated[
         float, typer.Option(help="Largest class over smallest, falling geometrically.")
     ] = 1.0,
-    model: Annotated[str, typer.Option(help="A classifier of torchvision.models.")] = "vgg13",
+    model: Annotated[str, typer.Option(help="A classifier of torchvision's.")] = "vgg13",
     head: Annotated[
         Literal["own", "linear"],
         typer.Option(help="'linear': pooled features go straight into the last layer."),
@@ -68,7 +71,7 @@ def train(
         str,
         typer.Option(
             help="'constant'; 'loss-scaled': the step grows as the loss falls; or a class "
-            "of torch.optim.lr_scheduler."
+            "of torch's lr_scheduler, as StepLR."
         ),
     ] = "constant",
     schedule_args: Annotated[
@@ -76,7 +79,10 @@ def train(
     ] = "{}",
     seed: Annotated[int, typer.Option(help="Of the weights and of the order.")] = 0,
     precision: Annotated[
-        Literal["float32", "tf32", "bfloat16"], typer.Option(help="Of the training's products.")
+        Literal["float32", "tf32", "bfloat16"],
+        typer.Option(
+            metavar="<str>", help="float32, tf32 or bfloat16: of the training's products."
+        ),
     ] = "float32",
     snapshots: Annotated[int, typer.Option(help="Measurements a decade of epochs.")] = 20,
     device: Annotated[

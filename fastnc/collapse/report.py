@@ -84,12 +84,12 @@ def notes(m: Measured) -> list[str]:
     if m.held_out:
         found.append("held-out samples, about the class means of others")
     if m.n_ignored:
-        found.append(f"{m.n_ignored} samples were ignored")
+        found.append(f"ignored: {counted(m.n_ignored, 'sample')}")
     if m.n_left_out:
-        found.append(f"{m.n_left_out} classes with too few samples were left out")
+        found.append(f"left out: {counted(m.n_left_out, 'class')} with too few samples")
     if m.n_single:
         found.append(
-            f"{m.n_single} of {m.n_classes} classes have one sample, whose deviation is 0 by "
+            f"one sample in {m.n_single} of {counted(m.n_classes, 'class')}, whose deviation is 0 by "
             "definition: nc1 and cdnv are too small; see `min_count`"
         )
     if m.n_samples <= m.dim and not m.held_out:
@@ -99,7 +99,7 @@ def notes(m: Measured) -> list[str]:
         )
     if m.n_classes > m.dim + 1:
         found.append(
-            f"{m.n_classes} classes in {m.dim} dimensions hold no simplex (K > d + 1): 0 is "
+            f"{m.n_classes} classes in {counted(m.dim, 'dimension')} hold no simplex (K > d + 1): 0 is "
             "impossible for what compares with it"
         )
     return found
@@ -110,15 +110,24 @@ def _lines(m: Measured, convention: str | None) -> Iterator[tuple[str, str]]:
         yield name, "-" if value is None else f"{value:.6g}"
 
 
-def _head(m: Measured) -> str:
-    return f"{m.n_samples} samples, {m.n_classes} classes, {m.dim} features"
+def counted(number: int, noun: str) -> str:
+    """`1 class`, `2 classes`, `3 samples`."""
+    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{plural}"
+
+
+def head(m: Measured) -> str:
+    """What was measured: the numbers of samples, classes and features."""
+    held = "held-out " if m.held_out else ""
+    samples, classes = counted(m.n_samples, f"{held}sample"), counted(m.n_classes, "class")
+    return f"{samples}, {classes}, {counted(m.dim, 'feature')}"
 
 
 def table(m: Measured, convention: str | None) -> str:
     """Lines of name, value and, for fastnc's own set, the value at collapse and the best here."""
     rows = list(_lines(m, convention))
     width = max(len(name) for name, _ in rows) + 2
-    lines = [_head(m), f"{'metric':<{width}}{'value':>14}"]
+    lines = [head(m), f"{'metric':<{width}}{'value':>14}"]
     lines += [f"{name:<{width}}{shown:>14}" for name, shown in rows]
     if convention is None:
         best = best_here(m)
@@ -145,9 +154,7 @@ def line(m: Measured) -> str:
     values = m.as_dict()
     known = {name: values[name] for name in _SHORT}
     text = ", ".join(f"{k}={v:.4g}" for k, v in known.items() if v is not None)
-    held = "held-out " if m.held_out else ""
-    sizes = f"{m.n_samples} {held}samples, {m.n_classes} classes, {m.dim} features"
-    return f"CollapseMetrics({sizes}: {text})"
+    return f"CollapseMetrics({head(m)}: {text})"
 
 
 def html(m: Measured) -> str:
@@ -159,4 +166,4 @@ def html(m: Measured) -> str:
         for name, shown in _lines(m, None)
     ]
     below = "".join(f"<p>Note: {escape(note)}.</p>" for note in notes(m))
-    return html_table(_head(m), heads, rows) + below
+    return html_table(head(m), heads, rows) + below

@@ -183,7 +183,7 @@ def check_runs(runs: Any) -> None:
 def settings(run: Trajectory) -> str:
     """The default title of a run's figure: all that was run, as a sweep names it, and the seed.
 
-    Of a training the network and its optimiser; how its images were chosen is not known here.
+    Of a training the network, its images and its optimiser.
     """
     about = run.about
     if not about.get("model"):
@@ -191,7 +191,9 @@ def settings(run: Trajectory) -> str:
     if about.get("kind") == "training":
         size = about["image_size"]
         said = [
-            f"{about['model']}, {about['n_samples']} images of {size} x {size}",
+            about["model"],
+            *([about["images"]] if about.get("images") else []),
+            f"{about['n_samples']} images of {size} x {size}",
             f"lr={about['lr']:g}, batches of {about['batch_size']}",
             *(
                 f"{name}={about[name]}"

@@ -15,7 +15,7 @@ from fastnc._core.results import check_result, listed
 from fastnc.collapse.class_means import VANISHING
 from fastnc.collapse.metrics import CLASSIFIER as CLASSIFIER_ALONE
 from fastnc.collapse.metrics import DECISIONS, JOINT, CollapseMetrics
-from fastnc.collapse.report import values_at_collapse
+from fastnc.collapse.report import head, values_at_collapse
 from fastnc.collapse.statistics import ClassStatistics
 from fastnc.plots._style import (
     CLASSIFIER,
@@ -101,11 +101,9 @@ def collapse_figure(
     _angles(angles, units, [called[k] for k in shown], len(C))
     _bars(bars, metrics)
     _spreads(spreads, spread, called)
-    held_out = " held-out" if metrics.held_out else ""
     whose = "; (a) and (c) of those of the class means" if metrics.held_out else ""
     figure.suptitle(
-        f"{metrics.n_samples}{held_out} samples, {metrics.n_classes} classes, "
-        f"{metrics.dim} features{whose}"
+        head(metrics) + whose
     )
     return figure
 

@@ -37,7 +37,7 @@ class Dataset:
     """Training and test images (N, C, S, S) in uint8, labels (N,) in int64.
 
     `mean` and `std`, by which a network's input is normalised, are those of the training images,
-    of all channels together, on the scale 0..1.
+    of all channels together, on the scale 0..1. `title` says what images they are.
     """
 
     train_images: Tensor
@@ -47,8 +47,11 @@ class Dataset:
     mean: float
     std: float
     n_classes: int = 10
+    title: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.title, str):
+            raise TypeError(f"`title` must be a text; got {type(self.title).__name__}.")
         keep_checked(self, check_count, "n_classes", least=2)
         keep_checked(self, check_finite_number, "mean")
         keep_checked(self, check_positive, "std")
@@ -181,7 +184,12 @@ def load_data(
             labels[rows] = _with_noise(labels[rows], n_classes, label_noise, seed)
         parts += [resized(images[rows], image_size), torch.from_numpy(labels[rows])]
     mean, std = mean_and_std(parts[0].numpy())
-    return Dataset(parts[0], parts[1], parts[2], parts[3], mean, std, n_classes)
+    title = name
+    if label_noise:
+        title += f", label noise {label_noise:g}"
+    if imbalance > 1.0:
+        title += f", imbalance {imbalance:g}"
+    return Dataset(parts[0], parts[1], parts[2], parts[3], mean, std, n_classes, title)
 
 
 Read = Callable[[Path, int], image_sets.Splits]

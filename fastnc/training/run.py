@@ -41,7 +41,8 @@ class TrainingRun(RankedRun):
         labels: NDArray[np.int64] = stepper.data.train_labels.cpu().numpy()
         if start is not None:
             stepper.identity["start"] = _named(start)
-        super().__init__(stepper, labels, {"kind": "training", **stepper.identity}, due, callback)
+        about = {"kind": "training", "images": stepper.data.title, **stepper.identity}
+        super().__init__(stepper, labels, about, due, callback)
         self.workers, self.device = stepper.workers, stepper.device
         self.out, self.start = out, start
         # TensorBoard's, which is set once the run has begun.

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import fastnc
 from fastnc._core import progress
-from fastnc.cli import LONGEST, _one_line, build, whole_number
+from fastnc.cli import COMMANDS, LONGEST, _one_line, build, whole_number
 from fastnc.cli._results import noted
 from fastnc.cli.cache import kept_sizes
 
@@ -73,6 +73,14 @@ def test_completion():
     )  # fmt: skip
     assert done.stdout.split() == ["ulpm"]
     assert "--install-completion" in invoke("--help").output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_whole(command, monkeypatch):
+    """At 80 columns names such as `--classifier-scale` ended in three dots."""
+    monkeypatch.setenv("COLUMNS", "80")
+    said = invoke(command, "--help").output
+    assert "Usage" in said and "…" not in said
 
 
 @pytest.mark.parametrize(

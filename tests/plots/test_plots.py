@@ -264,6 +264,9 @@ def test_the_title_of_a_training_tells_its_network_and_its_optimiser():
     assert title() == usual
     for name, value in (("momentum", 0.0), ("augment", "shift"), ("head", "linear")):
         assert title(**{name: value}) == usual.replace("seed", f"{name}={value}, seed")
+    # They were told by a file beside the run alone.
+    noisy = "MNIST, label noise 0.1"
+    assert title(images=noisy) == usual.replace("100 images", f"{noisy}, 100 images")
 
 
 def test_formulas_of_unequal_classes_are_theirs():

@@ -233,6 +233,7 @@ def test_download_is_torchvisions_and_only_when_asked(raw, monkeypatch):
         ({"n_classes": 9}, r"`train_labels` must lie in 0..8 .* give a larger `n_classes`"),
         ({"std": 0.0}, r"`std` must be a positive number; got 0.0"),
         ({"mean": None}, r"`mean` must be a finite number; got None"),
+        ({"title": 3}, "`title` must be a text; got int"),
     ],
 )
 def test_images_and_labels_of_ones_own_that_do_not_fit(change, sentence):

@@ -137,6 +137,7 @@ def test_wrong_labels_are_as_many_as_asked_and_of_another_class(root):
     assert int(wrong.sum()) == 15 and torch.equal(clean.test_labels, noisy.test_labels)
     assert torch.equal(clean.train_images, noisy.train_images)
     assert len(noisy.train_labels[wrong].unique()) > 4
+    assert clean.title == "FashionMNIST" and noisy.title == "FashionMNIST, label noise 0.25"
     again, other = (load_data(root, image_size=6, label_noise=0.25, seed=s) for s in (0, 1))
     assert torch.equal(again.train_labels, noisy.train_labels)
     assert not torch.equal(other.train_labels, noisy.train_labels)
@@ -146,6 +147,7 @@ def test_unequal_classes_fall_geometrically(root):
     data = load_data(root, image_size=6, imbalance=6.0)
     want = np.round(6 * 6.0 ** (-np.arange(10) / 9)).astype(int).tolist()
     assert np.bincount(data.train_labels.numpy()).tolist() == want and want[-1] == 1
+    assert data.title == "FashionMNIST, imbalance 6"
     assert np.bincount(data.test_labels.numpy()).tolist() == [2] * 10
 
 
