@@ -89,8 +89,8 @@ def notes(m: Measured) -> list[str]:
         found.append(f"left out: {counted(m.n_left_out, 'class')} with too few samples")
     if m.n_single:
         found.append(
-            f"one sample in {m.n_single} of {counted(m.n_classes, 'class')}, whose deviation is 0 by "
-            "definition: nc1 and cdnv are too small; see `min_count`"
+            f"one sample in {m.n_single} of {counted(m.n_classes, 'class')}, whose deviation is 0 "
+            "by definition: nc1 and cdnv are too small; see `min_count`"
         )
     if m.n_samples <= m.dim and not m.held_out:
         found.append(
@@ -99,8 +99,8 @@ def notes(m: Measured) -> list[str]:
         )
     if m.n_classes > m.dim + 1:
         found.append(
-            f"{m.n_classes} classes in {counted(m.dim, 'dimension')} hold no simplex (K > d + 1): 0 is "
-            "impossible for what compares with it"
+            f"{m.n_classes} classes in {counted(m.dim, 'dimension')} hold no simplex (K > d + 1): "
+            "0 is impossible for what compares with it"
         )
     return found
 
