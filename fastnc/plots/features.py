@@ -102,9 +102,7 @@ def collapse_figure(
     _bars(bars, metrics)
     _spreads(spreads, spread, called)
     whose = "; (a) and (c) of those of the class means" if metrics.held_out else ""
-    figure.suptitle(
-        head(metrics) + whose
-    )
+    figure.suptitle(head(metrics) + whose)
     return figure
 
 
