@@ -122,7 +122,7 @@ def composed(
         )
     check_rate(getattr(rule, "lr", 1.0))
     if isinstance(getattr(rule, "lr", None), tuple) and any(
-        isinstance(lr, Schedule) and type(lr).__call__ is Schedule.__call__ for lr in rule.lr
+        isinstance(lr, Schedule) and lr.looks() for lr in rule.lr
     ):
         raise ValueError(
             "a pair (lr_W, lr_H) must hold numbers or schedules of the epoch: a step size that "
@@ -333,7 +333,7 @@ OF_RANKS = ON_A_DEVICE
 def check_over_ranks(parts: Composition) -> None:
     """Raise where the ranks of a sharded run cannot do these parts."""
     rule, lr = parts.rule, getattr(parts.rule, "lr", None)
-    looks = isinstance(lr, Schedule) and type(lr).__call__ is Schedule.__call__
+    looks = isinstance(lr, Schedule) and lr.looks()
     known = isinstance(rule, BuiltIn) and type(rule) in OF_RANKS and not rule.scale_free
     if known and not looks and parts.full_batch:
         return

@@ -64,7 +64,9 @@ def descend(
     seed : int >= 0
         Of `model.init`, and of every later random draw.
     W, H : (K, d), (N, d) arrays, optional
-        The start instead; they are copied.
+        The start instead; they are copied. A bias starts at 0, and the other layers of a deep
+        linear model as `seed` has them: its H is that of its first layer, not `run.H`, which is
+        the input of the last one.
     snapshots : int >= 1
         Snapshots a decade of epochs; the epochs 0, 1 and the last are always among them.
     rule : one of `fastnc.rules`, or an object with `init(W, H)` and `update(...)`

@@ -141,7 +141,7 @@ class MiniBatch(FullBatch):
 class LabelNoise:
     """A source whose labels each step replaces, with probability `share`, by a wrong class.
 
-    That class is drawn uniformly from the K - 1 wrong ones.
+    That class is drawn uniformly from the K - 1 wrong ones. All gradients of a step have one draw.
     """
 
     def __init__(self, source: FullBatch, n_classes: int, share: float, seed: int) -> None:
@@ -151,21 +151,23 @@ class LabelNoise:
         self.stream = Stream(seed, LABELS)
 
     def epoch(self) -> Iterator[Rows]:
-        """As the source."""
-        return self.source.epoch()
+        """As the source, with labels drawn anew before each step."""
+        for rows in self.source.epoch():
+            flipped = self.stream.draw.random(len(self.y)) < self.share
+            shift = self.stream.draw.integers(1, self.n_classes, len(self.y))
+            self.source.y = np.where(flipped, (self.y + shift) % self.n_classes, self.y)
+            yield rows
 
     def at(self, factors: Arrays, rows: Rows, of_log_loss: bool, residual: bool) -> Found:
-        """With labels drawn anew."""
-        flipped = self.stream.draw.random(len(self.y)) < self.share
-        shift = self.stream.draw.integers(1, self.n_classes, len(self.y))
-        self.source.y = np.where(flipped, (self.y + shift) % self.n_classes, self.y)
+        """With the labels of this step."""
         return self.source.at(factors, rows, of_log_loss, residual)
 
 
 class GaussianNoise:
     """A source with `size` times a standard normal number added to each entry of its gradients.
 
-    Each step draws for W first, then for H, then for a bias, in float64.
+    Each step draws for W first, then for H, then for a bias, in float64. All gradients of a step
+    have one draw.
     """
 
     has_log = False
@@ -174,17 +176,23 @@ class GaussianNoise:
         self.source, self.size = source, size
         self.noise = f"`noise`={size:g}"
         self.stream = Stream(seed, NOISE)
+        self.drawn: Arrays = ()
 
     def epoch(self) -> Iterator[Rows]:
-        """As the source."""
-        return self.source.epoch()
+        """As the source, with noise to be drawn anew in each step."""
+        for rows in self.source.epoch():
+            self.drawn = ()
+            yield rows
 
     def at(self, factors: Arrays, rows: Rows, of_log_loss: bool, residual: bool) -> Found:
-        """The source's gradients and a draw."""
+        """The source's gradients and this step's noise."""
         found = self.source.at(factors, rows, of_log_loss, residual)
-        draw = self.stream.draw.standard_normal
+        if not self.drawn:
+            draw = self.stream.draw.standard_normal
+            self.drawn = tuple(self.size * draw(g.shape) for g in found.gradients)
         noisy = tuple(
-            (g + self.size * draw(g.shape)).astype(g.dtype, copy=False) for g in found.gradients
+            (g + noise).astype(g.dtype, copy=False)
+            for g, noise in zip(found.gradients, self.drawn, strict=True)
         )
         return found._replace(gradients=noisy)
 

@@ -28,8 +28,15 @@ CLASSIFIER = "#d62728"
 NEUTRAL = "#444444"
 # At most so many names stand below an axis.
 MOST_NAMES = 12
-# A quantity that is 0 by symmetry (K = 2, or one sample a class) is smaller than this.
-ROUNDING = 1e-13
+# A metric that is 0 by symmetry (K = 2, or one sample a class) is smaller than this, and its square
+# if it is a square. Nothing is known of other columns.
+_ROUNDING = 1e-13
+_LENGTHS = (
+    "equinorm_features", "equinorm_classifier", "within_class", "equiangular_features",
+    "equiangular_classifier", "self_duality", "nc2_gram_features", "nc2_gram_classifier",
+    "nc3_gram", "seli_classifier", "seli_features", "seli_logits",
+)  # fmt: skip
+_SQUARES = ("nc1", "nc1_quotient", "cdnv", "nc3_distance", "uniform_duality", "nc0")
 # The most letters of a line of a title.
 _TITLE = 130
 # What a title of a training leaves out.
@@ -111,10 +118,12 @@ def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
             figure.set_layout_engine(engine)
 
 
-def without_rounding(values: ArrayLike) -> NDArray[np.float64]:
-    """`values`, with 0 for the rounding of a 0."""
-    x = np.asarray(values, dtype=np.float64)
-    return np.where(np.abs(x) < ROUNDING, 0.0, x)
+def without_rounding(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    """The values of a metric, `1 - name` or `|name / ...|`, with 0 for the rounding of a 0."""
+    x, name = np.asarray(values, dtype=np.float64), name.removeprefix("test_")
+    is_length = name in _LENGTHS or name.startswith(("1 - ", "|"))
+    least = _ROUNDING if is_length else _ROUNDING**2 if name in _SQUARES else 0.0
+    return np.where(np.abs(x) < least, 0.0, x)
 
 
 def log_values(*together: Axes) -> None:

@@ -91,7 +91,7 @@ def _one_row(settings: dict[str, Trajectories], ends: dict[str, float]) -> tuple
             log10_time = group.longest.log10_time
             shown = log10_time >= 1.0
             for (column, *_), style in zip(lines, ("-", ":"), strict=False):
-                median = without_rounding(group.quantiles(column, 0.5)[0, shown])
+                median = without_rounding(group.quantiles(column, 0.5)[0, shown], column)
                 axes.plot(log10_time[shown], median, style, color=shade, lw=1.0)
         log_values(axes)
         log_log_time(axes, 1.0, max(max(ends[name] for name in settings), 1.0 + 1e-3))
@@ -113,7 +113,7 @@ def _end(runs: Trajectories) -> float:
 def _bands(axes: Axes, runs: Trajectories, column: str, colour: str, label: str) -> None:
     log10_time = runs.longest.log10_time
     shown = log10_time >= 1.0
-    quantiles = without_rounding(runs.quantiles(column, LEVELS)[:, shown])
+    quantiles = without_rounding(runs.quantiles(column, LEVELS)[:, shown], column)
     low, lower, median, upper, high = quantiles
     x = log10_time[shown]
     axes.fill_between(x, lower, upper, color=colour, alpha=0.25, lw=0)

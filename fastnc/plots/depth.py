@@ -67,7 +67,7 @@ def layers(
                     f"`names` must be metrics that the table has; {name!r} is None in every "
                     "layer. It may need a classifier or a second pass."
                 )
-            values = without_rounding([np.nan if v is None else v for v in found])
+            values = without_rounding([np.nan if v is None else v for v in found], name)
             axes.plot(range(len(depth)), values, "o-", color=colour, lw=1.6, ms=4, label=label)
         metric_axis(axes, name)
         names_below(axes, depth)

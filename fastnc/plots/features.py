@@ -122,7 +122,7 @@ def _angles(axes: Axes, units: NDArray[Any], names: list[str], n_classes: int) -
 def _bars(axes: Axes, metrics: CollapseMetrics) -> None:
     bars = _left(metrics)
     # The bar of a metric that is 0 by symmetry would show its rounding.
-    zero = [name for name, value in bars.items() if not without_rounding(value) > 0.0]
+    zero = [name for name, value in bars.items() if not without_rounding(value, name) > 0.0]
     bars = {name: value for name, value in bars.items() if name not in zero}
     colours = [_colour(name) for name in bars]
     places = np.arange(len(bars))

@@ -161,7 +161,8 @@ def _column(run: Trajectory, name: str) -> NDArray[np.float64]:
         # epsilon^2 q_min / (2 |theta|^2), without the cancellation of the subtraction.
         energy = run["norm_W"] ** 2 + run["norm_H"] ** 2
         return np.asarray(0.5 * run["epsilon"] ** 2 * run["margin"] / energy)
-    return without_rounding(1.0 - run[name[4:]] if name.startswith("1 - ") else run[name])
+    values = 1.0 - run[name[4:]] if name.startswith("1 - ") else run[name]
+    return without_rounding(values, name)
 
 
 def _sizes(run: Trajectory) -> list[int]:

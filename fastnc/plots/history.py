@@ -153,7 +153,7 @@ def _at(one: Columns, clock: str, name: str, common: NDArray[np.float64]) -> NDA
     # Rows may have come in any order.
     order = np.argsort(epoch, kind="stable")
     rows = order[np.searchsorted(epoch, common, sorter=order)]
-    return without_rounding(_numbers(one, name, len(epoch))[rows])
+    return without_rounding(_numbers(one, name, len(epoch))[rows], name)
 
 
 def _draw(axes: Axes, common: NDArray[np.float64], values: NDArray[np.float64]) -> None:

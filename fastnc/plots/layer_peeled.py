@@ -49,14 +49,11 @@ def peeled(run: Trajectory, alone: Trajectory, title: str | None = None) -> Figu
     figure = Figure(figsize=(13.0, 3.6), layout="constrained")
     for axes, (heading, lines) in zip(figure.subplots(1, 4), PANELS, strict=True):
         for name, colour, label in lines:
-            axes.plot(
-                -run["log_loss"], without_rounding(run[name]), color=colour, lw=1.6,
-                label=f"{label}: network",
-            )  # fmt: skip
-            axes.plot(
-                -alone["log_loss"], without_rounding(alone[name]), color=colour, lw=1.6, ls="--",
-                label=f"{label}: layer-peeled",
-            )  # fmt: skip
+            for one, style, what in ((run, "-", "network"), (alone, "--", "layer-peeled")):
+                axes.plot(
+                    -one["log_loss"], without_rounding(one[name], name), style, color=colour,
+                    lw=1.6, label=f"{label}: {what}",
+                )  # fmt: skip
         stopped = -float(run["log_loss"][-1])
         axes.axvline(stopped, color=NEUTRAL, ls=":", lw=1.0, label="the network stopped")
         log_values(axes)

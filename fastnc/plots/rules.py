@@ -38,6 +38,12 @@ def rules_compared(runs: Trajectories, title: str | None = None) -> Figure:
     settings = runs.settings()
     if not settings:
         raise ValueError("`runs` must hold at least one run to be drawn; got none.")
+    for run in runs:
+        if run.time != "epoch":
+            raise ValueError(
+                f"`runs` must have epochs; the time of one is {run.time!r}. Draw them with "
+                "`sweep_bands`."
+            )
     figure = Figure(figsize=(19.0, 4.4), layout="constrained")
     every = figure.subplots(1, len(PANELS))
     labels, shared = apart(list(settings))

@@ -80,7 +80,7 @@ def figure3(run: Trajectory, title: str | None = None) -> Figure:
     places = figure.subplots(2, 3).ravel()
     for axes, (heading, lines) in zip(places, panels, strict=True):
         for name, colour, label in lines:
-            _line(axes, epoch[shown], run[name][shown], colour, label)
+            _line(axes, epoch[shown], without_rounding(run[name][shown], name), colour, label)
         axes.set_title(heading, fontsize=11)
         axes.set_ylabel(panel_label(lines))
     places[4].set_ylabel("share of images")
@@ -89,8 +89,10 @@ def figure3(run: Trajectory, title: str | None = None) -> Figure:
     if "train_accuracy" in run:
         for name, colour in (("train", FEATURES), ("test", NEUTRAL)):
             _line(places[4], epoch[shown], 1.0 - run[f"{name}_accuracy"][shown], colour, name)
-    _line(places[5], epoch[shown], run["nc1"][shown], FEATURES, "nc1")
-    _line(places[5], epoch[shown], 1.0 - run["margin_ratio"][shown], CLASSIFIER, "1 - margin ratio")
+    nc1, left = run["nc1"][shown], 1.0 - run["margin_ratio"][shown]
+    _line(places[5], epoch[shown], without_rounding(nc1, "nc1"), FEATURES, "nc1")
+    left = without_rounding(left, "1 - margin_ratio")
+    _line(places[5], epoch[shown], left, CLASSIFIER, "1 - margin ratio")
     separated = _first_separated(run)
     for axes in places:
         log_values(axes)
@@ -110,7 +112,6 @@ def figure3(run: Trajectory, title: str | None = None) -> Figure:
 
 def _line(axes: Axes, epoch: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
     # A logarithm shows no zero: the training error ends where the dotted line stands.
-    values = without_rounding(values)
     seen = values > 0.0
     axes.plot(
         np.log10(epoch[seen]), values[seen], color=colour, label=label, lw=1.8, marker=".", ms=4

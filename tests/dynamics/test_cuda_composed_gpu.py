@@ -45,9 +45,12 @@ def agree(cpu, gpu, names=("log_loss", "margin")):
     [
         R.GradientDescent(R.LossScaled()), R.GradientDescent(R.Polyak(factor=0.1)),
         R.Momentum(R.LossScaled(0.1), momentum=0.5), R.Adam(1e-2, eps=0.0),
-        R.AdamW(R.Cosine(1e-2, 5), eps=0.0),
+        R.AdamW(R.Cosine(1e-2, 5), eps=0.0), R.Adam(R.Polyak(0.01, 0.02), eps=0.0),
     ],
-    ids=["loss-scaled", "polyak", "momentum, loss-scaled", "adam without eps", "adamw without eps"],
+    ids=[
+        "loss-scaled", "polyak", "momentum, loss-scaled", "adam without eps", "adamw without eps",
+        "adam without eps, polyak of L",
+    ],
 )  # fmt: skip
 def test_steps_along_log_L(rule):
     agree(*both(SMALL, rule=rule, epochs=5))

@@ -295,3 +295,25 @@ def test_a_table_names_its_clock():
     assert "\nepoch: median" in plots.bands_summary(runs)
     flows = fastnc.Trajectories([fastnc.flow(fastnc.ULPM(3, 2, 4), 20.0, seed=s) for s in (0, 1)])
     assert "\nt: median" in plots.bands_summary(flows)
+
+
+def test_small_values_are_drawn_and_rounding_is_not():
+    """Squares such as nc1 were drawn as 0 from 1e-13 on, and so was a user's own column."""
+    run = fastnc.flow(fastnc.ULPM(4, 3, 5), log10_time=1e5)
+    drawn = plots.trend(run, ["nc1"]).axes[0].lines[0].get_ydata()
+    assert drawn[-1] == run["nc1"][-1] and 1e-18 < drawn[-1] < 1e-16 and (drawn > 0.0).all()
+    table = {"last": fastnc.collapse_metrics(run.H, run.y, run.W)}
+    assert plots.layers(table, ("nc1",)).axes[0].lines[0].get_ydata()[0] > 0.0
+    own = fastnc.descend(fastnc.ULPM(3, 2, 4), epochs=20, measure={"mine": lambda W, H, y: 1e-15})
+    assert (plots.trend(own, ["mine"]).axes[0].lines[0].get_ydata() == 1e-15).all()
+    # One sample a class has no variation: what a mean of one rounds to is not drawn.
+    one = fastnc.flow(fastnc.ULPM(3, 1, 4), log10_time=20.0)
+    for name in ("nc1", "within_class"):
+        assert (plots.trend(one, [name]).axes[0].lines[0].get_ydata() == 0.0).all()
+
+
+def test_rules_are_compared_by_epochs():
+    """A sweep of flows ended in a KeyError."""
+    flows = fastnc.sweep(fastnc.ULPM(3, 2, 4), method="flow", log10_time=3.0, seeds=range(2))
+    with pytest.raises(ValueError, match=r"`runs` must have epochs; .*'log10_time'. Draw them wi"):
+        plots.rules_compared(flows)

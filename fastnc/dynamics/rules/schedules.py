@@ -15,10 +15,11 @@ from fastnc._core.results import listed
 
 
 class Standing(NamedTuple):
-    """The current point of a descent, from which `Schedule.at` computes a step size.
+    """Where a descent's gradients are taken, from which `Schedule.at` computes a step size.
 
-    `gradients` are those of the loss, or of its logarithm if `of_log_loss`; then `residual` is the
-    largest entry of dlog L/dZ, for `LossScaled` only.
+    This is the current point; of `SharpnessAware` the one uphill of it. `gradients` are those of
+    the loss, or of its logarithm if the schedule is `of_log_loss`; then `residual` is the largest
+    entry of dlog L/dZ, for `LossScaled` only.
     """
 
     epoch: int
@@ -41,6 +42,11 @@ class Schedule:
     def at(self, standing: Standing) -> float:
         """The step size at `standing`; by default that of its epoch."""
         return self(standing.epoch)
+
+    @classmethod
+    def looks(cls) -> bool:
+        """Whether the step size depends on where the descent stands, not on the epoch alone."""
+        return cls.__call__ is Schedule.__call__
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ class WarmUp(Schedule):
             check_function("then", self.then, "epoch")
         else:
             arrays.keep_checked(self, arrays.check_positive, "then")
-        if getattr(self.then, "of_log_loss", False):
+        if isinstance(self.then, Schedule) and self.then.looks():
             raise ValueError(
                 f"`then` must be a number or a schedule of the epoch; {self.then!r} needs no "
                 "warm-up: it depends on the current point."
@@ -138,10 +144,12 @@ class WarmUp(Schedule):
 
 @dataclass(frozen=True)
 class Polyak(Schedule):
-    """Polyak's step `factor (L - least) / |grad L|^2`, at the current point.
+    """Polyak's step `factor (L - least) / |grad L|^2`, where the gradient is taken.
 
     With `least` 0 it is `factor / |grad log L|^2` along the gradient of log L, finite at any
-    margin. Of a model with a positive minimum `least` is its `optimum().value`.
+    margin. Of a model with a positive minimum `least` is its `optimum().value`. Rules that scale
+    their gradients themselves (sign, normalised, spectral, Adam) take the number as it is, and with
+    `least` 0 that of log L, `L` times the limit of the others.
     """
 
     least: float = 0.0

@@ -15,8 +15,8 @@ from fastnc.dynamics.rules.rule import Array, Arrays, BuiltIn, downhill
 class SharpnessAware(BuiltIn):
     """`theta -= lr grad L(theta + radius g / |g|)`, g = grad L(theta) (SAM).
 
-    Two gradients a step, of the same samples. The climb keeps the length `radius` as the loss
-    vanishes: in the limit this is plain descent on a slightly larger loss.
+    Two gradients a step, of the same samples, labels and noise. The climb keeps the length
+    `radius` as the loss vanishes: in the limit this is plain descent on a slightly larger loss.
     """
 
     radius: float = 0.05

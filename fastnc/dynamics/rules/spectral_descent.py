@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,8 +18,11 @@ class SpectralDescent(BuiltIn):
 
     Steepest descent in the operator norm: Muon without momentum, with the polar factor itself
     instead of a polynomial. Its direction tends to a maximum of the margin in that norm
-    (`margin_ratio_spectral`). Singular values below 1e-12 of the largest count as 0. The step of a
-    bias is its gradient over the norm.
+    (`margin_ratio_spectral`). A singular value that is the rounding of 0 counts as 0: one below
+    1e-12 of the largest, or `8 eps sqrt(r)` of it if that is more, with the gradient's eps and the
+    r singular values it has. The step is no continuous function of the gradient: the rounding in
+    small singular directions grows, and may leave a saddle that exact arithmetic stays at. The
+    step of a bias is its gradient over the norm.
     """
 
     lr: Any = 1e-2
@@ -40,10 +44,14 @@ class SpectralDescent(BuiltIn):
 
 
 def polar_factor(g: Array) -> Array:
-    """`U V^T` of the thin SVD `g = U S V^T`, in float64, of singular values above 1e-12 s_1."""
+    """`U V^T` of the thin SVD `g = U S V^T`, in float64, of singular values that are not rounding.
+
+    Rows with relative errors of 8 eps have singular values of `8 eps |g|_F <= 8 eps sqrt(r) s_1`.
+    """
     matrix = np.atleast_2d(np.asarray(g, dtype=np.float64))
     if not np.isfinite(matrix).all():
         return np.full(g.shape, np.nan)
     U, s, Vt = np.linalg.svd(matrix, full_matrices=False)
-    some = s > 1e-12 * s[0]
+    eps = np.finfo(g.dtype).eps if g.dtype.kind == "f" else 0.0
+    some = s > max(1e-12, 8.0 * float(eps) * math.sqrt(len(s))) * s[0]
     return np.asarray((U[:, some] @ Vt[some]).reshape(g.shape))

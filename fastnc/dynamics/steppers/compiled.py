@@ -37,7 +37,7 @@ def serves(model: Any, rule: Any) -> bool:
     if type(rule) not in (GradientDescent, Momentum, Adam, AdamW) or model.logit_loss is not None:
         return False
     rates = rule.lr if isinstance(rule.lr, tuple) else (rule.lr,)
-    if any(isinstance(r, Schedule) and type(r).__call__ is Schedule.__call__ for r in rates):
+    if any(isinstance(r, Schedule) and r.looks() for r in rates):
         return False
     if isinstance(rule, Adam) and rule.eps < _LEAST_EPSILON:
         return False

@@ -97,13 +97,14 @@ class ComposedDescent(HostEpochs):
                     self._step(epoch, rows)
 
     def _step(self, epoch: int, rows: Any) -> None:
-        found = self._frozen(self.source.at(self.factors, rows, self.of_log_loss, self.residual))
+        there = self.factors
+        found = self._frozen(self.source.at(there, rows, self.of_log_loss, self.residual))
         if hasattr(self.rule, "climb"):
             there = tuple(
                 x + c for x, c in zip(self.factors, self.rule.climb(found.gradients), strict=True)
             )
             found = self._frozen(self.source.at(there, rows, self.of_log_loss, self.residual))
-        rates = self._rates(epoch, found)
+        rates = self._rates(epoch, there, found)
         step, unit = self.counts
         if self.of_log_loss and hasattr(self.rule, "rescale") and math.isfinite(unit):
             self.rule.rescale(self._memory(), math.exp(min(unit - found.log_loss, 700.0)))
@@ -134,11 +135,15 @@ class ComposedDescent(HostEpochs):
             )
         )
 
-    def _rates(self, epoch: int, found: Found) -> tuple[Any, ...]:
+    def _rates(self, epoch: int, there: Arrays, found: Found) -> tuple[Any, ...]:
         """The step size of each factor, in its dtype; W's for all but W and H."""
         kind = self.W.dtype.type
         pair = self.lr if isinstance(self.lr, tuple) else (self.lr, self.lr)
-        standing = Standing(epoch, *found[:2], self.factors, found.gradients, found.residual)
+        gradients = found.gradients
+        if self.of_log_loss and isinstance(self.lr, Schedule) and not self.lr.of_log_loss:
+            # The rule has those of log L, whose scale does not matter to it.
+            gradients = tuple(g * g.dtype.type(found.value) for g in gradients)
+        standing = Standing(epoch, *found[:2], there, gradients, found.residual)
         rates = [kind(rate_at(lr, standing)) for lr in pair]
         return (*rates, *rates[:1] * (len(self.factors) - 2))
 

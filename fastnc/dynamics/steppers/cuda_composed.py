@@ -143,6 +143,8 @@ class CudaComposed(CudaDescent):
             return rate, rate
         if isinstance(self.lr, Polyak):
             square: Any = sum(g.double().square().sum() for g in moving.values())
+            if self.wanted.of_log_loss and not self.lr.of_log_loss:
+                square = square * found.value.square()
             value: Any = 1.0 + square * 0.0 if self.lr.of_log_loss else found.value - self.lr.least
             rate = (self.lr.factor * value.clamp(min=0.0) / square).nan_to_num(0.0, 0.0)
             return rate, rate
