@@ -5,7 +5,7 @@
 By default every file of `bench/results/`. For each file a line about the machine, and a row a
 regime: the time of fastnc, its share of the floor, the fastest peer, and how many times as long
 that one took. Where a regime was measured more than once, the last counts. With `--beside` one
-table for all files, which is the README's.
+table of the regimes that all files have, which is the README's.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import csv
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+WIDTHS = {"512": "AVX-512", "256": "AVX2", "128": "NEON or SSE"}
 HEAD = ("case (K, d, N)", "dtype", "fastnc", "of the floor", "fastest peer", "times fastnc")
 
 
@@ -76,20 +77,24 @@ def beside_peers(peers) -> tuple[dict[str, str], str, str] | None:
 
 
 def beside(files, dtype) -> str:
-    """One table for several recorded files: a row a regime, three columns a file."""
+    """One table of what all of several files have: three columns each, the widest vectors first."""
     head, lines = ["K, d, N"], {}
-    for place, rows in enumerate(files):
-        bits = rows[-1]["vector_bits"]
-        head += [f"{bits} bits", "fastest peer", "of the floor"]
+    files = sorted(files, key=lambda rows: -int(rows[-1]["vector_bits"].split()[0]))
+    for rows in files:
+        bits, _, played = rows[-1]["vector_bits"].partition(" ")
+        name = WIDTHS.get(bits, f"{bits} bits") + (", played" if played else "")
+        head += [name, "fastest peer", "of the floor"]
         for (regime, kind), peers in regimes_of(rows).items():
             found = beside_peers(peers)
-            if kind == dtype and found is not None:
+            everywhere = all((regime, kind) in regimes_of(other) for other in files)
+            if kind == dtype and found is not None and everywhere:
                 ours, best, ratio = found
-                line = lines.setdefault(regime, [case_of(ours)] + [""] * (3 * len(files)))
-                line[1 + 3 * place : 4 + 3 * place] = (
-                    f"**{duration(float(ours['ms']))}**",
-                    f"{ratio} x ({best})",
-                    f"{float(ours['of floor']):.2f}",
+                lines.setdefault(regime, [case_of(ours)]).extend(
+                    (
+                        f"**{duration(float(ours['ms']))}**",
+                        f"{ratio} x ({best})",
+                        f"{float(ours['of floor']):.2f}",
+                    )
                 )
     return "\n".join(
         [*(machine_of(rows) for rows in files), "", _line(head), "|" + "---|" * len(head)]

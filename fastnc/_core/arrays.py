@@ -309,21 +309,21 @@ def check_positive(name: str, value: Any) -> float:
     """`value` must be a finite number above zero."""
     if not (_is_number(value) and value > 0):
         raise ValueError(f"`{name}` must be a positive number; got {_shown(value)}.")
-    return plain(value)
+    return float(value)
 
 
 def check_at_least_zero(name: str, value: Any) -> float:
     """`value` must be a finite number of at least zero."""
     if not (_is_number(value) and value >= 0):
         raise ValueError(f"`{name}` must be a number of at least 0; got {_shown(value)}.")
-    return plain(value)
+    return float(value)
 
 
 def check_finite_number(name: str, value: Any) -> float:
     """`value` must be a finite number."""
     if not _is_number(value):
         raise ValueError(f"`{name}` must be a finite number; got {_shown(value)}.")
-    return plain(value)
+    return float(value)
 
 
 def check_count(name: str, value: Any, least: int, most: int = MOST) -> int:

@@ -267,7 +267,11 @@ def _nc5(
 @contextmanager
 def _words_of_files() -> Iterator[None]:
     """Errors with the names of the files' arrays: features and labels, not H and y."""
-    words = {"`H`": "`features`", "`y`": "`labels`", "`W`": "`weight`"}
+    words = {
+        "`H`": "`features`", "`y`": "`labels`", "`W`": "`weight`",
+        "`ignore_index=": "`--ignore-index=",
+        "pass `numpy.unique(y, return_inverse=True)[1]`": "write classes from 0 on to the file",
+    }  # fmt: skip
     try:
         yield
     except (TypeError, ValueError) as error:

@@ -31,7 +31,10 @@ def train(
     ] = False,
     subset: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Train on this many images, evenly over the classes; default all."),
+        typer.Option(
+            help="Train on this many images, evenly over the classes, and test on as many; "
+            "default all."
+        ),
     ] = None,
     image_size: Annotated[int, typer.Option(help="Pixels a side, resized once.")] = 32,
     augment: Annotated[
@@ -210,12 +213,17 @@ def train(
         from fastnc.training.depth import load
 
         tables = {f"epoch {e}": t for e, t in load(out).items()}
-        written += drawn(lambda: layers(tables), out / "depth")
+        if len(tables) < min(3, len(run)):
+            told = ", ".join(tables) or "none"
+            print(f"Of the three profiles of --depth there are {told}: the run is past the others.")
+        if tables:
+            written += drawn(lambda: layers(tables), out / "depth")
     last = {name: run[name][-1] for name in run.columns}
     print(
         f"epoch {last['epoch']:.0f}: training accuracy {last['train_accuracy']:.4f}, test "
-        f"{last['test_accuracy']:.4f}, loss {Decimal(last['log_loss']).exp():.3g}, within-class "
-        f"{last['within_class']:.3e}, nc1 {last['nc1']:.3e}, margin {last['margin']:.3g}"
+        f"{last['test_accuracy']:.4f} of {len(images.test_labels)} images, "
+        f"loss {Decimal(last['log_loss']).exp():.3g}, within-class {last['within_class']:.3e}, "
+        f"nc1 {last['nc1']:.3e}, margin {last['margin']:.3g}"
     )
     if peel:
         written += _peeled(run, peel, out)

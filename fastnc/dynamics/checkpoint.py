@@ -104,8 +104,10 @@ def check_same_problem(
     path: str | os.PathLike[str], found: dict[str, Any], problem: dict[str, Any]
 ) -> None:
     """A checkpoint's problem must be the one at hand; the message says which value differs."""
-    # A difference of kind comes first: it explains all the others.
-    for name in sorted(problem.keys() | found.keys(), key=lambda name: (name != "kind", name)):
+    # A difference of kind comes first, then one of the rule's name: they explain others.
+    rules = {str(of.get("rule")).partition("(")[0] for of in (problem, found)}
+    order = {"kind": 0, "rule": 1 if len(rules) > 1 else 2}
+    for name in sorted(problem.keys() | found.keys(), key=lambda name: (order.get(name, 2), name)):
         if problem.get(name) != found.get(name):
             theirs, ours = _apart(found.get(name), problem.get(name))
             raise ValueError(

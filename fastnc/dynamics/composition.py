@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core import arrays
@@ -55,8 +54,7 @@ class Composition:
         rule = self.rule
         if type(rule) is not GradientDescent or rule.weight_decay or self.freeze is not None:
             return None
-        number = isinstance(rule.lr, (int, float, np.number))
-        return float(rule.lr) if number and self.full_batch else None
+        return rule.lr if isinstance(rule.lr, float) and self.full_batch else None
 
     @property
     def full_batch(self) -> bool:
@@ -72,8 +70,8 @@ class Composition:
         """JSON values that a resumed run must share."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
         found["rule"] = self.text
-        if self.plain_rate is not None:
-            return {"lr": self.plain_rate, **found}
+        if isinstance(self.rule, BuiltIn) and isinstance(self.rule.lr, float):
+            return {"lr": self.rule.lr, **found}
         return found
 
 

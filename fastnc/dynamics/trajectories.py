@@ -314,7 +314,10 @@ def _setting(run: Trajectory) -> str:
         parts.append(
             f"sizes {sizes.tolist()}" if K <= 10 else f"sizes #{crc32(sizes.tobytes()):08x}"
         )
-    parts.append(f"lr={_short(about['lr'])}" if "lr" in about else _short_rule(about))
+    rule = _short_rule(about)
+    if "lr" in about and ("rule" not in about or rule == f"GradientDescent({_short(about['lr'])})"):
+        rule = f"lr={_short(about['lr'])}"
+    parts.append(rule)
     if about.get("batch_size"):
         drawn = ", drawn with replacement" if about.get("replacement") else ""
         parts.append(f"batches of {about['batch_size']}{drawn}")

@@ -212,15 +212,17 @@ def _smalls(row: Row) -> list[str]:
 def to_text(table: list[Row]) -> str:
     """The table for a terminal."""
     table = check_results("table", table, Row, _SOURCE)
+    names = [("model", "paper"), *((row.name, row.paper) for row in table)]
+    wide = [max(map(len, column)) for column in zip(*names, strict=True)]
+    starts = [f"{model:{wide[0]}} {paper:{wide[1]}}" for model, paper in names]
     lines = [
-        f"{'model':32} {'paper':46} {'optimum':>14} {'found':>14} {'gap':>8} "
-        f"{'within':>8} {'angles':>8} {'duality':>8} {'seconds':>8}"
+        f"{starts[0]} {'optimum':>14} {'found':>14} {'gap':>8} {'within':>8} {'angles':>8} "
+        f"{'duality':>8} {'seconds':>8}"
     ]
-    for row in table:
+    for start, row in zip(starts[1:], table, strict=True):
         small = " ".join(f"{cell:>8}" for cell in _smalls(row))
         lines.append(
-            f"{row.name:32} {row.paper:46} {_known(row):>14} {row.solution.value:14.10g} {small} "
-            f"{row.seconds:8.2f}"
+            f"{start} {_known(row):>14} {row.solution.value:14.10g} {small} {row.seconds:8.2f}"
         )
     lines.append(
         "\nULPM: after 1e5 epochs of gradient descent; its infimum 0 is not attained, `fastnc "

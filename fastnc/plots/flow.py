@@ -55,8 +55,11 @@ def long_horizon(
     _check(run)
     if descent is not None:
         check_run(descent, "descent")
-    if descent is not None and "lr" not in descent.about:
-        raise ValueError("`descent` must be of `fastnc.descend`: its times are `lr * epoch`.")
+    if descent is not None and not _has_times(descent):
+        raise ValueError(
+            "`descent` must be plain gradient descent of a constant `lr`, whose times are "
+            f"`lr * epoch`; got {descent.about.get('rule', 'another run')}."
+        )
     figure = Figure(figsize=(15.0, 6.8), layout="constrained")
     top, bottom = figure.subplots(2, 4)
     for axes, (heading, lines) in zip(top, PANELS, strict=True):
@@ -154,6 +157,12 @@ def _check(run: Trajectory) -> None:
             "`run` must reach t = 10^10 at least, with 3 snapshots from 10^2 on, for its rates to "
             f"show; it has {len(run)} to 10^{run.log10_time[-1]:.3g}. Run for longer."
         )
+
+
+def _has_times(descent: Trajectory) -> bool:
+    """Whether its epochs are times of a flow."""
+    rule = str(descent.about.get("rule", "GradientDescent"))
+    return "lr" in descent.about and rule.startswith("GradientDescent")
 
 
 def _column(run: Trajectory, name: str) -> NDArray[np.float64]:
@@ -255,18 +264,21 @@ def _exponents(axes: Axes, run: Trajectory) -> None:
     names = dict.fromkeys(name for name in (*names, *_distances(run)) if name not in stays)
     shown = run.log10_time >= 2.0
     times = run.log10_time[shown]
+    named: set[bool] = set()
     for name in names:
         # Where a column is 0, or 1 to rounding, there is no slope.
         values = _column(run, name)[shown]
+        if not (values > 0.0).any():
+            continue
         values = np.log(values, where=values > 0.0, out=np.full_like(values, np.nan))
         slopes = np.gradient(values, np.log(times))
         fast = name != "within_class"
         axes.plot(
             times, slopes, color=CLASSIFIER if fast else FEATURES, lw=0.9 if fast else 1.8,
             alpha=0.6 if fast else 1.0,
-            label=None if name not in ("within_class", "1 - beta")
-            else "all others" if fast else "within class",
+            label=None if fast in named else "all others" if fast else "within class",
         )  # fmt: skip
+        named.add(fast)
     for level in (-0.5, -1.0):
         axes.axhline(level, color=NEUTRAL, lw=1.0, ls="--")
     axes.axvspan(1.0, PAPER_ENDS, color="0.93", lw=0)
@@ -288,7 +300,7 @@ def _constants(axes: Axes, run: Trajectory) -> None:
     if not axes.lines:
         # Of a class without samples, and of d < K, not even exponents are known.
         axes.annotate(
-            "none is known: they need equal classes and d >= K", (0.5, 0.56),
+            "none is known: they need\nequal classes and d >= K", (0.5, 0.56),
             xycoords="axes fraction", ha="center", size=8,
         )  # fmt: skip
     axes.axhline(1.0, color=NEUTRAL, lw=1.0, ls="--")

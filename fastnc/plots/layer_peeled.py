@@ -69,19 +69,18 @@ def peeled(run: Trajectory, alone: Trajectory, title: str | None = None) -> Figu
 def peeled_summary(run: Trajectory, alone: Trajectory) -> str:
     """The same as a table, with the differences in words.
 
-    Columns: the network at the first measurement with every sample classified right, and at its
-    end; the layer-peeled model at its end.
+    Columns: the network at the first measurement with every sample classified right ("-" without
+    one), and at its end; the layer-peeled model at its end.
     """
     check_run(run, least=1)
     check_run(alone, "alone", least=1)
     right = np.asarray(run["margin"] > 0.0)
-    first = int(np.argmax(right)) if right.any() else 0
     names = [*_NAMES, "margin", "margin_ratio", "log_loss"]
     width = max(map(len, names))
     lines = [f"{'':<{width}}{'network, separated':>20}{'network, end':>14}{'layer-peeled':>14}"]
     for name in names:
-        values = run[name][first], run[name][-1], alone[name][-1]
-        lines.append(f"{name:<{width}}{values[0]:>20.4g}{values[1]:>14.4g}{values[2]:>14.4g}")
+        first = f"{run[name][np.argmax(right)]:.4g}" if right.any() else "-"
+        lines.append(f"{name:<{width}}{first:>20}{run[name][-1]:>14.4g}{alone[name][-1]:>14.4g}")
     start, end = (np.array([alone[name][i] for name in _NAMES]) for i in (0, -1))
     for what, chosen in (
         ("falls", end < (1.0 - _CHANGE) * start),

@@ -100,14 +100,21 @@ def test_the_last_measurement_of_a_regime_counts(bench):
     ]
     line = bench["tables"].table(rows).splitlines()[-1]
     assert line == "| step 3, 4, 5 | float32 | 10 us | 0.50 | B | 2000.00 |"
-    # A second file, of a regime that the first has not, leaves its cells empty.
-    other = [row | {"regime": "other", "vector_bits": "y"} for row in rows]
-    lines = bench["tables"].beside([rows, other], "float32").splitlines()
-    assert lines[3].startswith("| K, d, N | x bits | fastest peer | of the floor | y bits |")
-    assert lines[-2:] == [
-        "| step 3, 4, 5 | **10 us** | 2000.00 x (B) | 0.50 |  |  |  |",
-        "| step 3, 4, 5 |  |  |  | **10 us** | 2000.00 x (B) | 0.50 |",
-    ]
+    # Of two files the one of wider vectors is first, and what the other has not is left out.
+    wide = [row | {"vector_bits": "512"} for row in rows]
+    played = [row | {"vector_bits": "256 (played: x)"} for row in rows]
+    more = [row | {"regime": "other"} for row in played]
+    lines = bench["tables"].beside([played + more, wide], "float32").splitlines()
+    assert lines[3].startswith("| K, d, N | AVX-512 | fastest peer | of the floor | AVX2, played |")
+    assert lines[5:] == ["| step 3, 4, 5" + 2 * " | **10 us** | 2000.00 x (B) | 0.50" + " |"]
+
+
+def test_the_readme_has_the_recorded_table(bench):
+    """Its lines were written by hand, in another order and under other heads."""
+    tables = bench["tables"]
+    files = [tables.rows_of(path) for path in sorted(tables.RESULTS.glob("*.csv"))]
+    made = tables.beside(files, "float32").split("\n\n")[1]
+    assert made in (tables.RESULTS.parents[1] / "README.md").read_text()
 
 
 def test_a_blas_that_is_told_its_processor_is_warned_of(bench, monkeypatch):

@@ -142,3 +142,14 @@ def test_options_that_say_nothing_of_the_files(tmp_path):
     done = invoke(layered, "--convention", "papyan", "--out", tmp_path / "o")
     assert done.exit_code == 0
     assert "own forms; layers.json has those of papyan." in done.output
+
+
+@pytest.mark.parametrize("classifier", [True, False])
+def test_negative_labels_are_told_in_the_words_of_options(tmp_path, classifier):
+    """The way out was an argument of a function."""
+    given = ALL if classifier else {"features": H, "labels": Y}
+    np.savez(tmp_path / "a.npz", **given | {"labels": np.where(Y == 6, -100, Y)})
+    done = invoke(tmp_path / "a.npz", "--out", tmp_path / "o")
+    said = " ".join(done.output.split())
+    assert done.exit_code == 2 and "ass `--ignore-index=-100` if such samples" in said
+    assert "numpy" not in said and "ignore_index" not in said

@@ -46,6 +46,7 @@ def test_writes_the_figure_the_table_the_run_and_the_checkpoint(root, tmp_path):
     for name in ("figure3.png", "figure3.pdf", "run.npz", "run.csv", "checkpoint.pt"):
         assert (out / name).stat().st_size > 1000 and name in done.output
     assert "epoch 12: training accuracy 1.0000, test" in done.output
+    assert " of 20 images, loss" in done.output
     run = fastnc.Trajectory.load(out / "run.npz")
     rows = list(csv.DictReader((out / "run.csv").read_text().splitlines()))
     assert [float(row["nc1"]) for row in rows] == run["nc1"].tolist()
@@ -55,6 +56,11 @@ def test_writes_the_figure_the_table_the_run_and_the_checkpoint(root, tmp_path):
     longer = invoke(root, "--epochs", 20, "--out", out, "--resume")
     assert longer.exit_code == 0 and "starting afresh" not in longer.output
     assert fastnc.Trajectory.load(out / "run.npz")["epoch"][-1] == 20
+    # Nothing is left to be profiled: it ended in a sentence about a function's argument.
+    late = invoke(root, "--epochs", 20, "--out", out, "--resume", "--depth")
+    assert late.exit_code == 0 and "profiles of --depth there are none: the run is" in late.output
+    late = invoke(root, "--epochs", 21, "--out", out, "--resume", "--depth")
+    assert "there are epoch 21: the run is past" in late.output and (out / "depth.png").exists()
 
 
 def test_resume_before_the_first_checkpoint_starts_afresh_and_says_so(root, tmp_path):

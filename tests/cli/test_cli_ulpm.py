@@ -124,6 +124,10 @@ def test_a_checkpoint_of_another_problem_or_a_damaged_one_stays(tmp_path):
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     done = invoke("--epochs", 50, "--lr", 1, "--resume", "--out", tmp_path)
     assert done.exit_code == 2 and "its `lr` is 5.0, this run's is 1.0" in done.output
+    # It said that `lr` was another one.
+    for option, name in (("--noise=1e-3", "noise"), ("--rule=adam", "rule")):
+        done = invoke("--epochs", 50, option, "--resume", "--out", tmp_path)
+        assert done.exit_code == 2 and f"its `{name}` is" in done.output
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     checkpoint = tmp_path / "checkpoint.npz"
     checkpoint.write_bytes(before["checkpoint.npz"][:500])

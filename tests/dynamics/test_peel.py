@@ -66,6 +66,12 @@ def test_a_run_brings_its_bias(trained):
     assert len(figure.axes) == 4
     text = fastnc.plots.peeled_summary(straight, straight)
     assert "network, end" in text and "Without the network" in text
+    # Of a network that never separated its samples the start was shown in that column.
+    columns = {name: straight[name] for name in straight.columns}
+    columns["margin"] = columns["margin"] - 99.0
+    never = fastnc.Trajectory(columns, straight.W, straight.H, straight.y, straight.about)
+    rows = fastnc.plots.peeled_summary(never, straight).splitlines()[1:6]
+    assert all(row.split()[1] == "-" for row in rows)
 
 
 def test_calls_that_make_no_sense(trained):

@@ -96,3 +96,11 @@ def test_a_warm_up_needs_a_schedule_of_the_epoch():
         with pytest.raises(ValueError, match="`then` must be a number or a schedule of the epoch"):
             R.WarmUp(then, 5)
     assert R.WarmUp(R.Constant(0.5), 2)(5) == 0.5
+
+
+def test_a_step_size_is_one_number_however_it_is_written(tmp_path):
+    """A resumed run was of another rule where an integer stood for a float."""
+    path = tmp_path / "checkpoint.npz"
+    assert repr(R.Momentum(5, momentum=0)) == repr(R.Momentum(5.0, momentum=0.0))
+    for lr in (5, 5.0, np.float32(5)):
+        fastnc.descend(MODEL, rule=R.Momentum(lr), epochs=20, checkpoint=path, resume=True)

@@ -200,3 +200,13 @@ def test_a_table_tells_runs_apart_by_all_that_they_were_given(tmp_path):
         (heads, *lines) = csv.reader(file)
     assert heads[:6] == ["run", "model", "rule", "lr (setting)", "batch_size", "seed"]
     assert len(set(heads)) == len(heads) and lines[0][3] == "5.0" and lines[0][-1] == "7.0"
+
+
+def test_every_step_size_that_is_a_number_has_its_cell():
+    """Of runs in batches, with noise, or of other rules the cell was empty."""
+    rules = [fastnc.rules.Adam(0.01), fastnc.rules.GradientDescent(2)]
+    runs = fastnc.sweep(fastnc.ULPM(3, 2, 4), rules=rules, batch_size=2, epochs=5, seeds=range(1))
+    names, *lines = runs._lines()
+    at = list(names).index("lr")
+    assert {line[at] for line in lines} == {0.01, 2.0}
+    assert [*runs.settings()][1] == "K=3, N=6, d=4, lr=2, batches of 2, float64"

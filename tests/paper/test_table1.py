@@ -49,6 +49,10 @@ def test_text_has_a_line_a_row(table):
     for row in table:
         assert row.name in text and row.paper in text
     assert "0 (infimum)" in text and "[28]" in text
+    # A longer name than its column's width moved the rest of its line.
+    lines = text.splitlines()
+    end = lines[0].index("optimum") + len("optimum")
+    assert all(line[end - 1] != " " and line[end] == " " for line in lines[1 : len(table) + 1])
 
 
 @pytest.mark.parametrize("dim", [2, 3, 4])

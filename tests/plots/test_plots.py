@@ -192,7 +192,12 @@ def test_a_long_flow_of_few_dimensions_shows_no_rounding():
     figure.draw_without_rendering()
     drawn = figure.axes[1].lines[0].get_ydata()
     assert drawn[drawn > 0.0].min() > 1e-13
-    assert figure.axes[5].texts[0].get_text().startswith("none is known: they need equal classes")
+    assert figure.axes[5].texts[0].get_text().startswith("none is known: they need\n")
+    # Of few dimensions the second line had no name, of single samples a name stood for no line.
+    named = [text.get_text() for text in figure.axes[4].get_legend().get_texts()]
+    assert named == ["within class", "all others"]
+    single = plots.long_horizon(fastnc.flow(fastnc.ULPM(3, 1, 4), 20.0, snapshots=5)).axes[4]
+    assert [text.get_text() for text in single.get_legend().get_texts()] == ["all others"]
 
 
 def test_runs_that_cannot_be_drawn():
@@ -210,8 +215,12 @@ def test_runs_that_cannot_be_drawn():
     for told in (plots.flow_summary, plots.long_horizon):
         with pytest.raises(ValueError, match=r"`run` must be of `fastnc.flow`; for a descent"):
             told(fastnc.descend(model, epochs=20))
-    with pytest.raises(ValueError, match=r"`descent` must be of `fastnc.descend`: its times are"):
-        plots.long_horizon(flow, flow)
+    adam = fastnc.descend(model, rule=fastnc.rules.Adam(0.01), epochs=20)
+    for other, name in ((flow, "another run"), (adam, r"Adam\(lr=0.01")):
+        with pytest.raises(ValueError, match=f"plain gradient descent of a constant `lr`.*{name}"):
+            plots.long_horizon(flow, other)
+    # Of batches the times are lr * epoch too; they were refused.
+    plots.long_horizon(flow, fastnc.descend(model, lr=1.0, batch_size=2, epochs=20))
 
 
 @pytest.mark.parametrize(
