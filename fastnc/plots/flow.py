@@ -279,6 +279,11 @@ def _exponents(axes: Axes, run: Trajectory) -> None:
             label=None if fast in named else "all others" if fast else "within class",
         )  # fmt: skip
         named.add(fast)
+    if not named:
+        axes.annotate(
+            "none: all columns are 0 to rounding", (0.5, 0.56), xycoords="axes fraction",
+            ha="center", size=8,
+        )  # fmt: skip
     for level in (-0.5, -1.0):
         axes.axhline(level, color=NEUTRAL, lw=1.0, ls="--")
     axes.axvspan(1.0, PAPER_ENDS, color="0.93", lw=0)

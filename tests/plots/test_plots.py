@@ -198,6 +198,8 @@ def test_a_long_flow_of_few_dimensions_shows_no_rounding():
     assert named == ["within class", "all others"]
     single = plots.long_horizon(fastnc.flow(fastnc.ULPM(3, 1, 4), 20.0, snapshots=5)).axes[4]
     assert [text.get_text() for text in single.get_legend().get_texts()] == ["all others"]
+    nothing = plots.long_horizon(fastnc.flow(fastnc.ULPM(2, 1, 1), 20.0, snapshots=5)).axes[4]
+    assert nothing.texts[0].get_text() == "none: all columns are 0 to rounding"
 
 
 def test_runs_that_cannot_be_drawn():
