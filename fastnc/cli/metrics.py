@@ -67,6 +67,7 @@ def metrics(
     from fastnc._core.progress import progress_bar
     from fastnc.cli._models import check_different
     from fastnc.cli._results import drawn
+    from fastnc.collapse.labels import IGNORED
     from fastnc.collapse.layer_table import LayerTable
     from fastnc.collapse.measurement import measure
 
@@ -114,7 +115,7 @@ def metrics(
                 _, statistics, names = measure(_parts(train, name), *given)
                 parts = _numbered(_parts(held, name), names, ignore_index)
                 measured, _, _ = measure(
-                    parts, W, b, statistics, ignore_index, min_count, None, bar.update
+                    parts, W, b, statistics, IGNORED, min_count, None, bar.update
                 )
             else:
                 measured, statistics, names = measure(_parts(held, name), *given)
@@ -199,8 +200,10 @@ def _parts(held: list[FeaturesFile], name: str) -> list[tuple[Any, Any]]:
 def _numbered(
     parts: list[tuple[Any, Any]], names: Any, ignore_index: int | None
 ) -> list[tuple[Any, Any]]:
-    """Held-out samples with the class numbers of the training labels `names`."""
+    """Held-out samples with the class numbers of the training labels `names`, and `IGNORED`."""
     import numpy as np
+
+    from fastnc.collapse.labels import IGNORED
 
     numbered = []
     for H, y in parts:
@@ -211,7 +214,7 @@ def _numbered(
             raise ValueError(
                 f"held-out labels must occur among the training labels; got {y[unknown][0]}."
             )
-        numbered.append((H, np.where(ignored, y, np.searchsorted(names, y))))
+        numbered.append((H, np.where(ignored, IGNORED, np.searchsorted(names, y))))
     return numbered
 
 

@@ -136,6 +136,7 @@ def metrics_of_means(
         n_single=single,
         held_out=of.held_out,
         balanced=bool((measured == measured[0]).all()),
+        biased=bool(np.any(bias)),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json as _json
 import math
 import os
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from fastnc._core.arrays import as_numpy
 from fastnc._core.files import check_file
+from fastnc.collapse.label_column import label_column
 from fastnc.collapse.mapped import mark
 
 KEYS = ("features", "labels", "weight", "bias")
@@ -373,20 +373,7 @@ def _array(path: Path) -> Any:
         if not isinstance(value, torch.Tensor):
             raise ValueError(f"it must hold one tensor; got {type(value).__name__}")
         return value
-    return _column(path)
-
-
-def _column(path: Path) -> NDArray[np.int64]:
-    """Integers, one a line, or those of the column that is named like labels."""
-    with open(path, newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
-    place, names = 0, [name.strip() for name in rows[0]]
-    if not names[0].lstrip("-").isdigit() or len(names) > 1:
-        known = [name for name in ("labels", *NAMES["labels"]) if name in names]
-        if len(names) > 1 and not known:
-            raise ValueError(f"no column of it is named labels; got {', '.join(names[:12])}")
-        place, rows = names.index(known[0]) if known else 0, rows[1:]
-    return np.array([int(row[place]) for row in rows], np.int64)
+    return label_column(path, ("labels", *NAMES["labels"]))
 
 
 READERS: dict[str, Callable[[Path], dict[str, Any]]] = {

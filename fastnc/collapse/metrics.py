@@ -87,13 +87,14 @@ class CollapseMetrics:
     nc3_distance : |W/|W|_F - M_c/|M_c|_F|_F^2, W raw. Papyan et al.; nc-toolbox does not square.
         Needs W.
     nc4_agreement : share of samples whose largest logit `W h + bias` is that of the nearest class
-        mean; ties go to the smaller class. rhubarbwu ignores the bias, Papyan reports
+        mean; a tie may go to either class. rhubarbwu ignores the bias, Papyan reports
         1 - nc4_agreement. Needs W and a second pass.
     margin : q_min, the smallest over samples of z_y - max_{j != y} z_j, z = W h + bias. Definition
         3.1. Needs W and a second pass.
     margin_ratio : q_min 2 (K-1) sqrt n / (|W|^2 + |H|^2), at most 1 (Lemma 3.1). For unequal class
         sizes (K-1) sqrt n becomes the nuclear norm of E diag(sqrt n_k), and a bias, which then
-        costs the small classes no norm, may lift the ratio above 1. Needs W and a second pass.
+        costs the small classes no norm, may lift the ratio above 1. For K > d + 1 the best ratio is
+        lower, and a bias may lift it too. Needs W and a second pass.
     accuracy : share of samples whose largest logit is their label's. Needs W and a second pass.
     nearest_mean_accuracy : share of samples whose nearest class mean is their own. Needs a second
         pass; from min(K - 1, d) = 48 on, where it costs as much again, W or `about` too.
@@ -115,6 +116,7 @@ class CollapseMetrics:
     n_left_out : classes left out because they have fewer than `min_count` samples.
     n_single : classes of one sample, whose deviation is 0 by definition; 0 of held-out samples.
     balanced : whether the classes have equally many of these samples.
+    biased : whether a bias that is not 0 was given.
     held_out : whether the samples are others than those the class means were made of. Then
         `within_class`, `nc1`, `cdnv` and decisions are of the held-out samples about those means,
         `cdnv` over the classes that have some.
@@ -203,6 +205,7 @@ class CollapseMetrics:
     n_single: int = 0
     held_out: bool = False
     balanced: bool = False
+    biased: bool = False
 
     def as_dict(self, convention: str | None = None) -> dict[str, float | None]:
         """The metrics by name, or a source's set under its names, in exactly its forms.

@@ -36,6 +36,8 @@ class Measured(Protocol):
     @property
     def balanced(self) -> bool: ...
     @property
+    def biased(self) -> bool: ...
+    @property
     def held_out(self) -> bool: ...
     def as_dict(self, convention: str | None = None) -> dict[str, float | None]: ...
 
@@ -70,7 +72,8 @@ def best_here(m: Measured) -> dict[str, str]:
     if m.n_classes > m.dim + 1:
         best["equiangular_features"] = f">= {least_mean_angle(m.n_classes, m.dim):.4g}"
         kind = "known codes" if m.dim <= 2 or m.n_classes <= 2 * m.dim else "a bound"
-        if m.balanced and m.n_rows == m.n_classes:
+        # A class between the others is told by its bias: none is known then.
+        if m.balanced and m.n_rows == m.n_classes and not m.biased:
             best["margin_ratio"] = f"<= {largest_margin_ratio(m.n_classes, m.dim):.4g} ({kind})"
         best["effective_rank"] = f"<= {m.dim}"
     if m.n_rows > m.dim + 1:

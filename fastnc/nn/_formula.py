@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnc.nn._problem import Problem, loss_dtype, working_dtype
+from fastnc.nn._surroundings import recorded
 
 # softplus is linear from here on, where e^x would overflow.
 _LINEAR_FROM = {torch.float32: 80.0, torch.float64: 700.0}
@@ -93,12 +94,47 @@ def raw_logits(problem: Problem, input: Tensor) -> Tensor:
     """The capped logits (N, K) of `input`."""
     _, linear_weight, linear_bias, target, *_ = problem
     dtype = working_dtype(input, linear_weight, target)
-    z = input.to(dtype) @ linear_weight.to(dtype).mT
+    z = product(input.to(dtype), linear_weight.to(dtype).mT)
     if linear_bias is not None:
         z = z + linear_bias.to(dtype)
     if problem.softcap:
         z = problem.softcap * tanh(z / problem.softcap)
     return z
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` in the dtype of its operands, as are all its derivatives."""
+    # What is recorded is no call of this function.
+    return a @ b if recorded() else _Product.apply(a, b)
+
+
+class _Product(torch.autograd.Function):
+    """A product whose derivatives, taken after the autocast that is off here, have it off too."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        with torch.autocast(a.device.type, enabled=False):
+            return a @ b
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        (g,), (a, b) = grad_outputs, ctx.saved_tensors
+        by_a, by_b = ctx.needs_input_grad
+        return product(g, b.mT) if by_a else None, product(a.mT, g) if by_b else None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (da, db), (a, b) = tangents, ctx.saved_tensors
+        made = [product(da, b)] if da is not None else []
+        made += [product(a, db)] if db is not None else []
+        return made[0] + made[1] if len(made) == 2 else made[0]
 
 
 def logits(problem: Problem) -> Tensor:

@@ -27,11 +27,13 @@ from fastnc.kernels.cpu.softmax_rows import (
 )
 from fastnc.nn._labels import bad_label
 from fastnc.nn._problem import Problem
+from fastnc.nn._surroundings import without_autocast
 from fastnc.nn._torch_rows import Asked, Pass, Upstream, summed
 
 _KINDS = {torch.float32: np.dtype("float32"), torch.float64: np.dtype("float64")}
 
 
+@without_autocast
 def one_pass(
     dtype: torch.dtype, problem: Problem, asked: Asked, upstream: Upstream | None
 ) -> Pass | None:

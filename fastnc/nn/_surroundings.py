@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 import torch.autograd.forward_ad
@@ -50,6 +52,27 @@ def alone() -> bool:
         or _dispatch_modes()
         or _tracing_state()
     )
+
+
+Made = TypeVar("Made")
+
+
+def without_autocast(of_problem: Callable[..., Made]) -> Callable[..., Made]:
+    """The function `of_problem(dtype, problem, ...)` with products in the dtype of its operands.
+
+    Under autocast a product of float32 is one of bfloat16, in memory of that size. A backward pass
+    may run there where its forward pass did not.
+    """
+
+    @wraps(of_problem)
+    def run(dtype: torch.dtype, problem: Problem, *more: Any) -> Made:
+        kind = problem.input.device.type
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+            return of_problem(dtype, problem, *more)
+        with torch.autocast(kind, enabled=False):
+            return of_problem(dtype, problem, *more)
+
+    return run
 
 
 def plain(problem: Problem) -> bool:

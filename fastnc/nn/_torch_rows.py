@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fastnc.nn._labels import look, misfits
 from fastnc.nn._problem import Problem, Result
+from fastnc.nn._surroundings import without_autocast
 
 # A block's logits and their softmax stay within a last-level cache.
 _ENTRIES_A_BLOCK = 1 << 20
@@ -62,6 +63,7 @@ def evaluate(dtype: torch.dtype, problem: Problem, upstream: Tensor | None = Non
     return made.loss, made.grads[0], made.grads[1], made.grads[2]
 
 
+@without_autocast
 def one_pass(
     dtype: torch.dtype, problem: Problem, asked: Asked, upstream: Upstream | None = None
 ) -> Pass:
@@ -133,11 +135,11 @@ def one_pass(
             r = block.residuals(each, by_lse)
         else:
             r = block.along(*(None if u is None else _held(u)[part] for u in upstream))
+        if slope is not None:
+            r *= slope
         if counted is not None:
             # Ignored rows may hold NaN, and `0 * NaN` is NaN.
             r, h = (torch.where(counted[part].unsqueeze(1), x, 0.0) for x in (r, h))
-        if slope is not None:
-            r *= slope
         if grad_H is not None:
             grad_H[part] = r @ W if N != 1 and W.shape[1] > 1 else summed(r, W)
         if grad_W is not None:

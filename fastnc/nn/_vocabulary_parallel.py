@@ -242,8 +242,8 @@ class _Divided(torch.autograd.Function):
             # Ignored rows may hold NaN, and `0 * NaN` is NaN.
             r[own[part] == 0] = 0.0
             rows = torch.where((own[part] == 0).unsqueeze(1), 0.0, H[part])
-            grad_H[part] = r @ W
-            grad_W.addmm_(r.T, rows)
+            grad_H[part] = _formula.product(r, W)
+            grad_W += _formula.product(r.T, rows)
             if grad_b is not None:
                 grad_b += r.sum(0)
         if ctx.needs_input_grad[0]:
@@ -273,7 +273,8 @@ def _each(
     all ranks.
     """
     H = _Copies.apply(torch.where((own == 0).unsqueeze(1), 0.0, H), group)
-    z = H @ W.mT if b is None else torch.addmm(b, H, W.mT)
+    z = _formula.product(H, W.mT)
+    z = z if b is None else z + b
     at = torch.where(local >= 0, local, len(W)).unsqueeze(1)
     z_y = _Sum.apply(F.pad(z, (0, 1)).gather(1, at).squeeze(1), group)
     D = z - _Copies.apply(z_y, group).unsqueeze(1)
@@ -290,7 +291,8 @@ def _parts(H: Tensor, K: int) -> list[slice]:
 
 def _gaps(H: Tensor, W: Tensor, b: Tensor | None, z_y: Tensor, local: Tensor) -> Tensor:
     """Of some rows: D_j of the local classes, -inf at the label."""
-    D = (H @ W.T if b is None else torch.addmm(b, H, W.T)) - z_y.unsqueeze(1)
+    z = _formula.product(H, W.T)
+    D = (z if b is None else z + b) - z_y.unsqueeze(1)
     here = (local >= 0).nonzero().squeeze(1)
     D[here, local[here]] = -torch.inf
     return D

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastnc._core.arrays import check_labels
 from fastnc.collapse.deviations import ClassDeviations
+from fastnc.collapse.labels import IGNORED
 from fastnc.collapse.metrics import CollapseMetrics
 from fastnc.collapse.statistics import ClassStatistics
 from fastnc.nn.feature_store import FeatureStore
@@ -92,7 +93,9 @@ class Kept:
             names = names[names != self.ignore_index]
         places = torch.searchsorted(names, self.y)
         if self.ignore_index is not None:
-            places = torch.where(self.y == self.ignore_index, self.ignore_index, places)
+            # The label may be the number of another class from here on.
+            places = torch.where(self.y == self.ignore_index, IGNORED, places)
+            self.ignore_index = IGNORED
         self.y = places
         return len(names)
 

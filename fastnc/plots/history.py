@@ -43,8 +43,8 @@ def trend(
     Parameters
     ----------
     history : History or Trajectory, or a sequence of them
-        Several are repetitions of one experiment, for example over seeds: only epochs that all of
-        them have are drawn.
+        Several are repetitions of one experiment, for example over seeds: of each column only
+        epochs at which all of them have it are drawn.
     names : columns to draw, optional
         By default four of those that all have: `nc1`, `equinorm_features`, `equiangular_features`
         and `self_duality`, without a classifier `within_class`; if there are none, the first four.
@@ -99,7 +99,9 @@ def trend(
         values = np.stack(
             [_at(one, clock, name, common) for one, clock in zip(histories, clocks, strict=True)]
         )
-        _draw(axes, common, values)
+        # Some columns are not measured at every epoch.
+        everywhere = ~np.isnan(values).any(axis=0)
+        _draw(axes, common[everywhere], values[:, everywhere])
         metric_axis(axes, name)
         if clocks[0] == "log10_time":
             axes.set_xlabel("log10 of the time t")
@@ -160,6 +162,12 @@ def _draw(axes: Axes, common: NDArray[np.float64], values: NDArray[np.float64]) 
     if len(values) == 1:
         axes.plot(common, values[0], ".-", color=FEATURES, lw=1.6, ms=4)
         return
-    low, median, high = np.nanquantile(values, _BAND, axis=0)
+    if not len(common):
+        axes.annotate(
+            "no epoch at which all runs have it", (0.5, 0.56), xycoords="axes fraction",
+            ha="center", size=8,
+        )  # fmt: skip
+        return
+    low, median, high = np.quantile(values, _BAND, axis=0)
     axes.fill_between(common, low, high, color=FEATURES, alpha=0.25, lw=0)
-    axes.plot(common, median, color=FEATURES, lw=1.8)
+    axes.plot(common, median, ".-", color=FEATURES, lw=1.8, ms=4)

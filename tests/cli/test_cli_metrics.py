@@ -308,3 +308,44 @@ def test_layers_by_the_names_of_a_classifier(tmp_path):
     told = json.loads((tmp_path / "o" / "layers.json").read_text())
     alone = {name: fastnc.collapse_metrics(H, y).nc1 for name, H in layers.items()}
     assert {name: layer["nc1"] for name, layer in told.items()} == alone
+
+
+@pytest.mark.parametrize("ignored", [0, 3])
+def test_held_out_samples_beside_an_ignored_class(tmp_path, ignored):
+    """The ignored label is another class's number once the rest are numbered from 0 on."""
+    rest = {"features": H[::2], "labels": Y[::2]}
+    np.savez(tmp_path / "train.npz", features=H, labels=Y)
+    np.savez(tmp_path / "test.npz", **rest)
+    done = invoke(
+        tmp_path / "train.npz", "--test", tmp_path / "test.npz", "--ignore-index", ignored,
+        "--out", tmp_path,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    kept, held = ignored != Y, Y[::2] != ignored
+    names, y = np.unique(Y[kept], return_inverse=True)
+    about = fastnc.ClassStatistics(len(names), H.shape[1])
+    about.update(H[kept], y)
+    places = np.searchsorted(names, Y[::2][held])
+    wanted = fastnc.collapse_metrics(H[::2][held], places, about=about)
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert (found["n_samples"], found["n_ignored"]) == (held.sum(), (~held).sum())
+    assert found["nc1"] == pytest.approx(wanted.nc1, rel=1e-12)
+
+
+def test_labels_of_a_spreadsheet_and_of_numpy(tmp_path):
+    """The mark at a spreadsheet's beginning was part of a name; 3.0e+00 was no number."""
+    np.save(tmp_path / "features.npy", H)
+    for write in (
+        lambda path: path.write_text("\n".join(["labels", *map(str, Y)]), encoding="utf-8-sig"),
+        lambda path: path.write_text("\n".join(map(str, Y)), encoding="utf-8-sig"),
+        lambda path: np.savetxt(path, Y),
+    ):
+        write(tmp_path / "y.csv")
+        done = invoke(
+            tmp_path / "features.npy", "--labels", tmp_path / "y.csv", "--out", tmp_path / "o"
+        )
+        assert done.exit_code == 0, done.output
+        assert f"{len(Y)} samples, {len(np.unique(Y))} classes" in done.output
+    np.savetxt(tmp_path / "y.csv", Y + 0.5)
+    done = invoke(tmp_path / "features.npy", "--labels", tmp_path / "y.csv", "--out", tmp_path)
+    assert done.exit_code == 2 and "labels must be whole numbers; got" in done.output

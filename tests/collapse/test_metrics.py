@@ -347,3 +347,12 @@ def test_features_and_classifiers_far_from_one():
     large = fastnc.collapse_metrics(H, y, 1e100 * W)
     assert large.nc3_gram == pytest.approx(plain.nc3_gram, rel=1e-12)
     assert large.equinorm_classifier == pytest.approx(plain.equinorm_classifier, rel=1e-12)
+
+
+def test_no_best_ratio_is_told_beside_a_bias():
+    """A class between the others is told by its bias: the ratio is above that of the best code."""
+    x, y = np.array([[-1.0], [0.0], [1.0]]), np.arange(3)
+    found = fastnc.collapse_metrics(x, y, x, np.array([0.0, 0.5, 0.0]))
+    assert found.biased and found.margin_ratio == 0.5 and "known codes" not in found.table()
+    found = fastnc.collapse_metrics(x, y, x)
+    assert not found.biased and "<= 0 (known codes)" in found.table()

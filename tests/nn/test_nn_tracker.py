@@ -322,3 +322,31 @@ def test_a_compiled_model_is_looked_through():
     with torch.no_grad(), CollapseTracker(compiled, "classifier.1") as tracker:
         model(x)
     assert tracker.metrics(y).n_samples == 110
+
+
+@pytest.mark.parametrize("keep", ["memory", "nothing"])
+@pytest.mark.parametrize("ignored", [0, 2])
+def test_an_ignored_label_that_is_a_number_of_a_class(keep, ignored):
+    """Without a classifier labels were renumbered, and another class ignored with it."""
+    body = nn.Linear(4, 5).eval()
+    x, y = data(80, 4)
+
+    def loop():
+        with torch.no_grad():
+            tracker.labels(y)
+            body(x)
+
+    net = nn.Sequential(body).eval()
+    tracker = CollapseTracker(
+        net, layer="0", ignore_index=ignored,
+        keep=keep, classifier=None,
+    )  # fmt: skip
+    with tracker:
+        loop()
+    if keep == "nothing":
+        with tracker.second_pass():
+            loop()
+    found = tracker.metrics()
+    wanted = fastnc.collapse_metrics(x, y, ignore_index=ignored)
+    assert (found.n_samples, found.n_ignored) == (wanted.n_samples, wanted.n_ignored)
+    assert found.n_classes == 3 and found.nc1 == pytest.approx(wanted.nc1, rel=1e-6)

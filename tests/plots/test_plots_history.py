@@ -176,3 +176,24 @@ def test_axes_are_logarithmic_where_a_metric_falls_to_zero():
     assert all(a.get_ylabel() for a in axes)
     # A share has its end drawn in.
     assert [len(a.lines) for a in axes] == [1, 1, 1, 2]
+
+
+def test_columns_that_are_measured_at_some_epochs():
+    """Their panel was empty; where one run alone had a number, it was the median of all."""
+    histories = []
+    for seed in range(3):
+        history = fastnc.History()
+        histories.append(history)
+        for epoch in range(1, 21):
+            history.add(epoch, loss=1.0 / epoch)
+            if epoch % 5 == 0 and (seed or epoch != 5):
+                history.add(epoch, nc1=(seed + 1.0) / epoch)
+            if epoch % 2 == seed % 2:
+                history.add(epoch, cdnv=1.0)
+    figure = plots.trend(histories, ["loss", "nc1", "cdnv"])
+    loss, nc1, cdnv = figure.axes
+    assert loss.lines[0].get_xdata().tolist() == list(range(1, 21))
+    assert nc1.lines[0].get_xdata().tolist() == [10, 15, 20]
+    np.testing.assert_allclose(nc1.lines[0].get_ydata(), [0.2, 2 / 15, 0.1], rtol=1e-15)
+    assert nc1.lines[0].get_marker() == "." and not cdnv.lines
+    assert cdnv.texts[0].get_text() == "no epoch at which all runs have it"
