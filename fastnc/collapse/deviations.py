@@ -180,6 +180,7 @@ class ClassDeviations:
         if self._held is not None and other._held is not None:
             self._held.merge(other._held)
         self._add(other._sums)
+        self._torch |= other._torch
         self._seen += other._seen
         self.n_ignored += other.n_ignored
         self._reduced |= other._reduced
@@ -220,6 +221,7 @@ class ClassDeviations:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replaces what was gathered by what `state_dict` gave."""
         found = arrays_of(state, {"sums": self._sums, "seen": self._seen})
+        self._torch = is_torch(state["sums"])
         if self._held is not None:
             held = {k.removeprefix("held_"): v for k, v in state.items() if k.startswith("held_")}
             self._held.load_state_dict(held)

@@ -139,6 +139,8 @@ def _structure(W: Floats, covariance: Floats) -> tuple[float, float]:
             "columns that follow from others."
         )
     S = (vectors * np.sqrt(values)) @ vectors.T
+    # Only its direction counts, and squares of very large or small entries are no numbers.
+    W = W / (np.abs(W).max() or 1.0)
     A, n = W @ W.T, len(W)
     a, t, s, u = (A * S).sum(), np.trace(A), (S * S).sum(), np.trace(S)
     top = float(np.sqrt(values[0]))

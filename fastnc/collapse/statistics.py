@@ -183,6 +183,7 @@ class ClassStatistics:
             )
         self._fold()
         other._fold()
+        self._torch |= other._torch
         present = np.flatnonzero(other._counts)
         within = None if other._within is None else other._within.copy(order="F")
         self.n_ignored += other.n_ignored
@@ -242,6 +243,7 @@ class ClassStatistics:
         if not all(type(theirs[name]) is type(ours[name]) for name in ours) or ours != theirs:
             raise ValueError(f"`state` must be of {ours}; got {theirs!s:.200}.")
         found = arrays_of(state, shapes)
+        self._torch = is_torch(state["counts"])
         self._cuda = None
         for name, like in shapes.items():
             like[...] = found[name]

@@ -150,7 +150,8 @@ def logits(problem: Problem) -> Tensor:
 @torch.no_grad()
 def predictions(problem: Problem) -> Tensor:
     """The class of each sample's largest logit; -1 where there is no class."""
-    z = raw_logits(problem, problem.input)
+    # Without the cap, which keeps the order and rounds large logits to one number.
+    z = raw_logits(problem._replace(softcap=0.0), problem.input)
     return z.argmax(1) if z.shape[1] else z.new_full((len(z),), -1, dtype=torch.int64)
 
 

@@ -118,10 +118,11 @@ def one_pass(
         h = H[part]
         z = h @ W.T if bias is None else torch.addmm(bias, h, W.T)
         slope = None
+        if predictions is not None:
+            # Before the cap, which keeps the order and rounds large logits to one number.
+            predictions[part] = z.argmax(1)
         if softcap:
             z, slope = _capped(z, softcap)
-        if predictions is not None:
-            predictions[part] = z.argmax(1)
         block = _Block(z, *spread.of(part))
         losses[part] = block.losses
         if lse is not None:

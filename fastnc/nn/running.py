@@ -108,6 +108,16 @@ def check_highest(label: int) -> None:
         raise ValueError(f"`y` must be class numbers from 0 on; got {label}.")
 
 
+def check_paired(left: list[Tensor]) -> None:
+    """Raise where labels are left that no batch has come for."""
+    if left:
+        raise ValueError(
+            "each batch must enter the layer with its labels; some were given for a batch that did "
+            "not, and from there on samples have those of others. Call `tracker.labels(y)` for "
+            "batches that run, after the model if they may fail."
+        )
+
+
 def check_negative(y: Tensor, ignore_index: int | None) -> None:
     """Labels must not be negative, but for the one that is ignored."""
     bad = y < 0 if ignore_index is None else (y < 0) & (y != ignore_index)

@@ -25,7 +25,7 @@ from fastnc.nn.feature_store import FeatureStore, check_keep
 from fastnc.nn.hooks import Hooks
 from fastnc.nn.kept import Kept
 from fastnc.nn.rank_agreement import all_or_none, check_inputs, largest, several_ranks
-from fastnc.nn.running import Running, check_negative, integers
+from fastnc.nn.running import Running, check_negative, check_paired, integers
 from fastnc.nn.tracked_layer import (
     TrackedLayer,
     layer_or_layers,
@@ -245,7 +245,7 @@ class CollapseTracker:
         return self._one_or_all({x.name: self._store(x).features() for x in self._layers})
 
     def targets(self) -> Tensor:
-        """All labels given so far (N,)."""
+        """All labels given so far (N,); with `keep="nothing"` those that wait for their batch."""
         if not self._labels:
             return torch.empty(0, dtype=torch.int64)
         return torch.cat([y.reshape(-1) for y in self._labels])
@@ -373,6 +373,7 @@ class CollapseTracker:
                             "nothing entered the layer with its labels. Run the model inside the "
                             "`with` block, and call `tracker.labels(y)` once a batch."
                         )
+                    check_paired(self._labels)
                     run.finish(check_inputs(n, run.n_inputs) < run.n_inputs)
                 sink = run.sink
                 if not isinstance(sink, ClassStatistics):
@@ -388,6 +389,7 @@ class CollapseTracker:
         run, sink = self._running[layer.name], self._deviations[layer.name]
         if self._second is not None and not self._second[layer.name]:
             with all_or_none():
+                check_paired(self._labels)
                 run.finish(check_inputs(n, run.n_inputs) < run.n_inputs)
             if several_ranks():
                 sink.all_reduce()

@@ -18,7 +18,7 @@ class KKT:
     """How nearly (W, H) / sqrt(q_min) is a KKT point of (5), Lemmas 3.2 and 3.3.
 
     Where a sample is misclassified (`margin <= 0`) there is no such point: all but `beta`,
-    `misalignment` and `margin` are then NaN.
+    `misalignment`, `margin` and `multipliers` are then NaN.
     """
 
     beta: float  # cosine of (W, H) and minus the gradient: tends to 1

@@ -46,7 +46,9 @@ def measure(
     metrics = tracker.metrics(labels).as_dict()
     bias = None if last.bias is None else last.bias.detach()
     columns = objective(last.weight.detach(), bias, H, labels, metrics["margin"], workers)
-    columns["balance"] = (columns["norm_W"] / columns["norm_H"]) ** 2
+    # Of a network that has died the features are 0.
+    length = columns["norm_H"]
+    columns["balance"] = (columns["norm_W"] / length) ** 2 if length else math.inf
     held_out = held.metrics(test_labels, about=tracker.statistics(labels)).as_dict()
     metrics |= {f"test_{of}": held_out[of] for of in HELD_OUT}
     columns |= {of: math.nan if value is None else value for of, value in metrics.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,6 +100,14 @@ class Experiment:
                 "`schedule_args` must be a dict of the schedule's arguments; got "
                 f"{self.schedule_args!r}."
             )
+        try:
+            # Checkpoints hold them as they are: plain numbers, not NumPy's.
+            plain = json.loads(json.dumps(self.schedule_args))
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"`schedule_args` must hold JSON values; got {self.schedule_args!r}: {error}."
+            ) from None
+        object.__setattr__(self, "schedule_args", plain)
         if self.seed >= 1 << 64:
             raise ValueError(f"`seed` must be below 2^64, as torch's are; got {self.seed}.")
         arrays.check_choice("precision", self.precision, PRECISIONS)

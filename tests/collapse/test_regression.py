@@ -121,3 +121,12 @@ def test_one_target_torch_and_no_classifier():
 def test_one_sentence_for_each_mistake(arguments, error, sentence):
     with pytest.raises(error, match=sentence):
         fastnc.regression_metrics(*arguments)
+
+
+def test_nrc3_does_not_depend_on_the_length_of_w():
+    rng = np.random.default_rng(0)
+    H, targets, W = (rng.normal(size=s) for s in ((40, 5), (40, 2), (2, 5)))
+    wanted = fastnc.regression_metrics(H, targets, W).nrc3
+    for scale in (1e-150, 1e-80, 1e80, 1e150):
+        # A product and a quotient more.
+        assert fastnc.regression_metrics(H, targets, scale * W).nrc3 == pytest.approx(wanted, 1e-12)

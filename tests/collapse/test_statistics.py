@@ -236,3 +236,16 @@ def test_what_all_ranks_hold_is_summed_once():
     for one in (reduced, merged, reduced.of_classes(np.array([0, 1])), third):
         with pytest.raises(RuntimeError, match="`all_reduce` must be called once"):
             one.all_reduce()
+
+
+def test_a_merged_or_loaded_state_is_torchs_too(tmp_path):
+    """Of what came from torch alone; `torch.load` refused it later."""
+    torch = pytest.importorskip("torch")
+    given = fastnc.ClassStatistics(3, 2)
+    given.update(torch.arange(12.0).reshape(6, 2), torch.arange(6) % 3)
+    merged, loaded = fastnc.ClassStatistics(3, 2), fastnc.ClassStatistics(3, 2)
+    merged.merge(given)
+    loaded.load_state_dict(given.state_dict())
+    for some in (merged, loaded):
+        torch.save(some.state_dict(), tmp_path / "s.pt")
+        assert torch.load(tmp_path / "s.pt")["counts"].tolist() == [2, 2, 2]

@@ -121,3 +121,11 @@ def test_an_ignored_row_of_nan_with_a_softcap():
     wanted = W.clone().requires_grad_()
     linear_cross_entropy(H[1:], wanted, target[1:], softcap=5.0).backward()
     close(leaf.grad, wanted.grad)
+
+
+def test_a_prediction_is_that_of_the_logits_before_their_cap():
+    """Capped logits of 84 and 270 are one number, and the first of them was taken."""
+    H, W = torch.ones(1, 1), torch.tensor([[28.0], [90.0], [0.0]])
+    for target in (torch.tensor([0]), torch.tensor([[1.0, 0.0, 0.0]])):
+        made = linear_cross_entropy(H, W, target, softcap=3.0, return_predictions=True)
+        assert made.predictions.tolist() == [1]

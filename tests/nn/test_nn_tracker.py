@@ -350,3 +350,16 @@ def test_an_ignored_label_that_is_a_number_of_a_class(keep, ignored):
     wanted = fastnc.collapse_metrics(x, y, ignore_index=ignored)
     assert (found.n_samples, found.n_ignored) == (wanted.n_samples, wanted.n_ignored)
     assert found.n_classes == 3 and found.nc1 == pytest.approx(wanted.nc1, rel=1e-6)
+
+
+def test_a_batch_that_did_not_run_is_told():
+    """Its labels went to the next batch, and the metrics were of samples with those of others."""
+    model, (x, y) = network(), data()
+    tracker = CollapseTracker(model, layer="classifier.1", keep="nothing")
+    with torch.no_grad(), tracker:
+        for i, rows in enumerate(torch.arange(60).reshape(5, 12)):
+            tracker.labels(y[rows])
+            if i != 1:
+                model(x[rows])
+    with pytest.raises(ValueError, match="some were given for a batch that did not, and from"):
+        tracker.metrics()

@@ -345,3 +345,27 @@ def test_modes_of_the_caller(data, mode):
         assert same(train(data, 3, QUICK), alone)
         assert torch.is_grad_enabled() == grad
         assert torch.empty(1).is_meta == (mode == "made elsewhere")
+
+
+def test_numbers_of_numpy_in_a_schedule_can_be_read_again(data, tmp_path):
+    """The checkpoint was said to be damaged; a function was refused after the last epoch."""
+    gamma = Experiment(schedule="ExponentialLR", schedule_args={"gamma": np.float64(0.9)})
+    assert type(gamma.schedule_args["gamma"]) is float
+    with pytest.raises(TypeError, match=r"`schedule_args` must hold JSON values; got .*lambda"):
+        Experiment(schedule="LambdaLR", schedule_args={"lr_lambda": lambda epoch: 0.9})
+
+
+def test_a_network_that_has_died_is_measured(data, monkeypatch):
+    """Features of 0 ended in a division by zero."""
+    assert QUICK.feature_dim > 0
+    real = TrainingStepper.measure
+
+    def dead(self):
+        with torch.no_grad():
+            for p in list(self.net.parameters())[:-2]:
+                p.zero_()
+        return real(self)
+
+    monkeypatch.setattr(TrainingStepper, "measure", dead)
+    run = train(data, 1, QUICK)
+    assert np.isinf(run["balance"]).all()
