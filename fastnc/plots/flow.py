@@ -57,8 +57,9 @@ def long_horizon(
         check_run(descent, "descent")
     if descent is not None and not _has_times(descent):
         raise ValueError(
-            "`descent` must be plain gradient descent of a constant `lr`, whose times are "
-            f"`lr * epoch`; got {descent.about.get('rule', 'another run')}."
+            "`descent` must be plain gradient descent of a constant `lr`, without batches, noise "
+            "and frozen factors: its times are `lr * epoch`; got "
+            f"{settings(descent) or 'another run'}."
         )
     figure = Figure(figsize=(15.0, 6.8), layout="constrained")
     top, bottom = figure.subplots(2, 4)
@@ -160,9 +161,15 @@ def _check(run: Trajectory) -> None:
 
 
 def _has_times(descent: Trajectory) -> bool:
-    """Whether its epochs are times of a flow."""
-    rule = str(descent.about.get("rule", "GradientDescent"))
-    return "lr" in descent.about and rule.startswith("GradientDescent")
+    """Whether its epochs are times of a flow: of whole steps along the exact gradient."""
+    about = descent.about
+    plain = f"GradientDescent(lr={about.get('lr')}, weight_decay=0.0)"
+    changed = ("batch_size", "noise", "label_noise", "freeze")
+    return (
+        "lr" in about
+        and about.get("rule", plain) == plain
+        and not any(about.get(name) for name in changed)
+    )
 
 
 def _column(run: Trajectory, name: str) -> NDArray[np.float64]:

@@ -218,11 +218,14 @@ def test_runs_that_cannot_be_drawn():
         with pytest.raises(ValueError, match=r"`run` must be of `fastnc.flow`; for a descent"):
             told(fastnc.descend(model, epochs=20))
     adam = fastnc.descend(model, rule=fastnc.rules.Adam(0.01), epochs=20)
-    for other, name in ((flow, "another run"), (adam, r"Adam\(lr=0.01")):
+    batches = fastnc.descend(model, lr=1.0, batch_size=2, epochs=20)
+    frozen = fastnc.descend(model, lr=1.0, freeze="W", epochs=20)
+    for other, name in (
+        (flow, "flow"), (adam, r"Adam\(0.01"), (batches, "batches of 2"), (frozen, "freeze W"),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=f"plain gradient descent of a constant `lr`.*{name}"):
             plots.long_horizon(flow, other)
-    # Of batches the times are lr * epoch too; they were refused.
-    plots.long_horizon(flow, fastnc.descend(model, lr=1.0, batch_size=2, epochs=20))
+    plots.long_horizon(flow, fastnc.descend(model, lr=1, epochs=20))
 
 
 @pytest.mark.parametrize(
