@@ -80,13 +80,14 @@ def beside(files, dtype) -> str:
     """One table of what all of several files have: three columns each, the widest vectors first."""
     head, lines = ["K, d, N"], {}
     files = sorted(files, key=lambda rows: -int(rows[-1]["vector_bits"].split()[0]))
-    for rows in files:
+    every = [regimes_of(rows) for rows in files]
+    for rows, regimes in zip(files, every, strict=True):
         bits, _, played = rows[-1]["vector_bits"].partition(" ")
         name = WIDTHS.get(bits, f"{bits} bits") + (", played" if played else "")
         head += [name, "fastest peer", "of the floor"]
-        for (regime, kind), peers in regimes_of(rows).items():
+        for (regime, kind), peers in regimes.items():
             found = beside_peers(peers)
-            everywhere = all((regime, kind) in regimes_of(other) for other in files)
+            everywhere = all((regime, kind) in other for other in every)
             if kind == dtype and found is not None and everywhere:
                 ours, best, ratio = found
                 lines.setdefault(regime, [case_of(ours)]).extend(

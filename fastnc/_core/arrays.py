@@ -292,7 +292,7 @@ def plain(value: Any) -> float:
     """A real number as Python's own; integers stay integers.
 
     NumPy's scalars compute in their own precision: `np.sqrt` of an 8-bit count has three digits,
-    and minus a `np.uint8` is no negative number. Every check of a number returns it plain.
+    and minus a `np.uint8` is no negative number. No check of a number returns one.
     """
     if type(value) in (int, float):
         return value  # type: ignore[no-any-return]

@@ -285,6 +285,13 @@ def _short_rule(about: dict[str, Any]) -> str:
     return f"{found[1]}({', '.join(told)})"
 
 
+def is_plain_descent(about: dict[str, Any]) -> bool:
+    """Whether a run's rule is gradient descent of a constant step size, without weight decay."""
+    if "lr" not in about:
+        return False
+    return "rule" not in about or _short_rule(about) == f"GradientDescent({_short(about['lr'])})"
+
+
 def _short(number: float) -> str:
     """Six digits of a number, or all where these are not it."""
     return f"{number:g}" if float(f"{number:g}") == number else repr(float(number))
@@ -314,10 +321,8 @@ def _setting(run: Trajectory) -> str:
         parts.append(
             f"sizes {sizes.tolist()}" if K <= 10 else f"sizes #{crc32(sizes.tobytes()):08x}"
         )
-    rule = _short_rule(about)
-    if "lr" in about and ("rule" not in about or rule == f"GradientDescent({_short(about['lr'])})"):
-        rule = f"lr={_short(about['lr'])}"
-    parts.append(rule)
+    plain = is_plain_descent(about)
+    parts.append(f"lr={_short(about['lr'])}" if plain else _short_rule(about))
     if about.get("batch_size"):
         drawn = ", drawn with replacement" if about.get("replacement") else ""
         parts.append(f"batches of {about['batch_size']}{drawn}")

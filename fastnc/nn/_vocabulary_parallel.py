@@ -243,7 +243,8 @@ class _Divided(torch.autograd.Function):
             r[own[part] == 0] = 0.0
             rows = torch.where((own[part] == 0).unsqueeze(1), 0.0, H[part])
             grad_H[part] = _formula.product(r, W)
-            grad_W += _formula.product(r.T, rows)
+            with torch.autocast(W.device.type, enabled=False):
+                grad_W.addmm_(r.T, rows)
             if grad_b is not None:
                 grad_b += r.sum(0)
         if ctx.needs_input_grad[0]:

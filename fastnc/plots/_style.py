@@ -145,7 +145,12 @@ def log_values(*together: Axes) -> None:
             axes.set_ylim(-1.0, 1.0)
             axes.set_yticks([0.0], ["0"])
     for axes in zero:
-        axes.annotate("0 to rounding", (0.5, 0.56), xycoords="axes fraction", ha="center", size=9)
+        say_within(axes, "0 to rounding", 9)
+
+
+def say_within(axes: Axes, text: str, size: int = 8) -> None:
+    """Write `text` in the middle of a panel that shows nothing, or zeros."""
+    axes.annotate(text, (0.5, 0.56), xycoords="axes fraction", ha="center", size=size)
 
 
 def metric_axis(axes: Axes, name: str) -> None:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fastnc.collapse.codes import largest_margin_ratio
+from fastnc.dynamics.trajectories import is_plain_descent
 from fastnc.dynamics.trajectory import Trajectory
 from fastnc.plots._style import (
     CLASSIFIER,
@@ -19,6 +20,7 @@ from fastnc.plots._style import (
     legend,
     log_log_time,
     log_values,
+    say_within,
     settings,
     without_rounding,
 )
@@ -162,14 +164,9 @@ def _check(run: Trajectory) -> None:
 
 def _has_times(descent: Trajectory) -> bool:
     """Whether its epochs are times of a flow: of whole steps along the exact gradient."""
-    about = descent.about
-    plain = f"GradientDescent(lr={about.get('lr')}, weight_decay=0.0)"
     changed = ("batch_size", "noise", "label_noise", "freeze")
-    return (
-        "lr" in about
-        and about.get("rule", plain) == plain
-        and not any(about.get(name) for name in changed)
-    )
+    about = descent.about
+    return is_plain_descent(about) and not any(about.get(name) for name in changed)
 
 
 def _column(run: Trajectory, name: str) -> NDArray[np.float64]:
@@ -287,10 +284,7 @@ def _exponents(axes: Axes, run: Trajectory) -> None:
         )  # fmt: skip
         named.add(fast)
     if not named:
-        axes.annotate(
-            "none: all columns are 0 to rounding", (0.5, 0.56), xycoords="axes fraction",
-            ha="center", size=8,
-        )  # fmt: skip
+        say_within(axes, "none: all columns are 0 to rounding")
     for level in (-0.5, -1.0):
         axes.axhline(level, color=NEUTRAL, lw=1.0, ls="--")
     axes.axvspan(1.0, PAPER_ENDS, color="0.93", lw=0)
@@ -311,10 +305,7 @@ def _constants(axes: Axes, run: Trajectory) -> None:
             axes.plot(times, ratio, lw=1.3, label=name.replace("_", " "))
     if not axes.lines:
         # Of a class without samples, and of d < K, not even exponents are known.
-        axes.annotate(
-            "none is known: they need\nequal classes and d >= K", (0.5, 0.56),
-            xycoords="axes fraction", ha="center", size=8,
-        )  # fmt: skip
+        say_within(axes, "none is known: they need\nequal classes and d >= K")
     axes.axhline(1.0, color=NEUTRAL, lw=1.0, ls="--")
     axes.set_ylim(0.0, 2.0)
     axes.set_title("(f) constants, measured / predicted", fontsize=11)

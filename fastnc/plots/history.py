@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fastnc._core.results import check_names, listed
-from fastnc.plots._style import FEATURES, epochs, metric_axis, without_rounding
+from fastnc.plots._style import FEATURES, epochs, metric_axis, say_within, without_rounding
 
 # Half of the runs lie in the band.
 _BAND = (0.25, 0.5, 0.75)
@@ -163,10 +163,7 @@ def _draw(axes: Axes, common: NDArray[np.float64], values: NDArray[np.float64]) 
         axes.plot(common, values[0], ".-", color=FEATURES, lw=1.6, ms=4)
         return
     if not len(common):
-        axes.annotate(
-            "no epoch at which all runs have it", (0.5, 0.56), xycoords="axes fraction",
-            ha="center", size=8,
-        )  # fmt: skip
+        say_within(axes, "no epoch at which all runs have it")
         return
     low, median, high = np.quantile(values, _BAND, axis=0)
     axes.fill_between(common, low, high, color=FEATURES, alpha=0.25, lw=0)

@@ -87,6 +87,9 @@ class ComposedDescent(HostEpochs):
         self.counts = np.array([0.0, math.nan])
         looks = isinstance(self.lr, Schedule) and self.lr.of_log_loss
         self.of_log_loss = source.has_log and (looks or bool(getattr(rule, "scale_free", False)))
+        # Whether a schedule that looks at gradients of L stands beside a rule that has log L's.
+        sees = isinstance(self.lr, Schedule) and type(self.lr).at is not Schedule.at
+        self.shows_loss = self.of_log_loss and sees and not looks
         self.residual = isinstance(self.lr, LossScaled)
 
     def make(self, epochs: int) -> None:
@@ -140,7 +143,7 @@ class ComposedDescent(HostEpochs):
         kind = self.W.dtype.type
         pair = self.lr if isinstance(self.lr, tuple) else (self.lr, self.lr)
         gradients = found.gradients
-        if self.of_log_loss and isinstance(self.lr, Schedule) and not self.lr.of_log_loss:
+        if self.shows_loss:
             # The rule has those of log L, whose scale does not matter to it.
             gradients = tuple(g * g.dtype.type(found.value) for g in gradients)
         standing = Standing(epoch, *found[:2], there, gradients, found.residual)
