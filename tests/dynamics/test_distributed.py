@@ -54,12 +54,15 @@ def small(monkeypatch):
 def test_metrics_of_two_ranks_are_those_of_one(ranks):
     columns, H = evaluation.measure(*distributed_ranks.untrained(), Workers())
     for found in ranks:
-        # The features are the same float32 numbers; what is told of them is summed in float64.
-        assert torch.equal(found["features"], H)
+        # Half a batch may be multiplied in another order, in float32; of the same features all is
+        # summed in float64. The test images' features are not among those compared.
+        np.testing.assert_allclose(found["features"], H, rtol=1e-5, atol=1e-5)
+        same = torch.equal(found["features"], H)
         assert found["measured"].keys() == columns.keys()
         for name, value in columns.items():
+            close = 1e-10 if same and not name.startswith("test_") else 1e-5
             assert found["measured"][name] == pytest.approx(
-                value, rel=1e-10, abs=1e-10, nan_ok=True
+                value, rel=close, abs=close, nan_ok=True
             )
 
 
