@@ -94,7 +94,8 @@ def descend(
         asks for, which grows as the loss falls.
     measure : "sharpness", "tangent_curvature", {"name": f(W, H, y) -> float}, or several
         Further columns, measured at every snapshot: the largest eigenvalue of the Hessian of the
-        loss (4), the smallest on the sphere, or the value of a function. Not with `sharded`.
+        loss (4) of W and H alone, without a bias, the smallest on the sphere, or the value of a
+        function. Not with `sharded`.
     callback : callable, optional
         Called with each snapshot, a dict of the columns; a true result stops the run.
     checkpoint : path, optional
@@ -113,7 +114,9 @@ def descend(
     Returns
     -------
     Trajectory
-        One row a snapshot; the first column is `"epoch"`.
+        One row a snapshot; the first column is `"epoch"`. Loss, margin and decisions are those of
+        the logits `W h`, with a model's bias, without its temperature or penalties, which are in
+        the column `"objective"`.
 
     Raises
     ------

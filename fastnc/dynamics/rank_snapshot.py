@@ -21,7 +21,12 @@ _GRAM_FEATURES = 1024
 
 
 def measure(
-    W: Tensor, H: Tensor, y: NDArray[np.int64], workers: Workers, H_low: Tensor | None = None
+    W: Tensor,
+    H: Tensor,
+    y: NDArray[np.int64],
+    workers: Workers,
+    H_low: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> dict[str, float]:
     """The columns of a run at W (K, d) and this rank's rows of H (n, d), or of `H + H_low`.
 
@@ -38,14 +43,15 @@ def measure(
         statistics.update_from(rows.start, h, y[rows])
     if workers.several:
         statistics.all_reduce()
-    deviations = ClassDeviations(statistics, W.cpu().numpy())
+    offsets = None if bias is None else bias.double().cpu().numpy()
+    deviations = ClassDeviations(statistics, W.cpu().numpy(), offsets)
     for rows, h in _wide(H, H_low):
         deviations.update_from(rows.start, h, y[rows])
     if workers.several:
         deviations.all_reduce()
     metrics = deviations.metrics().as_dict()
     labels = torch.from_numpy(np.array(y)).to(H.device)
-    row = objective(W, None, H, labels, metrics["margin"], workers, H_low)
+    row = objective(W, bias, H, labels, metrics["margin"], workers, H_low)
     row |= {name: math.nan if v is None else v for name, v in metrics.items()}
     return {name: row[name] for name in COLUMNS}
 

@@ -24,8 +24,13 @@ LARGEST_NORM = 1e150
 
 
 @serial
-def measure(W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64]) -> dict[str, float]:
+def measure(
+    W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64], bias: NDArray[Any] | None = None
+) -> dict[str, float]:
     """The columns of a run at W (K, d), H (N, d), with the mean loss; NaN where undefined.
+
+    With a `bias` (K,) the logits are `W h + bias`: loss, margin and decisions are theirs; norms,
+    gradient, `beta` and `epsilon` are those of W and H, as in a training.
 
     `log_loss` and `log_grad_norm` are natural logarithms, finite at any margin. `beta` is
     Lemma 3.2's, with the sign that makes it tend to 1, and `epsilon` its
@@ -38,15 +43,21 @@ def measure(W: NDArray[Any], H: NDArray[Any], y: NDArray[np.int64]) -> dict[str,
 
     W = np.ascontiguousarray(W, dtype=np.float64)
     H = np.ascontiguousarray(H, dtype=np.float64)
-    summarise = _small_objective if len(W) * H.size < SERIAL_WORK else _objective
-    log_loss, slope, norm_W, norm_H, gap = summarise(W, H, y)
+    if bias is not None or len(W) * H.size >= SERIAL_WORK:
+        found = _objective(W, H, y, bias)
+    else:
+        found = _small_objective(W, H, y)
+    log_loss, slope, norm_W, norm_H, gap = found
     norm = math.hypot(norm_W, norm_H)
     if not (math.isfinite(log_loss) and norm < LARGEST_NORM):
         return dict.fromkeys(COLUMNS, math.nan)
-    values = np.empty(len(NAMES))
-    geometry(W, H, y, values)
-    row = dict(zip(NAMES, values.tolist(), strict=True))
-    if math.isnan(row["margin"]):
+    if bias is None:
+        values = np.empty(len(NAMES))
+        geometry(W, H, y, values)
+        row = dict(zip(NAMES, values.tolist(), strict=True))
+    else:
+        row = _biased_geometry(W, H, y, bias)
+    if math.isnan(row["margin"]) and bias is None:
         # Samples of one class have no geometry of means, and a margin all the same.
         row["margin"] = neural_collapse_margin(W, H, y)
         row["margin_ratio"] = margin_ratio(W, H, y) if norm > 0.0 else math.nan
@@ -88,13 +99,28 @@ def _small_objective(W: Floats, H: Floats, y: NDArray[np.int64]) -> list[float]:
     return [float(v) for v in values]
 
 
-def _objective(W: Floats, H: Floats, y: NDArray[np.int64]) -> list[float]:
-    """The same on all threads."""
+def _biased_geometry(
+    W: Floats, H: Floats, y: NDArray[np.int64], bias: NDArray[Any]
+) -> dict[str, float]:
+    from fastnc.collapse.measurement import collapse_metrics
+
+    metrics = collapse_metrics(H, y, W=W, bias=bias).as_dict()
+    return {name: math.nan if metrics[name] is None else float(metrics[name]) for name in NAMES}
+
+
+def _objective(
+    W: Floats, H: Floats, y: NDArray[np.int64], bias: NDArray[Any] | None = None
+) -> list[float]:
+    """The same on all threads; a bias is a column of W beside a constant feature."""
     from fastnc.kernels.cpu.cross_entropy import log_loss_and_grads
 
-    log_loss = np.empty(1)
-    grad_W, grad_H = np.empty_like(W), np.empty_like(H)
-    log_loss_and_grads(W, H, y, log_loss, grad_W, grad_H)
+    log_loss, dim = np.empty(1), W.shape[1]
+    W1, H1 = W, H
+    if bias is not None:
+        W1, H1 = np.column_stack([W, bias]), np.column_stack([H, np.ones(len(H))])
+    grad_W, grad_H = np.empty_like(W1), np.empty_like(H1)
+    log_loss_and_grads(W1, H1, y, log_loss, grad_W, grad_H)
+    grad_W, grad_H = (np.ascontiguousarray(g[:, :dim]) for g in (grad_W, grad_H))
     norm_W, norm_H = float(np.linalg.norm(W)), float(np.linalg.norm(H))
     norm = math.hypot(norm_W, norm_H)
     slope = math.hypot(float(np.linalg.norm(grad_W)), float(np.linalg.norm(grad_H)))

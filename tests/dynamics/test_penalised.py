@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 import fastnc
 from fastnc import models as M
+from fastnc._core.ranks import Alone
+from fastnc.collapse.metrics import NAMES
+from fastnc.dynamics import rank_snapshot
 from fastnc.dynamics.snapshot import COLUMNS
 
 ROWS = {
@@ -38,6 +42,40 @@ def test_goes_down_to_the_optimum_on_the_constraint(model, lr):
     # What the last row says is of what the run returns, its bias among it.
     assert (run.bias is not None) == model.has_bias
     assert model.objective(run.W, run.H, run.bias) == values[-1]
+
+
+@pytest.mark.parametrize("epochs", [1, 200])
+def test_a_bias_is_in_the_loss_the_margin_and_the_decisions(epochs):
+    """They were those of `W h` alone, so that a peeled run began beside where its run stopped."""
+    model = M.weight_decay(4, 3, 6, 1e-3, 1e-3, bias=True)
+    run = fastnc.descend(model, 1.0, epochs, seed=3)
+    y, b = model.y, run.bias
+    Z = run.H @ run.W.T + b
+    own = Z[np.arange(len(y)), y][:, None]
+    p = np.exp(Z - np.logaddexp.reduce(Z, axis=1)[:, None])
+    gaps = np.where(np.eye(4, dtype=bool)[y], np.inf, own - Z)
+    gradients = [x / len(y) for x in ((p - np.eye(4)[y]).T @ run.H, (p - np.eye(4)[y]) @ run.W)]
+    g, theta = (np.concatenate([x.ravel() for x in xs]) for xs in (gradients, (run.W, run.H)))
+    wanted = {
+        "log_loss": np.log(np.mean(np.logaddexp.reduce(Z - own, axis=1))),
+        "margin": gaps.min(),
+        "grad_norm": np.linalg.norm(g),
+        "beta": -(g @ theta) / np.linalg.norm(g) / np.linalg.norm(theta),
+        "norm_W": np.linalg.norm(run.W),
+    }
+    assert {n: run[n][-1] for n in wanted} == pytest.approx(wanted, rel=1e-11)
+    measured = fastnc.collapse_metrics(run.H, y, W=run.W, bias=b).as_dict()
+    assert {n: run[n][-1] for n in NAMES} == pytest.approx({n: measured[n] for n in NAMES})
+    peeled = fastnc.peel(run, epochs=1)
+    rows = [[x[n][i] for n in COLUMNS] for x, i in ((peeled, 0), (run, -1))]
+    np.testing.assert_array_equal(*rows)
+    # As on a device, and as in the flow.
+    W, H, b = map(torch.from_numpy, (run.W, run.H, b))
+    chunks = rank_snapshot.measure(W, H, y, Alone(), bias=b)
+    np.testing.assert_allclose([chunks[n] for n in COLUMNS], rows[1], rtol=1e-11)
+    flow = fastnc.flow(model, 2.0)
+    own = fastnc.collapse_metrics(flow.H, y, W=flow.W, bias=flow.bias)
+    assert flow["margin"][-1] == pytest.approx(own.margin, rel=1e-12)
 
 
 def test_one_epoch_is_the_formula():

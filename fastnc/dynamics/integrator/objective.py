@@ -167,7 +167,7 @@ class ObjectiveFlow(FlowStepper):
     def measure(self) -> dict[str, float]:
         """The columns of every run, and the objective."""
         with self._guard():
-            row = measure(self.W, self.H, self.y)
+            row = measure(self.W, self.H, self.y, self.bias)
             theta = self.method.state.theta
             row["objective"] = self.unknowns.value_and_gradient(theta)[0]
             if isinstance(self.model, DeepLinear):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnc.dynamics.snapshot import LARGEST_NORM
+from fastnc.dynamics.snapshot import measure
 from fastnc.dynamics.steppers.epochs import HostEpochs
 
 Floats = NDArray[np.float64]
@@ -46,30 +45,4 @@ class BiasedDescent(HostEpochs):
                 self.H -= grad_H[:, :-1]
 
     def measure(self) -> dict[str, float]:
-        from fastnc import collapse_metrics, log_loss_and_grads
-
-        theta = np.concatenate([self.W.ravel(), self.H.ravel()])
-        norm = float(np.linalg.norm(theta))
-        log_loss, grad_W, grad_H = log_loss_and_grads(self.W1, self.H1, self.y)
-        metrics = collapse_metrics(self.H, self.y, W=self.W, bias=self.bias).as_dict()
-        row = {name: math.nan if value is None else value for name, value in metrics.items()}
-        gradient = np.concatenate([grad_W[:, :-1].ravel(), grad_H[:, :-1].ravel()])
-        slope = float(np.linalg.norm(gradient))
-        if not (math.isfinite(log_loss) and norm < LARGEST_NORM):
-            return dict.fromkeys(("log_loss", *row), math.nan)
-        gap = math.nan
-        if slope > 0.0:
-            # As a norm: the subtraction of beta from 1 would cancel.
-            gap = 0.5 * float(np.linalg.norm(gradient / slope + theta / norm)) ** 2
-        log_grad_norm = float(log_loss) + math.log(slope) if slope > 0.0 else -math.inf
-        margin = row["margin"]
-        return {
-            "log_loss": float(log_loss),
-            "log_grad_norm": log_grad_norm,
-            "grad_norm": math.exp(log_grad_norm) if log_grad_norm < 709.0 else math.inf,
-            "norm_W": float(np.linalg.norm(self.W)),
-            "norm_H": float(np.linalg.norm(self.H)),
-            "beta": 1.0 - gap,
-            "epsilon": norm * math.sqrt(2.0 * gap / margin) if margin > 0.0 else math.nan,
-            **row,
-        }
+        return measure(self.W, self.H, self.y, self.bias)

@@ -63,6 +63,11 @@ class CudaDescent(Epochs):
         return _fetch(self.tensors["H"])
 
     @property
+    def bias(self) -> NDArray[Any] | None:
+        """The bias (K,) of a model that has one, fetched from the device."""
+        return _fetch(self.tensors["bias"]) if "bias" in self.tensors else None
+
+    @property
     def is_small(self) -> bool:
         """Whether all epochs of a call are made inside one kernel."""
         from fastnc.kernels.gpu.trajectory import is_small
@@ -127,8 +132,9 @@ class CudaDescent(Epochs):
             both = W.double() + W_low if W_low.numel() else W
             low = H_low if H_low.numel() else None
             with on_device_of(W):
-                return rank_snapshot.measure(both, self.tensors["H"], self.y, Alone(), low)
-        return measure(*self.wide(), self.y)
+                bias = self.tensors.get("bias")
+                return rank_snapshot.measure(both, self.tensors["H"], self.y, Alone(), low, bias)
+        return measure(*self.wide(), self.y, self.bias)
 
     def wide(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """`W + W_low` and `H + H_low` in float64 (W and H if there are none), on the host."""

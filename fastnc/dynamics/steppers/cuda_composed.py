@@ -75,13 +75,6 @@ class CudaComposed(CudaDescent):
         """Never: the kernel of small problems knows plain descent only."""
         return False
 
-    @property
-    def bias(self) -> NDArray[Any] | None:
-        """The bias (K,) of a model that has one, fetched from the device."""
-        if "bias" not in self.names:
-            return None
-        return np.array(self.tensors["bias"].cpu().numpy())
-
     def make(self, epochs: int) -> None:
         """That many epochs; the device is not waited for."""
         # The eigenvalue solver cannot be captured.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fastnc.dynamics.device_models import Penalised
@@ -16,8 +15,8 @@ from fastnc.dynamics.steppers.cuda_composed import CudaComposed
 class CudaPenalised(CudaComposed):
     """A rule's steps on W, H and a free bias, which starts at 0.
 
-    Snapshots gain the column `objective`; the others are measured of W and H as the ULPM's are,
-    without the bias or the penalty.
+    Snapshots gain the column `objective`; the others are measured of W, H and the bias as the
+    ULPM's are, without the penalty.
     """
 
     def __init__(
@@ -39,11 +38,8 @@ class CudaPenalised(CudaComposed):
         """
         row = super().measure()
         if self.work <= ON_THE_HOST:
-            return {**row, "objective": self.model.objective(*self.wide(), self._bias())}
+            return {**row, "objective": self.model.objective(*self.wide(), self.bias)}
         # From the factors in the run's dtype; the sums are in float64.
         source = Penalised(self.labels, self.model)
         there = (self.tensors["W"], self.tensors["H"], self.tensors.get("bias"))
         return {**row, "objective": source.objective(*there)}
-
-    def _bias(self) -> NDArray[Any] | None:
-        return None if self.bias is None else np.asarray(self.bias, dtype=float)

@@ -23,8 +23,8 @@ class PenalisedDescent(ComposedDescent):
     On a sphere, with bounded energies (both active at every minimiser, and kept so) and with
     unit rows the gradient is the Riemannian one and the retraction a normalisation; features that
     must not be negative are projected. A free bias starts at zero and descends too.
-    Snapshots gain the column `objective`; the others are measured of W and H as the ULPM's are,
-    without the bias, the temperature or the penalty.
+    Snapshots gain the column `objective`; the others are measured of W, H and the bias as the
+    ULPM's are, without the temperature or the penalty.
     """
 
     def __init__(
@@ -57,4 +57,5 @@ class PenalisedDescent(ComposedDescent):
         """The columns of a run, and the objective."""
         with few_threads(self.model.is_small, blas=False):
             W, H = (x.astype(self.W.dtype) for x in self.wide())
-            return {**measure(W, H, self.y), "objective": self.model.objective(W, H, self.bias)}
+            row = measure(W, H, self.y, self.bias)
+            return {**row, "objective": self.model.objective(W, H, self.bias)}
