@@ -17,7 +17,7 @@ _LOST_OF_HALF = 2.0**-5
 
 
 class ClassifierLayer:
-    """Copies the classifier's weight and bias whenever the module has run.
+    """Copies the classifier's weight and bias whenever the module, or a part of it, has run.
 
     Whoever evaluates averaged weights puts the others back before metrics are computed, and
     training goes on. `named` is the classifier; by order it is the linear layer that ran last.
@@ -46,7 +46,9 @@ class ClassifierLayer:
                 self._copy(layer)
 
     def look(self, layer: TrackedLayer, h: Tensor, output: Any) -> None:
-        """What entered and what left a layer of its own kind for the first time."""
+        """What entered a layer and what left it."""
+        if not self._hooks.inside:
+            self.ran([layer])
         if layer.name not in self._linear and type(layer.module) not in (nn.Linear, *LOSSES):
             self._linear[layer.name] = _is_linear(layer, h.detach(), output)
 

@@ -23,6 +23,8 @@ class Hooks:
     def __init__(self, linear: list[nn.Module]) -> None:
         self.linear = linear
         self.last: nn.Module | None = None
+        # Whether the module of `after` is running: a loop may call a part of it.
+        self.inside = False
         self._handles: list[Any] = []
         self._stance: Any = None
 
@@ -67,17 +69,23 @@ class Hooks:
     def after(self, module: nn.Module, ran: Callable[[], None]) -> None:
         """Call `ran` whenever the module has run, until `remove`."""
 
+        def before(m: Any, inputs: Any) -> None:
+            self.inside = self.inside or m is module
+
         def behind(m: Any, inputs: Any, out: Any) -> None:
             if m is module:
+                self.inside = False
                 ran()
 
-        self._handles.append(module.register_forward_hook(behind))
+        self._handles.append(module.register_forward_pre_hook(before))
+        # Called too where a layer's hook stops the loop by an exception.
+        self._handles.append(module.register_forward_hook(behind, always_call=True))
 
     def remove(self) -> None:
         """Remove the hooks, and let compiled modules run compiled again."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self.inside = [], False
         if self._stance is not None:
             self._stance.__exit__(None, None, None)
             self._stance = None

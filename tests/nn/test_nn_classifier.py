@@ -16,8 +16,8 @@ def network(head):
     return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), head).eval()
 
 
-def tracked(model, forward=None, **options):
-    tracker = CollapseTracker(model, "2", **options)
+def tracked(model, forward=None, layer="2", **options):
+    tracker = CollapseTracker(model, layer, **options)
     with torch.no_grad(), tracker:
         for x, y in zip(X.split(20), Y.split(20), strict=True):
             tracker.labels(y)
@@ -26,22 +26,26 @@ def tracked(model, forward=None, **options):
 
 
 @pytest.mark.parametrize("keep", ["memory", "nothing"])
-@pytest.mark.parametrize("how", ["exchanged", "called"])
+@pytest.mark.parametrize("how", ["exchanged", "called", "a part", "a part called"])
 def test_averaged_weights_are_measured_where_they_ran(how, keep):
     """Put in place for the loop and taken out again, or handed to `functional_call`."""
     model = network(nn.Linear(8, 3))
+    # As in a training module whose loop calls `self.net(x)`.
+    whole = (
+        nn.ModuleDict({"net": model, "other": nn.Linear(2, 2)}).eval() if "part" in how else None
+    )
     average = {k: torch.sin(7.0 * v) for k, v in model.state_dict().items()}
     own = {k: v.clone() for k, v in model.state_dict().items()}
 
     def run(x):
-        if how == "called":
+        if "called" in how:
             return torch.func.functional_call(model, average, (x,))
         model.load_state_dict(average)
         out = model(x)
         model.load_state_dict(own)
         return out
 
-    metrics = tracked(model, run, keep=keep).metrics()
+    metrics = tracked(whole or model, run, layer="net.2" if whole else "2", keep=keep).metrics()
     W, b = average["2.weight"], average["2.bias"]
     h = torch.relu(X @ average["0.weight"].T + average["0.bias"])
     wanted = fastnc.collapse_metrics(h, Y, W, b)
