@@ -209,10 +209,10 @@ class Trajectories(Sequence[Trajectory]):
         """All runs as arrays by name: those of one shape and one y are stacked."""
         groups: dict[Any, list[int]] = {}
         for i, run in enumerate(self._runs):
-            widest = run.columns if len(run) else ()
-            layers = tuple(x.shape for x in run.layers)
-            kind = (run.W.shape, run.W.dtype.name, run.bias is None, layers)
-            key = (kind, run.y.tobytes(), widest)
+            widest = [(name, run[name].dtype.str) for name in run.columns if len(run)]
+            parts = [x for x in (run.W, run.H, run.y, run.bias, *run.layers) if x is not None]
+            kinds = tuple((x.shape, x.dtype.str) for x in parts)
+            key = (kinds, run.bias is None, run.y.tobytes(), tuple(widest))
             groups.setdefault(key, []).append(i)
         out: dict[str, NDArray[Any]] = {"n_groups": np.array(len(groups))}
         for g, members in enumerate(groups.values()):

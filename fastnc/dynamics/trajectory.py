@@ -31,7 +31,7 @@ class Trajectory:
     Parameters
     ----------
     columns : mapping of str to (S,) array
-        One row a snapshot; the first column is the time.
+        One row a snapshot, real numbers; the first column is the time.
     W, H, y : (K, d), (N, d), (N,) arrays
         At the end of the run, and its labels.
     about : mapping of JSON values
@@ -64,6 +64,13 @@ class Trajectory:
         layers: Sequence[NDArray[Any]] = (),
     ) -> None:
         self._columns = {name: np.asarray(values) for name, values in columns.items()}
+        for name, values in self._columns.items():
+            if values.dtype.kind == "b":
+                self._columns[name] = values.astype(np.int64)
+            elif values.dtype.kind not in "fiu":
+                raise TypeError(
+                    f"`columns` must hold real numbers; got {describe(name)} of {values.dtype}."
+                )
         lengths = {name: np.shape(values) for name, values in self._columns.items()}
         if len(set(lengths.values())) != 1 or len(next(iter(lengths.values()))) != 1:
             raise ValueError(f"`columns` must be some, of one length; got {lengths}.")

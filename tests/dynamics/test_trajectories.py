@@ -210,3 +210,25 @@ def test_every_step_size_that_is_a_number_has_its_cell():
     at = list(names).index("lr")
     assert {line[at] for line in lines} == {0.01, 2.0}
     assert [*runs.settings()][1] == "K=3, N=6, d=4, lr=2, batches of 2, float64"
+
+
+def test_columns_of_other_dtypes_keep_every_bit(tmp_path):
+    """Those of the first run's dtype cut all others: 0.5 was saved as 0."""
+    model = fastnc.ULPM(2, 1, 2)
+    W, H = model.init(0)
+    columns = ([0, 1], [0.0, 0.5], np.array([0.0, 1 / 3], np.float32), [False, True])
+    made = [
+        Trajectory({"epoch": [0, 1], "own": own}, *factors, model.y, {"kind": "own"})
+        for own in columns
+        for factors in ((W, H), (W.astype("f4"), H), (W, H.astype("f4")))
+    ]
+    Trajectories(made).save(tmp_path / "runs.npz")
+    again = Trajectories.load(tmp_path / "runs.npz")
+    for run, old in zip(again, made, strict=True):
+        for one, other in ((run["own"], old["own"]), (run.W, old.W), (run.H, old.H)):
+            assert one.dtype == other.dtype and one.tobytes() == other.tobytes()
+    made[-1].save(tmp_path / "run.npz")
+    assert Trajectory.load(tmp_path / "run.npz")["own"].tolist() == [0, 1]
+    for own in (["a", "b"], [1j, 2j], [None, 1.0]):
+        with pytest.raises(TypeError, match="`columns` must hold real numbers; got 'own' of"):
+            Trajectory({"epoch": [0, 1], "own": own}, W, H, model.y, {})
