@@ -62,7 +62,7 @@ class MappedFile(NamedTuple):
 def mapped_file(H: Any) -> MappedFile | None:
     """The file that `H` is mapped to, if its rows or columns are contiguous there; else None."""
     if is_torch(H):
-        return getattr(H, _PLACE, None)
+        return _marked(H)
     base = H
     while isinstance(base, np.ndarray):
         # Changes to a map of mode "c" are in memory alone.
@@ -85,9 +85,11 @@ def _place(path: str, offset: int, H: NDArray[Any]) -> MappedFile | None:
 def mark(path: Path, tensor: Any) -> Any:
     """`tensor`, which a library has mapped to `path`: from now on it is read as a file.
 
-    Only on Linux, which lists the maps of a process; elsewhere it stays a map.
+    Only on Linux, which lists the maps of a process; elsewhere it stays a map, as do the numbers
+    of a tensor that negates what it reads.
     """
-    if sys.platform == "linux" and tensor.is_contiguous() and tensor.ndim > 1:
+    as_read = tensor.is_contiguous() and not tensor.is_neg()
+    if sys.platform == "linux" and as_read and tensor.ndim > 1:
         for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
             span, _, offset, _, inode, *_ = line.split(maxsplit=5)
             low, high = (int(end, 16) for end in span.split("-"))
@@ -95,17 +97,23 @@ def mark(path: Path, tensor: Any) -> Any:
                 start = int(offset, 16) + tensor.data_ptr() - low
                 row = tensor.stride(0) * tensor.element_size()
                 place = MappedFile(str(path), start, row, tensor.element_size())
-                setattr(tensor, _PLACE, place)
+                setattr(tensor, _PLACE, (place, tensor._version))
     return tensor
 
 
 def marked_alike(rows: Any, H: Any) -> Any:
     """`rows`, which is the tensor `H` reshaped to (N, d), marked as `H` is."""
-    place = getattr(H, _PLACE, None) if is_torch(H) else None
+    place = _marked(H) if is_torch(H) else None
     if place is not None and rows.data_ptr() == H.data_ptr():
         row = rows.stride(0) * rows.element_size()
-        setattr(rows, _PLACE, place._replace(row=row))
+        setattr(rows, _PLACE, (place._replace(row=row), rows._version))
     return rows
+
+
+def _marked(tensor: Any) -> MappedFile | None:
+    """Where `mark` found the tensor, which has not been written to since: the file stays as is."""
+    place, version = getattr(tensor, _PLACE, (None, None))
+    return place if version == getattr(tensor, "_version", None) else None
 
 
 def _address(array: NDArray[Any]) -> int:

@@ -13,8 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc._core.files import FOREIGN, check_replaceable, describe, read_npz, write_npz
+from fastnc._core.switches import check_flag
 
 _STATE, _COLUMN = "state/", "column/"
+# Letters of two long texts that are shown before they differ.
+_BEFORE = 25
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,11 @@ class Checkpoint:
             differs. The file is left as it was.
         """
         arrays = read_npz(path, "the checkpoint")
+        if "sweep" in arrays:
+            raise ValueError(
+                f"the checkpoint {str(path)!r} is that of a sweep. Go on with `fastnc.sweep`, or "
+                "name another file."
+            )
         try:
             found = json.loads(str(arrays["problem"]))
             state = _under(_STATE, arrays)
@@ -67,6 +75,7 @@ class Checkpoint:
 
 def checkpoint_path(path: str | os.PathLike[str] | None, resume: bool) -> Path | None:
     """The path of a checkpoint; raises before the run if no file can be written there."""
+    check_flag("resume", resume)
     if path is None:
         if resume:
             raise ValueError("`resume` must have a file to go on from; give `checkpoint`.")
@@ -118,10 +127,15 @@ def check_same_problem(
 
 
 def _apart(theirs: Any, ours: Any) -> tuple[str, str]:
-    """Two values in short; of long lists what tells them apart."""
+    """Two values in short; of long ones what tells them apart."""
     told = describe(theirs), describe(ours)
-    if told[0] != told[1] or not (isinstance(theirs, list) and isinstance(ours, list)):
+    if told[0] != told[1]:
         return told
+    if not (isinstance(theirs, list) and isinstance(ours, list)):
+        texts = str(theirs), str(ours)
+        apart = (i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b)
+        first = max(next(apart, min(map(len, texts))) - _BEFORE, 0)
+        return describe(f"...{texts[0][first:]}"), describe(f"...{texts[1][first:]}")
     if len(theirs) != len(ours):
         return f"a list of {len(theirs)}", f"a list of {len(ours)}"
     i = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)

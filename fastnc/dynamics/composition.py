@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fastnc._core import arrays
 from fastnc._core.cuda import need_torch_and_triton
+from fastnc._core.switches import check_flag
 from fastnc.dynamics.description import described
 from fastnc.dynamics.rules import (
     AdamW,
@@ -93,6 +94,7 @@ def composed(
     label_noise = arrays.check_at_least_zero("label_noise", label_noise)
     if label_noise > 1.0:
         raise ValueError(f"`label_noise` must lie in 0..1, a share of labels; got {label_noise!r}.")
+    replacement = check_flag("replacement", replacement)
     arrays.check_choice("device", device, ("cpu", "cuda"))
     arrays.check_choice("schedule", schedule, ("constant", "loss-scaled"))
     if batch_size is not None:
@@ -127,7 +129,7 @@ def composed(
             "looks at where the descent stands is one for both factors."
         )
     return Composition(
-        rule, None if batch_size is None else int(batch_size), bool(replacement),
+        rule, None if batch_size is None else int(batch_size), replacement,
         float(label_noise), float(noise), freeze, device,
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fastnc._core import arrays
 from fastnc._core.functions import check_function
 from fastnc._core.serial import quiet
+from fastnc._core.switches import check_flag
 from fastnc.dynamics.checkpoint import checkpoint_path
 from fastnc.dynamics.columns import NAMED, Columns, column_names, listed, own_columns
 from fastnc.dynamics.composition import Composition, choose_stepper, composed
@@ -145,7 +146,7 @@ def descend(
         lr, rule, schedule, batch_size=batch_size, replacement=replacement,
         label_noise=label_noise, noise=noise, freeze=freeze, device=device,
     )  # fmt: skip
-    if sharded:
+    if check_flag("sharded", sharded):
         if column_names(measure):
             raise ValueError(
                 "`measure` and `sharded` do not go together: each rank has some rows of H, and a "

@@ -14,19 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from fastnc.dynamics.fingerprint import fingerprint, is_own
+from fastnc.dynamics.digest import digest_of, is_own
 
 _PLAIN = (int, float, complex, str, bytes, type(None), np.generic)
 _DEEPEST = 4
 
 
 def described(value: Any, depth: int = 0) -> str:
-    """A value's `repr`, with a fingerprint where code or more than the text has tells of it."""
+    """A value's `repr`, with a digest where code or more than the text has tells of it."""
     kind = type(value)
     if isinstance(value, _PLAIN) and kind.__module__ in ("builtins", "numpy"):
         return repr(value)
     if isinstance(value, FunctionType):
-        return f"{value.__qualname__}#{fingerprint(value)}"
+        return f"{value.__qualname__}#{digest_of(value)}"
     if depth > _DEEPEST:
         return kind.__qualname__
     inner = partial(described, depth=depth + 1)
@@ -40,10 +40,10 @@ def described(value: Any, depth: int = 0) -> str:
         case tuple() if kind is tuple:
             return f"({', '.join(map(inner, value))}{',' if len(value) == 1 else ''})"
         case np.ndarray():
-            return f"array{value.shape}#{fingerprint(value)}"
+            return f"array{value.shape}#{digest_of(value)}"
     if is_dataclass(value) and not isinstance(value, type) and not is_own(kind):
         return f"{kind.__qualname__}({_fields(value, inner)})"
-    return _marked(_told(value, inner), fingerprint(value))
+    return _marked(_told(value, inner), digest_of(value))
 
 
 def _told(value: Any, inner: Any) -> str:

@@ -105,7 +105,8 @@ def _biased_geometry(
     from fastnc.collapse.measurement import collapse_metrics
 
     metrics = collapse_metrics(H, y, W=W, bias=bias).as_dict()
-    return {name: math.nan if metrics[name] is None else float(metrics[name]) for name in NAMES}
+    found = {name: metrics[name] for name in NAMES}
+    return {name: math.nan if value is None else value for name, value in found.items()}
 
 
 def _objective(

@@ -62,6 +62,11 @@ class Store:
         if self.path is None or not self.path.exists():
             return
         arrays = read_npz(self.path, "the checkpoint")
+        if "problem" in arrays:
+            raise ValueError(
+                f"the checkpoint {str(self.path)!r} is that of one run, not of a sweep. Go on with "
+                "`fastnc.descend` or `fastnc.flow`, or name another file."
+            )
         try:
             found, numbers = json.loads(str(arrays["sweep"])), arrays["numbers"].tolist()
             runs = Trajectories.from_arrays(arrays)

@@ -161,3 +161,26 @@ def test_a_second_pass_of_other_samples():
     t = fastnc.ClassDeviations(s)
     t.update(np.array([[1.0], [3.0000001], [-2.0]], np.float32), np.array([0, 0, 1]))
     assert t.metrics().nc1 == pytest.approx(0.0833, abs=1e-4)
+
+
+def test_a_mapped_tensor_that_is_not_what_its_file_holds(tmp_path):
+    """One that negates what it reads, and one that was written to: the file's numbers came."""
+    torch = pytest.importorskip("torch")
+    from fastnc.collapse.features_file import read_features
+
+    rng = np.random.default_rng(0)
+    H, y = torch.from_numpy(rng.standard_normal((4000, 20))), np.arange(4000) % 4
+    path = tmp_path / "features.pt"
+    negated = torch.complex(torch.zeros_like(H), -H).conj().imag
+    assert negated.is_neg()
+    torch.save({"features": negated, "labels": torch.from_numpy(y)}, path)
+    W = rng.standard_normal((4, 20))
+    read = read_features(path).features
+    told = fastnc.collapse_metrics(read, y, W=W).margin
+    assert told == fastnc.collapse_metrics(H, y, W=W).margin
+    torch.save({"features": H, "labels": torch.from_numpy(y)}, path)
+    read = read_features(path).features
+    read *= -1.0
+    assert fastnc.collapse_metrics(read, y, W=W).margin == pytest.approx(
+        fastnc.collapse_metrics(-H, y, W=W).margin, rel=1e-12
+    )

@@ -163,3 +163,15 @@ def test_a_start_at_zero_is_refused_where_nothing_would_move_it():
         fastnc.descend(MODEL, W=W, H=H, epochs=10)
     noisy = fastnc.descend(MODEL, W=W, H=H, epochs=10, noise=0.1)
     assert np.abs(noisy.W).max() > 0
+
+
+def test_switches_are_true_or_false():
+    """Any text was taken as yes, "no" too."""
+    model = fastnc.ULPM(2, 2, 2)
+    for name in ("resume", "replacement", "sharded"):
+        with pytest.raises(TypeError, match=f"`{name}` must be True or False; got 'no'"):
+            fastnc.descend(model, epochs=2, batch_size=2, **{name: "no"})
+    with pytest.raises(TypeError, match="`nesterov` must be True or False; got 'no'"):
+        fastnc.rules.Momentum(1.0, nesterov="no")
+    with pytest.raises(TypeError, match="`per_factor` must be True or False; got 'W'"):
+        fastnc.rules.NormalizedDescent(1.0, per_factor="W")

@@ -114,3 +114,28 @@ def test_long_lists_are_told_apart(theirs, ours, told):
     """Both ended in dots before they differed."""
     with pytest.raises(ValueError, match=f"of another problem: its `seeds` {told}\\. Give the"):
         check_same_problem("checkpoint.npz", {"seeds": theirs}, {"seeds": ours})
+
+
+def test_long_rules_are_told_apart(tmp_path):
+    """Both were cut to "AdamW(lr=Cosine(rate=0.01, epochs=100000, ...", the same text."""
+    made = [fastnc.rules.AdamW(fastnc.rules.Cosine(1e-2, 10**5), weight_decay=w) for w in (0.1, 2)]
+    with pytest.raises(ValueError) as told:
+        theirs, ours = ({"rule": repr(rule)} for rule in made)
+        check_same_problem("checkpoint.npz", theirs, ours)
+    told = str(told.value)
+    theirs, ours = told.partition("its `rule` is ")[2].split(", this run's is ")
+    assert "weight_decay=0.1" in theirs and "weight_decay=2" in ours, told
+
+
+def test_a_sweeps_checkpoint_is_none_of_a_run(tmp_path):
+    """They said that fastnc had not written it."""
+    model, path = fastnc.ULPM(2, 2, 2), tmp_path / "checkpoint.npz"
+    fastnc.sweep(model, epochs=3, seeds=range(2), checkpoint=path)
+    before = path.read_bytes()
+    for resumed in (fastnc.descend, fastnc.flow):
+        with pytest.raises(ValueError, match=r"is that of a sweep\. Go on with `fastnc\.sweep`"):
+            resumed(model, checkpoint=path, resume=True)
+    assert path.read_bytes() == before
+    fastnc.descend(model, epochs=3, checkpoint=path)
+    with pytest.raises(ValueError, match=r"is that of one run, not of a sweep\. Go on with"):
+        fastnc.sweep(model, epochs=3, seeds=range(2), checkpoint=path, resume=True)

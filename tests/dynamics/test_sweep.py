@@ -99,7 +99,7 @@ def test_a_checkpoint_of_another_sweep_or_a_damaged_one_stays(tmp_path):
     with pytest.raises(ValueError, match=r"the checkpoint .* is not readable"):
         fastnc.sweep(MODEL, seeds=range(2), **options)
     fastnc.descend(MODEL, epochs=10, checkpoint=path)
-    with pytest.raises(ValueError, match="is not one that `sweep` wrote"):
+    with pytest.raises(ValueError, match="is that of one run, not of a sweep"):
         fastnc.sweep(MODEL, seeds=range(2), **options)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastnc._core import arrays
+from fastnc._core.switches import check_flag
 from fastnc.dynamics.rules.rule import Array, Arrays, BuiltIn, check_fraction, decayed
 
 
@@ -24,6 +25,7 @@ class Momentum(BuiltIn):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        arrays.keep_checked(self, check_flag, "nesterov")
         arrays.keep_checked(self, check_fraction, "momentum")
         arrays.keep_checked(self, arrays.check_at_least_zero, "weight_decay")
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastnc._core import arrays
+from fastnc._core.switches import check_flag
 from fastnc.dynamics.rules.rule import Array, Arrays, BuiltIn
 
 
@@ -26,6 +27,7 @@ class NormalizedDescent(BuiltIn):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        arrays.keep_checked(self, check_flag, "per_factor")
         arrays.keep_checked(self, arrays.check_at_least_zero, "weight_decay")
 
     def update(

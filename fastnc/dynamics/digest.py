@@ -1,4 +1,4 @@
-"""A fingerprint of any value: its data, and the code that a user wrote for it, all the way down.
+"""A digest of any value: its data, and the code that a user wrote for it, all the way down.
 
 Two closures of one factory, two edits of a method, two lists that a function reads differ; the same
 source has the same digits in every process of one Python. Code of installed packages is known by
@@ -41,7 +41,7 @@ _SHARED = (tuple, frozenset, CodeType)
 _READS = ("LOAD_GLOBAL", "LOAD_NAME")
 
 
-def fingerprint(value: Any) -> str:
+def digest_of(value: Any) -> str:
     """Eight hexadecimal digits of a value.
 
     A walk without recursion: each object is told once, its parts after it, and where it comes

@@ -10,7 +10,7 @@ import pytest
 
 import fastnc
 from fastnc.dynamics.description import described
-from fastnc.dynamics.fingerprint import fingerprint
+from fastnc.dynamics.digest import digest_of
 
 MODEL = fastnc.ULPM(3, 4, 5)
 RULE = """
@@ -156,7 +156,7 @@ def test_what_is_not_of_a_function_does_not_change_it():
         assert described(made(change + RULE)) == described(made(RULE))
 
 
-def test_fingerprints_are_the_same_in_every_process(tmp_path):
+def test_digests_are_the_same_in_every_process(tmp_path):
     sources = tmp_path / "sources.json"
     sources.write_text(json.dumps([first for first, _ in PAIRS.values()]))
     code = (
@@ -181,12 +181,12 @@ def test_fingerprints_are_the_same_in_every_process(tmp_path):
 def test_what_holds_itself_ends():
     held = [1.0]
     held.append(held)
-    assert fingerprint(held) != fingerprint([1.0, [1.0]])
+    assert digest_of(held) != digest_of([1.0, [1.0]])
     chain = []
     for _ in range(100_000):
         chain = [chain]
-    assert fingerprint(chain) == fingerprint(chain)
-    assert fingerprint(open) and fingerprint(sys.stdout) and fingerprint(np)
+    assert digest_of(chain) == digest_of(chain)
+    assert digest_of(open) and digest_of(sys.stdout) and digest_of(np)
 
 
 def test_a_factory_of_rules_resumes_with_its_own_alone(tmp_path):
@@ -208,5 +208,5 @@ def test_tensors_by_their_numbers():
     for dtype in (torch.float32, torch.bfloat16):
         one, two = torch.zeros(9, dtype=dtype), torch.zeros(9, dtype=dtype)
         two[3] = 1.0
-        assert fingerprint([one]) == fingerprint([one.clone()])
-        assert fingerprint([one]) != fingerprint([two])
+        assert digest_of([one]) == digest_of([one.clone()])
+        assert digest_of([one]) != digest_of([two])
