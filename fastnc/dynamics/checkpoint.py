@@ -118,7 +118,7 @@ def check_same_problem(
     order = {"kind": 0, "rule": 1 if len(rules) > 1 else 2}
     for name in sorted(problem.keys() | found.keys(), key=lambda name: (order.get(name, 2), name)):
         if problem.get(name) != found.get(name):
-            theirs, ours = _apart(found.get(name), problem.get(name))
+            theirs, ours = apart(found.get(name), problem.get(name))
             raise ValueError(
                 f"the checkpoint {str(path)!r} is of another problem: its `{name}` is "
                 f"{theirs}, this run's is {ours}. "
@@ -126,7 +126,7 @@ def check_same_problem(
             )
 
 
-def _apart(theirs: Any, ours: Any) -> tuple[str, str]:
+def apart(theirs: Any, ours: Any) -> tuple[str, str]:
     """Two values in short; of long ones what tells them apart."""
     told = describe(theirs), describe(ours)
     if told[0] != told[1]:

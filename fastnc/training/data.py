@@ -62,6 +62,12 @@ class Dataset:
             if not is_torch(labels):
                 raise TypeError(f"`{name}` must be a torch tensor; got {type(labels).__name__}.")
             check_labels(labels, n, self.n_classes, name, "give a larger `n_classes`")
+        new = set(self.test_labels.tolist()) - set(self.train_labels.tolist())
+        if new:
+            raise ValueError(
+                "`test_labels` must be of classes that are trained, as test images are measured "
+                f"about training means; got class {min(new)}, of which `train_labels` has none."
+            )
 
     def _check_images(self, name: str) -> None:
         images, like = getattr(self, name), self.train_images

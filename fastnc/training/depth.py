@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from fastnc._core.files import FOREIGN, atomic_write
@@ -13,12 +14,11 @@ from fastnc.collapse.metrics import CollapseMetrics
 FILE = "depth.json"
 
 
-def add(folder: Path, epoch: int, table: LayerTable) -> Path:
-    """Add an epoch's table to those of earlier epochs."""
-    kept = {e: t for e, t in load(folder).items() if e < epoch}
+def save(folder: Path, tables: Mapping[int, LayerTable]) -> Path:
+    """Write the tables by epoch."""
     content = {
-        e: {layer: dataclasses.asdict(m) for layer, m in t.items()}
-        for e, t in {**kept, epoch: table}.items()
+        epoch: {layer: dataclasses.asdict(m) for layer, m in table.items()}
+        for epoch, table in tables.items()
     }
     text = json.dumps(content, indent=1).encode()
     return atomic_write(folder / FILE, lambda file: file.write(text))
@@ -30,7 +30,7 @@ def load(folder: Path) -> dict[int, LayerTable]:
     Raises
     ------
     ValueError
-        The file is not one that `add` wrote.
+        The file is not one that `save` wrote.
     """
     path = folder / FILE
     if not path.exists():

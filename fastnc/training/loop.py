@@ -58,11 +58,12 @@ def train(
     checkpoint_every : float, seconds
         0: after every batch.
     resume : bool
-        Go on from the checkpoint in `out`, if there is one; on the same machine and build the
-        end has the same bits as without a stop.
+        Go on from the checkpoint in `out`, if there is one; on the same machine and build, with
+        as many threads, the end has the same bits as without a stop.
     start : path, optional
         Another run's checkpoint of the same network and data: this run begins with its weights,
-        momentum, epoch and measurements, and has its own step size, schedule and batches.
+        momentum, epoch and measurements, and has its own step size, schedule and batches. Resumed,
+        it needs `start` no more.
     device : str, optional
         By default CUDA where there is one.
     deterministic : bool
@@ -73,7 +74,7 @@ def train(
         Also write the measurements for TensorBoard.
     depth : bool
         At the first, middle and last measurement, write the metrics of every layer's features to
-        `depth.json` in `out`.
+        `depth.json` in `out`; of a run with a `start` those that are still to come.
     callback : callable, optional
         Called with each measurement; a true result stops the run.
     progress : bool

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from fastnc._core.files import FOREIGN
 from fastnc._core.interrupts import Diverged
+from fastnc.collapse.layer_table import LayerTable
 from fastnc.dynamics.checkpoint import foreign
 from fastnc.dynamics.run import Callback
 from fastnc.dynamics.sharding import RankedRun
 from fastnc.dynamics.trajectory import Trajectory
-from fastnc.training.depth import add
+from fastnc.training import depth
 from fastnc.training.state import CHECKPOINT, State, seal_of
 from fastnc.training.stepper import TrainingStepper
 
@@ -36,7 +37,7 @@ class TrainingRun(RankedRun):
         out: Path | None,
         start: Path | None,
         callback: Callback | None,
-        depth: bool = False,
+        profiles: bool = False,
     ) -> None:
         labels: NDArray[np.int64] = stepper.data.train_labels.cpu().numpy()
         if start is not None:
@@ -47,8 +48,9 @@ class TrainingRun(RankedRun):
         self.out, self.start = out, start
         # TensorBoard's, which is set once the run has begun.
         self.writer: Any = None
-        # The first, the middle and the last measurement.
-        self.profiled = {due[i] for i in (0, len(due) // 2, -1)} if depth else set()
+        # The first, the middle and the last measurement, and the tables of those that were made.
+        self.profiled = {due[i] for i in (0, len(due) // 2, -1)} if profiles else set()
+        self.tables: dict[int, LayerTable] = {}
 
     @property
     def total(self) -> float:
@@ -73,6 +75,8 @@ class TrainingRun(RankedRun):
             self.take_up(own)
         elif self.start is not None:
             self._start_from(self.start)
+        if self.profiled and self.leads and self.out is not None:
+            depth.save(self.out, self.tables)
         if self.stepper.time > self.due[-1]:
             raise ValueError(
                 f"`epochs` must be at least the checkpoint's; it is at epoch {self.stepper.epoch}, "
@@ -82,12 +86,19 @@ class TrainingRun(RankedRun):
     def take_up(self, path: Path) -> None:
         """Go on from this run's own checkpoint."""
         state = State.load(path, self.stepper.identity, self.device)
+        if "start" in state.identity:
+            # Its own checkpoint says from which other one it began.
+            self.about["start"] = self.stepper.identity["start"] = state.identity["start"]
         try:
             self.stepper.take_up(state)
             self.stepper.take_up_schedule(state)
             self._take_rows(state)
         except FOREIGN:
             raise foreign(path) from None
+        if self.profiled and self.leads:
+            # Of a shorter run the middle and the end are those of this one no more.
+            wanted = {epoch for epoch in self.profiled if epoch <= self.stepper.time}
+            self.tables = {e: t for e, t in depth.load(path.parent).items() if e in wanted}
 
     def _start_from(self, path: Path) -> None:
         stepper = self.stepper
@@ -119,9 +130,9 @@ class TrainingRun(RankedRun):
         super().record(measured)
         epoch = self.stepper.epoch
         if epoch in self.profiled:
-            table = self.stepper.depth_profile()
+            self.tables[epoch] = self.stepper.depth_profile()
             if self.leads and self.out is not None:
-                add(self.out, epoch, table)
+                depth.save(self.out, self.tables)
         if self.leads and self.out is not None:
             path = self.out / "run.csv"
             try:

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from fastnc._core.files import FOREIGN, atomic_write, describe
+from fastnc._core.files import FOREIGN, atomic_write
+from fastnc.dynamics.checkpoint import apart
 
 CHECKPOINT = "checkpoint.pt"
 # After torch's archive, whose readers ignore it: the SHA-256 of the archive.
@@ -92,9 +93,11 @@ class State:
                 f"the checkpoint {str(path)!r} is not readable ({reason}); it "
                 "is damaged or of another kind. Nothing was changed."
             ) from None
+        # Files of before had no number of classes.
+        theirs = {"n_classes": identity.get("n_classes"), **found.identity}
         for name in identity:
-            if found.identity.get(name) != identity[name]:
-                was, now = describe(found.identity.get(name)), describe(identity[name])
+            if theirs.get(name) != identity[name]:
+                was, now = apart(theirs.get(name), identity[name])
                 way_out = "Give the same options, or another `--out`, or do not resume."
                 if name == "data":
                     way_out = (
@@ -128,7 +131,8 @@ def _seal(digest: Any) -> bytes:
 def seal_of(path: str | os.PathLike[str]) -> str:
     """The SHA-256 at the end of a checkpoint, which identifies it in a run that began from it."""
     with open(path, "rb") as file:
-        file.seek(-2 * hashlib.sha256().digest_size, os.SEEK_END)
+        size = 2 * hashlib.sha256().digest_size
+        file.seek(max(os.fstat(file.fileno()).st_size - size, 0))
         return file.read().decode(errors="replace")
 
 

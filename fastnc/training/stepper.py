@@ -69,6 +69,7 @@ class TrainingStepper:
         self.scaled = self.schedule if isinstance(self.schedule, LossScaled) else None
         identity = {**vars(experiment), "schedule_args": schedule_args}
         identity |= {"image_size": data.train_images.shape[-1], "n_samples": self.n_samples}
+        identity["n_classes"] = data.n_classes
         self.identity = identity | {"data": fingerprint}
         self.epoch = self.step = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)

@@ -1,5 +1,6 @@
 """A training's checkpoint: whole or as it was, refused where it does not fit."""
 
+import dataclasses
 import errno
 import os
 import random
@@ -11,7 +12,7 @@ import small_training
 import torch
 from hostile import Bomb
 
-from fastnc.training import stepper
+from fastnc.training import depth, stepper
 from fastnc.training.loop import Experiment, train
 from fastnc.training.state import State
 
@@ -191,3 +192,45 @@ def test_torchs_own_writer_on_a_full_disk(stopped, monkeypatch):
     with pytest.raises(OSError, match=r"\(PytorchStreamWriter failed.*\); the one before is whole"):
         resumed(stopped)
     assert stopped.read_bytes() == before
+
+
+def test_a_started_run_has_its_own_profiles_and_resumes_without_its_start(tmp_path):
+    """Its `depth.json` kept another run's tables, and its checkpoint forgot where it began."""
+    data = small_training.dataset()
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    train(data, 3, QUICK, out=first, depth=True)
+    assert list(depth.load(first)) == [0, 1, 3]
+    train(data, 9, QUICK, out=first, resume=True, depth=True)
+    # The end of the shorter run is this one's middle, and its middle is nothing more.
+    assert list(depth.load(first)) == [0, 3, 9]
+    train(data, 4, QUICK, out=second, depth=True)
+    options = {"start": first / "checkpoint.pt", "out": second, "depth": True}
+    faster = dataclasses.replace(QUICK, lr=0.03)
+    train(data, 10, faster, **options, callback=lambda row: row["epoch"] >= 10)
+    assert list(depth.load(second)) == [10]
+    again = train(data, 11, faster, out=second, resume=True)
+    assert again.about["start"] == train(data, 12, faster, out=second, resume=True).about["start"]
+
+
+def test_what_is_too_short_to_start_from(tmp_path):
+    path = tmp_path / "short.pt"
+    path.write_bytes(b"short")
+    with pytest.raises(ValueError, match=r"short.pt' is not readable \(.*\); it is damaged"):
+        train(small_training.dataset(), 2, QUICK, start=path)
+
+
+def test_another_number_of_classes_is_another_run(stopped):
+    data = dataclasses.replace(small_training.dataset(), n_classes=12)
+    with pytest.raises(ValueError, match="its `n_classes` is 10, this run's is 12"):
+        resumed(stopped, data)
+
+
+def test_test_images_of_a_class_that_is_not_trained():
+    data = small_training.dataset()
+    few = data.train_labels != 3
+    with pytest.raises(ValueError, match="got class 3, of which `train_labels` has none"):
+        dataclasses.replace(
+            data, train_images=data.train_images[few], train_labels=data.train_labels[few]
+        )
