@@ -274,7 +274,7 @@ def _short_rule(about: dict[str, Any]) -> str:
     kind = getattr(rules, found[1], None)
     usual = {f"{f.name}={f.default!r}" for f in fields(kind)} if is_dataclass(kind) else set()
     told = []
-    for argument in _arguments(found[2]):
+    for argument in arguments(found[2]):
         lr = argument.removeprefix("lr=")
         if lr != argument:
             with suppress(ValueError):
@@ -297,8 +297,8 @@ def _short(number: float) -> str:
     return f"{number:g}" if float(f"{number:g}") == number else repr(float(number))
 
 
-def _arguments(text: str) -> list[str]:
-    """The arguments of a call, cut at the commas that no parentheses enclose."""
+def arguments(text: str) -> list[str]:
+    """The arguments of a call, or the parts of a setting: cut where no parentheses enclose."""
     depth, found = 0, [""]
     for letter in text:
         depth += (letter in "([{") - (letter in ")]}")

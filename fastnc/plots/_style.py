@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import os
+from collections.abc import Iterable
 from operator import methodcaller
 from pathlib import Path
 from textwrap import fill
@@ -37,6 +39,8 @@ _LENGTHS = (
     "nc3_gram", "seli_classifier", "seli_features", "seli_logits",
 )  # fmt: skip
 _SQUARES = ("nc1", "nc1_quotient", "cdnv", "nc3_distance", "uniform_duality", "nc0")
+# A power's share of the axis of a panel, one of four in a row.
+_ROOM = 0.13
 # The most letters of a line of a title.
 _TITLE = 130
 # What a title of a training leaves out.
@@ -132,8 +136,9 @@ def log_values(*together: Axes) -> None:
     A panel of zeros, such as the within-class variation of single samples, is labelled as such; on
     an axis of its own it shows a line at 0, beside others none.
     """
-    zero = [axes for axes in together if axes.lines and not np.isfinite(axes.dataLim.minposy)]
-    if any(np.isfinite(axes.dataLim.minposy) for axes in together):
+    drawn = {axes: _drawn(axes) for axes in together}
+    zero = [axes for axes in together if axes.lines and not (drawn[axes] > 0.0).any()]
+    if len(zero) < sum(bool(axes.lines) for axes in together):
         for axes in together:
             axes.set_yscale("log")
             low, high = axes.get_ylim()
@@ -145,7 +150,16 @@ def log_values(*together: Axes) -> None:
             axes.set_ylim(-1.0, 1.0)
             axes.set_yticks([0.0], ["0"])
     for axes in zero:
-        say_within(axes, "0 to rounding", 9)
+        known = np.isfinite(drawn[axes]).any()
+        say_within(axes, "0 to rounding" if known else "not defined", 9)
+        if not known:
+            axes.set_yticks([])
+
+
+def _drawn(axes: Axes) -> NDArray[np.float64]:
+    """The values of all lines that are curves, not marks across the panel."""
+    curves = [line for line in axes.lines if line.get_transform() == axes.transData]
+    return np.concatenate([np.zeros(0), *(np.asarray(c.get_ydata(), float) for c in curves)])
 
 
 def say_within(axes: Axes, text: str, size: int = 8) -> None:
@@ -235,7 +249,7 @@ def log_log_time(axes: Axes, low: float, high: float) -> None:
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     if high <= 12:
-        ticks = np.arange(np.ceil(low), np.floor(high) + 1)
+        ticks = spaced(np.arange(np.ceil(low), np.floor(high) + 1), low, high, _ROOM)
         if len(ticks) < 3:
             # Less than two decades: 10, 20, 50, 100, ...
             ticks = np.log10([m * 10.0**k for k in range(13) for m in (1, 2, 5)])
@@ -245,6 +259,15 @@ def log_log_time(axes: Axes, low: float, high: float) -> None:
     axes.xaxis.set_major_locator(FixedLocator(ticks.tolist()))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _power(x)))
+
+
+def spaced(ticks: Iterable[float], low: float, high: float, room: float) -> NDArray[np.float64]:
+    """Of growing ticks on a logarithmic axis those that have a share `room` of it to themselves."""
+    kept: list[float] = []
+    for tick in ticks:
+        if not kept or math.log(tick / kept[-1]) > room * math.log(high / low):
+            kept.append(tick)
+    return np.array(kept)
 
 
 def _power(log10_value: float) -> str:
@@ -266,7 +289,7 @@ def names_below(axes: Axes, names: list[str]) -> None:
     step = max(len(names) // MOST_NAMES, 1)
     crowded = sum(map(len, names[::step])) > 40
     axes.set_xticks(
-        range(0, len(names), step), names[::step],
+        range(0, len(names), step), [as_text(name) for name in names[::step]],
         rotation=45 if crowded else 0, ha="right" if crowded else "center",
         rotation_mode="anchor", fontsize=8,
     )  # fmt: skip

@@ -60,6 +60,7 @@ def _rows(settings: dict[str, Trajectories], ends: dict[str, float]) -> tuple[Fi
     """A row of panels a setting, and what its lines mean."""
     figure = Figure(figsize=(13.0, 0.4 + 3.1 * len(settings)), layout="constrained")
     rows = figure.subplots(len(settings), len(PANELS), squeeze=False, sharey="col")
+    clocks = {group.longest.time for group in settings.values()}
     for i, (name, group) in enumerate(settings.items()):
         for axes, (heading, lines) in zip(rows[i], PANELS, strict=True):
             for column, colour, label in lines:
@@ -70,7 +71,7 @@ def _rows(settings: dict[str, Trajectories], ends: dict[str, float]) -> tuple[Fi
                 axes.set_title(f"{heading}\n{panel_label(lines)}", fontsize=10)
                 if len(lines) > 1:
                     axes.legend(frameon=False, fontsize=9)
-            if i == len(settings) - 1:
+            if i == len(settings) - 1 or len(clocks) > 1:
                 axes.set_xlabel(time_label(group.longest))
         shape, comma, step = name.rpartition(", lr=")
         beside = [shape, f"lr={step}"] if comma and shape.count("(") == shape.count(")") else [name]
@@ -97,7 +98,8 @@ def _one_row(settings: dict[str, Trajectories], ends: dict[str, float]) -> tuple
         log_log_time(axes, 1.0, max(max(ends[name] for name in settings), 1.0 + 1e-3))
         grid(axes)
         axes.set_title(f"{heading}\n{panel_label(lines)}", fontsize=10)
-        axes.set_xlabel(time_label(next(iter(settings.values())).longest))
+        clocks = dict.fromkeys(time_label(group.longest) for group in settings.values())
+        axes.set_xlabel(" or ".join(clocks))
     name_bar(figure, row, labels)
     runs = sum(map(len, settings.values()))
     said = f"medians of {runs} runs of {len(settings)} settings"

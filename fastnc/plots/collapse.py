@@ -59,10 +59,12 @@ def figure2(run: Trajectory, title: str | None = None) -> Figure:
             f"a figure on the log log t axis needs times of at least 10; the run {end}. "
             "Run for longer."
         )
+    point = "o" if shown.sum() == 1 else "-"
     for axes, (heading, lines) in zip(figure.subplots(1, 4), PANELS, strict=True):
         for name, colour, label in lines:
             values = without_rounding(run[name][shown], name)
-            axes.plot(log10_time[shown], values, color=colour, label=label, lw=1.8)
+            # One snapshot is a point.
+            axes.plot(log10_time[shown], values, point, color=colour, label=label, lw=1.8)
         log_values(axes)
         log_log_time(axes, 1.0, max(float(log10_time[-1]), 1.0 + 1e-3))
         axes.set_title(heading, fontsize=11)

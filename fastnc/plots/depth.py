@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from fastnc._core.results import check_names
 from fastnc.collapse.metrics import CollapseMetrics
 from fastnc.plots._style import metric_axis, names_below, without_rounding
+from fastnc.plots.many import as_text
 
 Layers = Mapping[str, CollapseMetrics]
 AT_MOST_A_LINE = 4
@@ -68,7 +69,9 @@ def layers(
                     "layer. It may need a classifier or a second pass."
                 )
             values = without_rounding([np.nan if v is None else v for v in found], name)
-            axes.plot(range(len(depth)), values, "o-", color=colour, lw=1.6, ms=4, label=label)
+            axes.plot(
+                range(len(depth)), values, "o-", color=colour, lw=1.6, ms=4, label=as_text(label)
+            )
         metric_axis(axes, name)
         names_below(axes, depth)
     for unused in places[len(names) :]:

@@ -26,6 +26,7 @@ from fastnc.plots._style import (
     names_below,
     without_rounding,
 )
+from fastnc.plots.many import as_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,22 +109,24 @@ def collapse_figure(
 
 def _angles(axes: Axes, units: NDArray[Any], names: list[str], n_classes: int) -> None:
     image = axes.imshow(units @ units.T, cmap="RdBu_r", vmin=-1.0, vmax=1.0)
-    some = "" if len(units) == n_classes else f", {len(units)} of {n_classes} classes"
+    some = "" if len(units) == n_classes else f"\n{len(units)} of {n_classes} classes"
     axes.set_title(f"(a) cosines of centred class means{some}", fontsize=11)
     end = -1 / (n_classes - 1)
     axes.set_xlabel(f"at collapse: {end:.3g} off the diagonal\n(line in the bar)")
     step = max(len(units) // MOST_NAMES, 1)
     names_below(axes, names)
-    axes.set_yticks(range(0, len(units), step), names[::step], fontsize=8)
+    axes.set_yticks(range(0, len(units), step), list(map(as_text, names[::step])), fontsize=8)
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.85, label="cosine")
     bar.ax.axhline(-1.0 / (n_classes - 1), color=NEUTRAL, lw=1.5)
 
 
 def _bars(axes: Axes, metrics: CollapseMetrics) -> None:
     bars = _left(metrics)
-    # The bar of a metric that is 0 by symmetry would show its rounding.
-    zero = [name for name, value in bars.items() if not without_rounding(value, name) > 0.0]
-    bars = {name: value for name, value in bars.items() if name not in zero}
+    # The bar of a metric that is 0 by symmetry would show its rounding; one below 0 has none.
+    rounded = {name: float(without_rounding(value, name)) for name, value in bars.items()}
+    zero = [name for name, value in rounded.items() if value == 0.0]
+    below_zero = {name: value for name, value in rounded.items() if value < 0.0}
+    bars = {name: value for name, value in bars.items() if rounded[name] > 0.0}
     colours = [_colour(name) for name in bars]
     places = np.arange(len(bars))
     axes.barh(places, list(bars.values()), color=colours, height=0.6)
@@ -144,6 +147,7 @@ def _bars(axes: Axes, metrics: CollapseMetrics) -> None:
         if value is not None:
             end = f" ({ends[name]:.4g} at collapse)" if name in ends else ""
             said.append(f"{name} {value:.4g}{end}")
+    said += [f"{name} = {value:.3g}".replace(" ", "\u00a0") for name, value in below_zero.items()]
     axes.set_title("(b) neural collapse; 0 at collapse", fontsize=11)
     # A line does not end within the name of a bar.
     names = ", ".join(name.replace(" ", "\u00a0") for name in zero)

@@ -146,10 +146,11 @@ def _check_flow(run: Trajectory) -> None:
     check_run(run, least=1)
     if run.time != "log10_time":
         raise ValueError("`run` must be of `fastnc.flow`; for a descent there is `figure2`.")
-    if "start_singular_values" not in run.about:
+    if "start_singular_values" not in run.about or "objective" in run:
         raise ValueError(
-            "`run` must be a flow of a loss that vanishes like cross-entropy, which has rates; got "
-            f"one of {run.about.get('model', 'another')}. There is `summary`."
+            "`run` must be a flow of a loss that vanishes like cross-entropy, which has rates: "
+            f"without weight decay. Got one of {run.about.get('model', 'another')}; there is "
+            "`summary`."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from textwrap import fill
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -24,6 +25,8 @@ PANELS: tuple[tuple[str, str, Drawn], ...] = (
 )
 _LEVELS = (0.25, 0.5, 0.75)
 _MOST = 10
+# Letters of a name within a panel, and of a line below all of them.
+_BESIDE, _LETTERS = 40, 220
 
 
 def rules_compared(runs: Trajectories, title: str | None = None) -> Figure:
@@ -74,8 +77,15 @@ def rules_compared(runs: Trajectories, title: str | None = None) -> Figure:
         axes.set_axisbelow(True)
     if many:
         name_bar(figure, every, labels)
-    else:
+    elif (width := max(map(len, labels))) <= _BESIDE:
         every[0].legend(frameon=False, fontsize=8)
+    else:
+        # Long names stand below the panels.
+        figure.legend(
+            every[0].get_legend_handles_labels()[0], [fill(label, _LETTERS) for label in labels],
+            frameon=False, fontsize=8, loc="outside lower center",
+            ncols=max(_LETTERS // (width + 5), 1),
+        )  # fmt: skip
     if title is None:
         counts = dict.fromkeys(map(len, settings.values()))
         said = f"{' or '.join(map(str, counts))} run{'' if [*counts] == [1] else 's'} each"
@@ -96,6 +106,8 @@ def rules_summary(runs: Trajectories) -> str:
         "within_class",
     )
     settings = runs.settings()
+    if not settings:
+        raise ValueError("`runs` must hold at least one run; got none.")
     width = max(map(len, settings))
     lines = [f"{'medians at the end':<{width}}" + "".join(f"  {name:>21}" for name in names)]
     for name, group in settings.items():

@@ -21,6 +21,7 @@ from fastnc.plots._style import (
     legend,
     log_values,
     settings,
+    spaced,
     without_rounding,
 )
 from fastnc.plots.collapse import PANELS, panel_label
@@ -88,7 +89,8 @@ def figure3(run: Trajectory, title: str | None = None) -> Figure:
     _line_of_the_paper(places[1], epoch, run["within_class"])
     if "train_accuracy" in run:
         for name, colour in (("train", FEATURES), ("test", NEUTRAL)):
-            _line(places[4], epoch[shown], 1.0 - run[f"{name}_accuracy"][shown], colour, name)
+            if f"{name}_accuracy" in run:
+                _line(places[4], epoch[shown], 1.0 - run[f"{name}_accuracy"][shown], colour, name)
     nc1, left = run["nc1"][shown], 1.0 - run["margin_ratio"][shown]
     _line(places[5], epoch[shown], without_rounding(nc1, "nc1"), FEATURES, "nc1")
     left = without_rounding(left, "1 - margin_ratio")
@@ -143,12 +145,9 @@ def _log_log_epochs(axes: Axes, last: float) -> None:
     axes.set_xlim(math.log10(_FIRST), math.log10(max(last, _FIRST * 1.01)))
     decades = range(math.ceil(math.log10(last)) + 1)
     steps = (1, 2, 5) if last < 1e4 else (1,)
-    ticks: list[int] = []
-    width = math.log10(math.log10(max(last, _FIRST * 1.01)) / math.log10(_FIRST))
-    for t in (step * 10**k for k in decades for step in steps if _FIRST <= step * 10**k <= last):
-        # Labels crowd at the end of the axis: each needs room beside the one before it.
-        if not ticks or math.log10(math.log10(t) / math.log10(ticks[-1])) > 0.08 * width:
-            ticks.append(t)
-    axes.xaxis.set_major_locator(FixedLocator([math.log10(t) for t in ticks]))
+    low, high = axes.get_xlim()
+    all_of_them = (step * 10**k for k in decades for step in steps)
+    ticks = spaced((math.log10(t) for t in all_of_them if _FIRST <= t <= last), low, high, 0.08)
+    axes.xaxis.set_major_locator(FixedLocator(ticks.tolist()))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{10.0**x:.0f}"))

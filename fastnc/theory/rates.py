@@ -50,8 +50,8 @@ def limits(class_sizes: ArrayLike, dim: int) -> dict[str, float]:
     All to 0 for equal class sizes. For unequal ones the limit is the SELI geometry
     (`fastnc.theory.seli`), in which the norms of classes differ, their angles are not those of a
     simplex, and features and classifier are not dual: their quantities do not vanish. For any sizes
-    `within_class` vanishes as (log t)^-1/2, and `1 - margin_ratio`, `1 - beta` and the distances to
-    SELI as 1 / log t.
+    `within_class` vanishes as (log t)^-1/2 (for `dim = K - 1` as a power of t, see `exponents`),
+    and `1 - margin_ratio`, `1 - beta` and the distances to SELI as 1 / log t.
 
     Raises
     ------
