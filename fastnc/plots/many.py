@@ -41,7 +41,7 @@ def apart(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _parts(setting: str) -> list[tuple[str, str]]:
     """The parts of a setting, as ("", "K=4"), and arguments of its calls, as ("Adam", "0.1")."""
-    found = []
+    found: list[tuple[str, str]] = []
     for part in arguments(setting):
         call = re.fullmatch(r"([\w.<>]+)\((.*)\)", part, re.DOTALL)
         found += [(call[1], x) for x in arguments(call[2])] if call else [("", part)]
