@@ -51,6 +51,12 @@ def _told(value: Any, inner: Any) -> str:
     if isinstance(value, type):
         return value.__qualname__
     kind = type(value)
+    if kind is list:
+        return f"[{', '.join(map(inner, value))}]"
+    if kind is dict:
+        return "{" + ", ".join(f"{inner(k)}: {inner(v)}" for k, v in value.items()) + "}"
+    if kind in (set, frozenset):  # Its order is another one in each process.
+        return f"{kind.__name__}({', '.join(sorted(map(inner, value)))})"
     if is_dataclass(value):
         return f"{kind.__qualname__}({_fields(value, inner)})"
     if "__repr__" in {name for of in kind.__mro__[:-1] for name in vars(of)}:

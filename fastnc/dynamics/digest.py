@@ -105,6 +105,9 @@ def _opened(value: Any) -> tuple[str, list[Any]]:
             return "partial", [value.func, *value.args, dict(value.keywords)]
         case type():
             return _class(value)
+        case np.random.Generator():
+            # By its seed: its state has gone on where a run is resumed in one process.
+            return kind.__name__, [type(value.bit_generator), str(value.bit_generator.seed_seq)]
         case np.generic():
             return f"{value.dtype} {value!r}", []
         case set() | frozenset():

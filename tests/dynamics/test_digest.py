@@ -115,6 +115,14 @@ OTHER = {
         "import numpy as np\nrng = np.random.default_rng(1)\nown = lambda epoch: rng.random()",
         "import numpy as np\nrng = np.random.default_rng(2)\nown = lambda epoch: rng.random()",
     ),
+    "a set of names": (
+        "def made(names): return lambda epoch: len(names)\nown = made({'a', 'b', 'cd', 'efg'})",
+        "def made(names): return lambda epoch: len(names)\nown = made({'a', 'b', 'cd', 'e'})",
+    ),
+    "names within an attribute": (
+        "class A:\n    pass\nown = A()\nown.names = {'of': [{'a', 'b', 'cd', 'efg'}]}",
+        "class A:\n    pass\nown = A()\nown.names = {'of': [{'a', 'b', 'cd', 'e'}]}",
+    ),
     "a pattern": (
         "import re\np = re.compile('a')\nown = lambda epoch: bool(p.match('a'))",
         "import re\np = re.compile('b')\nown = lambda epoch: bool(p.match('a'))",
@@ -187,6 +195,13 @@ def test_what_holds_itself_ends():
         chain = [chain]
     assert digest_of(chain) == digest_of(chain)
     assert digest_of(open) and digest_of(sys.stdout) and digest_of(np)
+
+
+def test_a_generator_that_drew_is_the_same():
+    own = made(OTHER["a generator's seed"][0])
+    before = described(own)
+    own(1)
+    assert described(own) == before
 
 
 def test_a_factory_of_rules_resumes_with_its_own_alone(tmp_path):
