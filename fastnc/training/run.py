@@ -70,18 +70,23 @@ class TrainingRun(RankedRun):
         FileNotFoundError, ValueError
             A checkpoint is missing, damaged, or of another run.
         """
-        own = None if self.out is None else self.out / CHECKPOINT
-        if resume and own is not None and own.exists():
+        own = self.out / CHECKPOINT if resume and self.out is not None else None
+        goes_on = own is not None and own.exists()
+        if own is not None and goes_on:
             self.take_up(own)
         elif self.start is not None:
             self._start_from(self.start)
-        if self.profiled and self.leads and self.out is not None:
-            depth.save(self.out, self.tables)
         if self.stepper.time > self.due[-1]:
             raise ValueError(
                 f"`epochs` must be at least the checkpoint's; it is at epoch {self.stepper.epoch}, "
                 f"got {self.due[-1]:g}."
             )
+        if self.leads and self.out is not None:
+            if self.profiled:
+                depth.save(self.out, self.tables)
+            elif not goes_on:
+                # Another run's, which this one would take for its own once it is resumed.
+                (self.out / depth.FILE).unlink(missing_ok=True)
 
     def take_up(self, path: Path) -> None:
         """Go on from this run's own checkpoint."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastnc._core.files import FOREIGN
 from fastnc._core.ranks import Workers
@@ -53,6 +54,7 @@ class TrainingStepper:
             feature_scale=experiment.feature_scale, classifier_scale=experiment.classifier_scale,
             device=device,
         )  # fmt: skip
+        self._check_batches()
         self.pixels = Pixels(data.mean, data.std)
         log = experiment.schedule == LOSS_SCALED
         self.loss: Any = PeeledLoss(self.net, self.pixels, experiment.precision, log)
@@ -75,6 +77,16 @@ class TrainingStepper:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.features: tuple[int, torch.Tensor] | None = None
         self.order: torch.Tensor | None = None
+
+    def _check_batches(self) -> None:
+        least = self.n_samples // self._n_batches // self.workers.count
+        if least < 2 and any(isinstance(m, _BatchNorm) for m in self.net.modules()):
+            each = " of each worker" if self.workers.several else ""
+            raise ValueError(
+                f"`batch_size` must leave two images or more in every batch{each}, as the network "
+                f"has batch normalisation; got {self.experiment.batch_size} for {self.n_samples} "
+                f"images, whose smallest batch{each} has {least}."
+            )
 
     @property
     def time(self) -> float:

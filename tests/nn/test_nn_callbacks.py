@@ -106,6 +106,14 @@ def test_the_hugging_face_trainer(tmp_path):
         entry.get("nc/nc1") == callback.metrics.nc1 for entry in trainer.state.log_history
     )
     assert trainer.evaluate()["nc/nc1"] == pytest.approx(callback.metrics.nc1)
+    # Of several sets, each one's under its name.
+    found = trainer.evaluate({"a": rows, "b_c": rows[:20]})
+    for of, n in (("a", len(rows)), ("b_c", 20)):
+        nc1 = measured(model.net, x[:n], y[:n]).nc1
+        # As near as in `close`.
+        assert found[f"nc/{of}/nc1"] == pytest.approx(nc1, rel=1e-4)
+        assert callback.history[f"{of}/nc1"][-1] == found[f"nc/{of}/nc1"]
+    assert found["nc/a/nc1"] == pytest.approx(callback.history["nc1"][-1])
 
 
 @pytest.mark.parametrize("ahead", [True, False])

@@ -1,5 +1,6 @@
 """Training past zero error, with a small network in VGG-13's place, beside a plain torch loop."""
 
+import dataclasses
 import os
 import signal
 import sys
@@ -308,6 +309,17 @@ def test_calls_that_make_no_sense(data, options, sentence, monkeypatch):
 def test_arguments_of_another_kind(data, options, sentence):
     with pytest.raises(TypeError, match=sentence):
         train(**{"data": data, "epochs": 1, "experiment": QUICK, **options})
+
+
+def test_batches_of_one_image_are_not_normalised():
+    """Of 59 images by twos one stands alone: where maps had one place, torch's own words came."""
+    odd, pairs = small_training.dataset(59), Experiment(feature_dim=12, batch_size=2)
+    said = "`batch_size` must leave two .*; got 2 for 59 images, whose smallest batch has 1"
+    with pytest.raises(ValueError, match=said):
+        train(odd, 1, dataclasses.replace(pairs, batch_norm=True))
+    assert len(train(odd, 1, pairs)) and len(
+        train(small_training.dataset(58), 1, dataclasses.replace(pairs, batch_norm=True))
+    )
 
 
 def test_experiments_of_another_kind(data):

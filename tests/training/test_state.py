@@ -234,3 +234,15 @@ def test_test_images_of_a_class_that_is_not_trained():
         dataclasses.replace(
             data, train_images=data.train_images[few], train_labels=data.train_labels[few]
         )
+
+
+def test_a_refused_resume_leaves_the_profiles_and_a_new_run_does_not(tmp_path):
+    """A refusal removed tables, and a run without profiles took over those it found."""
+    data = small_training.dataset()
+    train(data, 9, QUICK, out=tmp_path, depth=True)
+    before = (tmp_path / "depth.json").read_bytes()
+    with pytest.raises(ValueError, match="`epochs` must be at least the checkpoint's"):
+        train(data, 3, QUICK, out=tmp_path, resume=True, depth=True)
+    assert (tmp_path / "depth.json").read_bytes() == before
+    train(data, 1, dataclasses.replace(QUICK, seed=1), out=tmp_path)
+    assert depth.load(tmp_path) == {}

@@ -24,7 +24,9 @@ class TrainerCollapse(TrainerCallback):
     The Trainer gives its callbacks no batch, so the model runs over the loader once more. The loss
     of a causal language model of transformers compares each place with the label of the next one:
     so do the metrics then, and leave out the last place and, unless `ignore_index` is given, the
-    label -100. Over several ranks the samples that the Trainer's loader repeats do not count.
+    label -100. Over several ranks the samples that the Trainer's loader repeats do not count. Of
+    several evaluation sets the names begin with that of the set, as `a/nc1` (in log entries
+    `nc/a/nc1`), and `metrics` are those of the last one.
 
     Parameters
     ----------
@@ -64,11 +66,12 @@ class TrainerCollapse(TrainerCallback):
         finally:
             model.train(training)
         self.metrics = tracker.metrics()
-        flat = self.metrics.flat(self.prefix)
+        of = _of_set(given.get("metrics")) if self.dataloader is None else ""
+        flat = self.metrics.flat(f"{self.prefix}{of}")
         state.log_history.append({"step": state.global_step, "epoch": state.epoch, **flat})
         if given.get("metrics") is not None:
             given["metrics"].update(flat)
-        self.history.add(state.global_step, self.metrics)
+        self.history.add(state.global_step, self.metrics.flat(of))
 
     def _measured(self, model: Any, loader: Any, device: Any) -> CollapseTracker:
         """A tracker that has seen the model run over the loader."""
@@ -91,6 +94,17 @@ class TrainerCollapse(TrainerCallback):
                 tracker.labels(y)
                 model(**batch)
         return tracker
+
+
+def _of_set(metrics: Any) -> str:
+    """What names of one of several evaluation sets begin with: the Trainer's own are `eval_a_...`.
+
+    It tells no callback which set it is, but gives a run time of each.
+    """
+    last = "_runtime"
+    timed = next((name for name in metrics or () if name.endswith(last)), last)
+    name = timed.removesuffix(last).removeprefix("eval").removeprefix("_")
+    return f"{name}/" if name else ""
 
 
 def _of_this_rank(loader: Any) -> Iterator[tuple[Any, int | None]]:
