@@ -162,6 +162,11 @@ def _drawn(axes: Axes) -> NDArray[np.float64]:
     return np.concatenate([np.zeros(0), *(np.asarray(c.get_ydata(), float) for c in curves)])
 
 
+def point(x: NDArray[np.float64]) -> str:
+    """The marker of a line: one snapshot is a point."""
+    return "o" if len(x) == 1 else ""
+
+
 def say_within(axes: Axes, text: str, size: int = 8) -> None:
     """Write `text` in the middle of a panel that shows nothing, or zeros."""
     axes.annotate(text, (0.5, 0.56), xycoords="axes fraction", ha="center", size=size)
@@ -176,8 +181,8 @@ def metric_axis(axes: Axes, name: str) -> None:
         log_values(axes)
     elif any(word in name for word in _SHARES):
         axes.axhline(1.0, color=NEUTRAL, ls="--", lw=1.0)
-    axes.set_title(name, fontsize=11)
-    axes.set_ylabel(FORMULAS.get(name, name))
+    axes.set_title(as_text(name), fontsize=11)
+    axes.set_ylabel(FORMULAS.get(name, as_text(name)))
     grid(axes)
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from fastnc.dynamics.trajectories import Trajectories
 from fastnc.dynamics.trajectory import Trajectory
-from fastnc.plots._style import check_runs, grid, log_log_time, log_values, without_rounding
+from fastnc.plots._style import check_runs, grid, log_log_time, log_values, point, without_rounding
 from fastnc.plots.collapse import PANELS, panel_label, summary_times, time_label, time_text
 from fastnc.plots.many import apart, as_text, colours, name_bar
 
@@ -51,8 +51,8 @@ def sweep_bands(runs: Trajectories, title: str | None = None) -> Figure:
     else:
         figure, said = _one_row(settings, ends)
     if diverged:
-        said += f"\ndiverged before t = 10: {'; '.join(diverged)}"
-    figure.suptitle(said if title is None else f"{title}\n{said}", fontsize=11)
+        said += f"\ndiverged before t = 10: {'; '.join(map(as_text, diverged))}"
+    figure.suptitle(said if title is None else f"{as_text(title)}\n{said}", fontsize=11)
     return figure
 
 
@@ -91,9 +91,10 @@ def _one_row(settings: dict[str, Trajectories], ends: dict[str, float]) -> tuple
         for group, shade in zip(settings.values(), colours(len(settings)), strict=True):
             log10_time = group.longest.log10_time
             shown = log10_time >= 1.0
+            x = log10_time[shown]
             for (column, *_), style in zip(lines, ("-", ":"), strict=False):
                 median = without_rounding(group.quantiles(column, 0.5)[0, shown], column)
-                axes.plot(log10_time[shown], median, style, color=shade, lw=1.0)
+                axes.plot(x, median, style, marker=point(x), color=shade, lw=1.0)
         log_values(axes)
         log_log_time(axes, 1.0, max(max(ends[name] for name in settings), 1.0 + 1e-3))
         grid(axes)
@@ -120,8 +121,8 @@ def _bands(axes: Axes, runs: Trajectories, column: str, colour: str, label: str)
     x = log10_time[shown]
     axes.fill_between(x, lower, upper, color=colour, alpha=0.25, lw=0)
     for edge in (low, high):
-        axes.plot(x, edge, color=colour, lw=0.8, alpha=0.7)
-    axes.plot(x, median, color=colour, lw=1.8, label=label)
+        axes.plot(x, edge, marker=point(x), ms=2, color=colour, lw=0.8, alpha=0.7)
+    axes.plot(x, median, marker=point(x), color=colour, lw=1.8, label=label)
 
 
 def ended_early(run: Trajectory) -> bool:
@@ -138,6 +139,8 @@ def early_ends(runs: Trajectories) -> list[str]:
 def bands_summary(runs: Trajectories) -> str:
     """A text table for each setting: median [5 %, 95 %] of Figure 2's quantities and the margin."""
     check_runs(runs)
+    if not len(runs):
+        raise ValueError("`runs` must hold at least one run; got none.")
     names = [name for _, lines in PANELS for name, *_ in lines] + ["margin", "margin_ratio"]
     width = max(map(len, [*names, "epoch: median [5 %, 95 %]"]))
     tables = []

@@ -14,9 +14,11 @@ from fastnc.plots._style import (
     grid,
     log_log_time,
     log_values,
+    point,
     settings,
     without_rounding,
 )  # fmt: skip
+from fastnc.plots.many import as_text
 
 Lines = tuple[tuple[str, str, str], ...]
 # Title of each panel, and its columns with their colours and legends.
@@ -59,12 +61,11 @@ def figure2(run: Trajectory, title: str | None = None) -> Figure:
             f"a figure on the log log t axis needs times of at least 10; the run {end}. "
             "Run for longer."
         )
-    point = "o" if shown.sum() == 1 else "-"
+    x = log10_time[shown]
     for axes, (heading, lines) in zip(figure.subplots(1, 4), PANELS, strict=True):
         for name, colour, label in lines:
             values = without_rounding(run[name][shown], name)
-            # One snapshot is a point.
-            axes.plot(log10_time[shown], values, point, color=colour, label=label, lw=1.8)
+            axes.plot(x, values, marker=point(x), color=colour, label=label, lw=1.8)
         log_values(axes)
         log_log_time(axes, 1.0, max(float(log10_time[-1]), 1.0 + 1e-3))
         axes.set_title(heading, fontsize=11)
@@ -73,7 +74,7 @@ def figure2(run: Trajectory, title: str | None = None) -> Figure:
         grid(axes)
         if len(lines) > 1:
             axes.legend(frameon=False, fontsize=9)
-    figure.suptitle(settings(run) if title is None else title, fontsize=11)
+    figure.suptitle(settings(run) if title is None else as_text(title), fontsize=11)
     return figure
 
 

@@ -12,10 +12,12 @@ from fastnc.plots._style import (
     grid,
     legend,
     log_values,
+    point,
     settings,
     without_rounding,
 )
 from fastnc.plots.collapse import PANELS, panel_label
+from fastnc.plots.many import as_text
 
 _NAMES = [name for _, lines in PANELS for name, *_ in lines]
 # A change by less than this share is neither a fall nor a rise.
@@ -51,8 +53,9 @@ def peeled(run: Trajectory, alone: Trajectory, title: str | None = None) -> Figu
         for name, colour, label in lines:
             for one, style, what in ((run, "-", "network"), (alone, "--", "layer-peeled")):
                 axes.plot(
-                    -one["log_loss"], without_rounding(one[name], name), style, color=colour,
-                    lw=1.6, label=f"{label}: {what}",
+                    -one["log_loss"], without_rounding(one[name], name), style,
+                    marker=point(one["log_loss"]), color=colour, lw=1.6,
+                    label=f"{label}: {what}",
                 )  # fmt: skip
         stopped = -float(run["log_loss"][-1])
         axes.axvline(stopped, color=NEUTRAL, ls=":", lw=1.0, label="the network stopped")
@@ -62,7 +65,7 @@ def peeled(run: Trajectory, alone: Trajectory, title: str | None = None) -> Figu
         axes.set_ylabel(panel_label(lines))
         grid(axes)
         legend(axes)
-    figure.suptitle(settings(run) if title is None else title, fontsize=11)
+    figure.suptitle(settings(run) if title is None else as_text(title), fontsize=11)
     return figure
 
 

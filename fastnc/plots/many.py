@@ -61,7 +61,7 @@ def _joined(parts: Sequence[tuple[str, str]], known: set[str]) -> str:
 
 def as_text(name: str) -> str:
     """A name as it is read: matplotlib takes `$` for formulas, and leaves out `_names`."""
-    plain = name.replace("$", r"\$")
+    plain = str(name).replace("$", r"\$")
     return f" {plain}" if plain.startswith("_") else plain
 
 

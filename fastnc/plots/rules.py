@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fastnc.dynamics.trajectories import Trajectories
-from fastnc.plots._style import check_runs
+from fastnc.plots._style import check_runs, point
 from fastnc.plots.bands import early_ends, ended_early
-from fastnc.plots.many import apart, colours, name_bar
+from fastnc.plots.many import apart, as_text, colours, name_bar
 
 # Heading, column, and what is drawn of it.
 Drawn = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -59,12 +59,11 @@ def rules_compared(runs: Trajectories, title: str | None = None) -> Figure:
             if column != "log_loss":
                 low, median, high = (np.where(v > 0.0, v, np.nan) for v in (low, median, high))
             some = epoch >= 1.0
+            x = epoch[some]
             if not many:
-                axes.fill_between(
-                    epoch[some], low[some], high[some], color=colour[i], alpha=0.2, lw=0
-                )
+                axes.fill_between(x, low[some], high[some], color=colour[i], alpha=0.2, lw=0)
             width = 1.0 if many else 1.6
-            axes.plot(epoch[some], median[some], color=colour[i], lw=width, label=labels[i])
+            axes.plot(x, median[some], marker=point(x), color=colour[i], lw=width, label=labels[i])
         axes.set_xscale("log")
         if column == "log_loss":
             axes.set_yscale("symlog", linthresh=1.0)
@@ -91,6 +90,8 @@ def rules_compared(runs: Trajectories, title: str | None = None) -> Figure:
         said = f"{' or '.join(map(str, counts))} run{'' if [*counts] == [1] else 's'} each"
         said += ", their medians" if many else ": medians, and bands of half of the runs"
         title = "; ".join([", ".join(shared), said] if shared else [said])
+    else:
+        title = as_text(title)
     figure.suptitle(title, fontsize=12)
     return figure
 

@@ -25,6 +25,7 @@ from fastnc.plots._style import (
     without_rounding,
 )
 from fastnc.plots.collapse import PANELS, panel_label
+from fastnc.plots.many import as_text
 
 # log log t exists beyond t = 1.
 _FIRST = 2.0
@@ -108,16 +109,16 @@ def figure3(run: Trajectory, title: str | None = None) -> Figure:
             axes.axhline(_SMALL, color=NEUTRAL, ls="--", lw=1.0, label="below it in the paper: 0.1")
         if len(axes.get_legend_handles_labels()[0]) > 1 or axes is places[4]:
             legend(axes, fontsize=9)
-    figure.suptitle(settings(run) if title is None else title, fontsize=11)
+    figure.suptitle(settings(run) if title is None else as_text(title), fontsize=11)
     return figure
 
 
 def _line(axes: Axes, epoch: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
     # A logarithm shows no zero: the training error ends where the dotted line stands.
     seen = values > 0.0
-    axes.plot(
-        np.log10(epoch[seen]), values[seen], color=colour, label=label, lw=1.8, marker=".", ms=4
-    )
+    if seen.any():
+        values = np.where(seen, values, np.nan)
+    axes.plot(np.log10(epoch), values, color=colour, label=label, lw=1.8, marker=".", ms=4)
 
 
 def _line_of_the_paper(axes: Axes, epoch: np.ndarray, values: np.ndarray) -> None:

@@ -128,8 +128,9 @@ def test_titles_of_many_classes_stay_over_their_panel():
 
 
 def test_runs_without_what_a_table_or_a_panel_shows():
-    with pytest.raises(ValueError, match=r"`runs` must hold at least one run; got none\."):
-        plots.rules_summary(Trajectories([]))
+    for table in (plots.rules_summary, plots.bands_summary):
+        with pytest.raises(ValueError, match=r"`runs` must hold at least one run; got none\."):
+            table(Trajectories([]))
     measured = {"train_accuracy": lambda W, H, y: 0.5}
     run = fastnc.descend(MODEL, epochs=20, measure=measured)
     error = plots.figure3(run).axes[4]
@@ -142,3 +143,45 @@ def test_exponents_are_those_of_flows_without_decay():
     for draw in (plots.flow_summary, plots.long_horizon):
         with pytest.raises(ValueError, match=r"has rates: without weight decay\. Got one of weig"):
             draw(flow)
+
+
+def test_one_snapshot_of_many_runs_is_a_point_too():
+    """The panels were empty."""
+    ends = Trajectories([fastnc.descend(MODEL, epochs=10, seed=s) for s in range(3)])
+    every = Trajectories([fastnc.descend(MODEL, lr=r, epochs=10) for r in range(1, 11)])
+    starts = Trajectories([fastnc.descend(MODEL, epochs=1, seed=s) for s in range(3)])
+    for figure in (plots.sweep_bands(ends), plots.sweep_bands(every), plots.rules_compared(starts)):
+        for axes in figure.axes[:4]:
+            assert axes.lines and all(line.get_marker() == "o" for line in axes.lines)
+
+
+def test_titles_and_columns_with_dollars():
+    """They ended in an error of matplotlib's parser."""
+    title = r"_$\frac$"
+    run = fastnc.descend(MODEL, epochs=20, measure={r"$\frac$": lambda W, H, y: 0.5})
+    flow, runs = fastnc.flow(MODEL, 10.0), Trajectories([run])
+    metrics, _ = metrics_and_statistics()
+    drawn(plots.trend(run, [r"$\frac$"], title))
+    drawn(plots.trend([run, run], ["margin"], title))
+    drawn(plots.layers({"in": metrics}, title=title))
+    drawn(plots.peeled(run, run, title))
+    drawn(plots.long_horizon(flow, title=title))
+    drawn(plots.missing_margin(flow, title))
+    for draw, of in (
+        (plots.figure2, run),
+        (plots.figure3, run),
+        (plots.sweep_bands, runs),
+        (plots.rules_compared, runs),
+    ):
+        assert drawn(draw(of, title=title)).get_suptitle().strip().startswith(r"_\$\frac\$")
+
+
+def test_zeros_and_gaps_of_a_training():
+    """Zeros were "not defined", and a line went on over a gap."""
+    run = fastnc.descend(MODEL, epochs=100)
+    zero = plots.figure3(with_columns(run, within_class=np.zeros(len(run)))).axes[1]
+    assert [t.get_text() for t in zero.texts] == ["0 to rounding"]
+    holed = run["within_class"].copy()
+    holed[-3] = np.nan
+    (line, *_) = plots.figure3(with_columns(run, within_class=holed)).axes[1].lines
+    assert np.isnan(line.get_ydata()[-3]) and np.isfinite(line.get_ydata()[-2:]).all()
