@@ -52,7 +52,7 @@ def sweep_bands(runs: Trajectories, title: str | None = None) -> Figure:
         figure, said = _one_row(settings, ends)
     if diverged:
         said += f"\ndiverged before t = 10: {'; '.join(map(as_text, diverged))}"
-    figure.suptitle(said if title is None else f"{as_text(title)}\n{said}", fontsize=11)
+    figure.suptitle(said if title is None else f"{title}\n{said}", fontsize=11)
     return figure
 
 

@@ -18,7 +18,6 @@ from fastnc.plots._style import (
     settings,
     without_rounding,
 )  # fmt: skip
-from fastnc.plots.many import as_text
 
 Lines = tuple[tuple[str, str, str], ...]
 # Title of each panel, and its columns with their colours and legends.
@@ -74,7 +73,7 @@ def figure2(run: Trajectory, title: str | None = None) -> Figure:
         grid(axes)
         if len(lines) > 1:
             axes.legend(frameon=False, fontsize=9)
-    figure.suptitle(settings(run) if title is None else as_text(title), fontsize=11)
+    figure.suptitle(settings(run) if title is None else title, fontsize=11)
     return figure
 
 

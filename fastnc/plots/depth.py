@@ -79,7 +79,7 @@ def layers(
     if len(tables) > 1:
         axes.legend(frameon=False, fontsize=9)
     if title is not None:
-        figure.suptitle(as_text(title), fontsize=11)
+        figure.suptitle(title, fontsize=11)
     return figure
 
 

@@ -25,7 +25,6 @@ from fastnc.plots._style import (
     without_rounding,
 )
 from fastnc.plots.collapse import PANELS
-from fastnc.plots.many import as_text
 from fastnc.plots.margin import stack_missing
 from fastnc.theory.rates import Constants, constants, exponents, fitted_exponent, limits
 from fastnc.theory.seli import NAMES
@@ -77,7 +76,7 @@ def long_horizon(
     _conserved(bottom[3], run)
     for axes in bottom:
         axes.set_xlabel(TIME)
-    figure.suptitle(settings(run) if title is None else as_text(title), fontsize=12)
+    figure.suptitle(settings(run) if title is None else title, fontsize=12)
     return figure
 
 

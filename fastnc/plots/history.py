@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from fastnc._core.results import check_names, listed
 from fastnc.plots._style import FEATURES, epochs, metric_axis, say_within, without_rounding
-from fastnc.plots.many import as_text
 
 # Half of the runs lie in the band.
 _BAND = (0.25, 0.5, 0.75)
@@ -112,9 +111,9 @@ def trend(
         axes.remove()
     if len(histories) > 1:
         said = f"median of {len(histories)} runs; half of them lie in the band"
-        figure.suptitle(said if title is None else f"{as_text(title)}\n{said}", fontsize=11)
-    elif title is not None:
-        figure.suptitle(as_text(title), fontsize=11)
+        title = said if title is None else f"{title}\n{said}"
+    if title is not None:
+        figure.suptitle(title, fontsize=11)
     return figure
 
 

@@ -17,7 +17,6 @@ from fastnc.plots._style import (
     without_rounding,
 )
 from fastnc.plots.collapse import PANELS, panel_label
-from fastnc.plots.many import as_text
 
 _NAMES = [name for _, lines in PANELS for name, *_ in lines]
 # A change by less than this share is neither a fall nor a rise.
@@ -65,7 +64,7 @@ def peeled(run: Trajectory, alone: Trajectory, title: str | None = None) -> Figu
         axes.set_ylabel(panel_label(lines))
         grid(axes)
         legend(axes)
-    figure.suptitle(settings(run) if title is None else as_text(title), fontsize=11)
+    figure.suptitle(settings(run) if title is None else title, fontsize=11)
     return figure
 
 

@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from fastnc.dynamics.trajectory import Trajectory
 from fastnc.plots._style import check_run, log_log_time, settings
 from fastnc.plots.collapse import time_label
-from fastnc.plots.many import as_text
 from fastnc.theory.margin import TERMS
 
 LABELS = {
@@ -44,7 +43,7 @@ def missing_margin(run: Trajectory, title: str | None = None) -> Figure:
     figure.legend(
         *left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9
     )
-    figure.suptitle(settings(run) if title is None else as_text(title), fontsize=11)
+    figure.suptitle(settings(run) if title is None else title, fontsize=11)
     return figure
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fastnc.dynamics.trajectories import Trajectories
 from fastnc.plots._style import check_runs, point
 from fastnc.plots.bands import early_ends, ended_early
-from fastnc.plots.many import apart, as_text, colours, name_bar
+from fastnc.plots.many import apart, colours, name_bar
 
 # Heading, column, and what is drawn of it.
 Drawn = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -90,8 +90,6 @@ def rules_compared(runs: Trajectories, title: str | None = None) -> Figure:
         said = f"{' or '.join(map(str, counts))} run{'' if [*counts] == [1] else 's'} each"
         said += ", their medians" if many else ": medians, and bands of half of the runs"
         title = "; ".join([", ".join(shared), said] if shared else [said])
-    else:
-        title = as_text(title)
     figure.suptitle(title, fontsize=12)
     return figure
 

@@ -25,7 +25,6 @@ from fastnc.plots._style import (
     without_rounding,
 )
 from fastnc.plots.collapse import PANELS, panel_label
-from fastnc.plots.many import as_text
 
 # log log t exists beyond t = 1.
 _FIRST = 2.0
@@ -109,7 +108,7 @@ def figure3(run: Trajectory, title: str | None = None) -> Figure:
             axes.axhline(_SMALL, color=NEUTRAL, ls="--", lw=1.0, label="below it in the paper: 0.1")
         if len(axes.get_legend_handles_labels()[0]) > 1 or axes is places[4]:
             legend(axes, fontsize=9)
-    figure.suptitle(settings(run) if title is None else as_text(title), fontsize=11)
+    figure.suptitle(settings(run) if title is None else title, fontsize=11)
     return figure
 
 
