@@ -24,7 +24,8 @@ class Rule(Protocol):
 
     The factors are W (K, d), H (N, d) and, of a model that has one, the bias (K,). The attribute
     `lr` is a number, a pair `(lr_W, lr_H)` or a schedule; without it the step size is 1. A resumed
-    run must have a rule of the same attributes and code: what changes belongs into the state.
+    run must have a rule of the same code and values: of its attributes and class, and of what its
+    methods read; packages that are installed count by name. What changes belongs into the state.
     """
 
     def init(self, *factors: Array) -> dict[str, Array]:
