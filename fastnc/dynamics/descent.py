@@ -115,9 +115,9 @@ def descend(
     Returns
     -------
     Trajectory
-        One row a snapshot; the first column is `"epoch"`. Loss, margin and decisions are those of
-        the logits `W h`, with a model's bias, without its temperature or penalties, which are in
-        the column `"objective"`.
+        One row a snapshot; the first column is `"epoch"`. The loss is cross-entropy; it, margin and
+        decisions are those of the logits `W h`, with a model's bias: its temperature, smoothing and
+        penalties are in the column `"objective"`.
 
     Raises
     ------
