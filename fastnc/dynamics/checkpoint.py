@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,9 +122,15 @@ def check_same_problem(
             theirs, ours = apart(found.get(name), problem.get(name))
             raise ValueError(
                 f"the checkpoint {str(path)!r} is of another problem: its `{name}` is "
-                f"{theirs}, this run's is {ours}. "
+                f"{theirs}, this run's is {ours}{_marked(found.get(name), problem.get(name))}. "
                 "Give the same options, or another folder, or do not resume."
             )
+
+
+def _marked(theirs: Any, ours: Any) -> str:
+    """What it means that nothing but the marks of two texts differ."""
+    texts = {re.sub(r"#[0-9a-f]{8}", "", str(value)) for value in (theirs, ours)}
+    return ": the code, or what it reads, is another one" if len(texts) == 1 else ""
 
 
 def apart(theirs: Any, ours: Any) -> tuple[str, str]:
