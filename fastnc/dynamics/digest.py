@@ -2,7 +2,7 @@
 
 Two closures of one factory, two edits of a method, two lists that a function reads differ; the same
 source has the same digits in every process of one Python. Code of installed packages is known by
-its name.
+its name, and so is what cannot be pickled: a lock, an open file.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from types import (
     CodeType,
     FunctionType,
     GetSetDescriptorType,
+    MappingProxyType,
     MemberDescriptorType,
     MethodType,
     ModuleType,
@@ -41,8 +42,8 @@ _SHARED = (tuple, frozenset, CodeType)
 _READS = ("LOAD_GLOBAL", "LOAD_NAME")
 
 
-def digest_of(value: Any) -> str:
-    """Eight hexadecimal digits of a value.
+def digest_of(value: Any, in_set: bool = False) -> str:
+    """Eight hexadecimal digits of a value, which may be the member of a set.
 
     A walk without recursion: each object is told once, its parts after it, and where it comes
     again by its number, so that lists may hold themselves.
@@ -62,7 +63,7 @@ def digest_of(value: Any) -> str:
             if type(one) not in _SHARED:
                 numbers[id(one)] = len(numbers)
             kept.append(one)
-            text, parts = _opened(one)
+            text, parts = _opened(one, in_set)
         digest.update(f"{len(text)} {len(parts)} {text}".encode(errors="surrogatepass"))
         todo += reversed(parts)
     return digest.hexdigest()[:8]
@@ -85,7 +86,7 @@ def _is_own_module(name: Any) -> bool:
     return not {"site-packages", "dist-packages"} & set(re.split(r"[/\\]", path))
 
 
-def _opened(value: Any) -> tuple[str, list[Any]]:
+def _opened(value: Any, in_set: bool) -> tuple[str, list[Any]]:
     """A text of the value alone, and its parts."""
     kind = type(value)
     match value:
@@ -101,7 +102,7 @@ def _opened(value: Any) -> tuple[str, list[Any]]:
             return kind.__name__, [value.__func__]
         case property():
             return "property", [value.fget, value.fset, value.fdel]
-        case partial():
+        case partial() if kind is partial:
             return "partial", [value.func, *value.args, dict(value.keywords)]
         case type():
             return _class(value)
@@ -110,15 +111,20 @@ def _opened(value: Any) -> tuple[str, list[Any]]:
             return kind.__name__, [type(value.bit_generator), str(value.bit_generator.seed_seq)]
         case np.generic():
             return f"{value.dtype} {value!r}", []
-        case set() | frozenset():
-            return f"{kind.__name__} {sorted(map(_text, value))}", []
+        case MappingProxyType():
+            return "mappingproxy", [dict(value)]
+    if kind in (set, frozenset):
+        # Its order is another one in each process. A member may hold the set.
+        told = map(_text, value) if in_set else (digest_of(x, in_set=True) for x in value)
+        return f"{kind.__name__} {sorted(told)}", []
     if kind in (list, tuple):
         return kind.__name__, list(value)
     if kind is dict:
         return "dict", [x for pair in value.items() for x in pair]
-    for inside in ("py_func", "__wrapped__"):  # Of Numba; of caches, and of all that wrap.
-        if callable(found := getattr_static(value, inside, None)):
-            return kind.__qualname__, [found]
+    if not is_own(kind):
+        for inside in ("py_func", "__wrapped__"):  # Of Numba, and of caches.
+            if callable(found := getattr_static(value, inside, None)):
+                return kind.__qualname__, [found]
     array = _array(value)
     if array is not None:
         if array.dtype.hasobject:
@@ -169,7 +175,7 @@ def _class(value: type) -> tuple[str, list[Any]]:
         for name, x in sorted(vars(value).items(), key=itemgetter(0))
         if name not in _IDLE and not isinstance(x, (MemberDescriptorType, GetSetDescriptorType))
     ]
-    return name, [*value.__bases__, *(x for pair in told for x in pair)]
+    return name, [type(value), *value.__bases__, *(x for pair in told for x in pair)]
 
 
 def _function(value: FunctionType) -> tuple[str, list[Any]]:

@@ -123,6 +123,22 @@ OTHER = {
         "class A:\n    pass\nown = A()\nown.names = {'of': [{'a', 'b', 'cd', 'efg'}]}",
         "class A:\n    pass\nown = A()\nown.names = {'of': [{'a', 'b', 'cd', 'e'}]}",
     ),
+    "functions in a set": (
+        "rates = {lambda: 1.0, lambda: 2.0}\nown = lambda epoch: sum(r() for r in rates)",
+        "rates = {lambda: 1.0, lambda: 3.0}\nown = lambda epoch: sum(r() for r in rates)",
+    ),
+    "objects in a set": (
+        "class A:\n    def __init__(self, a): self.a = a\nown = A({A(1.0), A(2.0)})",
+        "class A:\n    def __init__(self, a): self.a = a\nown = A({A(1.0), A(3.0)})",
+    ),
+    "a frozen dict": (
+        "from types import MappingProxyType as M\nd = M({'a': 1})\nown = lambda epoch: d['a']",
+        "from types import MappingProxyType as M\nd = M({'a': 2})\nown = lambda epoch: d['a']",
+    ),
+    "a metaclass": (
+        "class M(type):\n    a = 1\nclass A(metaclass=M):\n    pass\nown = A()",
+        "class M(type):\n    a = 2\nclass A(metaclass=M):\n    pass\nown = A()",
+    ),
     "a pattern": (
         "import re\np = re.compile('a')\nown = lambda epoch: bool(p.match('a'))",
         "import re\np = re.compile('b')\nown = lambda epoch: bool(p.match('a'))",
@@ -141,6 +157,22 @@ OTHER = {
         "    def __call__(self, epoch): return self.a\nown = A()",
     ),
 }  # fmt: skip
+WRAPPED = """
+import functools
+class Wrapped:
+    def __init__(self, f, k):
+        functools.update_wrapper(self, f)
+        self.k = k
+    def __repr__(self): return "Wrapped"
+    def __call__(self, epoch): return self.k * self.__wrapped__(epoch)
+def base(epoch): return 0.1
+own = Wrapped(base, 1.0)
+"""
+OTHER |= {
+    "an attribute of what wraps": (WRAPPED, WRAPPED.replace("base, 1.0", "base, 2.0")),
+    "the code of what wraps": (WRAPPED, WRAPPED.replace("self.k * ", "self.k / ")),
+    "what is wrapped": (WRAPPED, WRAPPED.replace("return 0.1", "return 0.2")),
+}
 PAIRS = {name: (RULE, RULE.replace(*edit)) for name, edit in EDITS.items()} | OTHER
 
 
@@ -190,6 +222,10 @@ def test_what_holds_itself_ends():
     held = [1.0]
     held.append(held)
     assert digest_of(held) != digest_of([1.0, [1.0]])
+    ring = {type("A", (), {})() for _ in range(20)}
+    for one in ring:
+        one.ring = ring
+    assert digest_of(ring) == digest_of(ring)
     chain = []
     for _ in range(100_000):
         chain = [chain]

@@ -302,6 +302,23 @@ def test_what_a_rule_remembers_may_be_written_or_replaced():
     np.testing.assert_allclose(runs[0].W, W, rtol=1e-9, atol=1e-12)
 
 
+def test_arrays_of_a_rule_s_memory_may_change_places():
+    """Each was written into the place of the other before that was read; the hash of their names
+    chose which, so that two processes went two ways."""
+    seen = []
+
+    def init(self, *factors):
+        return {"a": np.zeros(1), "b": np.ones(1), "c": np.full(1, 2.0)}
+
+    def update(self, factors, gradients, state, rates, step):
+        seen.append([float(state[name][0]) for name in "abc"])
+        state["a"], state["b"], state["c"] = state["b"], state["c"], state["a"]
+        return tuple(-g for g in gradients)
+
+    fastnc.descend(MODEL, rule=with_methods(init=init, update=update), epochs=4)
+    assert seen == [[0.0, 1.0, 2.0], [1.0, 2.0, 0.0], [2.0, 0.0, 1.0], [0.0, 1.0, 2.0]]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

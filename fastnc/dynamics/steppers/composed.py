@@ -195,7 +195,8 @@ def _check_memory(memory: Any) -> None:
 
 def _keep(left: dict[str, Array], memory: dict[str, Array]) -> None:
     """Overwrite the memory by what `update` put in its place: `state["m"] = ...` is one way."""
-    for name in left.keys() | memory.keys():
+    kept = {}
+    for name in sorted(left.keys() | memory.keys()):
         old, new = memory.get(name), left.get(name)
         if new is old:
             continue
@@ -206,7 +207,10 @@ def _keep(left: dict[str, Array], memory: dict[str, Array]) -> None:
                 "`rule.update` must leave in `state` the arrays that `rule.init` made; of "
                 f"{name!r} it made {had}, got {got}."
             )
-        np.copyto(old, real(f"state[{name!r}]", new), casting="unsafe")
+        # Two of them may have been exchanged: none is written before all are read.
+        kept[name] = real(f"state[{name!r}]", new).copy()
+    for name, new in kept.items():
+        np.copyto(memory[name], new, casting="unsafe")
 
 
 def real(name: str, x: Any) -> Array:

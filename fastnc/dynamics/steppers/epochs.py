@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnc.dynamics.checkpoint import check_state
+from fastnc.dynamics.description import described
 from fastnc.dynamics.snapshot import measure
 
 # With more entries of H than this a slice of one epoch has no copy of the state, which would cost
@@ -75,7 +76,7 @@ class Epochs:
         if isinstance(self.lr, (int, float)):
             what = f"the step `lr`={self.lr:g}"
         elif self.lr is not None:
-            what, many = f"the steps of `lr`={self.lr!r}", True
+            what, many = f"the steps of `lr`={described(self.lr)}", True
         if noises := _noises(self.source):
             what += f" or the noise {' or '.join(noises)}"
         verb, way_out = ("are", "smaller ones") if many else ("is", "a smaller one")
