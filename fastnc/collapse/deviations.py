@@ -97,7 +97,9 @@ class ClassDeviations:
         self.n_classes, self.dim = statistics.n_classes, statistics.dim
         self.ignore_index = statistics.ignore_index
         self._of = statistics.class_means(min_count)
-        self.W, self.bias = check_classifier(W, bias, self.n_classes, self.dim)
+        # Copies: batches, decided by one classifier, may come while a training changes it.
+        rows, offsets = check_classifier(W, bias, self.n_classes, self.dim)
+        self.W, self.bias = np.array(rows), np.array(offsets)
         row = np.where(statistics.counts > 0, LEFT_OUT, UNSEEN)
         row[self._of.present] = np.arange(len(self._of.present))
         self._pass = SecondPass(self._of, row, self.W, self.bias, held_out)

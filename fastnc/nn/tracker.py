@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 
 from fastnc._core.arrays import check_choice
 from fastnc._core.files import describe
-from fastnc.collapse.deviations import ClassDeviations
 from fastnc.collapse.layer_table import LayerTable
 from fastnc.collapse.metrics import CollapseMetrics
 from fastnc.collapse.statistics import ClassStatistics, Scatter
@@ -26,6 +26,7 @@ from fastnc.nn.hooks import Hooks
 from fastnc.nn.kept import Kept
 from fastnc.nn.rank_agreement import all_or_none, check_inputs, largest, several_ranks
 from fastnc.nn.running import Running, check_negative, check_paired, integers
+from fastnc.nn.second_loop import CPU, SecondLoop
 from fastnc.nn.tracked_layer import (
     TrackedLayer,
     layer_or_layers,
@@ -35,7 +36,6 @@ from fastnc.nn.tracked_layer import (
     unwrapped,
 )
 
-CPU = torch.device("cpu")
 About = ClassStatistics | dict[str, ClassStatistics]
 
 
@@ -145,7 +145,6 @@ class CollapseTracker:
         self._classifier = ClassifierLayer(self._hooks, named, classifier == "last")
         self._keep, self._scatter = keep, scatter
         self._ignore_index, self._min_count = ignore_index, min_count
-        self._second: dict[str, bool] | None = None
         self._clear()
 
     def __repr__(self) -> str:
@@ -162,7 +161,7 @@ class CollapseTracker:
         self._labels: list[Tensor] = []
         self._hooks.last = None
         self._classifier.clear()
-        self._deviations: dict[str, ClassDeviations] = {}
+        self._second: SecondLoop | None = None
         self._statistics: dict[str, ClassStatistics] = {}
 
     def __enter__(self) -> CollapseTracker:
@@ -209,22 +208,19 @@ class CollapseTracker:
         else:
             last = self._hooks.last or next(reversed(self._hooks.linear), None)
             self._clear()
-            # No layer may have run yet: the last linear one is then the classifier.
+            # Until a linear layer has run.
             self._hooks.last, found = last, self._each(about)
-        for layer in self._layers:
-            statistics = found[layer.name]
-            W, bias = self._classifier.weight_and_bias(layer, statistics.dim, CPU)
-            if W is not None:
-                statistics = statistics.resized(max(len(W), 2))
-            sink = ClassDeviations(statistics, W, bias, about is not None, self._min_count)
-            self._running[layer.name].start(sink)
-            self._deviations[layer.name] = sink
-        self._labels, self._second = [], dict.fromkeys(found, False)
+        held_out, least = about is not None, self._min_count
+        self._labels = []
+        self._second = SecondLoop(
+            self._layers, self._running, found, self._classifier, held_out, least
+        )
         self._watch()
         try:
             yield self
         finally:
             self._hooks.remove()
+            self._begin()
 
     def labels(self, y: Any) -> None:
         """The labels of the batch that goes through the module next, or has just gone.
@@ -288,8 +284,8 @@ class CollapseTracker:
             found = {x.name: self._measured(x, y, n, about) for x in self._layers}
         elif y is not None:
             raise ValueError('`y` must be given to `tracker.labels` with `keep="nothing"`.')
-        elif self._second is not None:
-            found = {x.name: self._of_second_pass(x, n) for x in self._layers}
+        elif (second := self._second) is not None:
+            found = {x.name: second.metrics(x, partial(self._finish, n)) for x in self._layers}
         elif about is not None:
             raise ValueError('`about` must be given to `second_pass` with `keep="nothing"`.')
         else:
@@ -302,14 +298,26 @@ class CollapseTracker:
         return LayerTable(found) if self._several else found[self._layers[0].name]
 
     def _watch(self) -> None:
-        looks, ran = self._classifier.look, self._classifier.ran
-        self._hooks.set(self._layers, self._came, looks)
-        self._hooks.after(self._module, lambda: ran(self._layers))
+        def ran() -> None:
+            self._classifier.ran(self._layers)
+            self._begin()
+
+        self._hooks.set(self._layers, self._came, self._classifier.look)
+        self._hooks.after(self._module, ran)
+
+    def _begin(self) -> None:
+        """The module of a second loop, or the parts of it that the loop calls, has run."""
+        if self._second is not None and not self._second.begun:
+            self._second.begin()
+            self._pair()
 
     def _came(self, layer: TrackedLayer, h: Tensor) -> None:
         rows, count = layer.rows(h)
         if self._keep == "nothing":
-            self._running[layer.name].add(rows, count)
+            run = self._running[layer.name]
+            if run.waits():
+                self._begin()
+            run.add(rows, count)
             self._pair()
         else:
             self._store(layer).add(rows)
@@ -317,6 +325,8 @@ class CollapseTracker:
 
     def _pair(self) -> None:
         """Pair waiting rows with the labels that have come for them."""
+        if self._second is not None and not self._second.begun:
+            return
         while self._labels and all(run.waits() for run in self._running.values()):
             for run in self._running.values():
                 run.check(self._labels[0])
@@ -373,8 +383,7 @@ class CollapseTracker:
                             "nothing entered the layer with its labels. Run the model inside the "
                             "`with` block, and call `tracker.labels(y)` once a batch."
                         )
-                    check_paired(self._labels)
-                    run.finish(check_inputs(n, run.n_inputs) < run.n_inputs)
+                    self._finish(n, run)
                 sink = run.sink
                 if not isinstance(sink, ClassStatistics):
                     raise ValueError("a second pass is no first one; open the tracker again.")
@@ -385,13 +394,6 @@ class CollapseTracker:
             self._statistics = found
         return self._statistics
 
-    def _of_second_pass(self, layer: TrackedLayer, n: int | None) -> CollapseMetrics:
-        run, sink = self._running[layer.name], self._deviations[layer.name]
-        if self._second is not None and not self._second[layer.name]:
-            with all_or_none():
-                check_paired(self._labels)
-                run.finish(check_inputs(n, run.n_inputs) < run.n_inputs)
-            if several_ranks():
-                sink.all_reduce()
-            self._second[layer.name] = True
-        return sink.metrics()
+    def _finish(self, n: int | None, run: Running) -> None:
+        check_paired(self._labels)
+        run.finish(check_inputs(n, run.n_inputs) < run.n_inputs)
