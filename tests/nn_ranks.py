@@ -65,6 +65,22 @@ def again(mesh, reduction, given):
     return found
 
 
+def under_autocast(mesh, inside):
+    """In float32, forward under autocast; the backward pass too, or after it."""
+    H, W, b, y, _ = batch()
+    # Margins of its own size: float32 has none of the terminal phase's logits.
+    H[:2] /= 40.0
+    W, b = (distribute_tensor(x.float(), mesh, [Shard(0)]).requires_grad_() for x in (W, b))
+    H = H.float().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = linear_cross_entropy(H, W, y, linear_bias=b)
+        if inside:
+            loss.backward()
+    if not inside:
+        loss.backward()
+    return [loss.detach(), H.grad, *(x.grad.full_tensor() for x in (W, b))]
+
+
 def refusals(mesh):
     H, W, b, y, _ = batch()
     sharded = distribute_tensor(W, mesh, [Shard(0)])
@@ -113,6 +129,8 @@ def main(folder):
                 found[reduction, weighted, given] = divided(mesh, reduction, weighted, given)
         for given in (False, True):
             found["again", reduction, given] = again(mesh, reduction, given)
+    for inside in (False, True):
+        found["autocast", inside] = under_autocast(mesh, inside)
     torch.save(found, folder / f"rank{dist.get_rank()}.pt")
     dist.destroy_process_group()
 

@@ -87,6 +87,20 @@ def test_divided_classes_lose_no_digit(ranks):
     torch.testing.assert_close(got, losses, rtol=5e-13, atol=0.0)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_divided_classes_under_autocast(ranks, inside):
+    """Logits were bfloat16, of 3 digits."""
+    H, W, b, y, _ = nn_ranks.batch()
+    H[:2] /= 40.0
+    leaves = [x.float().double().requires_grad_() for x in (H, W, b)]
+    true = expected(leaves[0], leaves[1], y, leaves[2])
+    wanted = [true.detach(), *torch.autograd.grad(true, leaves)]
+    for rank in ranks:
+        for a, e in zip(rank["autocast", inside], wanted, strict=True):
+            # Sums of five products and of 37 samples in float32.
+            assert a.dtype == torch.float32 and (a - e).abs().max() <= 2e-6 * e.abs().max()
+
+
 def test_fsdp_gathers_the_weights(ranks):
     H, W, b, y, _ = nn_ranks.batch()
     W.requires_grad_(), b.requires_grad_()
