@@ -315,7 +315,7 @@ class CollapseTracker:
         rows, count = layer.rows(h)
         if self._keep == "nothing":
             run = self._running[layer.name]
-            if run.waits():
+            if run.waits() and not self._hooks.inside:
                 self._begin()
             run.add(rows, count)
             self._pair()

@@ -144,3 +144,19 @@ def test_deviations_keep_the_classifier_that_they_were_given():
     W *= -3.0
     deviations.update(H[20:], y[20:])
     same(deviations.metrics(), wanted)
+
+
+def test_a_layer_that_runs_twice_a_batch():
+    """Its second run is no sign of a new batch: the classifier has not run yet."""
+    net = Net()
+    net.forward = lambda x: net.head(torch.tanh(net.body(torch.tanh(net.body(x)[:, :6]))))
+    about = fastnc.ClassStatistics(4, 6)
+    about.update(X, Y)
+    tracker = CollapseTracker(net, "body", keep="nothing")
+    with torch.no_grad(), tracker.second_pass(about=about):
+        for x, y in zip(TEST.split(9), LABELS.split(9), strict=True):
+            tracker.labels(y)
+            tracker.labels(y)
+            net(x)
+    found = tracker.metrics()
+    assert (found.n_samples, found.margin, found.n_rows) == (80, None, 0)
