@@ -16,9 +16,9 @@ HELP = "Folder for everything written; earlier results in it are moved to earlie
 PROVENANCE = "provenance.json"
 # What the commands that can be resumed write: each of them may take up what another one left.
 _RUNS = re.compile(
-    r"(checkpoint|previous-checkpoint|run|run-rank|runs|peeled"
-    r"|figure2|figure3|depth|flow|margin|sweep|compare)"
-    r"[-\w]*\.(npz|pt|csv|json|png|pdf)|tensorboard"
+    r"(checkpoint|previous-checkpoint|run|runs|peeled|figure2|figure3|depth|flow|margin|sweep"
+    r"|compare)(-rank\d+of\d+(-\d)?|-underway\d+|-(figure2|figure3|flow|margin|sweep))?"
+    r"\.(npz|pt|csv|json|png|pdf)|tensorboard"
 )
 # The earlier results that a command would replace.
 REPLACES = {

@@ -198,9 +198,9 @@ def train(
             )  # fmt: skip
         except (Diverged, Interrupted) as stop:
             if leads and len(stop.run):
-                so_far = stop.run.to_csv(out / "run.csv")
-                print(f"The measurements so far are in {so_far}.")
-                noted(out, [so_far, *drawn(partial(figure3, stop.run), out / "figure3")])
+                so_far = [stop.run.to_csv(out / "run.csv"), stop.run.save(out / "run.npz")]
+                print(f"The measurements so far are in {so_far[0]}.")
+                noted(out, [*so_far, *drawn(partial(figure3, stop.run), out / "figure3")])
             if leads and isinstance(stop, Interrupted):
                 print("Go on with the same command and --resume.")
             raise
@@ -227,6 +227,8 @@ def train(
     )
     if peel:
         written += _peeled(run, peel, out)
+    elif (peeled := out / "peeled.npz").exists():
+        print(f"{peeled} goes on from an earlier end of this run: --peel makes it anew.")
     print("\nWritten:", *noted(out, written), sep="\n  ")
 
 

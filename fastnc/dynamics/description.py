@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fastnc.dynamics.digest import digest_of, is_own
+from fastnc.dynamics.digest import digest_of, is_own, without_address
 
 _PLAIN = (int, float, complex, str, bytes, type(None), np.generic)
 _DEEPEST = 4
@@ -60,7 +60,7 @@ def _told(value: Any, inner: Any) -> str:
     if is_dataclass(value):
         return f"{kind.__qualname__}({_fields(value, inner)})"
     if "__repr__" in {name for of in kind.__mro__[:-1] for name in vars(of)}:
-        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+        return without_address(value)
     told = _named(getattr(value, "__dict__", {}), inner)
     return f"{kind.__module__}.{kind.__qualname__}" + (f"({told})" if told else "")
 

@@ -2,12 +2,14 @@
 
 Two closures of one factory, two edits of a method, two lists that a function reads differ; the same
 source has the same digits in every process of one Python. Code of installed packages is known by
-its name, and so is what cannot be pickled: a lock, an open file.
+its name, and so is what cannot be pickled: a lock, an open file, a callback of ctypes. What is read
+by a name that is put together, as `globals()["rate"]`, is not seen.
 """
 
 from __future__ import annotations
 
 import dis
+import gc
 import hashlib
 import re
 import sys
@@ -20,6 +22,7 @@ from operator import itemgetter
 from types import (
     CodeType,
     FunctionType,
+    GeneratorType,
     GetSetDescriptorType,
     MappingProxyType,
     MemberDescriptorType,
@@ -113,9 +116,17 @@ def _opened(value: Any, in_set: bool) -> tuple[str, list[Any]]:
             return f"{value.dtype} {value!r}", []
         case MappingProxyType():
             return "mappingproxy", [dict(value)]
+        case GeneratorType():
+            return "generator", [value.gi_code]
+        case memoryview():
+            return "memoryview", [value.format, value.tobytes()]
+        case np.ufunc():
+            # That of `frompyfunc` holds a function, which no attribute shows.
+            held = [x for x in gc.get_referents(value) if callable(x)]
+            return f"ufunc {value.__name__}", held
     if kind in (set, frozenset):
         # Its order is another one in each process. A member may hold the set.
-        told = map(_text, value) if in_set else (digest_of(x, in_set=True) for x in value)
+        told = map(without_address, value) if in_set else (digest_of(x, in_set=True) for x in value)
         return f"{kind.__name__} {sorted(told)}", []
     if kind in (list, tuple):
         return kind.__name__, list(value)
@@ -124,7 +135,7 @@ def _opened(value: Any, in_set: bool) -> tuple[str, list[Any]]:
     if not is_own(kind):
         for inside in ("py_func", "__wrapped__"):  # Of Numba, and of caches.
             if callable(found := getattr_static(value, inside, None)):
-                return kind.__qualname__, [found]
+                return kind.__qualname__, [found, getattr_static(value, "targetoptions", None)]
     array = _array(value)
     if array is not None:
         if array.dtype.hasobject:
@@ -134,8 +145,9 @@ def _opened(value: Any, in_set: bool) -> tuple[str, list[Any]]:
     return _instance(value)
 
 
-def _text(value: Any) -> str:
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+def without_address(value: Any) -> str:
+    """The `repr` of a value, without the place that it has in this process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def _array(value: Any) -> np.ndarray[Any, Any] | None:
@@ -156,14 +168,17 @@ def _array(value: Any) -> np.ndarray[Any, Any] | None:
 def _instance(value: Any) -> tuple[str, list[Any]]:
     """The class and the state of an object, as pickling would take them."""
     kind = type(value)
+    # Whatever a class of the user's pickles of itself.
+    held = [getattr(value, "__dict__", None)] if is_own(kind) else []
     try:
         taken: Any = dispatch_table.get(kind)
         reduced = taken(value) if taken else value.__reduce_ex__(4)
         if isinstance(reduced, str):
             return f"{kind.__qualname__} {value.__module__}.{reduced}", []
-        return "object", [kind, *(list(x) if isinstance(x, Iterator) else x for x in reduced)]
-    except Exception:  # A lock, a file, a generator: of these there is the kind alone.
-        return "object", [kind]
+        parts = (list(x) if isinstance(x, Iterator) else x for x in reduced)
+        return "object", [kind, *parts, *held]
+    except Exception:  # A lock, a file: of these there is the kind alone.
+        return "object", [kind, *held]
 
 
 def _class(value: type) -> tuple[str, list[Any]]:
@@ -183,9 +198,12 @@ def _function(value: FunctionType) -> tuple[str, list[Any]]:
     name = f"function {value.__module__}.{value.__qualname__}"
     cells = [cell.cell_contents for cell in value.__closure__ or () if _is_set(cell)]
     defaults = [list(value.__defaults__ or ()), value.__kwdefaults__ or {}]
-    parts: list[Any] = [cells, *defaults, vars(value)]
+    parts: list[Any] = [cells, *defaults]
     if not is_own(value):
-        return name, parts
+        # What `torch.compile` returns has numbers of its process.
+        compiled = vars(value).get("_torchdynamo_orig_callable")
+        return name, parts if compiled is None else [compiled]
+    parts.append(vars(value))
     read: list[Any] = []
     names = _names(value.__code__)
     for reading in sorted(names[0]):

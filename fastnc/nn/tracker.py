@@ -69,7 +69,8 @@ class CollapseTracker:
         come second, and last in (B, T, d).
     classifier : str, torch.nn.Module or None, optional
         Whose input, if it is tracked, is compared with its weight and bias, as they were when the
-        module ran last. By default the layer with a weight (K, d) that ran last; None for no layer.
+        module ran last, or first in a second loop. By default the layer with a weight (K, d) that
+        ran last; None for no layer.
     keep : "memory", "device", "nothing" or a path
         Where the features stay: in CPU memory, on the model's device, in a file of that name (for
         several layers, that name and the layer's), which is overwritten, or nowhere: they are

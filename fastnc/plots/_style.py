@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastnc._core.environment import own_version, provenance_line
 from fastnc._core.files import atomic_write, check_path
 from fastnc._core.results import check_result
+from fastnc.dynamics.snapshot import NORMS
 from fastnc.dynamics.trajectories import Trajectories
 from fastnc.dynamics.trajectory import Trajectory
 from fastnc.plots.many import as_text
@@ -49,6 +50,8 @@ _USUAL = {
     "classifier_scale": 1.0, "momentum": 0.9, "schedule": "constant", "schedule_args": {},
     "precision": "float32", "augment": "none",
 }  # fmt: skip
+# Schedules of a training to which its `lr` is nothing.
+_OWN_RATES = ("OneCycleLR", "CyclicLR")
 # Labels of the axes of metrics.
 FORMULAS = {
     "equinorm_features": r"$\mathrm{Std}_k / \mathrm{Avg}_k\;|m_k - g|$",
@@ -179,7 +182,7 @@ def metric_axis(axes: Axes, name: str) -> None:
     """
     if not any(word in name for word in _LINEAR) and not axes.dataLim.y0 < 0.0:
         log_values(axes)
-    elif any(word in name for word in _SHARES):
+    elif any(word in name for word in _SHARES) and name not in NORMS:
         axes.axhline(1.0, color=NEUTRAL, ls="--", lw=1.0)
     axes.set_title(as_text(name), fontsize=11)
     axes.set_ylabel(FORMULAS.get(name, as_text(name)))
@@ -227,7 +230,9 @@ def settings(run: Trajectory) -> str:
             about["model"],
             *([about["images"]] if about.get("images") else []),
             f"{about['n_samples']} images of {size} x {size}",
-            f"lr={about['lr']:g}, batches of {about['batch_size']}",
+            *([] if about.get("schedule") in _OWN_RATES else [f"lr={about['lr']:g}"]),
+            f"batches of {about['batch_size']}",
+            *(["started from another run's checkpoint"] if about.get("start") else []),
             *(
                 f"{name}={about[name]}"
                 for name, usual in _USUAL.items()

@@ -289,7 +289,9 @@ def _exponents(axes: Axes, run: Trajectory) -> None:
     for level in (-0.5, -1.0):
         axes.axhline(level, color=NEUTRAL, lw=1.0, ls="--")
     axes.axvspan(1.0, PAPER_ENDS, color="0.93", lw=0)
-    axes.set_ylim(-1.6, 0.1)
+    # All of them, and at least these.
+    low = min((float(np.nanmin(line.get_ydata())) for line in axes.lines), default=0.0)
+    axes.set_ylim(min(-1.6, 1.05 * low), 0.1)
     axes.set_title(r"(e) local exponents of $\log t$", fontsize=11)
     log_log_time(axes, 2.0, float(times[-1]))
     legend(axes)
@@ -308,7 +310,8 @@ def _constants(axes: Axes, run: Trajectory) -> None:
         # Of a class without samples, and of d < K, not even exponents are known.
         say_within(axes, "none is known: they need\nequal classes and d >= K")
     axes.axhline(1.0, color=NEUTRAL, lw=1.0, ls="--")
-    axes.set_ylim(0.0, 2.0)
+    high = max((float(np.nanmax(line.get_ydata())) for line in axes.lines), default=0.0)
+    axes.set_ylim(0.0, max(2.0, 1.05 * high))
     axes.set_title("(f) constants, measured / predicted", fontsize=11)
     log_log_time(axes, 2.0, float(times[-1]))
     legend(axes)
@@ -317,9 +320,10 @@ def _constants(axes: Axes, run: Trajectory) -> None:
 def _conserved(axes: Axes, run: Trajectory) -> None:
     shown = run.log10_time >= 1.0
     times = run.log10_time[shown]
-    axes.plot(times, np.maximum(run["conserved_drift"][shown], 1e-17), color=NEUTRAL, lw=1.3)
+    drift = np.maximum(run["conserved_drift"][shown], 1e-17)
+    axes.plot(times, drift, color=NEUTRAL, lw=1.3)
     axes.set_yscale("log")
-    axes.set_ylim(1e-17, 1e-6)
+    axes.set_ylim(1e-17, max(1e-6, 2.0 * float(drift.max())))
     axes.axhline(1e-8, color=CLASSIFIER, lw=1.0, ls="--")
     axes.set_title(r"(h) drift of $W^{T}W - H^{T}H$, over $|W|^2$", fontsize=11)
     log_log_time(axes, 1.0, float(times[-1]))

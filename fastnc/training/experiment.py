@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from fastnc.training.network import HEADS, PRECISIONS, Head, Precision
 # So many steps of a schedule are a fraction of a second.
 _MOST_REHEARSED = 10_000
 LOSS_SCALED = "loss-scaled"
+# Schedules that put rates of their own in the place of `lr`.
+_OWN_RATES = ("OneCycleLR", "CyclicLR")
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,15 @@ class Experiment:
     batch_size : int
         Of all workers together. An epoch is divided into batches of nearly equal size, none larger.
     lr, momentum : float
-        Of SGD. There is no weight decay.
+        Of SGD. There is no weight decay. "OneCycleLR" and "CyclicLR" have step sizes and, unless
+        `cycle_momentum` is false, momenta of their own: neither can be given beside them.
     schedule : str
         "constant"; "loss-scaled", `LossScaled` with the arguments `decrease` and `batches`; or a
         class of `torch.optim.lr_scheduler`, stepped once an epoch (with the epoch's mean loss
         where it asks for a metric).
     schedule_args : dict of JSON values
-        Its arguments; `CosineAnnealingLR` gets `T_max=epochs` unless another is given.
+        Its arguments; `CosineAnnealingLR` gets `T_max=epochs` unless another is given. The schedule
+        of a run with a `start` begins anew: there, name the epochs that are left.
     seed : int
     precision : "float32", "tf32" or "bfloat16"
         Of the training's matrix products. Weights, loss and measurements are in float32.
@@ -114,6 +118,15 @@ class Experiment:
         arrays.check_choice("head", self.head, HEADS)
         arrays.check_choice("augment", self.augment, AUGMENTS)
         arrays.keep_checked(self, arrays.check_positive, "feature_scale", "classifier_scale")
+        if self.schedule in _OWN_RATES:
+            cycled = self.schedule_args.get("cycle_momentum", True)
+            usual = {f.name: f.default for f in fields(self)}
+            for name in ("lr", "momentum") if cycled else ("lr",):
+                if getattr(self, name) != usual[name]:
+                    raise ValueError(
+                        f"`{name}` must be left out with schedule={self.schedule!r}, which has its "
+                        f"own: see `schedule_args`; got {getattr(self, name):g}."
+                    )
         if self.batch_norm and self.batch_size < 2:
             raise ValueError("`batch_size` must be at least 2 with batch normalisation; got 1.")
 

@@ -250,8 +250,11 @@ class TrainingStepper:
 
     def why(self, good: float, bad: float) -> str:
         """Why a weight is not finite."""
+        rate = f"`lr`={self.experiment.lr:g}"
+        if self.schedule is not None and self.scaled is None:
+            now = self.optimizer.param_groups[0]["lr"]
+            rate = f"the step size {now:g} of `schedule`={self.experiment.schedule!r}"
         return (
-            f"the loss or a weight is not finite in epoch {math.floor(bad)}: "
-            f"`lr`={self.experiment.lr:g} is too large for this network. Take a smaller one, or "
-            "batch normalisation."
+            f"the loss or a weight is not finite in epoch {math.floor(bad)}: {rate} is too large "
+            "for this network. Take a smaller one, or batch normalisation."
         )

@@ -113,11 +113,14 @@ def test_earlier_results_are_moved_aside(tmp_path):
     first = invoke(*SHORT, "--out", out)
     assert first.exit_code == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    (out / "notes.txt").write_text("mine")
+    # Names that begin with a word of ours, too.
+    mine = ["notes.txt", "runners.csv", "margins.csv", "flowers.png", "depth-notes.json"]
+    for name in mine:
+        (out / name).write_text("mine")
     second = invoke(*SHORT, "--seed", 1, "--out", out)
     assert f"Earlier results of {out} are now in {out / 'earlier-1'}." in second.output
     assert {p.name: p.read_bytes() for p in (out / "earlier-1").iterdir()} == before
-    assert (out / "notes.txt").read_text() == "mine"
+    assert all((out / name).read_text() == "mine" for name in mine)
     # What is refused, or resumes, moves nothing.
     assert invoke(*SHORT, "--lr", -1, "--out", out).exit_code == 2
     assert invoke(*SHORT, "--seed", 1, "--resume", "--out", out).exit_code == 0

@@ -128,6 +128,8 @@ def test_peel_goes_on_without_the_network(root, tmp_path):
     # The same features, in float64.
     assert peeled["within_class"][0] == pytest.approx(run["within_class"][-1], rel=1e-9)
     assert peeled["epoch"][-1] == 200 and (out / "peeled.png").exists()
+    longer = invoke(root, "--epochs", 13, "--out", out, "--resume")
+    assert "peeled.npz goes on from an earlier end of this run: --peel" in longer.output
 
 
 def test_a_run_may_start_at_anothers_checkpoint(root, tmp_path):
@@ -197,6 +199,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(root, tmp_path):
     assert "The measurements so far are in" in told and "and --resume." in told
     assert (out / "figure3.png").exists() or "No figure3.png: " in told
     assert torch.load(out / "checkpoint.pt", weights_only=True)["rows"]
+    # Those of an earlier end stayed beside the new table.
+    rows = list(csv.DictReader((out / "run.csv").read_text().splitlines()))
+    assert len(fastnc.Trajectory.load(out / "run.npz")) == len(rows)
 
 
 def test_a_second_ctrl_c_says_what_was_saved(root, tmp_path, monkeypatch):

@@ -135,6 +135,29 @@ OTHER = {
         "from types import MappingProxyType as M\nd = M({'a': 1})\nown = lambda epoch: d['a']",
         "from types import MappingProxyType as M\nd = M({'a': 2})\nown = lambda epoch: d['a']",
     ),
+    "a function of arrays": (
+        "import numpy as np\nown = np.frompyfunc(lambda x: x, 1, 1)",
+        "import numpy as np\nown = np.frompyfunc(lambda x: 3 * x, 1, 1)",
+    ),
+    "a memory view": ("own = [memoryview(b'a')]", "own = [memoryview(b'b')]"),
+    "a generator's code": (
+        "def g():\n    yield 1.0\nvalues = g()\nown = lambda epoch: next(values)",
+        "def g():\n    yield 2.0\nvalues = g()\nown = lambda epoch: next(values)",
+    ),
+    "options of Numba": (
+        "import numba\nown = numba.njit(lambda epoch: 1.0)",
+        "import numba\nown = numba.njit(fastmath=True)(lambda epoch: 1.0)",
+    ),
+    "what is not pickled": (
+        "class A:\n    def __init__(self, a): self.a = a\n"
+        "    def __getstate__(self): return {}\nown = A(1.0)",
+        "class A:\n    def __init__(self, a): self.a = a\n"
+        "    def __getstate__(self): return {}\nown = A(2.0)",
+    ),
+    "a generator that a rule holds": (
+        "import numpy as np\nclass A:\n    pass\nown = A()\nown.rng = np.random.default_rng(1)",
+        "import numpy as np\nclass A:\n    pass\nown = A()\nown.rng = np.random.default_rng(2)",
+    ),
     "a metaclass": (
         "class M(type):\n    a = 1\nclass A(metaclass=M):\n    pass\nown = A()",
         "class M(type):\n    a = 2\nclass A(metaclass=M):\n    pass\nown = A()",
@@ -216,6 +239,25 @@ def test_digests_are_the_same_in_every_process(tmp_path):
     assert len(told) == 1
     assert " at 0x" not in (lines := told.pop())
     assert lines == "".join(f"{described(made(first))}\n" for first, _ in PAIRS.values())
+
+
+def test_other_libraries_leave_the_digest_as_it_is():
+    """Torch, once it is imported, has marked the code of every Enum."""
+    code = (
+        "import enum, sys; from fastnc.dynamics.description import described\n"
+        "class E(enum.Enum):\n    A = 1.0\n"
+        "class R:\n    rate = E.A\n"
+        "before = described(R()); assert 'torch' not in sys.modules; import torch\n"
+        "assert described(R()) == before\n"
+        "one = torch.compile(lambda x: x + 1.0); print(described(one))"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    }
+    assert len(told) == 1
 
 
 def test_what_holds_itself_ends():

@@ -94,6 +94,10 @@ def test_a_rule_that_writes_to_the_factors_is_stopped():
         ),
         (with_methods(update=lambda self, f, g, *_: tuple(x[:2] for x in g)), r"got \[\(2, 5\)"),
         (with_methods(init=lambda *_: [1]), "`rule.init` must return arrays by name.*got list"),
+        (
+            with_methods(init=lambda *_: dict.fromkeys("ab", np.zeros(2))),
+            "`rule.init` must return arrays of their own; 'a' and 'b' are one",
+        ),
         (with_methods(init=lambda *_: {"t": 0}), "NumPy arrays by name.*got 't': int"),
         (with_methods(lr="x"), "`lr` must be a positive number; got 'x'"),
         (with_methods(lr=(1.0, 2.0, 3.0)), "`lr` must be one number or a pair"),

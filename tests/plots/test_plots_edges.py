@@ -172,3 +172,20 @@ def test_zeros_and_gaps_of_a_training():
     holed[-3] = np.nan
     (line, *_) = plots.figure3(with_columns(run, within_class=holed)).axes[1].lines
     assert np.isnan(line.get_ydata()[-3]) and np.isfinite(line.get_ydata()[-2:]).all()
+
+
+@pytest.mark.parametrize("rtol", [1e-8, 1e-3])
+def test_no_curve_of_a_flow_is_cut(rtol):
+    """Exponents below -1.6 and constants above 2 left their panels without a word."""
+    figure = plots.long_horizon(fastnc.flow(fastnc.ULPM(5, 10, 20), 12.0, seed=1, rtol=rtol))
+    for axes in (figure.axes[4], figure.axes[5], figure.axes[7]):
+        low, high = axes.get_ylim()
+        for line in axes.lines:
+            shown = np.asarray(line.get_ydata(), float)
+            assert low <= np.nanmin(shown) and np.nanmax(shown) <= high
+
+
+def test_bounds_are_not_drawn_as_values_at_collapse():
+    run = fastnc.descend(MODEL, epochs=100)
+    ratio, bound = plots.trend(run, ["margin_ratio", "margin_ratio_max"]).axes[:2]
+    assert len(ratio.lines) == 2 and len(bound.lines) == 1

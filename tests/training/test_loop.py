@@ -16,6 +16,7 @@ from fastnc._core.interrupts import Diverged, Interrupted
 from fastnc.dynamics import loop
 from fastnc.dynamics.loop import snapshot_epochs
 from fastnc.dynamics.snapshot import COLUMNS
+from fastnc.plots._style import settings
 from fastnc.training import stepper
 from fastnc.training.experiment import Experiment
 from fastnc.training.loop import train
@@ -381,3 +382,25 @@ def test_a_network_that_has_died_is_measured(data, monkeypatch):
     monkeypatch.setattr(TrainingStepper, "measure", dead)
     run = train(data, 1, QUICK)
     assert np.isinf(run["balance"]).all()
+
+
+def test_schedules_with_rates_of_their_own():
+    """`lr` and `momentum` beside them changed nothing, and stood in titles and in messages."""
+    own = {"feature_dim": 12, "batch_size": 30, "schedule": "OneCycleLR"}
+    args = {"max_lr": 0.05, "total_steps": 20}
+    for name in ("lr", "momentum"):
+        with pytest.raises(ValueError, match=f"`{name}` must be left out with schedule='OneCycle"):
+            Experiment(**own, schedule_args=args, **{name: 0.5})
+    Experiment(**own, schedule_args={**args, "cycle_momentum": False}, momentum=0.5)
+    data = small_training.dataset()
+    run = train(data, 3, Experiment(**own, schedule_args=args))
+    assert "lr=" not in settings(run) and "OneCycleLR" in settings(run)
+    far = {"max_lr": 1e30, "total_steps": 20, "div_factor": 1.0}
+    with pytest.raises(Diverged, match=r"the step size 1e\+30 of `schedule`='OneCycleLR' is too"):
+        train(data, 3, Experiment(**own, schedule_args=far))
+
+
+def test_the_title_of_a_started_run_says_so(tmp_path, data):
+    train(data, 2, QUICK, out=tmp_path)
+    run = train(data, 3, QUICK, start=tmp_path / "checkpoint.pt")
+    assert "started from another run's checkpoint" in settings(run)

@@ -29,7 +29,10 @@ class Rule(Protocol):
     """
 
     def init(self, *factors: Array) -> dict[str, Array]:
-        """The state before the first step: arrays by name, which checkpoints hold."""
+        """The state before the first step: arrays by name, which checkpoints hold.
+
+        They are copied, and keep their shapes and dtypes: `update` finds them in its `state` alone.
+        """
 
     def update(
         self, factors: Arrays, gradients: Arrays, state: dict[str, Array], rates: Arrays, step: int

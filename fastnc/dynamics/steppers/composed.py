@@ -191,6 +191,13 @@ def _check_memory(memory: Any) -> None:
                 "`rule.init` must return NumPy arrays by name, of which checkpoints are made; got "
                 f"{name!r}: {type(x).__name__}. Write a number as `np.zeros(1)`."
             )
+    names = dict[int, str]()
+    for name, x in memory.items():
+        other = names.setdefault(x.ctypes.data, name)
+        if x.size and other != name:
+            raise ValueError(
+                f"`rule.init` must return arrays of their own; {other!r} and {name!r} are one."
+            )
 
 
 def _keep(left: dict[str, Array], memory: dict[str, Array]) -> None:
