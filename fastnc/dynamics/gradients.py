@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastnc._core.arrays import row_major
 from fastnc.dynamics.randomness import BATCHES, LABELS, NOISE, Draws, Stream
+from fastnc.models.layer_peeled import LayerPeeled
 from fastnc.models.logit_losses import LogitLoss
 from fastnc.theory.residuals import Residuals
 
@@ -212,7 +213,11 @@ class Penalised:
     def at(self, factors: Arrays, rows: Rows, of_log_loss: bool, residual: bool) -> Found:
         """The gradients with respect to W, H and the bias, if there is one."""
         W, H, *rest = factors
-        g = self.model.value_and_grads(W, H, rest[0] if rest else None)
+        there = W, H
+        if type(self.model).pullback is not LayerPeeled.pullback:
+            # A rule may look beside the constraint, as `SharpnessAware` does.
+            there = self.model.retract(W, H)
+        g = self.model.value_and_grads(*there, rest[0] if rest else None)
         gradients = self.model.pullback(W, H, g.W, g.H)
         return _of_value(float(g.value), (*gradients, g.bias) if rest else gradients)
 

@@ -230,3 +230,80 @@ def test_a_rule_that_diverges_says_after_which_epoch():
 def test_refusals(make, sentence):
     with pytest.raises((ValueError, TypeError), match=sentence):
         make()
+
+
+class Both(fastnc.rules.Schedule):
+    """A step size of the epoch, and another one of where the descent stands, which counts."""
+
+    def __call__(self, epoch):
+        return 1.0
+
+    def at(self, standing):
+        assert np.isfinite(standing.log_loss) and len(standing.factors) == 2
+        return 5.0 if standing.log_loss > -1.0 else 0.5
+
+
+class OfLogLoss(fastnc.rules.Schedule):
+    of_log_loss = True
+
+    def __call__(self, epoch):
+        return 0.3
+
+
+def test_own_schedules_that_look_do_so_on_small_problems():
+    """The compiled loop gave `at` an empty standing, and took gradients of L for those of log L."""
+    small = fastnc.ULPM(4, 3, 5)
+    alone = type("Alone", (fastnc.rules.Schedule,), {"at": Both.at})()
+    for rule in (fastnc.rules.GradientDescent, fastnc.rules.Adam):
+        runs = [fastnc.descend(small, rule=rule(lr), epochs=30) for lr in (Both(), alone)]
+        assert np.array_equal(runs[0].W, runs[1].W)
+    W, H = small.init(3)
+    run = fastnc.descend(small, rule=fastnc.rules.GradientDescent(OfLogLoss()), epochs=12, seed=3)
+    for _ in range(12):
+        _, dW, dH = fastnc.log_loss_and_grads(W, H, small.y)
+        W, H = W - 0.3 * dW, H - 0.3 * dH
+    np.testing.assert_allclose(run.W, W, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", [Both(), OfLogLoss()])
+def test_schedules_that_look_are_in_no_pair_and_no_warm_up(schedule):
+    with pytest.raises(ValueError, match=r"a pair \(lr_W, lr_H\) must hold numbers or schedules"):
+        fastnc.descend(fastnc.ULPM(4, 3, 5), lr=(schedule, schedule), epochs=2)
+    with pytest.raises(ValueError, match="`then` must be a number or a schedule of the epoch"):
+        fastnc.rules.WarmUp(schedule, 3)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        fastnc.models.normalized(4, 3, 5, 6.0),
+        fastnc.models.sphere(4, 3, 5, 3.0),
+        fastnc.models.norm_constrained(4, 3, 5, 1.0, 1.0),
+    ],
+)
+def test_a_step_uphill_beside_a_constraint(model):
+    """Its gradient there was one of no function."""
+    W, H = model.retract(*model.init(1))
+    start = fastnc.descend(model, 0.1, 1, W=W, H=H, callback=lambda row: True)
+    run = fastnc.descend(model, rule=fastnc.rules.SharpnessAware(0.1, 2.0), epochs=1, W=W, H=H)
+
+    def value(x):
+        return model.objective(
+            *model.retract(x[: W.size].reshape(W.shape), x[W.size :].reshape(H.shape))
+        )
+
+    def slope(x):
+        found = np.empty_like(x)
+        for i in range(len(x)):
+            step = np.zeros_like(x)
+            step[i] = 1e-5
+            found[i] = (value(x + step) - value(x - step)) / 2e-5
+        return found
+
+    x = np.concatenate([start.W.ravel(), start.H.ravel()])
+    g = slope(x)
+    moved = x - 0.1 * slope(x + 2.0 * g / np.linalg.norm(g))
+    wanted = model.retract(moved[: W.size].reshape(W.shape), moved[W.size :].reshape(H.shape))
+    for found, right in zip((run.W, run.H), wanted, strict=True):
+        # Differences of 1e-5 have errors of 1e-10.
+        np.testing.assert_allclose(found, right, rtol=0, atol=1e-8)

@@ -43,10 +43,11 @@ class Schedule:
         """The step size at `standing`; by default that of its epoch."""
         return self(standing.epoch)
 
-    @classmethod
-    def looks(cls) -> bool:
-        """Whether the step size depends on where the descent stands, not on the epoch alone."""
-        return cls.__call__ is Schedule.__call__
+    def looks(self) -> bool:
+        """Whether a step depends on where the descent stands by more than the gradient of L."""
+        kind = type(self)
+        of_epoch = kind.at is Schedule.at and kind.__call__ is not Schedule.__call__
+        return not of_epoch or bool(self.of_log_loss)
 
 
 @dataclass(frozen=True)
